@@ -1,0 +1,1 @@
+"""The domain: servers, pods, alignment, candidates, simulation, workloads."""

@@ -1,0 +1,199 @@
+"""A server's hardware compiled to small tables: no graph is walked after this point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.cluster.errors import TopologyError, UnknownNameError
+
+MAX_GPUS = 16
+MAX_NUMA_NODES = 32
+MAX_SOCKETS = 8
+
+
+class AlignmentLevel(IntEnum):
+    """Smallest hardware domain that holds all GPUs and cores of a pod; lower is better."""
+
+    NUMA = 0
+    SOCKET = 1
+    CROSS_SOCKET = 2
+
+
+@dataclass(frozen=True)
+class ServerModel:
+    """One kind of server: where its GPUs and cores are.
+
+    Attributes:
+        name: unique among the models of a cluster.
+        gpu_numa: NUMA node index in [0, num_numa_nodes) of GPU 0, 1, ...; at most 16 GPUs.
+        numa_socket: socket index of NUMA node 0, 1, ...; at most 32 NUMA nodes, 8 sockets.
+        numa_cores: whole physical cores of each NUMA node (0 for memory-only NUMA nodes).
+        core_ids: the core numbers of each NUMA node; empty means numbered in NUMA-node order.
+        gpu_name: what the vendor calls the GPU.
+        gpu_memory_mib: memory of one GPU in MiB, 0 = unknown.
+    """
+
+    name: str
+    gpu_numa: tuple[int, ...]
+    numa_socket: tuple[int, ...]
+    numa_cores: tuple[int, ...]
+    core_ids: tuple[tuple[int, ...], ...] = ()
+    gpu_name: str = "GPU"
+    gpu_memory_mib: int = 0
+
+    def __post_init__(self) -> None:
+        where = f"server model {self.name!r}"
+        if not 1 <= len(self.numa_socket) <= MAX_NUMA_NODES:
+            raise TopologyError(
+                f"{where}: {len(self.numa_socket)} NUMA nodes; legal: 1 to {MAX_NUMA_NODES}"
+            )
+        if len(self.gpu_numa) > MAX_GPUS:
+            raise TopologyError(f"{where}: {len(self.gpu_numa)} GPUs; legal: 0 to {MAX_GPUS}")
+        if len(self.numa_cores) != len(self.numa_socket):
+            raise TopologyError(
+                f"{where}: core counts for {len(self.numa_cores)} NUMA nodes, "
+                f"sockets for {len(self.numa_socket)}; legal: one of each a NUMA node"
+            )
+        for gpu, numa_node in enumerate(self.gpu_numa):
+            if not 0 <= numa_node < len(self.numa_socket):
+                raise TopologyError(
+                    f"{where}: GPU {gpu} on NUMA node {numa_node}; "
+                    f"legal: 0 to {len(self.numa_socket) - 1}"
+                )
+        if sorted(set(self.numa_socket)) != list(range(self.num_sockets)):
+            raise TopologyError(
+                f"{where}: socket indices {sorted(set(self.numa_socket))}; legal: 0, 1, ... dense"
+            )
+        if self.num_sockets > MAX_SOCKETS:
+            raise TopologyError(f"{where}: {self.num_sockets} sockets; legal: 1 to {MAX_SOCKETS}")
+        if min(self.numa_cores) < 0 or max(self.numa_cores) > 1024:
+            raise TopologyError(f"{where}: core counts {self.numa_cores}; legal: 0 to 1024 each")
+        if self.core_ids and tuple(map(len, self.core_ids)) != self.numa_cores:
+            raise TopologyError(f"{where}: core_ids do not match the core counts {self.numa_cores}")
+
+    @property
+    def num_gpus(self) -> int:
+        return len(self.gpu_numa)
+
+    @property
+    def num_numa_nodes(self) -> int:
+        return len(self.numa_socket)
+
+    @property
+    def num_sockets(self) -> int:
+        return max(self.numa_socket) + 1
+
+    @property
+    def num_cores(self) -> int:
+        return sum(self.numa_cores)
+
+    @cached_property
+    def cores(self) -> tuple[tuple[int, ...], ...]:
+        """Core numbers of each NUMA node, given or numbered in NUMA-node order."""
+        if self.core_ids:
+            return self.core_ids
+        starts = np.concatenate(([0], np.cumsum(self.numa_cores))).tolist()
+        return tuple(tuple(range(a, b)) for a, b in zip(starts, starts[1:], strict=False))
+
+    def best_level(self, gpus: int, cores: int) -> AlignmentLevel | None:
+        """Return the best level an empty server of this kind can give, None if it never fits."""
+        numa_gpus = np.bincount(self.gpu_numa, minlength=self.num_numa_nodes)
+        numa_cores = np.asarray(self.numa_cores)
+        if np.any((numa_gpus >= gpus) & (numa_cores >= cores)):
+            return AlignmentLevel.NUMA
+        socket_gpus = np.bincount(self.numa_socket, weights=numa_gpus)
+        socket_cores = np.bincount(self.numa_socket, weights=numa_cores)
+        if np.any((socket_gpus >= gpus) & (socket_cores >= cores)):
+            return AlignmentLevel.SOCKET
+        if self.num_gpus >= gpus and self.num_cores >= cores:
+            return AlignmentLevel.CROSS_SOCKET
+        return None
+
+
+class ModelTables(NamedTuple):
+    """The server models of a cluster as arrays; M models, padded with -1 or 0.
+
+    Fields: `num_gpus`, `num_numa`, `num_sockets` (M,) int64; `gpu_numa` (M, 16) int64, -1 = none;
+    `gpu_socket` (M, 16) int64; `numa_socket` (M, U) int64, -1 = none; `numa_cores` (M, U) int64;
+    `numa_gpus` (M, U) and `socket_gpus` (M, S) int64 bit masks of GPUs. U and S are the largest
+    counts among the models.
+    """
+
+    num_gpus: npt.NDArray[np.int64]
+    num_numa: npt.NDArray[np.int64]
+    num_sockets: npt.NDArray[np.int64]
+    gpu_numa: npt.NDArray[np.int64]
+    gpu_socket: npt.NDArray[np.int64]
+    numa_socket: npt.NDArray[np.int64]
+    numa_cores: npt.NDArray[np.int64]
+    numa_gpus: npt.NDArray[np.int64]
+    socket_gpus: npt.NDArray[np.int64]
+
+
+def compile_models(models: Sequence[ServerModel]) -> ModelTables:
+    """Compile server models into the arrays that the kernels read."""
+    m = len(models)
+    u = max(model.num_numa_nodes for model in models)
+    s = max(model.num_sockets for model in models)
+    tables = ModelTables(
+        num_gpus=np.array([model.num_gpus for model in models]),
+        num_numa=np.array([model.num_numa_nodes for model in models]),
+        num_sockets=np.array([model.num_sockets for model in models]),
+        gpu_numa=np.full((m, MAX_GPUS), -1, np.int64),
+        gpu_socket=np.full((m, MAX_GPUS), -1, np.int64),
+        numa_socket=np.full((m, u), -1, np.int64),
+        numa_cores=np.zeros((m, u), np.int64),
+        numa_gpus=np.zeros((m, u), np.int64),
+        socket_gpus=np.zeros((m, s), np.int64),
+    )
+    for i, model in enumerate(models):
+        tables.numa_socket[i, : model.num_numa_nodes] = model.numa_socket
+        tables.numa_cores[i, : model.num_numa_nodes] = model.numa_cores
+        for gpu, numa_node in enumerate(model.gpu_numa):
+            socket = model.numa_socket[numa_node]
+            tables.gpu_numa[i, gpu] = numa_node
+            tables.gpu_socket[i, gpu] = socket
+            tables.numa_gpus[i, numa_node] |= 1 << gpu
+            tables.socket_gpus[i, socket] |= 1 << gpu
+    for array in tables:
+        array.setflags(write=False)
+    return tables
+
+
+PRESETS: dict[str, ServerModel] = {
+    "rtx4090": ServerModel(
+        name="rtx4090",
+        gpu_numa=(3, 2, 1, 0, 7, 6, 5, 4),
+        numa_socket=(0, 0, 0, 0, 1, 1, 1, 1),
+        numa_cores=(8,) * 8,
+        gpu_name="NVIDIA GeForce RTX 4090",
+        gpu_memory_mib=24564,
+    ),
+    "a100": ServerModel(
+        name="a100",
+        gpu_numa=(0, 0, 0, 0, 1, 1, 1, 1),
+        numa_socket=(0, 1),
+        numa_cores=(64, 64),
+        gpu_name="NVIDIA A100-SXM4-80GB",
+        gpu_memory_mib=81920,
+    ),
+}
+
+
+def preset(name: str) -> ServerModel:
+    """Return the server model called `name`.
+
+    Raises:
+        UnknownNameError: no preset has that name.
+    """
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise UnknownNameError("server", name, list(PRESETS)) from None

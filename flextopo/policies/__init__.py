@@ -1,0 +1,1 @@
+"""Learned victim selectors: network, runtime, artifacts."""
