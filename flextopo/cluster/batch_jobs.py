@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,30 +30,40 @@ class BatchJobs:
 
     Attributes:
         submit_s: (J,) int64, ascending.
-        duration_s: (J,) int64, run time needed, above 0.
-        gpus: (J,) int64, GPUs of one pod.
+        duration_s: (J,) int64, run time needed, 0 or more.
+        gpus: (J,) int64, GPUs of one pod, above 0.
         pods: (J,) int64, pods of the job; more than 1 = a PodGroup.
+        source: (J,) int64, index into `sources`; each source has a clock of its own.
+        sources: names of the sources.
+        notes: for each source what its reader changed or left out, "" = nothing.
     """
 
     submit_s: Ints
     duration_s: Ints
     gpus: Ints
     pods: Ints
+    source: Ints
+    sources: tuple[str, ...] = ("generator",)
+    notes: tuple[str, ...] = ("",)
 
     def __len__(self) -> int:
         return len(self.submit_s)
 
     @property
-    def gpu_s(self) -> int:
-        """GPU-seconds that all jobs ask for together."""
-        return int((self.duration_s * self.gpus * self.pods).sum())
+    def gpu_s(self) -> Ints:
+        """GPU-seconds that each job asks for, (J,) int64."""
+        return self.duration_s * self.gpus * self.pods
 
-    def take(self, rows: Ints, submit_s: Ints | None = None) -> BatchJobs:
-        """Return the chosen rows in order of submission, at new times if given."""
-        times = self.submit_s[rows] if submit_s is None else submit_s
-        order = np.argsort(times, kind="stable")
-        rows = rows[order]
-        return BatchJobs(times[order], self.duration_s[rows], self.gpus[rows], self.pods[rows])
+    def take(self, rows: Ints | npt.NDArray[np.bool_]) -> BatchJobs:
+        """Return the chosen rows, in the order given."""
+        return replace(
+            self,
+            submit_s=self.submit_s[rows],
+            duration_s=self.duration_s[rows],
+            gpus=self.gpus[rows],
+            pods=self.pods[rows],
+            source=self.source[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -185,17 +196,32 @@ def generate_jobs(
     """
     kinds = _job_kinds(config, num_gpus, gpus_per_server)
     submit_s = _arrivals(config, num_gpus / kinds.mean_gpu_s, begin_s, end_s, rng)
-    kind = rng[2].choice(len(kinds.share), size=len(submit_s), p=kinds.share)
-    wanted = kinds.mu[kind] + kinds.sigma[kind] * rng[2].standard_normal(len(kind))
+    jobs = _draw_jobs(config, kinds, submit_s, rng[2])
+    if not config.initial_jobs:
+        return jobs
+    filled = config.batch_load * num_gpus
+    pool = np.full(4096 + math.ceil(4 * filled), begin_s, np.int64)
+    running = jobs_in_progress(_draw_jobs(config, kinds, pool, rng[3]), filled, begin_s, rng[3])
+    return join_jobs(running, jobs)
+
+
+def join_jobs(first: BatchJobs, second: BatchJobs) -> BatchJobs:
+    """Return the rows of `first`, then those of `second`, which has the same sources."""
+    names = ("submit_s", "duration_s", "gpus", "pods", "source")
+    both: dict[str, Any] = {
+        name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names
+    }
+    return replace(second, **both)
+
+
+def _draw_jobs(
+    config: WorkloadConfig, kinds: _JobKinds, submit_s: Ints, rng: np.random.Generator
+) -> BatchJobs:
+    kind = rng.choice(len(kinds.share), size=len(submit_s), p=kinds.share)
+    wanted = kinds.mu[kind] + kinds.sigma[kind] * rng.standard_normal(len(kind))
     duration = cut_durations(np.exp(wanted), config)
-    if config.initial_jobs:
-        old_kind, old_duration = _jobs_in_progress(
-            config, kinds, config.batch_load * num_gpus, rng[3]
-        )
-        kind = np.concatenate((old_kind, kind))
-        duration = np.concatenate((old_duration, duration))
-        submit_s = np.concatenate((np.full(len(old_kind), begin_s), submit_s))
-    return BatchJobs(submit_s, duration, kinds.gpus[kind], kinds.pods[kind])
+    source = np.zeros(len(kind), np.int64)
+    return BatchJobs(submit_s, duration, kinds.gpus[kind], kinds.pods[kind], source)
 
 
 def _arrivals(
@@ -217,26 +243,44 @@ def _arrivals(
     return inside
 
 
-def _jobs_in_progress(
-    config: WorkloadConfig, kinds: _JobKinds, gpus: float, rng: np.random.Generator
-) -> tuple[Ints, Ints]:
-    """Draw kinds and remaining run times of jobs that fill about `gpus` GPUs.
+def jobs_in_progress(
+    pool: BatchJobs, gpus: float, begin_s: int, rng: np.random.Generator
+) -> BatchJobs:
+    """Draw jobs that are running at `begin_s` and fill about `gpus` GPUs.
 
     Long jobs are found in progress more often, in proportion to their length, and anywhere in it
     with equal chance: the pool is resampled by duration, and a uniform share of it remains.
+
+    Args:
+        pool: jobs to draw from, with replacement; one at least if `gpus` is above 0.
+        gpus: GPUs to fill; the fill ends at the job that comes nearest.
+        begin_s: they are submitted then, with what remains of their duration.
+        rng: generator.
+
+    Returns:
+        The jobs.
     """
-    pool_size = 4096 + math.ceil(4 * gpus)
-    pool = rng.choice(len(kinds.share), size=pool_size, p=kinds.share)
-    wanted = kinds.mu[pool] + kinds.sigma[pool] * rng.standard_normal(pool_size)
-    duration = cut_durations(np.exp(wanted), config)
-    chosen = rng.choice(pool_size, size=math.ceil(gpus) + 1, p=duration / duration.sum())
-    filled = np.cumsum(kinds.gpus[pool[chosen]] * kinds.pods[pool[chosen]])
-    count = int(np.searchsorted(filled, gpus, side="right"))
-    # Without the job that crosses the line the fill would be short by half a job on average.
-    count += bool(filled[count] - gpus < gpus - (filled[count - 1] if count else 0))
-    chosen = chosen[:count]
-    left = np.ceil(duration[chosen] * (1 - rng.random(count))).astype(np.int64)
-    return pool[chosen].astype(np.int64), left
+    if gpus <= 0:
+        return pool.take(np.zeros(0, np.int64))
+    weight = np.maximum(pool.duration_s, 1)
+    chosen = rng.choice(len(pool), size=math.ceil(gpus) + 1, p=weight / weight.sum())
+    filled = np.cumsum(pool.gpus[chosen] * pool.pods[chosen])
+    running = pool.take(chosen[: nearest_prefix(filled, gpus)])
+    left = np.ceil(running.duration_s * (1 - rng.random(len(running)))).astype(np.int64)
+    begin = np.full(len(running), begin_s, np.int64)
+    return replace(running, submit_s=begin, duration_s=left)
+
+
+def nearest_prefix(cumulative: Ints, target: float) -> int:
+    """Return how many leading items sum to the nearest of `target`.
+
+    Stopping before the item that crosses the line would fall short by half an item on average.
+    """
+    count = int(np.searchsorted(cumulative, target, side="right"))
+    if count < len(cumulative):
+        before = cumulative[count - 1] if count else 0
+        count += bool(cumulative[count] - target < target - before)
+    return count
 
 
 def draw_attributes(

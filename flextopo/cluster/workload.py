@@ -44,7 +44,8 @@ class Streams(NamedTuple):
     classes: np.random.Generator
     checkpoints: np.random.Generator
     budgets: np.random.Generator
-    traces: np.random.Generator
+    service_stretch: np.random.Generator
+    job_stretch: np.random.Generator
 
     @classmethod
     def from_seed(cls, seed: int) -> Streams:

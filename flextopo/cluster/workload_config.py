@@ -26,6 +26,9 @@ SPOT_HOUR_FACTORS = (
 """Arrival rate of each hour of the day over the mean, as reported for Alibaba's spot GPU jobs."""
 
 
+NUMBERS = (int, float, np.integer, np.floating)
+
+
 def _number(
     default: float, low: float, high: float, doc: str, train: tuple[float, float] | None = None
 ) -> Any:
@@ -123,6 +126,10 @@ class WorkloadConfig:
     restart_s: int = _number(60, 0, 86400, "s of work repeated after an eviction: assumption")
 
     def __post_init__(self) -> None:
+        for spec in fields(self):
+            # Configuration files know lists only, and a frozen configuration must be hashable.
+            if isinstance(getattr(self, spec.name), list):
+                object.__setattr__(self, spec.name, tuple(getattr(self, spec.name)))
         self.validate()
 
     def validate(self) -> None:
@@ -150,15 +157,14 @@ class WorkloadConfig:
         self, name: str, value: object, low: float, high: float, *, whole: bool = False
     ) -> None:
         whole = whole or (name.endswith("_s") and not name.startswith("start_p"))
-        kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+        kinds = (int, np.integer) if whole else NUMBERS
         if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
             _fail(name, value, f"{'a whole number ' if whole else ''}{low:g} to {high:g}")
 
-    def _check_shares(self, name: str, value: tuple[float, ...], size: int, total: float) -> None:
-        ok = isinstance(value, tuple) and len(value) == size
-        if not (
-            ok and all(v >= 0 for v in value) and math.isclose(sum(value), total, abs_tol=1e-6)
-        ):
+    def _check_shares(self, name: str, value: object, size: int, total: float) -> None:
+        numbers = value if isinstance(value, tuple) else ()
+        ok = len(numbers) == size and all(isinstance(v, NUMBERS) and v >= 0 for v in numbers)
+        if not ok or not math.isclose(sum(numbers), total, abs_tol=1e-6):
             _fail(name, value, f"{size} numbers, 0 or more, of sum {total:g}")
 
 
