@@ -17,14 +17,6 @@ class TopologyRequirement(IntEnum):
 
 
 @dataclass(frozen=True)
-class PodDisruptionBudget:
-    """How many of its pods may be disrupted at a time (`status.disruptionsAllowed`)."""
-
-    name: str
-    disruptions_allowed: int
-
-
-@dataclass(frozen=True)
 class Pod:
     """A pod as a selector sees it.
 
@@ -35,11 +27,13 @@ class Pod:
         cores: whole CPU cores asked for (a request is rounded up).
         priority: greater is more important; may be negative.
         requirement: what the pod asks of the topology.
-        start_s: when it started to hold resources, None while it holds none.
+        online: an online service's replica; batch pods never preempt.
+        start_s: when it got its resources, None while it has none.
         preemptible: False if its annotation or PriorityClass forbids preemption.
-        never_preempts: True for `preemptionPolicy: Never`.
-        terminating: True once it is being deleted; it can no longer be a victim.
-        group: PodGroup index, -1 = none.
+        protection_s: not a victim for this long after its start.
+        checkpoint_s: interval between checkpoints of a batch pod; 0 = none.
+        batch_class: 0 low, 1 middle; lost work weighs 1 + batch_class.
+        group: PodGroup index, -1 = none; losing one member stops all.
         pdb: PodDisruptionBudget index, -1 = none.
     """
 
@@ -49,10 +43,12 @@ class Pod:
     cores: int
     priority: int
     requirement: TopologyRequirement = TopologyRequirement.NONE
+    online: bool = False
     start_s: int | None = None
     preemptible: bool = True
-    never_preempts: bool = False
-    terminating: bool = False
+    protection_s: int = 0
+    checkpoint_s: int = 0
+    batch_class: int = 0
     group: int = -1
     pdb: int = -1
 
@@ -62,3 +58,8 @@ class Pod:
                 f"pod {self.name!r} asks for {self.gpus} GPUs and {self.cores} cores; "
                 "legal: 0 or more of each, and one at least"
             )
+        for name in ("protection_s", "checkpoint_s", "batch_class"):
+            if getattr(self, name) < 0:
+                raise PodError(
+                    f"pod {self.name!r}: {name} = {getattr(self, name)}; legal: 0 or more"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -100,7 +101,7 @@ class ServerModel:
         if self.core_ids:
             return self.core_ids
         starts = np.concatenate(([0], np.cumsum(self.numa_cores))).tolist()
-        return tuple(tuple(range(a, b)) for a, b in zip(starts, starts[1:], strict=False))
+        return tuple(tuple(range(a, b)) for a, b in itertools.pairwise(starts))
 
     def best_level(self, gpus: int, cores: int) -> AlignmentLevel | None:
         """Return the best level an empty server of this kind can give, None if it never fits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +75,7 @@ class Tape:
             value = getattr(self, spec.name)
             if isinstance(value, np.ndarray):
                 dtype = np.bool_ if spec.name in ("online", "preemptible") else np.int64
-                array = np.ascontiguousarray(value, dtype)
+                array: npt.NDArray[Any] = np.ascontiguousarray(value, dtype)
                 if spec.name != "pdb_allowed" and array.shape != (self.num_pods,):
                     raise WorkloadError(
                         f"tape: {spec.name} has shape {array.shape}; legal: ({self.num_pods},)"
@@ -84,7 +85,9 @@ class Tape:
         self._check("end_s", self.end_s > 0, self.end_s, "above 0")
         for name in ("warmup_s", "grace_s", "restart_s"):
             self._check(name, getattr(self, name) >= 0, getattr(self, name), "0 or more")
-        self._check_pods("arrive_s", np.diff(self.arrive_s, prepend=-self.warmup_s) < 0, "ascending")
+        self._check_pods(
+            "arrive_s", np.diff(self.arrive_s, prepend=-self.warmup_s) < 0, "ascending"
+        )
         self._check_pods("depart_s", self.depart_s < self.arrive_s, "not before arrive_s")
         batch = ~self.online
         self._check_pods("duration_s", batch & (self.duration_s <= 0), "above 0 for batch pods")
@@ -100,7 +103,9 @@ class Tape:
     def _check_pods(self, name: str, wrong: npt.NDArray[np.bool_], legal: str) -> None:
         if wrong.any():
             pod = int(np.argmax(wrong))
-            raise WorkloadError(f"tape: pod {pod}: {name} = {getattr(self, name)[pod]}; legal: {legal}")
+            raise WorkloadError(
+                f"tape: pod {pod}: {name} = {getattr(self, name)[pod]}; legal: {legal}"
+            )
 
     @property
     def num_pods(self) -> int:

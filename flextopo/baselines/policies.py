@@ -1,0 +1,210 @@
+"""Deterministic victim selectors put together from eligibility, search and ordered scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flextopo.baselines.residents import NodeView, Resident
+from flextopo.baselines.scores import (
+    FLEXTOPO_SCORES,
+    GODEL_SCORES,
+    KUBERNETES_SCORES,
+    Option,
+    Score,
+    choose,
+)
+from flextopo.baselines.search import (
+    by_importance,
+    reprieve,
+    smallest_sets,
+    split_by_budget,
+    within_budget,
+)
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState
+
+NodeSearch = Callable[[NodeView, Pod, Sequence[int], bool], list[Option[Resident]]]
+"""Searches one node: view, preemptor, disruptions left a budget, must it be aligned."""
+
+
+def godel_search(
+    view: NodeView, preemptor: Pod, allowed: Sequence[int], aligned: bool
+) -> list[Option[Resident]]:
+    """Find the one victim set of Goedel's standard preemption on a node.
+
+    References:
+        Goedel scheduler, searching: remove all eligible pods, put back what need not go.
+    """
+    residents = within_budget(by_importance(view.evictable(preemptor)), allowed)
+    victims = reprieve(residents, lambda gone: view.fits(preemptor, gone, aligned))
+    return [] if victims is None else [Option(view.node, victims)]
+
+
+def kubernetes_search(
+    view: NodeView, preemptor: Pod, allowed: Sequence[int], aligned: bool
+) -> list[Option[Resident]]:
+    """Find the one victim set of Kubernetes' default preemption on a node.
+
+    References:
+        kubernetes v1.36, defaultpreemption/default_preemption.go, SelectVictimsOnNode.
+    """
+    residents = by_importance(view.evictable(preemptor))
+    violating, _ = split_by_budget(residents, allowed)
+    victims = reprieve(residents, lambda gone: view.fits(preemptor, gone, aligned), violating)
+    if not victims:
+        return []
+    over = {id(resident) for resident in violating}
+    return [Option(view.node, victims, sum(id(victim) in over for victim in victims))]
+
+
+def flextopo_search(
+    view: NodeView, preemptor: Pod, allowed: Sequence[int], aligned: bool
+) -> list[Option[Resident]]:
+    """Find all smallest victim sets on a node, behind the guaranteed filter if it binds.
+
+    References:
+        FlexTopo, algorithm 1.
+    """
+    residents = within_budget(by_importance(view.evictable(preemptor)), allowed)
+    sets = smallest_sets(residents, lambda gone: view.fits(preemptor, gone, aligned))
+    return [Option(view.node, victims, topology=view.topology(victims)) for victims in sets]
+
+
+@dataclass(frozen=True)
+class PreemptionPolicy:
+    """Search every node, order what is found, take the first.
+
+    Attributes:
+        name: as in the registry.
+        filter: whom the guaranteed filter binds.
+        search: finds victim sets on one node.
+        scores: order them over all nodes; the last ties go to the lower node, then to the set
+            found first.
+        gpu_locality: False gives the authors' CPU-only alignment test.
+    """
+
+    name: str
+    filter: AlignmentFilter
+    search: NodeSearch
+    scores: tuple[Score[Resident], ...]
+    gpu_locality: bool = True
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose victims; None where no node has any set that works."""
+        aligned = binds(self.filter, preemptor)
+        allowed = cluster.arrays.pdb_left.tolist()
+        options: list[Option[Resident]] = []
+        for node in range(cluster.num_nodes):
+            view = NodeView(cluster, node, self.gpu_locality)
+            options += self.search(view, preemptor, allowed, aligned)
+        best = choose(options, self.scores)
+        if best is None:
+            return None
+        return cluster.candidate(best.node, [victim.index for victim in best.victims], preemptor)
+
+
+def binds(filter_: AlignmentFilter, preemptor: Pod) -> bool:
+    """Say whether a guaranteed filter of that kind binds the preemptor."""
+    if filter_ == AlignmentFilter.OWN:
+        return preemptor.requirement == TopologyRequirement.GUARANTEED
+    return filter_ == AlignmentFilter.ALL_GUARANTEED
+
+
+GODEL = PreemptionPolicy("godel", AlignmentFilter.BLIND, godel_search, GODEL_SCORES)
+KUBERNETES = PreemptionPolicy(
+    "kubernetes", AlignmentFilter.BLIND, kubernetes_search, KUBERNETES_SCORES
+)
+FLEXTOPO_GUARANTEED = PreemptionPolicy(
+    "flextopo-guaranteed", AlignmentFilter.ALL_GUARANTEED, flextopo_search, FLEXTOPO_SCORES
+)
+FLEXTOPO_BEST_EFFORT = PreemptionPolicy(
+    "flextopo-best-effort", AlignmentFilter.OWN, flextopo_search, FLEXTOPO_SCORES
+)
+
+
+@dataclass(frozen=True)
+class FlexTopo:
+    """Follow each pod's own requirement: both algorithms for pods that state one, else Goedel's."""
+
+    name: str = "flextopo"
+    filter: AlignmentFilter = AlignmentFilter.OWN
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose victims; None where no node has any set that works."""
+        if preemptor.requirement == TopologyRequirement.NONE:
+            return GODEL.select(cluster, preemptor)
+        return FLEXTOPO_BEST_EFFORT.select(cluster, preemptor)
+
+
+@dataclass(frozen=True)
+class RandomCandidate:
+    """Take any of the cheapest 64 minimal victim sets, each with the same probability.
+
+    The draw depends on the seed, the time and the pod alone, so that a decision can be repeated.
+    """
+
+    seed: int = 0
+    name: str = "random"
+    filter: AlignmentFilter = AlignmentFilter.OWN
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose a candidate at random; None where there is none."""
+        found, count = cluster.find(preemptor, binds(self.filter, preemptor), 64)
+        if count == 0:
+            return None
+        entropy = (self.seed, cluster.now_s & 0xFFFFFFFF, preemptor.index)
+        chosen = int(np.random.default_rng(entropy).integers(count))
+        return cluster.candidate_at(found, chosen, preemptor)
+
+
+@dataclass(frozen=True)
+class GreedyCost:
+    """Take the candidate with the least loss of its own: what it discards, and misalignment."""
+
+    name: str = "greedy-cost"
+    filter: AlignmentFilter = AlignmentFilter.OWN
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose the cheapest candidate; None where there is none."""
+        found, count = cluster.find(preemptor, binds(self.filter, preemptor), 1)
+        return cluster.candidate_at(found, 0, preemptor) if count else None
+
+
+@dataclass(frozen=True)
+class OracleLookahead:
+    """Branch the simulation on the same tape over the best candidates; it knows the future.
+
+    After its own choice each branch is greedy, until the horizon. So it bounds what a policy could
+    gain by looking one decision ahead; no real selector can do this.
+
+    Attributes:
+        branches: how many of the cheapest candidates are tried, beside waiting.
+        horizon_s: how far a branch looks ahead.
+    """
+
+    branches: int = 16
+    horizon_s: int = 4 * 3600
+    name: str = "oracle-lookahead"
+    filter: AlignmentFilter = AlignmentFilter.OWN
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose the branch of the least loss; None where waiting loses least.
+
+        Raises:
+            FlextopoError: the cluster is a snapshot, whose future nobody knows.
+        """
+        if cluster.simulator is None:
+            raise FlextopoError(
+                f"selector {self.name!r} needs a simulated cluster; "
+                "legal for a snapshot: any other selector"
+            )
+        found, count = cluster.find(preemptor, binds(self.filter, preemptor), self.branches)
+        if count == 0:
+            return None
+        losses = cluster.simulator.branch(found, count, self.horizon_s)
+        chosen = int(np.argmin(losses))
+        return None if chosen == count else cluster.candidate_at(found, chosen, preemptor)

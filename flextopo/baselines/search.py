@@ -1,0 +1,133 @@
+"""Victim searches on one node: given what fits, which sets of pods could go?
+
+The searches know nothing of GPUs: `fits(gone)` says whether the preemptor fits once the residents
+in `gone` have left. Residents come by descending importance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Protocol, TypeVar
+
+
+class Evictable(Protocol):
+    """What a search and the scores ask of a resident pod."""
+
+    @property
+    def priority(self) -> int:
+        """Greater is more important."""
+        ...
+
+    @property
+    def start_s(self) -> float:
+        """When it started; infinite when unknown, which counts as newest."""
+        ...
+
+    @property
+    def pdbs(self) -> tuple[int, ...]:
+        """The disruption budgets it falls under."""
+        ...
+
+
+V = TypeVar("V", bound=Evictable)
+Fits = Callable[[Sequence[V]], bool]
+
+
+def by_importance(residents: Sequence[V]) -> list[V]:
+    """Sort by descending importance: higher priority, then earlier start, then as given."""
+    return sorted(residents, key=lambda resident: (-resident.priority, resident.start_s))
+
+
+def split_by_budget(
+    residents: Sequence[V], disruptions_allowed: Sequence[int]
+) -> tuple[list[V], list[V]]:
+    """Split pods into those whose eviction would violate a disruption budget, and the others.
+
+    Each pod uses up one disruption of each of its budgets, in the order given; a budget that falls
+    below zero is violated.
+
+    References:
+        kubernetes v1.36, preemption/preemption.go, filterPodsWithPDBViolation.
+    """
+    left = list(disruptions_allowed)
+    violating: list[V] = []
+    others: list[V] = []
+    for resident in residents:
+        violated = False
+        for pdb in resident.pdbs:
+            left[pdb] -= 1
+            violated = violated or left[pdb] < 0
+        (violating if violated else others).append(resident)
+    return violating, others
+
+
+def within_budget(residents: Sequence[V], disruptions_allowed: Sequence[int]) -> list[V]:
+    """Keep the pods whose budgets have disruptions left; each kept pod uses one of each.
+
+    References:
+        Goedel scheduler: the last eligibility check.
+    """
+    left = list(disruptions_allowed)
+    kept: list[V] = []
+    for resident in residents:
+        if all(left[pdb] > 0 for pdb in resident.pdbs):
+            for pdb in resident.pdbs:
+                left[pdb] -= 1
+            kept.append(resident)
+    return kept
+
+
+def reprieve(residents: Sequence[V], fits: Fits[V], first: Sequence[V] = ()) -> list[V] | None:
+    """Remove all, then put back whoever the preemptor does not need gone; the rest are victims.
+
+    Args:
+        residents: eligible pods by descending importance.
+        fits: whether the preemptor fits without the given pods.
+        first: those put back before all others (Kubernetes: whose budget would be violated).
+
+    Returns:
+        Victims in the order in which they could not be put back, None if the preemptor does not
+        fit even without all of them.
+
+    References:
+        kubernetes v1.36, defaultpreemption/default_preemption.go, SelectVictimsOnNode.
+    """
+    gone = list(residents)
+    if not fits(gone):
+        return None
+    victims: list[V] = []
+    ahead = {id(resident) for resident in first}
+    order = [*first, *(resident for resident in residents if id(resident) not in ahead)]
+    for resident in order:
+        without = [other for other in gone if other is not resident]
+        if fits(without):
+            gone = without
+        else:
+            victims.append(resident)
+    return victims
+
+
+def smallest_sets(residents: Sequence[V], fits: Fits[V], *, full: bool = False) -> list[list[V]]:
+    """Return all victim sets of the smallest size that works, in lexicographic order.
+
+    Residents are taken by ascending importance. Sizes grow from 0; the first size with any set
+    ends the search, unless `full` asks for the sets of every size (the comparator of the paper's
+    timing), of which those that contain a smaller set are left out.
+
+    References:
+        FlexTopo, algorithm 1.
+    """
+    ascending = list(reversed(residents))
+    if not fits(ascending):
+        return []
+    found: list[list[V]] = []
+    for size in range(len(ascending) + 1):
+        for chosen in combinations(ascending, size):
+            if fits(chosen):
+                members = {id(resident) for resident in chosen}
+                if not any(members.issuperset(map(id, smaller)) for smaller in found):
+                    found.append(list(chosen))
+        if found and not full:
+            break
+    return found

@@ -1,0 +1,157 @@
+"""The simulator's two ordered collections: the event heap and the scheduling queue."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from flextopo.cluster.arrays import Cluster
+
+CLOCK_DTYPE = np.dtype(
+    [
+        ("next_arrival", "i8"),  # pods before it in the table have arrived
+        ("next_departure", "i8"),  # position in `departures`
+        ("heap_size", "i8"),
+        ("queue_size", "i8"),
+        ("cursor", "i8"),  # place in the queue that the scheduling pass has reached
+        ("in_pass", "i8"),
+        ("asked", "i8"),  # pod that waits for a decision, -1 = none
+    ]
+)
+
+
+class Events(NamedTuple):
+    """What the simulator keeps beside the cluster; P pods, D online pods that leave.
+
+    Fields: `departures` (D,) int64, pods by (depart_s, index), never changes; `heap` (P,) int32, a
+    binary heap of pods by (next_s, index); `queue` (P,) int32, pending pods by (priority descending,
+    arrival, index); `clock` (1,) CLOCK_DTYPE; `account` (1,) ACCOUNT_DTYPE.
+    """
+
+    departures: npt.NDArray[np.int64]
+    heap: npt.NDArray[np.int32]
+    queue: npt.NDArray[np.int32]
+    clock: npt.NDArray[Any]
+    account: npt.NDArray[Any]
+
+
+@njit(cache=True)
+def copy_events(source: Events, target: Events) -> None:
+    """Copy everything that changes from `source` to `target`."""
+    size = source.clock[0]["heap_size"]
+    target.heap[:size] = source.heap[:size]
+    size = source.clock[0]["queue_size"]
+    target.queue[:size] = source.queue[:size]
+    target.clock[:] = source.clock
+    target.account[:] = source.account
+
+
+@njit(cache=True)
+def _earlier(c: Cluster, a: int, b: int) -> bool:
+    """Order two pods in the event heap."""
+    at, bt = c.live[a]["next_s"], c.live[b]["next_s"]
+    return at < bt or (at == bt and a < b)
+
+
+@njit(cache=True)
+def _settle(c: Cluster, e: Events, at: int, pod: int) -> None:
+    """Put a pod where it belongs in the heap, starting from the free place `at`."""
+    size = e.clock[0]["heap_size"]
+    while at > 0:
+        parent = (at - 1) // 2
+        if not _earlier(c, pod, e.heap[parent]):
+            break
+        e.heap[at] = e.heap[parent]
+        c.live[e.heap[at]]["heap_at"] = at
+        at = parent
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and _earlier(c, e.heap[child + 1], e.heap[child]):
+            child += 1
+        if not _earlier(c, e.heap[child], pod):
+            break
+        e.heap[at] = e.heap[child]
+        c.live[e.heap[at]]["heap_at"] = at
+        at = child
+    e.heap[at] = pod
+    c.live[pod]["heap_at"] = at
+
+
+@njit(cache=True)
+def schedule_event(c: Cluster, e: Events, pod: int, time_s: int) -> None:
+    """Set the time of a pod's next event; a pod has one at most."""
+    c.live[pod]["next_s"] = time_s
+    at = c.live[pod]["heap_at"]
+    if at < 0:
+        at = e.clock[0]["heap_size"]
+        e.clock[0]["heap_size"] = at + 1
+    _settle(c, e, at, pod)
+
+
+@njit(cache=True)
+def cancel_event(c: Cluster, e: Events, pod: int) -> None:
+    """Take a pod out of the event heap if it is there."""
+    at = c.live[pod]["heap_at"]
+    if at < 0:
+        return
+    c.live[pod]["heap_at"] = -1
+    size = e.clock[0]["heap_size"] - 1
+    e.clock[0]["heap_size"] = size
+    if at < size:
+        _settle(c, e, at, e.heap[size])
+
+
+@njit(cache=True)
+def _before(c: Cluster, a: int, b: int) -> bool:
+    """Order two pods in the scheduling queue."""
+    pa, pb = c.pods[a]["priority"], c.pods[b]["priority"]
+    if pa != pb:
+        return pa > pb
+    ta, tb = c.pods[a]["arrive_s"], c.pods[b]["arrive_s"]
+    return ta < tb or (ta == tb and a < b)
+
+
+@njit(cache=True)
+def _queue_place(c: Cluster, e: Events, pod: int) -> int:
+    """Return the place of a pod in the queue: its own if it is there, else where it belongs."""
+    low, high = 0, e.clock[0]["queue_size"]
+    while low < high:
+        middle = (low + high) // 2
+        if _before(c, e.queue[middle], pod):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True)
+def enqueue(c: Cluster, e: Events, pod: int) -> None:
+    """Put a pod into the scheduling queue."""
+    at = _queue_place(c, e, pod)
+    size = e.clock[0]["queue_size"]
+    for i in range(size, at, -1):
+        e.queue[i] = e.queue[i - 1]
+    e.queue[at] = pod
+    e.clock[0]["queue_size"] = size + 1
+    c.live[pod]["queued_s"] = c.totals[0]["now_s"]
+    if c.pods[pod]["online"]:
+        c.totals[0]["wait_gpus"] += c.pods[pod]["gpus"]
+    else:
+        c.totals[0]["batch_wait_gpus"] += c.pods[pod]["gpus"]
+
+
+@njit(cache=True)
+def dequeue(c: Cluster, e: Events, pod: int) -> None:
+    """Take a pod out of the scheduling queue; an online pod waits on until it is bound."""
+    at = _queue_place(c, e, pod)
+    size = e.clock[0]["queue_size"] - 1
+    for i in range(at, size):
+        e.queue[i] = e.queue[i + 1]
+    e.clock[0]["queue_size"] = size
+    if not c.pods[pod]["online"]:
+        c.totals[0]["batch_wait_gpus"] -= c.pods[pod]["gpus"]

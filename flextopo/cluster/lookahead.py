@@ -1,0 +1,72 @@
+"""Run the simulation under the greedy rule: warm-up, and branches of the lookahead oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from flextopo.cluster.arrays import Cluster, copy_cluster
+from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candidates
+from flextopo.cluster.events import Events, copy_events
+from flextopo.cluster.loss import Costs, weighted_gpu_s
+from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
+
+
+@njit(cache=True)
+def run_greedy(
+    c: Cluster, e: Events, rules: Rules, costs: Costs, w: Workspace, one: CandidateArrays
+) -> None:
+    """Run to the rules' end, always taking the candidate of the least own loss."""
+    while True:
+        pod = advance(c, e, rules)
+        if pod == END:
+            return
+        if find_candidates(c, costs, pod, must_align(c, rules, pod), w, one) == 0:
+            decline(e)
+        else:
+            preempt(c, e, rules, one.node[0], one.slots[0])
+
+
+@njit(cache=True)
+def branch_losses(
+    c: Cluster,
+    e: Events,
+    scratch_c: Cluster,
+    scratch_e: Events,
+    rules: Rules,
+    costs: Costs,
+    horizon_s: int,
+    found: CandidateArrays,
+    count: int,
+    w: Workspace,
+    one: CandidateArrays,
+    losses: npt.NDArray[np.float64],
+) -> None:
+    """Write the loss of each branch: take a candidate now, then be greedy until the horizon.
+
+    Args:
+        c: the cluster with a pod that waits for a decision; not modified.
+        e: its events; not modified.
+        scratch_c: room for a copy of the cluster; shares what never changes.
+        scratch_e: room for a copy of the events.
+        rules: the simulated scheduler's rules.
+        costs: the loss in GPU-seconds.
+        horizon_s: how far a branch looks ahead, cut at the end of the tape.
+        found: the candidates of the decision.
+        count: how many of them are branched.
+        w: scratch memory.
+        one: room for one candidate.
+        losses: (count + 1,) output, weighted GPU-seconds; the last is "do not preempt now".
+    """
+    end = min(rules.end_s, c.totals[0]["now_s"] + horizon_s)
+    ahead = Rules(rules.filter, rules.restricted, rules.grace_s, rules.restart_s, end)
+    for i in range(count + 1):
+        copy_cluster(c, scratch_c)
+        copy_events(e, scratch_e)
+        if i < count:
+            preempt(scratch_c, scratch_e, ahead, found.node[i], found.slots[i])
+        else:
+            decline(scratch_e)
+        run_greedy(scratch_c, scratch_e, ahead, costs, w, one)
+        losses[i] = weighted_gpu_s(scratch_e.account, costs)

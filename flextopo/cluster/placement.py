@@ -1,0 +1,226 @@
+"""Where a pod lands among free resources: what kubelet's TopologyManager would give it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, popcount
+from flextopo.cluster.server_model import ModelTables
+
+NUMA, SOCKET, CROSS_SOCKET, NO_FIT = 0, 1, 2, 3
+"""`AlignmentLevel` as plain integers for the kernels; NO_FIT where nothing does."""
+
+
+@njit(cache=True)
+def alignment_level(
+    models: ModelTables,
+    model: int,
+    gpu_free: int,
+    cores_free: npt.NDArray[np.int16],
+    gpus: int,
+    cores: int,
+) -> int:
+    """Return the best alignment level that `gpus` and `cores` get from these free resources.
+
+    The ladder of the paper's guaranteed filter, over GPUs and cores together: one NUMA node, else
+    one socket, else the whole server, else NO_FIT.
+    """
+    socket_cores = np.zeros(8, np.int64)
+    all_cores = 0
+    for u in range(models.num_numa[model]):
+        if cores_free[u] >= cores and popcount(gpu_free & models.numa_gpus[model, u]) >= gpus:
+            return NUMA
+        socket_cores[models.numa_socket[model, u]] += cores_free[u]
+        all_cores += cores_free[u]
+    for s in range(models.num_sockets[model]):
+        if socket_cores[s] >= cores and popcount(gpu_free & models.socket_gpus[model, s]) >= gpus:
+            return SOCKET
+    if all_cores >= cores and popcount(gpu_free) >= gpus:
+        return CROSS_SOCKET
+    return NO_FIT
+
+
+@njit(cache=True)
+def best_level(models: ModelTables, model: int, gpus: int, cores: int) -> int:
+    """Return the level an empty server of that model gives, NO_FIT if it never fits."""
+    everything = (1 << models.num_gpus[model]) - 1
+    free = models.numa_cores[model].astype(np.int16)
+    return alignment_level(models, model, everything, free, gpus, cores)
+
+
+@njit(cache=True)
+def level_deficit(level: int, best: int) -> int:
+    """Return 0 for the best possible level, 1 for a socket instead of a NUMA node, 2 for across."""
+    if level <= best:
+        return 0
+    return 1 if level == SOCKET else 2
+
+
+@njit(cache=True)
+def is_aligned(level: int, best: int) -> bool:
+    """Say whether the guaranteed filter accepts the level: a socket, or the best there is."""
+    return level <= SOCKET or level == best
+
+
+@njit(cache=True)
+def _tightest(
+    models: ModelTables,
+    model: int,
+    gpu_free: int,
+    cores_free: npt.NDArray[np.int16],
+    gpus: int,
+    cores: int,
+    level: int,
+) -> int:
+    """Return the NUMA node or socket of that level with the fewest GPUs, then cores, to spare."""
+    chosen, least_gpus, least_cores = -1, 0, 0
+    count = models.num_numa[model] if level == NUMA else models.num_sockets[model]
+    for d in range(count):
+        free_cores = 0
+        if level == NUMA:
+            free_gpus = popcount(gpu_free & models.numa_gpus[model, d])
+            free_cores = np.int64(cores_free[d])
+        else:
+            free_gpus = popcount(gpu_free & models.socket_gpus[model, d])
+            for u in range(models.num_numa[model]):
+                if models.numa_socket[model, u] == d:
+                    free_cores += cores_free[u]
+        if free_gpus < gpus or free_cores < cores:
+            continue
+        if (
+            chosen < 0
+            or free_gpus < least_gpus
+            or (free_gpus == least_gpus and free_cores < least_cores)
+        ):
+            chosen, least_gpus, least_cores = d, free_gpus, free_cores
+    return chosen
+
+
+@njit(cache=True)
+def _order_numa_nodes(
+    models: ModelTables,
+    model: int,
+    gpu_free: int,
+    cores_free: npt.NDArray[np.int16],
+    level: int,
+    domain: int,
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Order the NUMA nodes of a domain so that GPUs come from few sockets, then few NUMA nodes."""
+    order = np.empty(models.num_numa[model], np.int64)
+    rank = np.empty(models.num_numa[model], np.int64)
+    count = 0
+    for u in range(models.num_numa[model]):
+        socket = models.numa_socket[model, u]
+        if (level == NUMA and u != domain) or (level == SOCKET and socket != domain):
+            continue
+        in_socket = popcount(gpu_free & models.socket_gpus[model, socket])
+        in_numa = popcount(gpu_free & models.numa_gpus[model, u])
+        key = ((in_socket * 64 + (63 - socket)) * 64 + in_numa) * 2048 + cores_free[u]
+        at = count
+        while at > 0 and rank[at - 1] < key:
+            order[at], rank[at] = order[at - 1], rank[at - 1]
+            at -= 1
+        order[at], rank[at] = u, key
+        count += 1
+    return order, count
+
+
+@njit(cache=True)
+def place(
+    models: ModelTables,
+    model: int,
+    gpu_free: int,
+    cores_free: npt.NDArray[np.int16],
+    gpus: int,
+    cores: int,
+    taken: npt.NDArray[np.int16],
+) -> tuple[int, int]:
+    """Choose GPUs and cores for a pod: best alignment, then tightest fit, then lowest number.
+
+    Cores come from the NUMA nodes of the chosen GPUs, an equal share a GPU, and what is short
+    there from the rest of the domain.
+
+    Args:
+        models: tables of the server models.
+        model: index of the server's model.
+        gpu_free: bit mask of free GPUs.
+        cores_free: (U,) free cores a NUMA node.
+        gpus: GPUs wanted.
+        cores: cores wanted.
+        taken: (U,) output, cores taken from each NUMA node.
+
+    Returns:
+        Alignment level and GPU mask; (NO_FIT, 0) when it does not fit.
+    """
+    taken[:] = 0
+    level = alignment_level(models, model, gpu_free, cores_free, gpus, cores)
+    if level == NO_FIT:
+        return NO_FIT, 0
+    domain = 0
+    if level != CROSS_SOCKET:
+        domain = _tightest(models, model, gpu_free, cores_free, gpus, cores, level)
+    order, count = _order_numa_nodes(models, model, gpu_free, cores_free, level, domain)
+    mask, gpus_left, cores_left = 0, gpus, cores
+    for i in range(count):
+        u = order[i]
+        free = gpu_free & models.numa_gpus[model, u]
+        here = 0
+        while free != 0 and gpus_left > 0:
+            mask |= free & -free
+            free &= free - 1
+            gpus_left -= 1
+            here += 1
+        share = min((cores * here + gpus - 1) // max(gpus, 1), cores_left, cores_free[u])
+        taken[u] = share
+        cores_left -= share
+    for i in range(count):
+        u = order[i]
+        extra = min(cores_left, cores_free[u] - taken[u])
+        taken[u] += extra
+        cores_left -= extra
+    return level, mask
+
+
+@njit(cache=True)
+def find_node(c: Cluster, pod: int, aligned: bool, by_alignment: bool) -> int:
+    """Return the node that a pending pod starts on without preemption, -1 if none.
+
+    Args:
+        c: the cluster.
+        pod: index of the pod.
+        aligned: only aligned placements are legal.
+        by_alignment: prefer nodes that align the pod better; else only the tightest fit counts.
+
+    Returns:
+        Node with the least (deficit if `by_alignment`, GPUs left free, index).
+    """
+    gpus, cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
+    last_model, best = -1, NO_FIT
+    chosen, least = -1, 1 << 40
+    for node in range(c.nodes.shape[0]):
+        state = c.nodes[node]
+        free = popcount(state["gpu_free"])
+        if free < gpus or state["cores_free"] < cores or state["num_pods"] >= MAX_PODS_PER_NODE:
+            continue
+        model = state["model"]
+        if not aligned and not by_alignment:
+            key = free - gpus
+        else:
+            if free - gpus >= least:
+                continue
+            if model != last_model:
+                best = best_level(c.models, model, gpus, cores)
+                last_model = model
+            level = alignment_level(
+                c.models, model, state["gpu_free"], c.cores_free[node], gpus, cores
+            )
+            if aligned and not is_aligned(level, best):
+                continue
+            key = free - gpus
+            if by_alignment:
+                key += level_deficit(level, best) * 1024
+        if key < least:
+            chosen, least = node, key
+    return chosen

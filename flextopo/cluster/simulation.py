@@ -1,0 +1,504 @@
+"""The event loop: what happens to a cluster between two decisions.
+
+At each event time all events happen first (arrivals, departures, ends of runs, of start-up and of
+grace periods), then one scheduling pass goes through the pending pods by priority, then age.
+Whoever fits starts. The pass stops where an online pod fits nowhere and evicting could help: that
+is a decision. Batch pods never preempt.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from flextopo.cluster.arrays import (
+    DONE,
+    FUTURE,
+    MAX_PODS_PER_NODE,
+    NOMINATED,
+    PENDING,
+    RUNNING,
+    STARTING,
+    TERMINATING,
+    Cluster,
+    add_to_node,
+    allocate,
+    lost_work_s,
+    popcount,
+    release,
+)
+from flextopo.cluster.candidates import can_preempt, freed
+from flextopo.cluster.events import Events, cancel_event, dequeue, enqueue, schedule_event
+from flextopo.cluster.placement import (
+    CROSS_SOCKET,
+    best_level,
+    find_node,
+    is_aligned,
+    level_deficit,
+    place,
+)
+
+BLIND, OWN, ALL_GUARANTEED = range(3)
+"""Whom the guaranteed filter binds: no pod, guaranteed pods, every online pod."""
+
+END = -1
+"""What `advance` returns at the end of the tape."""
+
+GUARANTEED = 2
+
+
+class Rules(NamedTuple):
+    """How the simulated scheduler works.
+
+    Fields: `filter` one of BLIND, OWN, ALL_GUARANTEED; `restricted` 1 = a node refuses a guaranteed
+    pod that it cannot align; `grace_s`, `restart_s`, `end_s` as in the tape.
+    """
+
+    filter: int
+    restricted: int
+    grace_s: int
+    restart_s: int
+    end_s: int
+
+
+@njit(cache=True)
+def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
+    """Say whether the guaranteed filter binds this pod."""
+    if not c.pods[pod]["online"] or rules.filter == BLIND:
+        return False
+    return rules.filter == ALL_GUARANTEED or c.pods[pod]["requirement"] == GUARANTEED
+
+
+@njit(cache=True)
+def _accrue(c: Cluster, e: Events, until_s: int) -> None:
+    """Move the clock, and charge what the time costs."""
+    t = c.totals[0]
+    span = until_s - max(t["now_s"], 0)
+    if span > 0:
+        a = e.account[0]
+        a["waiting"] += t["wait_gpus"] * span
+        a["late"] += t["late_gpus"] * span
+        a["cross"] += t["cross_gpus"] * span
+        a["idle"] += min(t["free_gpus"], t["batch_wait_gpus"]) * span
+        a["online"] += t["online_gpus"] * span
+        a["batch"] += t["batch_gpus"] * span
+    t["now_s"] = until_s
+
+
+@njit(cache=True)
+def _count_misaligned(c: Cluster, pod: int, sign: int) -> None:
+    """Enter or leave the account of online pods that serve below their best level."""
+    if c.live[pod]["deficit"] == 1:
+        c.totals[0]["late_gpus"] += sign * c.pods[pod]["gpus"]
+    elif c.live[pod]["deficit"] == 2:
+        c.totals[0]["cross_gpus"] += sign * c.pods[pod]["gpus"]
+
+
+@njit(cache=True)
+def _bind(c: Cluster, e: Events, pod: int) -> None:
+    """Start a pod on the resources that it holds."""
+    now = c.totals[0]["now_s"]
+    live, spec = c.live[pod], c.pods[pod]
+    live["since_s"] = now
+    live["wait_s"] += now - live["queued_s"]
+    if live["disrupted"]:
+        live["disrupted"] = 0
+        c.pdb_left[spec["pdb"]] += 1
+    if spec["online"]:
+        c.totals[0]["wait_gpus"] -= spec["gpus"]
+        live["status"] = STARTING
+        schedule_event(c, e, pod, now + spec["start_s"])
+    else:
+        c.totals[0]["batch_gpus"] += spec["gpus"]
+        live["status"] = RUNNING
+        run = live["overhead_s"] + spec["duration_s"] - live["done_s"]
+        schedule_event(c, e, pod, now + run)
+
+
+@njit(cache=True)
+def _stop(c: Cluster, e: Events, pod: int) -> None:
+    """Let a pod give up what it is doing, but not yet its resources."""
+    status = c.live[pod]["status"]
+    spec = c.pods[pod]
+    if spec["online"]:
+        if status == RUNNING:
+            _count_misaligned(c, pod, -1)
+        if status == PENDING or status == NOMINATED:
+            c.totals[0]["wait_gpus"] -= spec["gpus"]
+            c.live[pod]["wait_s"] += c.totals[0]["now_s"] - c.live[pod]["queued_s"]
+        if status == NOMINATED or status == STARTING or status == RUNNING:
+            c.totals[0]["online_gpus"] -= spec["gpus"]
+    elif status == RUNNING:
+        c.totals[0]["batch_gpus"] -= spec["gpus"]
+    cancel_event(c, e, pod)
+
+
+@njit(cache=True)
+def _set_level(c: Cluster, e: Events, pod: int, level: int, by_preemption: bool) -> None:
+    """Record how well an online pod was placed; preemptions after time 0 are counted."""
+    spec = c.pods[pod]
+    best = best_level(c.models, c.nodes[c.live[pod]["node"]]["model"], spec["gpus"], spec["cores"])
+    c.live[pod]["level"] = level
+    c.live[pod]["deficit"] = level_deficit(level, best)
+    c.live[pod]["by_preemption"] = by_preemption
+    if not spec["online"]:
+        return
+    c.totals[0]["online_gpus"] += spec["gpus"]
+    if c.totals[0]["now_s"] < 0:
+        return
+    a = e.account[0]
+    guaranteed = spec["requirement"] == GUARANTEED
+    if guaranteed and not is_aligned(level, best):
+        a["violations"] += 1
+    if by_preemption:
+        a["preemptions"] += 1
+        a["guaranteed_preemptions"] += guaranteed
+        if c.live[pod]["deficit"] == 0:
+            a["hits"] += 1
+            a["guaranteed_hits"] += guaranteed
+        if level == CROSS_SOCKET and best != CROSS_SOCKET:
+            a["cross_socket"] += 1
+
+
+@njit(cache=True)
+def _start(c: Cluster, e: Events, pod: int, node: int) -> None:
+    """Place a pending pod on a node where it fits and start it at once."""
+    taken = np.empty(c.cores_free.shape[1], np.int16)
+    state = c.nodes[node]
+    level, mask = place(
+        c.models,
+        state["model"],
+        state["gpu_free"],
+        c.cores_free[node],
+        c.pods[pod]["gpus"],
+        c.pods[pod]["cores"],
+        taken,
+    )
+    dequeue(c, e, pod)
+    allocate(c, pod, node, mask, taken)
+    _set_level(c, e, pod, level, False)
+    _bind(c, e, pod)
+
+
+@njit(cache=True)
+def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
+    """Say whether restricted admission turns the pod away from a node where it fits by count."""
+    spec = c.pods[pod]
+    if rules.restricted == 0 or spec["requirement"] != GUARANTEED:
+        return False
+    state = c.nodes[node]
+    taken = np.empty(c.cores_free.shape[1], np.int16)
+    level, _ = place(
+        c.models,
+        state["model"],
+        state["gpu_free"],
+        c.cores_free[node],
+        spec["gpus"],
+        spec["cores"],
+        taken,
+    )
+    best = best_level(c.models, state["model"], spec["gpus"], spec["cores"])
+    if is_aligned(level, best):
+        return False
+    if c.totals[0]["now_s"] >= 0:
+        e.account[0]["refusals"] += 1
+    return True
+
+
+@njit(cache=True)
+def _start_group(c: Cluster, e: Events, first: int) -> bool:
+    """Start all members of a PodGroup, or none; they stand next to each other in the queue."""
+    placed = 0
+    taken = np.empty(c.cores_free.shape[1], np.int16)
+    releases = c.totals[0]["releases"]
+    member = first
+    while True:
+        node = find_node(c, member, False, False)
+        if node < 0:
+            break
+        state = c.nodes[node]
+        level, mask = place(
+            c.models,
+            state["model"],
+            state["gpu_free"],
+            c.cores_free[node],
+            c.pods[member]["gpus"],
+            c.pods[member]["cores"],
+            taken,
+        )
+        allocate(c, member, node, mask, taken)
+        c.live[member]["level"] = level
+        placed += 1
+        member = c.pods[member]["next_member"]
+        if member == first:
+            break
+    complete = placed > 0 and member == first
+    member = first
+    for _ in range(placed):
+        if complete:
+            dequeue(c, e, member)
+            _set_level(c, e, member, c.live[member]["level"], False)
+            _bind(c, e, member)
+        else:
+            release(c, member)
+        member = c.pods[member]["next_member"]
+    c.totals[0]["releases"] = releases
+    return complete
+
+
+@njit(cache=True)
+def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
+    """Try to start a pending batch pod; the cursor moves on when it does not fit."""
+    clock = e.clock[0]
+    if c.live[pod]["tried"] != c.totals[0]["releases"]:
+        if c.pods[pod]["group"] >= 0:
+            if _start_group(c, e, pod):
+                return True
+        else:
+            node = find_node(c, pod, False, False)
+            if node >= 0:
+                _start(c, e, pod, node)
+                return True
+        c.live[pod]["tried"] = c.totals[0]["releases"]
+    group = c.pods[pod]["group"]
+    clock["cursor"] += 1
+    while group >= 0 and clock["cursor"] < clock["queue_size"]:
+        if c.pods[e.queue[clock["cursor"]]]["group"] != group:
+            break
+        clock["cursor"] += 1
+    return False
+
+
+@njit(cache=True)
+def _pass(c: Cluster, e: Events, rules: Rules) -> int:
+    """Go on with the scheduling pass; return the pod that needs a decision, or END."""
+    clock = e.clock[0]
+    small_gpus, small_cores = 1 << 30, 1 << 30  # the smallest batch request that failed so far
+    while clock["cursor"] < clock["queue_size"]:
+        pod = np.int64(e.queue[clock["cursor"]])
+        spec = c.pods[pod]
+        if spec["online"] == 0:
+            if spec["gpus"] >= small_gpus and spec["cores"] >= small_cores:
+                clock["cursor"] += 1
+            elif not _schedule_batch(c, e, pod) and spec["group"] < 0:
+                if spec["gpus"] <= small_gpus and spec["cores"] <= small_cores:
+                    small_gpus, small_cores = spec["gpus"], spec["cores"]
+            continue
+        aligned = must_align(c, rules, pod)
+        node = find_node(c, pod, aligned, rules.filter != BLIND and spec["requirement"] > 0)
+        if node >= 0:
+            if _refused(c, e, rules, pod, node):
+                clock["cursor"] += 1
+            else:
+                _start(c, e, pod, node)
+            continue
+        if c.live[pod]["preemptor"] == 0:
+            c.live[pod]["preemptor"] = 1
+        if can_preempt(c, pod, aligned):
+            clock["asked"] = pod
+            return pod
+        clock["cursor"] += 1
+    return END
+
+
+@njit(cache=True)
+def _finish_event(c: Cluster, e: Events, pod: int) -> None:
+    """Let the event happen that a pod had in the heap."""
+    live = c.live[pod]
+    status = live["status"]
+    cancel_event(c, e, pod)
+    if status == NOMINATED:
+        _bind(c, e, pod)
+    elif status == STARTING:
+        live["status"] = RUNNING
+        _count_misaligned(c, pod, 1)
+    elif status == RUNNING:
+        _stop(c, e, pod)
+        live["done_s"] = c.pods[pod]["duration_s"]
+        live["status"] = DONE
+        release(c, pod)
+    elif status == TERMINATING:
+        release(c, pod)
+        live["status"] = PENDING
+        if c.pods[pod]["online"] and c.pods[pod]["depart_s"] <= c.totals[0]["now_s"]:
+            live["status"] = DONE
+        else:
+            enqueue(c, e, pod)
+
+
+@njit(cache=True)
+def _depart(c: Cluster, e: Events, pod: int) -> None:
+    """Scale an online pod down, wherever it is."""
+    status = c.live[pod]["status"]
+    if status == DONE or status == TERMINATING:
+        return
+    _stop(c, e, pod)
+    if status == PENDING:
+        dequeue(c, e, pod)
+    elif status != FUTURE:
+        release(c, pod)
+    c.live[pod]["status"] = DONE
+
+
+@njit(cache=True)
+def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
+    """Return the time of the next event, or the end."""
+    clock = e.clock[0]
+    time = rules.end_s
+    if clock["next_arrival"] < c.pods.shape[0]:
+        time = min(time, c.pods[clock["next_arrival"]]["arrive_s"])
+    if clock["next_departure"] < e.departures.shape[0]:
+        time = min(time, c.pods[e.departures[clock["next_departure"]]]["depart_s"])
+    if clock["heap_size"] > 0:
+        time = min(time, c.live[e.heap[0]]["next_s"])
+    return time
+
+
+@njit(cache=True)
+def _happen(c: Cluster, e: Events, now: int) -> None:
+    """Let everything happen that is due now."""
+    clock = e.clock[0]
+    while clock["next_arrival"] < c.pods.shape[0]:
+        pod = clock["next_arrival"]
+        if c.pods[pod]["arrive_s"] > now:
+            break
+        c.live[pod]["status"] = PENDING
+        enqueue(c, e, pod)
+        clock["next_arrival"] += 1
+    while clock["next_departure"] < e.departures.shape[0]:
+        pod = e.departures[clock["next_departure"]]
+        if c.pods[pod]["depart_s"] > now:
+            break
+        _depart(c, e, pod)
+        clock["next_departure"] += 1
+    while clock["heap_size"] > 0 and c.live[e.heap[0]]["next_s"] <= now:
+        _finish_event(c, e, np.int64(e.heap[0]))
+
+
+@njit(cache=True)
+def advance(c: Cluster, e: Events, rules: Rules) -> int:
+    """Run until an online pod needs a decision; return it, or END at the end of the tape."""
+    clock = e.clock[0]
+    while True:
+        if clock["in_pass"]:
+            pod = _pass(c, e, rules)
+            if pod != END:
+                return pod
+            clock["in_pass"] = 0
+        now = _next_time(c, e, rules)
+        _accrue(c, e, now)
+        if now >= rules.end_s:
+            return END
+        _happen(c, e, now)
+        clock["in_pass"] = 1
+        clock["cursor"] = 0
+
+
+@njit(cache=True)
+def decline(e: Events) -> None:
+    """Leave the pod that was asked about pending; it is asked about again after the next event."""
+    e.clock[0]["asked"] = -1
+    e.clock[0]["cursor"] += 1
+
+
+@njit(cache=True)
+def _evict(c: Cluster, e: Events, rules: Rules, pod: int) -> None:
+    """Evict one pod: charge what is lost, start its grace period."""
+    live, spec = c.live[pod], c.pods[pod]
+    now = c.totals[0]["now_s"]
+    if spec["online"] == 0:
+        progress = max(0, now - live["since_s"] - live["overhead_s"])
+        lost = lost_work_s(c, pod)
+        live["done_s"] += progress - lost
+        if now >= 0:
+            gpu_s = spec["gpus"] * (lost + rules.restart_s)
+            e.account[0]["discarded"] += gpu_s
+            e.account[0]["discarded_weighted"] += gpu_s * (1 + spec["batch_class"])
+        live["overhead_s"] = rules.restart_s
+    if now >= 0:
+        e.account[0]["evicted_gpus"] += spec["gpus"]
+        e.account[0]["victims"] += 1
+    _stop(c, e, pod)
+    live["status"] = TERMINATING
+    live["evictions"] += 1
+    if spec["pdb"] >= 0:
+        live["disrupted"] = 1
+        c.pdb_left[spec["pdb"]] -= 1
+    schedule_event(c, e, pod, now + rules.grace_s)
+
+
+@njit(cache=True)
+def _hand_over(
+    c: Cluster, pod: int, node: int, slots: int, gpu_mask: int, taken: npt.NDArray[np.int16]
+) -> None:
+    """Give the preemptor its share of what is free and of what its victims hold."""
+    need = taken.copy()
+    from_victims = 0
+    for slot in range(c.nodes[node]["num_pods"]):
+        if not (slots >> slot) & 1:
+            continue
+        victim = c.node_pods[node, slot]
+        from_victims |= c.live[victim]["gpu_mask"] & gpu_mask
+        c.live[victim]["gpu_mask"] &= ~gpu_mask
+        for u in range(need.shape[0]):
+            given = min(need[u], c.pod_cores[victim, u])
+            c.pod_cores[victim, u] -= given
+            need[u] -= given
+    free_part = gpu_mask & ~from_victims
+    c.nodes[node]["gpu_free"] &= ~free_part
+    c.totals[0]["free_gpus"] -= popcount(free_part)
+    c.live[pod]["gpu_mask"] = gpu_mask
+    for u in range(need.shape[0]):
+        c.cores_free[node, u] -= need[u]
+        c.nodes[node]["cores_free"] -= need[u]
+        c.pod_cores[pod, u] = taken[u]
+
+
+@njit(cache=True)
+def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
+    """Evict the pods in `slots` of a node for the pod that was asked about, and nominate it.
+
+    The placement is what the node would give among its free resources and the victims'. What the
+    victims held beyond it becomes free after the grace period. The set must let the pod fit.
+    """
+    pod = e.clock[0]["asked"]
+    spec = c.pods[pod]
+    model = c.nodes[node]["model"]
+    cores = np.empty(c.cores_free.shape[1], np.int16)
+    taken = np.empty(c.cores_free.shape[1], np.int16)
+    gpu_free = freed(c, node, slots, cores)
+    level, mask = place(c.models, model, gpu_free, cores, spec["gpus"], spec["cores"], taken)
+    victims = np.empty(MAX_PODS_PER_NODE, np.int64)
+    count = 0
+    for slot in range(c.nodes[node]["num_pods"]):
+        if (slots >> slot) & 1:
+            victims[count] = c.node_pods[node, slot]
+            count += 1
+    for i in range(count):
+        member = victims[i]
+        while True:
+            status = c.live[member]["status"]
+            if status == RUNNING or status == STARTING:
+                _evict(c, e, rules, member)
+            member = np.int64(c.pods[member]["next_member"])
+            if member == victims[i]:
+                break
+    best = best_level(c.models, model, spec["gpus"], spec["cores"])
+    e.clock[0]["asked"] = -1
+    if rules.restricted and spec["requirement"] == GUARANTEED and not is_aligned(level, best):
+        if c.totals[0]["now_s"] >= 0:
+            e.account[0]["refusals"] += 1
+        e.clock[0]["cursor"] += 1
+        return
+    _hand_over(c, pod, node, slots, mask, taken)
+    add_to_node(c, pod, node)
+    dequeue(c, e, pod)
+    _set_level(c, e, pod, level, count > 0)
+    c.live[pod]["status"] = NOMINATED
+    if count > 0:
+        schedule_event(c, e, pod, c.totals[0]["now_s"] + rules.grace_s)
+    else:
+        _bind(c, e, pod)
