@@ -90,7 +90,7 @@ class PreemptionPolicy:
     name: str
     filter: AlignmentFilter
     search: NodeSearch
-    scores: tuple[Score[Resident], ...]
+    scores: tuple[Score, ...]
     gpu_locality: bool = True
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:

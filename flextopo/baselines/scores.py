@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
 from flextopo.baselines.search import V
 
@@ -32,40 +32,40 @@ class Option(Generic[V]):
     topology: float = 15.0
 
 
-Score = Callable[[Option[V]], float]
+Score = Callable[[Option[Any]], float]
 
 
-def any_victims(option: Option[V]) -> float:
+def any_victims(option: Option[Any]) -> float:
     """No victims beats any victims."""
     return float(bool(option.victims))
 
 
-def pdb_violations(option: Option[V]) -> float:
+def pdb_violations(option: Option[Any]) -> float:
     """Fewer violated disruption budgets."""
     return float(option.pdb_violations)
 
 
-def topology(option: Option[V]) -> float:
+def topology(option: Option[Any]) -> float:
     """Victims whose cores lie closer together (algorithm 2's S with alpha = 0)."""
     return -option.topology
 
 
-def highest_priority(option: Option[V]) -> float:
+def highest_priority(option: Option[Any]) -> float:
     """Lower priority of the most important victim."""
     return float(max((victim.priority for victim in option.victims), default=-PRIORITY_OFFSET))
 
 
-def priority_sum(option: Option[V]) -> float:
+def priority_sum(option: Option[Any]) -> float:
     """Lower sum of the victims' priorities, each above zero."""
     return float(sum(victim.priority + PRIORITY_OFFSET for victim in option.victims))
 
 
-def num_victims(option: Option[V]) -> float:
+def num_victims(option: Option[Any]) -> float:
     """Fewer victims."""
     return float(len(option.victims))
 
 
-def latest_start(option: Option[V]) -> float:
+def latest_start(option: Option[Any]) -> float:
     """Later start of the earliest started among the victims of the highest priority."""
     if not option.victims:
         return 0.0
@@ -84,7 +84,7 @@ def topology_score(numa_nodes: int, sockets: int) -> float:
     return 15.0 - 3.0 * (numa_nodes > 1) - 5.0 * (sockets > 1)
 
 
-def choose(options: Sequence[Option[V]], scores: Sequence[Score[V]]) -> Option[V] | None:
+def choose(options: Sequence[Option[V]], scores: Sequence[Score]) -> Option[V] | None:
     """Return the best option; ties go to the lower node, then to the one found first."""
     ranked = min(
         enumerate(options),
@@ -94,12 +94,12 @@ def choose(options: Sequence[Option[V]], scores: Sequence[Score[V]]) -> Option[V
     return None if ranked is None else ranked[1]
 
 
-GODEL_SCORES: tuple[Score[V], ...] = (
+GODEL_SCORES: tuple[Score, ...] = (
     any_victims, highest_priority, priority_sum, num_victims, latest_start,
 )  # fmt: skip
-KUBERNETES_SCORES: tuple[Score[V], ...] = (
+KUBERNETES_SCORES: tuple[Score, ...] = (
     pdb_violations, highest_priority, priority_sum, num_victims, latest_start,
 )  # fmt: skip
-FLEXTOPO_SCORES: tuple[Score[V], ...] = (
+FLEXTOPO_SCORES: tuple[Score, ...] = (
     any_victims, topology, highest_priority, priority_sum, num_victims, latest_start,
 )  # fmt: skip

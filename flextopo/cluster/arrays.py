@@ -223,7 +223,7 @@ def lost_work_s(c: Cluster, pod: int) -> int:
     if progress <= 0:
         return 0
     interval = c.pods[pod]["checkpoint_s"]
-    return progress % interval if interval > 0 else progress
+    return int(progress % interval if interval > 0 else progress)
 
 
 @njit(cache=True)
@@ -241,7 +241,7 @@ def may_evict(c: Cluster, pod: int, priority: int) -> bool:
         return False
     if c.totals[0]["now_s"] - live["since_s"] < spec["protection_s"]:
         return False
-    return spec["priority"] < priority
+    return bool(spec["priority"] < priority)
 
 
 @njit(cache=True)

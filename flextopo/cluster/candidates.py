@@ -39,7 +39,7 @@ class CandidateArrays(NamedTuple):
 
     Fields: `node` (K,) int64; `slots` (K,) int64, bit i = the pod in place i of the node's list is
     a victim; `level` and `deficit` (K,) int64; `cost` (K,) float64, the decision's own loss in
-    GPU-seconds; `gpu_mask` (K,) int64 is left to the reader.
+    GPU-seconds.
     """
 
     node: npt.NDArray[np.int64]
@@ -67,7 +67,13 @@ class Workspace(NamedTuple):
 
 def candidate_arrays(k: int) -> CandidateArrays:
     """Return room for `k` candidates."""
-    return CandidateArrays(*(np.zeros(k, np.int64) for _ in range(4)), cost=np.zeros(k, np.float64))
+    return CandidateArrays(
+        node=np.zeros(k, np.int64),
+        slots=np.zeros(k, np.int64),
+        level=np.zeros(k, np.int64),
+        deficit=np.zeros(k, np.int64),
+        cost=np.zeros(k, np.float64),
+    )
 
 
 def workspace() -> Workspace:
@@ -192,7 +198,7 @@ def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> in
                 cores[u] += c.pod_cores[pod, u]
         slots >>= 1
         slot += 1
-    return gpu_free
+    return int(gpu_free)
 
 
 @njit(cache=True)
@@ -203,7 +209,7 @@ def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
         for j in range(depth):
             if c.pods[w.pod[w.stack[j]]]["group"] == group:
                 return 0.0
-    return w.cost[i]
+    return float(w.cost[i])
 
 
 @njit(cache=True)
@@ -216,7 +222,7 @@ def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     for j in range(depth):
         if c.pods[w.pod[w.stack[j]]]["pdb"] == pdb:
             used += 1
-    return used <= c.pdb_left[pdb]
+    return bool(used <= c.pdb_left[pdb])
 
 
 @njit(cache=True)

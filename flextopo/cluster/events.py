@@ -113,7 +113,7 @@ def _before(c: Cluster, a: int, b: int) -> bool:
     if pa != pb:
         return pa > pb
     ta, tb = c.pods[a]["arrive_s"], c.pods[b]["arrive_s"]
-    return ta < tb or (ta == tb and a < b)
+    return bool(ta < tb or (ta == tb and a < b))
 
 
 @njit(cache=True)

@@ -107,7 +107,7 @@ def compile_costs(weights: LossWeights, grace_s: int, restart_s: int) -> Costs:
 def weighted_gpu_s(account: npt.NDArray[Any], costs: Costs) -> float:
     """Return the weighted loss so far in GPU-seconds."""
     a = account[0]
-    return (
+    return float(
         costs.waiting * a["waiting"]
         + costs.late * a["late"]
         + costs.cross * a["cross"]

@@ -81,7 +81,7 @@ def _tightest(
         free_cores = 0
         if level == NUMA:
             free_gpus = popcount(gpu_free & models.numa_gpus[model, d])
-            free_cores = np.int64(cores_free[d])
+            free_cores = int(cores_free[d])
         else:
             free_gpus = popcount(gpu_free & models.socket_gpus[model, d])
             for u in range(models.num_numa[model]):

@@ -278,14 +278,18 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
     clock = e.clock[0]
     small_gpus, small_cores = 1 << 30, 1 << 30  # the smallest batch request that failed so far
     while clock["cursor"] < clock["queue_size"]:
-        pod = np.int64(e.queue[clock["cursor"]])
+        pod = int(e.queue[clock["cursor"]])
         spec = c.pods[pod]
         if spec["online"] == 0:
             if spec["gpus"] >= small_gpus and spec["cores"] >= small_cores:
                 clock["cursor"] += 1
-            elif not _schedule_batch(c, e, pod) and spec["group"] < 0:
-                if spec["gpus"] <= small_gpus and spec["cores"] <= small_cores:
-                    small_gpus, small_cores = spec["gpus"], spec["cores"]
+            elif (
+                not _schedule_batch(c, e, pod)
+                and spec["group"] < 0
+                and spec["gpus"] <= small_gpus
+                and spec["cores"] <= small_cores
+            ):
+                small_gpus, small_cores = spec["gpus"], spec["cores"]
             continue
         aligned = must_align(c, rules, pod)
         node = find_node(c, pod, aligned, rules.filter != BLIND and spec["requirement"] > 0)
@@ -375,7 +379,7 @@ def _happen(c: Cluster, e: Events, now: int) -> None:
         _depart(c, e, pod)
         clock["next_departure"] += 1
     while clock["heap_size"] > 0 and c.live[e.heap[0]]["next_s"] <= now:
-        _finish_event(c, e, np.int64(e.heap[0]))
+        _finish_event(c, e, int(e.heap[0]))
 
 
 @njit(cache=True)
@@ -483,7 +487,7 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
             status = c.live[member]["status"]
             if status == RUNNING or status == STARTING:
                 _evict(c, e, rules, member)
-            member = np.int64(c.pods[member]["next_member"])
+            member = int(c.pods[member]["next_member"])
             if member == victims[i]:
                 break
     best = best_level(c.models, model, spec["gpus"], spec["cores"])

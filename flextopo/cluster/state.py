@@ -61,8 +61,15 @@ class Candidate:
 class VictimSelector(Protocol):
     """Everything that decides: baselines, oracle, networks, exported artifacts, services."""
 
-    name: str
-    filter: AlignmentFilter
+    @property
+    def name(self) -> str:
+        """Return the name in the registry."""
+        ...
+
+    @property
+    def filter(self) -> AlignmentFilter:
+        """Return whom the selector's guaranteed filter binds."""
+        ...
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose where `preemptor` preempts whom; None = do not preempt now."""
@@ -206,7 +213,7 @@ class ClusterState:
 
     def model(self, node: int) -> ServerModel:
         """Return the server model of a node."""
-        return self.models[self.arrays.nodes[node]["model"]]
+        return self.models[int(self.arrays.nodes[node]["model"])]
 
     def pod(self, index: int) -> Pod:
         """Return a pod by its row.
@@ -362,7 +369,7 @@ class ClusterState:
             cores, held = c.pods[pod]["cores"], c.pod_cores[pod].sum()
             gpus = int(c.live[pod]["gpu_mask"]).bit_count()
             if gpus != c.pods[pod]["gpus"] or cores != held:
-                raise PodError(f"pod {self.name(pod)!r} holds {gpus} GPUs and {held} cores")
+                raise PodError(f"pod {self.name(int(pod))!r} holds {gpus} GPUs and {held} cores")
 
 
 def importance(pod: Pod) -> tuple[int, float, int]:

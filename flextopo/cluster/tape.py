@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.errors import WorkloadError
 
-NEVER_S = np.int64(2**61)
+NEVER_S = 2**61
 """A time that no tape reaches: departure of a pod that leaves only when its work is done."""
 
 ONLINE_PRIORITY = 1000
