@@ -64,12 +64,10 @@ def tape_from_traces(
 ) -> tuple[Tape, TraceReport]:
     """Play recorded services and jobs on a cluster.
 
-    Services become replicas as in the generator, `num_services` of them chosen by the seed; with
-    fewer in the trace, they are played again from other days. The warm-up comes from the hours
-    before the stretch, around the end of the trace if need be. Jobs of the stretch are thinned at
-    random or repeated until the load is `config.batch_load`; durations are cut as in the
-    generator. What no trace records (classes, checkpoints, budgets) is drawn as there. The
-    configuration's rates, job mix, durations' law and arrivals are not used.
+    Services chosen by the seed become replicas as in the generator; with too few in the trace they
+    are played again from other days. The warm-up comes from the hours before, around the trace's
+    end if need be. Jobs of the stretch are thinned at random or repeated to `config.batch_load`.
+    What no trace records (classes, checkpoints, budgets) is drawn as in the generator.
 
     Args:
         services: from `read_services`.
@@ -180,7 +178,7 @@ def _fit_cluster(
     counts = np.bincount(jobs.source[~fits], minlength=len(jobs.sources))
     if not fits.any():
         raise WorkloadError(
-            f"traces: {len(jobs)} jobs of {int(total.min(initial=0))} GPUs or more for {num_gpus} "
+            f"traces: {len(jobs)} jobs of {min(total.tolist(), default=0)} GPUs or more for {num_gpus} "
             "GPUs; legal: one that fits at least"
         )
     cut = cut_durations(jobs.duration_s, config)

@@ -11,9 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from flextopo.cluster.batch_jobs import (
+    BatchJobs,
     draw_attributes,
     generate_jobs,
     hourly_factors,
+    jobs_in_progress,
     mean_duration_s,
     nearest_prefix,
 )
@@ -26,7 +28,7 @@ from flextopo.cluster.online_demand import (
     service_rates,
 )
 from flextopo.cluster.tape import BATCH_PRIORITIES, NEVER_S, ONLINE_PRIORITY, Tape
-from flextopo.cluster.workload import WorkloadConfig, generate_tape, randomised
+from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.cluster.workload_config import CHECKPOINT_S, SPOT_HOUR_FACTORS
 
 DEFAULT = WorkloadConfig()
@@ -203,7 +205,22 @@ def test_jobs_in_progress_fill_the_load_from_the_first_second() -> None:
     assert not (~empty.online & (empty.arrive_s == -empty.warmup_s)).any()
 
 
-@pytest.mark.parametrize(("mu", "sigma"), [(7.65, 1.83), (9.12, 2.76), (6.0, 0.0)])
+def test_jobs_in_progress_are_length_biased_and_partly_done() -> None:
+    count = 1000
+    ones = np.ones(count, np.int64)
+    duration = np.where(np.arange(count) % 2, 1000, 9000)
+    pool = BatchJobs(0 * ones, duration, ones, ones, 0 * ones)
+    running = jobs_in_progress(pool, 20_000.0, -600, np.random.default_rng(0))
+    assert len(running) == 20_000
+    assert set(running.submit_s.tolist()) == {-600}
+    assert running.duration_s.min() >= 1
+    # Nine of ten GPUs are held by the long jobs, each uniformly far from its end.
+    left = running.duration_s
+    assert np.mean(left > 1000) == pytest.approx(0.9 * 8 / 9, abs=0.01)
+    assert left.mean() == pytest.approx(0.9 * 4500 + 0.1 * 500, rel=0.02)
+
+
+@pytest.mark.parametrize(("mu", "sigma"), [(7.65, 1.83), (9.12, 2.76), (3.5, 1.0), (6.0, 0.0)])
 def test_mean_of_cut_durations_is_exact(mu: float, sigma: float) -> None:
     draws = np.exp(mu + sigma * np.random.default_rng(0).standard_normal(1_000_000))
     expected = np.clip(draws, 60, 86400).mean()
@@ -337,32 +354,6 @@ def test_window_is_rounded_up_to_ten_minutes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_load": -0.1}, "batch_load = -0.1; legal: 0 to 10"),
-        ({"online_peak_share": 1.5}, "online_peak_share = 1.5; legal: 0.01 to 1"),
-        ({"min_duration_s": -60}, "min_duration_s = -60; legal: a whole number 1 to"),
-        ({"max_duration_s": 30}, "max_duration_s = 30; legal: min_duration_s = 60"),
-        ({"scale_down_s": 1.5}, "scale_down_s = 1.5; legal: a whole number"),
-        ({"grace_s": True}, "grace_s = True; legal: a whole number"),
-        ({"residual_sd": math.nan}, "residual_sd = nan; legal: 0 to 5"),
-        ({"residual_phi": "0.7"}, "residual_phi = '0.7'; legal: 0 to 0.999"),
-        ({"services": 0}, "services = 0; legal: a whole number 1 to"),
-        ({"start_p90_s": 10.0}, "start_p90_s = 10.0; legal: start_p50_s = 23.0 or more"),
-        ({"none_share": 0.6}, "none_share = 0.6; legal: 0 to 0.5"),
-        ({"replica_gpu_mix": (0.5, 0.5)}, "legal: 4 numbers, 0 or more, of sum 1"),
-        ({"replica_gpu_mix": (2.0, -1.0, 0.0, 0.0)}, "legal: 4 numbers, 0 or more, of sum 1"),
-        ({"batch_gpu_mix": ("a", 1, 0, 0)}, "legal: 4 numbers, 0 or more, of sum 1"),
-        ({"hour_factors": (2.0,) * 24}, "legal: 24 numbers, 0 or more, of sum 24"),
-    ],
-)
-def test_illegal_parameters_are_named(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(WorkloadError) as caught:
-        WorkloadConfig(**change)
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
     ("num_gpus", "seed", "per_server", "cores", "message"),
     [
         (0, 0, 8, 7, "num_gpus = 0; legal: 1 to"),
@@ -377,42 +368,6 @@ def test_illegal_clusters_are_named(
     with pytest.raises(WorkloadError) as caught:
         generate_tape(DEFAULT, num_gpus, seed, gpus_per_server=per_server, cores_per_gpu=cores)
     assert message in str(caught.value)
-
-
-def test_lists_from_configuration_files_become_tuples() -> None:
-    config = WorkloadConfig(replica_gpu_mix=[0.4, 0.3, 0.2, 0.1])  # type: ignore[arg-type]
-    assert config == DEFAULT
-    assert hash(config) == hash(DEFAULT)
-
-
-def test_every_field_says_what_it_is() -> None:
-    assert all(spec.metadata.get("doc") for spec in fields(WorkloadConfig))
-
-
-def test_randomised_draws_each_range_and_keeps_the_rest() -> None:
-    base = replace(DEFAULT, horizon_h=6.0, pdb_share=0.3)
-    drawn = [randomised(seed, base) for seed in range(200)]
-    assert drawn[:3] == [randomised(seed, base) for seed in range(3)]
-    mixes = ("batch_gpu_mix", "replica_gpu_mix")
-    for spec in fields(base):
-        values = [getattr(config, spec.name) for config in drawn]
-        train = spec.metadata.get("train")
-        if train is not None:
-            low, high = train
-            assert low <= min(values) < low + 0.1 * (high - low), spec.name
-            assert high - 0.1 * (high - low) < max(values) <= high, spec.name
-        elif spec.name in mixes:
-            assert len(set(values)) == 200
-        else:
-            assert set(values) == {getattr(base, spec.name)}
-    ones = [config.batch_gpu_mix[0] for config in drawn]
-    assert 0.75 <= min(ones) < 0.77
-    assert 0.93 < max(ones) <= 0.947
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_randomised_workloads_generate(seed: int) -> None:
-    assert generate_tape(randomised(seed), 64, seed).num_pods > 20
 
 
 def test_nearest_prefix_stops_on_either_side_of_the_target() -> None:

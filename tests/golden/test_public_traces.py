@@ -1,0 +1,97 @@
+"""The public traces themselves, where a checkout has them beside the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flextopo.cluster.server_model import preset
+from flextopo.cluster.traces import read_jobs, read_services, tape_from_traces
+from flextopo.cluster.workload import WorkloadConfig
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+
+pytestmark = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the public traces are not beside the repository"
+)
+
+# File, services and 10-min windows as its publisher describes them.
+SERVICES = [
+    ("servegen_services34_10min.csv.gz", 34, 7 * 144),
+    ("servegen_total_10min.csv.gz", 3, 7 * 144),
+    ("azure2023_conv_requests.csv.gz", 1, 3),
+    ("azure2023_code_requests.csv.gz", 1, 3),
+    ("azure2023_conv_per_minute.csv", 1, 3),
+    ("azure2023_code_per_minute.csv", 1, 3),
+    ("mooncake_conversation_requests.csv.gz", 1, 3),
+]
+
+# File, batch jobs with a GPU by source, largest job in GPUs.
+JOBS = [
+    ("batch_jobs_unified.csv.gz", {"openb": 1727, "philly": 54770}, 8),
+    ("philly_jobs.csv.gz", {"philly_jobs": 54870}, 32),
+    ("openb_pods.csv", {"openb": 1727}, 8),
+    ("acme_kalos_sample.csv", {"acme_kalos_sample": 159}, 1024),
+]
+
+
+@pytest.mark.parametrize(("name", "services", "windows"), SERVICES)
+def test_services_are_read_whole(name: str, services: int, windows: int) -> None:
+    read = read_services(DATA / "online" / name)
+    assert read.rates.shape == (services, windows)
+    assert np.isfinite(read.rates).all()
+    assert (read.rates.mean(axis=1) > 0).all()
+    assert read.aligned == (windows >= 144)
+
+
+@pytest.mark.parametrize("kind", ["conv", "code"])
+def test_minutes_and_requests_of_azure_agree(kind: str) -> None:
+    requests = read_services(DATA / "online" / f"azure2023_{kind}_requests.csv.gz")
+    minutes = read_services(DATA / "online" / f"azure2023_{kind}_per_minute.csv")
+    np.testing.assert_allclose(requests.rates[:, :-1], minutes.rates[:, :-1], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "counts", "largest"), JOBS)
+def test_jobs_are_read_whole(name: str, counts: dict[str, int], largest: int) -> None:
+    jobs = read_jobs(DATA / "batch" / name)
+    found = np.bincount(jobs.source, minlength=len(jobs.sources)).tolist()
+    assert dict(zip(jobs.sources, found, strict=True)) == counts
+    assert (jobs.gpus * jobs.pods).max() == largest
+
+
+def test_openb_as_published_and_unified_are_the_same_jobs() -> None:
+    published = read_jobs(DATA / "batch" / "openb_pods.csv")
+    unified = read_jobs(DATA / "batch" / "batch_jobs_unified.csv.gz")
+    openb = unified.take(unified.source == unified.sources.index("openb"))
+    assert sorted(published.duration_s.tolist()) == sorted(openb.duration_s.tolist())
+
+
+@pytest.mark.parametrize("server", ["rtx4090", "a100"])
+@pytest.mark.parametrize("servers", [4, 16])
+def test_services_and_jobs_fill_a_cluster(server: str, servers: int) -> None:
+    services = read_services(DATA / "online" / "servegen_services34_10min.csv.gz")
+    jobs = read_jobs(DATA / "batch" / "batch_jobs_unified.csv.gz")
+    model = preset(server)
+    num_gpus = servers * model.num_gpus
+    cores = model.num_cores // model.num_gpus - 1
+    config = WorkloadConfig()
+    # The load ends at a whole job: off by half of the largest at most, 8 GPUs for a day.
+    half_job = 0.5 * 8 / num_gpus * 24 / 36
+    occupancy, added = [], []
+    for seed in range(20):
+        tape, report = tape_from_traces(
+            services, jobs, config, num_gpus, seed, model.num_gpus, cores
+        )
+        assert report.load == pytest.approx(0.65, abs=half_job)
+        assert len(report.jobs) == 2
+        np.testing.assert_array_equal(tape.cores, tape.gpus * cores)
+        online = tape.online
+        span = np.minimum(tape.depart_s, tape.end_s) - np.maximum(tape.arrive_s, 0)
+        gpu_s = (np.clip(span, 0, None) * tape.gpus)[online].sum()
+        occupancy.append(gpu_s / (num_gpus * tape.end_s))
+        added.append((online & (tape.arrive_s >= 0)).sum() / (tape.service.max() + 1))
+    # The peak is 0.6 of the GPUs, and the services' mean is 0.4-0.6 of their common peak.
+    assert 0.2 < np.mean(occupancy) < 0.5
+    assert 3 < np.mean(added) < 15

@@ -1,0 +1,353 @@
+"""Readers of traces: every format, every bad input, and the tapes made of them."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from flextopo.cluster.batch_jobs import BatchJobs
+from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.tape import Tape
+from flextopo.cluster.trace_readers import ServiceRates
+from flextopo.cluster.traces import read_jobs, read_services, tape_from_traces
+from flextopo.cluster.workload import WorkloadConfig
+
+DAY = 86400
+OPENB_HEADER = (
+    "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,qos,pod_phase,"
+    "creation_time,deletion_time,scheduled_time\n"
+)
+
+
+def write(folder: Path, text: str, name: str = "trace.csv") -> Path:
+    path = folder / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    return path
+
+
+def make_services(days: int = 3, services: int = 4) -> ServiceRates:
+    """Services whose rate tells day, step and service apart."""
+    step = np.arange(days * 144)
+    wave = 2 + np.sin(2 * np.pi * step / 144)
+    rates = wave * (1 + step // 144)[None] * (1 + np.arange(services))[:, None]
+    return ServiceRates(tuple("abcdefgh"[:services]), rates.astype(np.float64), True, "made.csv")
+
+
+def make_jobs(days: int = 3, per_day: int = 500, gpus: int = 2) -> BatchJobs:
+    count = days * per_day
+    submit = np.linspace(0, days * DAY - 1, count).astype(np.int64)
+    ones = np.ones(count, np.int64)
+    duration = 600 + np.arange(count) % 7 * 1000
+    return BatchJobs(submit, duration, gpus * ones, ones, 0 * ones, ("made",), ("2 left out",))
+
+
+def new_batch(tape: Tape) -> npt.NDArray[np.bool_]:
+    return ~tape.online & (tape.arrive_s > -tape.warmup_s)
+
+
+def test_reads_services_with_gaps(tmp_path: Path) -> None:
+    rows = [f"{s},{t},{t / 600 + 1},0.5" for s in ("b", "a") for t in range(0, DAY, 600)]
+    rows[2] = "b,1200,,0.5"
+    for name in ("s.csv", "s.csv.gz"):
+        read = read_services(
+            write(tmp_path, "service,t_s,rate_rps,iat_cv\n" + "\n".join(rows), name)
+        )
+        assert read.names == ("a", "b")
+        assert read.aligned
+        np.testing.assert_allclose(read.rates, [np.arange(1, 145)] * 2)
+        assert read.notes == "1 gaps of 10 min interpolated"
+        assert read.source == name
+
+
+def test_reads_totals_and_leaves_invalid_windows_out(tmp_path: Path) -> None:
+    text = "model,t_s,rate_rps,valid\nm,0,1,1\nm,600,99,0\nm,1200,3,1\nn,0,5,0\n"
+    read = read_services(write(tmp_path, text))
+    assert read.names == ("m",)
+    np.testing.assert_allclose(read.rates, [[1, 2, 3]])
+    assert "1 services without a rate left out" in read.notes
+    assert "not aligned" in read.notes
+    assert not read.aligned
+
+
+def test_finer_windows_are_averaged_and_incomplete_days_cut(tmp_path: Path) -> None:
+    times = range(DAY - 3000, 2 * DAY + 1200, 300)
+    rows = "".join(f"x,{t},{1 + t // 300 % 2}\n" for t in times)
+    read = read_services(write(tmp_path, "service,t_s,rate_rps\n" + rows))
+    assert read.aligned
+    np.testing.assert_allclose(read.rates, np.full((1, 144), 1.5))
+
+
+def test_reads_requests_of_each_minute(tmp_path: Path) -> None:
+    rows = "".join(f"{minute},{60 if minute < 10 else 120},1,1\n" for minute in range(15))
+    read = read_services(write(tmp_path, "minute,requests,input_tokens,output_tokens\n" + rows))
+    assert read.names == ("trace",)
+    np.testing.assert_allclose(read.rates, [[1.0, 2.0]])
+
+
+def test_reads_a_list_of_requests(tmp_path: Path) -> None:
+    rows = "".join(f"{second / 2},100,10\n" for second in range(1800))
+    read = read_services(write(tmp_path, "t_s,input_tokens,output_tokens\n" + rows, "r.csv.gz"))
+    np.testing.assert_allclose(read.rates, [[2.0, 2.0]], rtol=0.01)
+
+
+def test_reads_jobs_of_several_sources(tmp_path: Path) -> None:
+    text = (
+        "source,submit_s,duration_s,gpus,gpu_frac,cpus,mem_gib,qos,priority\n"
+        "openb,50,100,1,0.5,6,12,BE,0\n"
+        "openb,40,100,1,1.0,6,12,LS,2\n"
+        "openb,45,100,2,,6,12,Burstable,1\n"
+        "openb,46,100,2,,6,12,Guaranteed,3\n"
+        "philly,10.7,99.6,8,1,,,LS,0\n"
+        "philly,20,0,0,1,,,,0\n"
+    )
+    jobs = read_jobs(write(tmp_path, text))
+    assert jobs.sources == ("openb", "philly")
+    assert jobs.submit_s.tolist() == [10, 45, 50]
+    assert jobs.duration_s.tolist() == [100, 100, 100]
+    assert jobs.gpus.tolist() == [8, 2, 1]
+    assert jobs.pods.tolist() == [1, 1, 1]
+    assert jobs.source.tolist() == [1, 0, 0]
+    assert jobs.notes == (
+        "2 online (LS) left out, 1 shares of a GPU rounded up to one",
+        "1 CPU-only left out",
+    )
+
+
+@pytest.mark.parametrize(
+    "columns", ["submit_s,duration_s,nodes,gpus,cpus", "submit_s,duration_s,vc,gpus,cpus"]
+)
+def test_jobs_over_eight_gpus_become_groups(tmp_path: Path, columns: str) -> None:
+    jobs = read_jobs(write(tmp_path, f"{columns}\n0,104.0,8,64,960\n5,10.0,1,8,96\n9,7,2,12,1\n"))
+    assert jobs.gpus.tolist() == [8, 8, 8]
+    assert jobs.pods.tolist() == [8, 1, 2]
+
+
+def test_reads_openb_as_published(tmp_path: Path) -> None:
+    rows = (
+        "p0,12000,16384,1,1000,,LS,Running,0,12537496,0\n"
+        "p1,6000,12288,1,460,,BE,Failed,100,400,150\n"
+        "p2,6000,12288,0,0,,BE,Running,100,400,150\n"
+        "p3,6000,12288,1,1000,,BE,Pending,100,400,\n"
+        "p4,6000,12288,8,1000,T4,Burstable,Succeeded,90,1090,90\n"
+    )
+    jobs = read_jobs(write(tmp_path, OPENB_HEADER + rows, "openb_pods.csv"))
+    assert jobs.submit_s.tolist() == [90, 100]
+    assert jobs.duration_s.tolist() == [1000, 250]
+    assert jobs.gpus.tolist() == [8, 1]
+    assert len(jobs.notes) == 1
+    assert jobs.notes[0].split(", ") == [
+        "1 online (LS) left out",
+        "1 never scheduled left out",
+        "1 CPU-only left out",
+        "1 shares of a GPU rounded up to one",
+    ]
+
+
+JOBS = "submit_s,duration_s,gpus\n"
+SERVICES = "service,t_s,rate_rps\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (JOBS + "0,60,1\n5,-3,1\n", ":3: duration_s = '-3'; legal: a number from 0 to"),
+        (JOBS + "-1,60,1\n", ":2: submit_s = '-1'; legal: a number from 0 to"),
+        (JOBS + "0,60,1\n\n0,abc,1\n", ":4: duration_s = 'abc'; legal: a number"),
+        (JOBS + "0,,1\n", ":2: duration_s = ''; legal: a number"),
+        (JOBS + "0,nan,1\n", ":2: duration_s = 'nan'; legal: a number"),
+        (JOBS + "0,inf,1\n", ":2: duration_s = 'inf'; legal: a number"),
+        (JOBS + "0,1_0,1\n", ":2: duration_s = '1_0'; legal: a number"),
+        (JOBS + "0,60,16\n", ":2: gpus = '16'; legal: a number from 0 to 8"),
+        (JOBS + "0,60,1\n5,60\n", ":3: 2 fields; legal: 3, as in the header"),
+        (JOBS + "0,60,1,9\n", ":2: 4 fields; legal: 3, as in the header"),
+        (JOBS + "0,60,0\n", ": no batch job with a GPU; legal: one at least"),
+        (JOBS, ": a header and no rows; legal: one row at least"),
+        ("", ": empty file; legal: a header line and one row at least"),
+        (" \n\n", ": empty file; legal: a header line and one row at least"),
+        ("a,b\n1,2\n", ":1: columns a,b; legal: submit_s,duration_s,gpus or num_gpu,gpu_milli"),
+        ("a,a\n1,2\n", ":1: column 'a' twice; legal: each name once"),
+        (
+            OPENB_HEADER + "p,1,1,1,1000,,BE,Failed,100,40,50\n",
+            ":2: deletion_time = '40'; legal: scheduled_time = 50 or more",
+        ),
+    ],
+)
+def test_bad_jobs_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(WorkloadError) as caught:
+        read_jobs(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SERVICES + "a,0,1\na,600,-2\n", ":3: rate_rps = '-2'; legal: a number from 0 to"),
+        (SERVICES + "a,zero,1\n", ":2: t_s = 'zero'; legal: a number from 0 to"),
+        (SERVICES + "a,0,\n", ": no window with a rate; legal: one at least"),
+        (SERVICES + "a,0,1\na,9e10,1\n", ":3: t_s spans 150000001 steps"),
+        ("minute,requests\n0,1\n1000000000,5\n", ":3: t_s spans 100000000 steps"),
+        ("minute,requests\n0,x\n", ":2: requests = 'x'; legal: a number"),
+        ("t_s,rate\n0,1\n", ":1: columns t_s,rate; legal: service,t_s,rate_rps or model,"),
+    ],
+)
+def test_bad_services_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(WorkloadError) as caught:
+        read_services(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"none\.csv: no such file; legal: a trace as csv"):
+        read_jobs(tmp_path / "none.csv")
+    with pytest.raises(WorkloadError, match="legal: a readable csv"):
+        read_services(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damaged_gzip_is_named(tmp_path: Path, damage: str) -> None:
+    path = write(
+        tmp_path, JOBS + "".join(f"{i},{i * 37 % 991},1\n" for i in range(999)), "j.csv.gz"
+    )
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+    with pytest.raises(WorkloadError, match=r"j\.csv\.gz: damaged or cut-off gzip file"):
+        read_jobs(path)
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes(JOBS.encode() + b"0,60,1\n5,\xe9,1\n")
+    with pytest.raises(WorkloadError, match=r"latin\.csv:3: byte 0xe9 is not UTF-8; legal: UTF-8"):
+        read_jobs(path)
+
+
+def test_a_byte_order_mark_and_carriage_returns_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "bom.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + (JOBS + "0,60,1\n").replace("\n", "\r\n").encode())
+    assert read_jobs(path).duration_s.tolist() == [60]
+
+
+def test_fifty_thousand_rows_take_less_than_a_second(tmp_path: Path) -> None:
+    path = write(tmp_path, JOBS + "".join(f"{i},{i % 997},{i % 8 + 1}\n" for i in range(50_000)))
+    begin = time.perf_counter()
+    assert len(read_jobs(path)) == 50_000
+    assert time.perf_counter() - begin < 1.0
+
+
+@pytest.mark.parametrize("load", [0.3, 0.65, 2.0])
+def test_jobs_are_thinned_or_repeated_to_the_load(load: float) -> None:
+    config = WorkloadConfig(batch_load=load)
+    jobs = make_jobs()
+    tape, report = tape_from_traces(make_services(), jobs, config, 128, 0)
+    new = new_batch(tape)
+    capacity = 128 * 36 * 3600
+    played = (tape.gpus * tape.duration_s)[new].sum() / capacity
+    assert played == pytest.approx(load, abs=0.01)
+    assert report.load == pytest.approx(load, abs=0.01)
+    # 500 jobs a day, 2 GPUs each, 3600 s on average.
+    assert report.load_found == pytest.approx(500 / DAY * 2 * 3600 / 128, rel=0.01)
+    assert report.factor == pytest.approx(load / report.load_found)
+    word = "thinned to" if report.factor < 1 else "repeated"
+    assert word in report.jobs[0]
+    assert report.jobs[0].endswith("2 left out.")
+    assert str(report) == f"{report.services}\n{report.jobs[0]}"
+
+
+def test_thinned_jobs_keep_their_recorded_second() -> None:
+    jobs = make_jobs()
+    tape, _ = tape_from_traces(make_services(), jobs, WorkloadConfig(batch_load=0.3), 128, 0)
+    new = tape.arrive_s[new_batch(tape)] % DAY
+    assert len(new) > 100
+    assert set(new.tolist()) <= set((jobs.submit_s % DAY).tolist())
+
+
+def test_no_load_plays_no_jobs() -> None:
+    tape, _ = tape_from_traces(make_services(), make_jobs(), WorkloadConfig(batch_load=0.0), 128, 0)
+    assert tape.online.all()
+
+
+def test_equal_seeds_give_equal_tapes_and_others_another_stretch() -> None:
+    services, jobs = make_services(days=7), make_jobs(days=7)
+    first, text = tape_from_traces(services, jobs, WorkloadConfig(), 128, 4)
+    again, same_text = tape_from_traces(services, jobs, WorkloadConfig(), 128, 4)
+    assert text == same_text
+    for spec in fields(first):
+        np.testing.assert_array_equal(getattr(first, spec.name), getattr(again, spec.name))
+    texts = {tape_from_traces(services, jobs, WorkloadConfig(), 128, s)[1].jobs for s in range(9)}
+    assert len(texts) > 3
+
+
+def test_hour_of_day_is_kept() -> None:
+    jobs = make_jobs(days=5)
+    night = jobs.take(jobs.submit_s % DAY < 2 * 3600)
+    config = WorkloadConfig(batch_load=0.05)
+    tape, _ = tape_from_traces(make_services(), night, config, 128, 3)
+    hours = tape.arrive_s[new_batch(tape)] % DAY / 3600
+    # The warm-up from 12:00 to 24:00 has none, the account none after 02:00 and the copies' shift.
+    assert len(hours) > 20
+    assert ((hours < 2.51) | (hours > 23.49)).all()
+
+
+def test_short_traces_go_round() -> None:
+    services = ServiceRates(("one",), np.array([[1.0, 2.0, 3.0]]), False, "short.csv", "short")
+    jobs = make_jobs(days=1, per_day=40)
+    jobs = jobs.take(jobs.submit_s < 3600)
+    tape, report = tape_from_traces(services, jobs, WorkloadConfig(), 128, 0)
+    assert "each about 6 times" in report.services
+    assert "going round the trace's 0.5 h" in report.services
+    assert tape.service.max() == 5
+    assert tape.arrive_s[new_batch(tape)].max() > 0
+
+
+def test_as_many_services_as_the_rule_asks_for() -> None:
+    config = WorkloadConfig(services=3)
+    tape, report = tape_from_traces(make_services(), make_jobs(), config, 128, 0)
+    assert set(tape.service.tolist()) == {-1, 0, 1, 2}
+    assert report.services.startswith("made.csv: 3 services played from 4 recorded, from day ")
+
+
+def test_large_jobs_become_groups_or_are_left_out() -> None:
+    jobs = make_jobs(gpus=8)
+    pods = np.where(np.arange(len(jobs)) % 2, 40, 2)
+    tape, report = tape_from_traces(
+        make_services(), replace(jobs, pods=pods), WorkloadConfig(), 128, 0, gpus_per_server=4
+    )
+    assert "750 larger than the cluster left out" in report.jobs[0]
+    groups = np.unique(tape.group[tape.group >= 0])
+    assert len(groups) > 10
+    for group in groups:
+        rows = np.flatnonzero(tape.group == group)
+        np.testing.assert_array_equal(rows, rows[0] + np.arange(4))
+        assert (tape.gpus[rows] == 4).all()
+
+
+def test_a_cluster_smaller_than_every_job_is_named() -> None:
+    with pytest.raises(WorkloadError, match="1500 jobs of 8 GPUs or more for 4 GPUs; legal: one"):
+        tape_from_traces(make_services(), make_jobs(gpus=8), WorkloadConfig(), 4, 0)
+
+
+def test_a_trace_too_thin_for_the_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flextopo.cluster.traces.MAX_JOBS", 1000)
+    jobs = make_jobs(days=1, per_day=1)
+    with pytest.raises(WorkloadError, match=r"of 1200 GPU-s in the stretch .* 1000 jobs at most"):
+        tape_from_traces(make_services(), jobs, WorkloadConfig(), 128, 0)
+
+
+def test_durations_are_cut_as_in_the_generator() -> None:
+    jobs = make_jobs()
+    duration = np.where(np.arange(len(jobs)) % 2, 1, 10**6)
+    tape, _ = tape_from_traces(
+        make_services(), replace(jobs, duration_s=duration), WorkloadConfig(), 512, 0
+    )
+    assert set(tape.duration_s[new_batch(tape)].tolist()) == {60, 86400}
