@@ -143,7 +143,7 @@ def _assumed_gpu_numa(
                 f"node {model.name!r} and {gpu_location.name!r}, which is to locate its GPUs, "
                 "differ in shape; legal: equal counts of GPUs, NUMA nodes and sockets"
             )
-        return gpu_location.gpu_numa, f"server {gpu_location.name!r}"
+        return gpu_location.gpu_numa, repr(gpu_location.name)
     for preset in PRESETS.values():
         same_gpu = preset.name.removeprefix("rtx") in model.gpu_name.lower()
         if same_gpu and _same_shape(model, preset) and model.numa_cores == preset.numa_cores:
