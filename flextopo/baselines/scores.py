@@ -70,7 +70,7 @@ def latest_start(option: Option[Any]) -> float:
     if not option.victims:
         return 0.0
     top = max(victim.priority for victim in option.victims)
-    return -min(victim.start_s for victim in option.victims if victim.priority == top)
+    return -float(min(victim.start_s for victim in option.victims if victim.priority == top))
 
 
 def topology_score(numa_nodes: int, sockets: int) -> float:

@@ -53,7 +53,7 @@ def copy_events(source: Events, target: Events) -> None:
 def _earlier(c: Cluster, a: int, b: int) -> bool:
     """Order two pods in the event heap."""
     at, bt = c.live[a]["next_s"], c.live[b]["next_s"]
-    return at < bt or (at == bt and a < b)
+    return bool(at < bt or (at == bt and a < b))
 
 
 @njit(cache=True)
@@ -111,7 +111,7 @@ def _before(c: Cluster, a: int, b: int) -> bool:
     """Order two pods in the scheduling queue."""
     pa, pb = c.pods[a]["priority"], c.pods[b]["priority"]
     if pa != pb:
-        return pa > pb
+        return bool(pa > pb)
     ta, tb = c.pods[a]["arrive_s"], c.pods[b]["arrive_s"]
     return bool(ta < tb or (ta == tb and a < b))
 

@@ -117,6 +117,18 @@ def weighted_gpu_s(account: npt.NDArray[Any], costs: Costs) -> float:
     )
 
 
+def loss_terms(account: npt.NDArray[Any], costs: Costs) -> dict[str, float]:
+    """Return the five terms of the weighted loss so far in GPU-seconds; they add up to it."""
+    a = account[0]
+    return {
+        "waiting": float(costs.waiting * a["waiting"]),
+        "misalignment": float(costs.late * a["late"] + costs.cross * a["cross"]),
+        "discarded": float(costs.discarded * a["discarded_weighted"]),
+        "eviction": float(costs.eviction * a["evicted_gpus"]),
+        "idle": float(costs.idle * a["idle"]),
+    }
+
+
 @njit(cache=True)
 def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
     """Return the loss of evicting a pod now, its whole PodGroup included, in GPU-seconds."""

@@ -6,10 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.arrays import FUTURE, NEVER_PLACED_S, NOMINATED, PENDING
-from flextopo.cluster.loss import weighted_gpu_s
+from flextopo.cluster.loss import loss_terms, weighted_gpu_s
 from flextopo.cluster.simulator import Simulator
-
-LOSS_TERMS = ("waiting", "misalignment", "discarded", "eviction", "idle")
 
 METRICS: dict[str, str] = {
     "weighted_loss": "weighted GPU-hours lost per GPU-hour demanded; the sum of its five terms",
@@ -46,11 +44,7 @@ def episode_metrics(sim: Simulator) -> dict[str, float]:
     waits, placed = _online_pods(sim)
     out = {
         "weighted_loss": weighted_gpu_s(sim.events.account, costs) / demanded,
-        "waiting": costs.waiting * account["waiting"] / demanded,
-        "misalignment": (costs.late * account["late"] + costs.cross * account["cross"]) / demanded,
-        "discarded": costs.discarded * account["discarded_weighted"] / demanded,
-        "eviction": costs.eviction * account["evicted_gpus"] / demanded,
-        "idle": costs.idle * account["idle"] / demanded,
+        **{name: lost / demanded for name, lost in loss_terms(sim.events.account, costs).items()},
         "hit_rate": _share(account["hits"], account["preemptions"]),
         "guaranteed_hit_rate": _share(
             account["guaranteed_hits"], account["guaranteed_preemptions"]

@@ -118,6 +118,53 @@ class ServerModel:
         return None
 
 
+@dataclass(frozen=True)
+class Fleet:
+    """The servers of a cluster.
+
+    Attributes:
+        models: the distinct server models.
+        node_model: index into `models` of node 0, 1, ...
+    """
+
+    models: tuple[ServerModel, ...]
+    node_model: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.node_model or not self.models:
+            raise TopologyError("a cluster of 0 servers; legal: 1 or more")
+        if not 0 <= min(self.node_model) <= max(self.node_model) < len(self.models):
+            raise TopologyError(
+                f"node models {min(self.node_model)} to {max(self.node_model)}; "
+                f"legal: 0 to {len(self.models) - 1}"
+            )
+        if self.num_gpus == 0:
+            raise TopologyError("a cluster without GPUs; legal: one GPU at least")
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.node_model)
+
+    @property
+    def num_gpus(self) -> int:
+        return sum(self.models[model].num_gpus for model in self.node_model)
+
+    @property
+    def gpus_per_server(self) -> int:
+        """Most GPUs of a server, which is the most that a pod may ask for."""
+        return max(self.models[model].num_gpus for model in self.node_model)
+
+    @property
+    def cores_per_gpu(self) -> int:
+        """Cores that a generated pod asks for with each GPU: 7/8 of the scarcest server's share.
+
+        7 on the 64-core and 14 on the 128-core preset, so that some cores of a NUMA node stay free.
+        """
+        used = (self.models[model] for model in set(self.node_model))
+        shares = [model.num_cores / model.num_gpus for model in used if model.num_gpus]
+        return max(1, int(min(shares) * 7 / 8))
+
+
 class ModelTables(NamedTuple):
     """The server models of a cluster as arrays; M models, padded with -1 or 0.
 

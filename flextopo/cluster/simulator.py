@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +16,7 @@ from flextopo.cluster.lookahead import branch_losses, run_greedy
 from flextopo.cluster.loss import ACCOUNT_DTYPE, LossWeights, compile_costs, weighted_gpu_s
 from flextopo.cluster.placement import NO_FIT, best_level
 from flextopo.cluster.pods import Pod
-from flextopo.cluster.server_model import ServerModel, compile_models
+from flextopo.cluster.server_model import Fleet, compile_models
 from flextopo.cluster.simulation import END, Rules, advance, decline, preempt
 from flextopo.cluster.state import (
     AlignmentFilter,
@@ -55,8 +54,7 @@ class Simulator:
 
     Args:
         tape: the exogenous events.
-        models: the server models.
-        node_model: the model of each node.
+        fleet: the servers.
         filter_: whom the guaranteed filter binds; a selector's own.
         scenario: loss weights and node admission.
 
@@ -67,8 +65,7 @@ class Simulator:
     def __init__(
         self,
         tape: Tape,
-        models: Sequence[ServerModel],
-        node_model: Sequence[int],
+        fleet: Fleet,
         filter_: AlignmentFilter = AlignmentFilter.OWN,
         scenario: Scenario | None = None,
     ) -> None:
@@ -82,8 +79,8 @@ class Simulator:
             restart_s=tape.restart_s,
             end_s=tape.end_s,
         )
-        cluster = _load(tape, models, np.asarray(node_model, np.int64))
-        self.state = ClusterState(cluster, tuple(models), self.costs, simulator=self)
+        cluster = _load(tape, fleet)
+        self.state = ClusterState(cluster, fleet.models, self.costs, simulator=self)
         self.events = _empty_events(tape)
         self._one = candidate_arrays(1)
         self._workspace = workspace()
@@ -165,8 +162,9 @@ class Simulator:
             self.apply(selector.select(self.state, pod))
 
 
-def _load(tape: Tape, models: Sequence[ServerModel], node_model: npt.NDArray[np.int64]) -> Cluster:
-    tables = compile_models(models)
+def _load(tape: Tape, fleet: Fleet) -> Cluster:
+    node_model = np.asarray(fleet.node_model, np.int64)
+    tables = compile_models(fleet.models)
     cluster = empty_cluster(tables, node_model, tape.num_pods, len(tape.pdb_allowed))
     for name in cluster.pods.dtype.names or ():
         if name not in ("next_member", "protection_s"):
@@ -180,7 +178,7 @@ def _load(tape: Tape, models: Sequence[ServerModel], node_model: npt.NDArray[np.
         if min(levels) == NO_FIT:
             raise WorkloadError(
                 f"a pod asks for {gpus} GPUs and {cores} cores; legal: what one of the servers "
-                f"{', '.join(model.name for model in models)} has"
+                f"{', '.join(model.name for model in fleet.models)} has"
             )
     return cluster
 

@@ -1,0 +1,69 @@
+"""One environment step as one kernel call: carry out an action, run on, show the next decision."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from numba import njit
+
+from flextopo.cluster.arrays import Cluster
+from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candidates
+from flextopo.cluster.events import Events
+from flextopo.cluster.features import Observation, observe, observe_nothing
+from flextopo.cluster.loss import Costs, weighted_gpu_s
+from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
+
+
+class Decision(NamedTuple):
+    """Everything a step reads and writes; all arrays are the simulator's own."""
+
+    cluster: Cluster
+    events: Events
+    rules: Rules
+    costs: Costs
+    workspace: Workspace
+    found: CandidateArrays
+    observation: Observation
+
+
+@njit(cache=True)
+def show_next(d: Decision) -> int:
+    """Run to the next decision that has candidates and observe it; return how many, or END."""
+    while True:
+        pod = advance(d.cluster, d.events, d.rules)
+        if pod == END:
+            observe_nothing(d.observation)
+            return END
+        aligned = must_align(d.cluster, d.rules, pod)
+        count = find_candidates(d.cluster, d.costs, pod, aligned, d.workspace, d.found)
+        if count > 0:
+            observe(d.cluster, d.costs, pod, d.found, count, d.observation)
+            return count
+        decline(d.events)
+
+
+@njit(cache=True)
+def step(d: Decision, count: int, action: int) -> tuple[int, float, bool]:
+    """Carry out an action and run to the next decision.
+
+    Args:
+        d: the episode.
+        count: how many candidates the present decision has.
+        action: index of a candidate, or K for "do not preempt now"; an index of an empty place
+            counts as that, and as an invalid action.
+
+    Returns:
+        Candidates of the next decision or END, weighted GPU-seconds lost meanwhile, and whether
+        the action was invalid.
+    """
+    before = weighted_gpu_s(d.events.account, d.costs)
+    invalid = action >= count and action != d.observation.candidates.shape[0]
+    if count != END:
+        d.events.account[0]["decisions"] += 1
+        d.events.account[0]["invalid_actions"] += invalid
+        if action < count:
+            preempt(d.cluster, d.events, d.rules, d.found.node[action], d.found.slots[action])
+        else:
+            decline(d.events)
+        count = show_next(d)
+    return count, weighted_gpu_s(d.events.account, d.costs) - before, invalid

@@ -1,0 +1,22 @@
+"""The registered environment ids; this module imports nothing but gymnasium's registry."""
+
+from __future__ import annotations
+
+from gymnasium.envs.registration import register
+
+ENVIRONMENTS: dict[str, tuple[str, str]] = {
+    "flextopo/Preempt-RTX4090-v0": ("16*rtx4090", "16 servers of 8x RTX 4090, 8 NUMA nodes each"),
+    "flextopo/Preempt-A100-v0": ("16*a100", "16 servers of 8x A100, 2 NUMA nodes each"),
+    "flextopo/Preempt-Mixed-v0": ("8*rtx4090,8*a100", "8 servers of each kind"),
+}
+"""Environment id to (servers, what it is)."""
+
+
+def register_environments() -> None:
+    """Register every id with gymnasium; the environment itself is imported when it is made."""
+    for name, (servers, _) in ENVIRONMENTS.items():
+        register(
+            id=name,
+            entry_point="flextopo.envs.preemption:PreemptionEnv",
+            kwargs={"servers": servers},
+        )

@@ -1,0 +1,75 @@
+"""Write a trained scorer as an artifact that `policies.runtime` loads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import flextopo
+from flextopo.cluster.features import layout_hash
+from flextopo.policies.network import CandidateScorer, ScorerConfig
+from flextopo.policies.runtime import load_policy
+
+
+def save_policy(network: CandidateScorer, folder: Path, name: str, k: int, **about: Any) -> Path:
+    """Write `weights.npz` and `meta.json`; each is renamed into place when it is complete.
+
+    Args:
+        network: the trained scorer.
+        folder: created if it is missing.
+        name: of the policy, as tables show it.
+        k: candidates it was trained to look at.
+        about: what else the metadata should say (training command, seed, scores).
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    skip = () if network.config.context else ("pooled.weight",)
+    arrays = {
+        key: value.detach().cpu().numpy()
+        for key, value in network.state_dict().items()
+        if key not in skip
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    meta = {
+        "name": name,
+        "k": k,
+        "layout": layout_hash(),
+        "hidden": network.config.hidden,
+        "context": network.config.context,
+        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        "versions": {"flextopo": flextopo.__version__, "torch": torch.__version__.split("+")[0]},
+        **about,
+    }
+    replace_file(folder / "weights.npz", buffer.getvalue())
+    replace_file(folder / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
+    return folder
+
+
+def load_network(name: str | Path) -> CandidateScorer:
+    """Return the torch network of an artifact, to train it further.
+
+    Raises:
+        UnknownNameError, ArtifactError: as `load_policy`.
+    """
+    policy = load_policy(name)
+    hidden = policy.weights["own.bias"].shape[0]
+    network = CandidateScorer(ScorerConfig(hidden, "pooled.weight" in policy.weights))
+    state = {key: torch.from_numpy(value.copy()) for key, value in policy.weights.items()}
+    network.load_state_dict(state, strict=network.config.context)
+    return network
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that it is whole or absent."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
