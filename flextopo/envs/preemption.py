@@ -57,7 +57,7 @@ class TapeSource:
         )
 
 
-class PreemptionEnv(gym.Env[ObsType, np.int64]):
+class PreemptionEnv(gym.Env[Any, Any]):
     """Choose the victims for one pending online pod after another.
 
     ## Description
@@ -128,7 +128,7 @@ class PreemptionEnv(gym.Env[ObsType, np.int64]):
         self.strict = strict
         self.render_mode = render_mode
         self.action_space = spaces.Discrete(k + 1)
-        self.observation_space: spaces.Dict = spaces.Dict(
+        self.observation_space = spaces.Dict(
             {
                 "preemptor": spaces.Box(-1.0, 1.0, (NUM_PREEMPTOR,), np.float32),
                 "cluster": spaces.Box(-1.0, 1.0, (NUM_CLUSTER,), np.float32),
