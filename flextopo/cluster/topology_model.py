@@ -123,7 +123,10 @@ def _locate_gpus(
     missing = [gpu for gpu, vertex in zip(gpus, known, strict=True) if vertex is None]
     assumed, source = _assumed_gpu_numa(model, gpu_location) if missing else ((), "")
     gpu_numa = tuple(
-        assumed[i] if vertex is None else numa_nodes.index(vertex) for i, vertex in enumerate(known)
+        _in_socket(graph, gpus[i], numa_nodes, assumed[i])
+        if vertex is None
+        else numa_nodes.index(vertex)
+        for i, vertex in enumerate(known)
     )
     if not missing:
         return gpu_numa, []
@@ -132,6 +135,13 @@ def _locate_gpus(
         f"NUMA nodes {' '.join(map(str, gpu_numa))}"
     )
     return gpu_numa, [warning]
+
+
+def _in_socket(graph: nx.DiGraph, gpu: str, numa_nodes: Sequence[str], assumed: int) -> int:
+    """Return the assumed NUMA node, or the first of the GPU's socket if an edge tells another."""
+    told = enclosing(graph, gpu, VertexType.SOCKET)
+    sockets = [enclosing(graph, numa_node, VertexType.SOCKET) for numa_node in numa_nodes]
+    return assumed if told not in sockets or told == sockets[assumed] else sockets.index(told)
 
 
 def _assumed_gpu_numa(

@@ -34,6 +34,8 @@ _ID_PATTERNS = {
     VertexType.GPU: ("gpu-I", r"gpu-(0|[1-9][0-9]{0,8})"),
 }
 _LOCALIZED_ENDS = {VertexType.GPU, VertexType.NUMA_NODE}
+# (source, target) to the edge's type and its place in the document, in the document's order.
+Edges = dict[tuple[str, str], tuple[EdgeType, str]]
 _DEPTH = {kind: min(depth, 3) for depth, kind in enumerate(VertexType)}
 
 
@@ -193,11 +195,11 @@ def graph_from_resource(document: object, source: str | Path = "resource") -> nx
     spec = _mapping(resource.get("spec"), f"{where}spec")
     for i, entry in enumerate(_entries(spec, "nodes", where)):
         _add_vertex(graph, entry, f"{where}spec.nodes[{i}]")
+    edges: Edges = {}
     for i, entry in enumerate(_entries(spec, "edges", where)):
-        _add_edge(graph, entry, f"{where}spec.edges[{i}]")
-    _check_shape(graph)
-    for _, _, data in graph.edges(data=True):
-        del data["place"]
+        _add_edge(graph, edges, entry, f"{where}spec.edges[{i}]")
+    _check_shape(graph, edges)
+    graph.add_edges_from((*ends, {"type": kind}) for ends, (kind, _) in edges.items())
     return graph
 
 
@@ -248,40 +250,37 @@ def _check_status(attributes: dict[str, str], where: str) -> None:
         raise TopologyError(f"{where}.memoryTotal: {memory!r}; legal: whole MiB")
 
 
-def _add_edge(graph: nx.DiGraph, entry: object, where: str) -> None:
+def _add_edge(graph: nx.DiGraph, edges: Edges, entry: object, where: str) -> None:
     edge = _mapping(entry, where)
-    ends = []
-    for key in ("source", "target"):
-        vertex = _text(edge, key, where)
+    ends = _text(edge, "source", where), _text(edge, "target", where)
+    for key, vertex in zip(("source", "target"), ends, strict=True):
         if vertex not in graph:
             raise TopologyError(
                 f"{where}.{key}: no vertex is called {vertex!r}; legal: an id of spec.nodes"
             )
-        ends.append(vertex)
     kind = _EDGE_TYPES.get(_text(edge, "type", where))
     if kind is None:
         raise TopologyError(
             f"{where}.type: unknown edge type {edge['type']!r}; legal: {', '.join(_EDGE_TYPES)}"
         )
-    known = graph.get_edge_data(*ends)
+    known = edges.get(ends)
     # One pair may be joined twice; the tree's edge tells most, so it is the one kept.
-    if known is None or list(EdgeType).index(kind) < list(EdgeType).index(known["type"]):
-        graph.add_edge(*ends, type=kind, place=where)
+    if known is None or list(EdgeType).index(kind) < list(EdgeType).index(known[0]):
+        edges[ends] = kind, where
 
 
-def _check_shape(graph: nx.DiGraph) -> None:
+def _check_shape(graph: nx.DiGraph, edges: Edges) -> None:
     """Refuse cycles, edges against the order of the layers, and second parents."""
     parents: dict[str, str] = {}
     localized: dict[str, tuple[str, str]] = {}
-    for source, target, data in graph.edges(data=True):
+    for (source, target), (edge, place) in edges.items():
         kinds = graph.nodes[source]["type"], graph.nodes[target]["type"]
-        place = data["place"]
-        if data["type"] == EdgeType.CONTAINS:
+        if edge == EdgeType.CONTAINS:
             if _DEPTH[kinds[0]] >= _DEPTH[kinds[1]]:
-                raise _wrong_layers(graph, source, target)
+                raise _wrong_layers(edges, source, target, kinds)
             if parents.setdefault(target, source) != source:
                 raise _second_parent(target, parents[target], source, place)
-        elif data["type"] == EdgeType.LOCALIZED and set(kinds) == _LOCALIZED_ENDS:
+        elif edge == EdgeType.LOCALIZED and set(kinds) == _LOCALIZED_ENDS:
             gpu, numa_node = (source, target) if kinds[0] == "GPU" else (target, source)
             if localized.setdefault(gpu, (numa_node, place))[0] != numa_node:
                 raise _second_parent(gpu, localized[gpu][0], numa_node, place)
@@ -291,16 +290,16 @@ def _check_shape(graph: nx.DiGraph) -> None:
             raise _second_parent(gpu, parents[gpu], numa_node, place)
 
 
-def _wrong_layers(graph: nx.DiGraph, source: str, target: str) -> TopologyError:
+def _wrong_layers(
+    edges: Edges, source: str, target: str, kinds: tuple[VertexType, VertexType]
+) -> TopologyError:
     """Say what is wrong with an edge that does not lead inwards: every cycle has one."""
-    place = graph.edges[source, target]["place"]
+    place = edges[source, target][1]
     tree = nx.DiGraph()
-    edges = graph.edges(data="type")
-    tree.add_edges_from((u, v) for u, v, kind in edges if kind == EdgeType.CONTAINS)
+    tree.add_edges_from(ends for ends, (kind, _) in edges.items() if kind == EdgeType.CONTAINS)
     try:
         way_back = nx.shortest_path(tree, target, source)
     except nx.NetworkXNoPath:
-        kinds = graph.nodes[source]["type"], graph.nodes[target]["type"]
         return TopologyError(
             f"{place}: a {kinds[0]} contains a {kinds[1]}; legal: "
             "Socket contains NUMANode contains CoreGroup contains CPUCore or GPU"
