@@ -96,7 +96,7 @@ def _read_sys(system: Path) -> Capture | None:
     node_of: dict[int, int] = {}
     without_cpus: list[int] = []
     for numa_node, folder in _numbered(system / "node", "node"):
-        cpus = parse_cpu_list(_read(folder / "cpulist") or "")
+        cpus = _cpu_list(folder / "cpulist")
         node_of |= dict.fromkeys(cpus, numa_node)
         without_cpus += [] if cpus else [numa_node]
     rows = []
@@ -105,10 +105,11 @@ def _read_sys(system: Path) -> Capture | None:
         if socket is None:
             # An offline CPU keeps its folder, but has no topology.
             continue
-        siblings = _read(folder / "topology/core_cpus_list")
-        siblings = siblings or _read(folder / "topology/thread_siblings_list") or str(cpu)
+        # Kernels before 5.6 know the list only by its older name.
+        siblings = _cpu_list(folder / "topology/core_cpus_list")
+        siblings = siblings or _cpu_list(folder / "topology/thread_siblings_list")
         # `core_id` starts again in each die; the first thread of a core is a number of its own.
-        core = min(parse_cpu_list(siblings), default=cpu)
+        core = min(siblings, default=cpu)
         rows.append(CpuRow(cpu, core, _socket(socket, folder), node_of.get(cpu, 0)))
     if not rows:
         return None
@@ -117,6 +118,13 @@ def _read_sys(system: Path) -> Capture | None:
     ranks = {core: rank for rank, core in enumerate(sorted({row.core for row in rows}))}
     numbered = tuple(row._replace(core=ranks[row.core]) for row in rows)
     return Capture(str(system), rows=numbered, memory_nodes=memory_nodes)
+
+
+def _cpu_list(path: Path) -> tuple[int, ...]:
+    try:
+        return parse_cpu_list(_read(path) or "")
+    except TopologyError as error:
+        raise TopologyError(f"{path}: {error}") from None
 
 
 def _socket(text: str, folder: Path) -> int:

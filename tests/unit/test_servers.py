@@ -1,0 +1,113 @@
+"""The servers of a cluster as a person writes them."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+from flextopo.cluster.captures import TopologyWarning
+from flextopo.cluster.errors import TopologyError, UnknownNameError
+from flextopo.cluster.server_model import ServerModel, preset
+from flextopo.cluster.servers import MAX_SERVERS, parse_servers
+from flextopo.cluster.topology import build_graph, write_resource
+
+RTX, A100 = preset("rtx4090"), preset("a100")
+SMALL = ServerModel("small", (0,), (0,), (4,), gpu_name="T4")
+
+
+@pytest.mark.parametrize(
+    ("text", "models", "nodes"),
+    [
+        ("rtx4090", (RTX,), (0,)),
+        ("rtx4090x16", (RTX,), (0,) * 16),
+        ("a100x16", (A100,), (0,) * 16),
+        ("16*rtx4090", (RTX,), (0,) * 16),
+        ("2*rtx4090,3*a100", (RTX, A100), (0, 0, 1, 1, 1)),
+        (" 1 * a100 , rtx4090x2 ", (A100, RTX), (0, 1, 1)),
+        ("a100,rtx4090,2*a100", (A100, RTX), (0, 1, 0, 0)),
+    ],
+)
+def test_presets(text: str, models: tuple[ServerModel, ...], nodes: tuple[int, ...]) -> None:
+    assert parse_servers(text) == (models, nodes)
+
+
+def test_a_file_among_presets(tmp_path: Path) -> None:
+    path = tmp_path / "any.yaml"
+    write_resource(build_graph(SMALL, "small"), path)
+    assert parse_servers(f"2*rtx4090,2*{path},{path}") == ((RTX, SMALL), (0, 0, 1, 1, 1))
+
+
+def test_a_file_without_ending_in_this_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_resource(build_graph(SMALL, "small"), tmp_path / "any.yaml")
+    (tmp_path / "any.yaml").rename(tmp_path / "any")
+    monkeypatch.chdir(tmp_path)
+    assert parse_servers("any") == ((SMALL,), (0,))
+
+
+def test_files_of_one_name_stay_apart(tmp_path: Path) -> None:
+    other = ServerModel("small", (), (0,), (2,))
+    for folder, model in (("a", SMALL), ("b", other), ("c", SMALL)):
+        (tmp_path / folder).mkdir()
+        write_resource(build_graph(model, "small"), tmp_path / folder / "f.yaml")
+    models, nodes = parse_servers(",".join(f"{tmp_path}/{folder}/f.yaml" for folder in "abc"))
+    assert [model.name for model in models] == ["small", f"{tmp_path}/b/f.yaml"]
+    assert nodes == (0, 1, 0)
+
+
+def test_a_file_called_like_a_preset_stays_apart(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    write_resource(build_graph(SMALL, "rtx4090"), path)
+    models, nodes = parse_servers(f"{path},rtx4090")
+    assert [model.name for model in models] == [str(path), "rtx4090"]
+    assert nodes == (0, 1)
+
+
+def test_assumptions_are_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "host.csv"
+    path.write_text("0,0,0,0\n1,1,0,0\n")
+    with pytest.warns(TopologyWarning, match="GPUs are not listed"):
+        models, _ = parse_servers(f"3*{path}")
+    assert models == (ServerModel("host", (), (0,), (2,)),)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parse_servers(f"{path},{path},rtx4090")
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no servers are given; legal: NAME, NAMExCOUNT, COUNT*NAME or COUNT*FILE"),
+        ("  ", "no servers are given"),
+        ("8*rtx4090,,a100", "item '' of the servers names none; legal: NAME"),
+        ("8*", "item '8*' of the servers names none"),
+        ("rtx4090x0", "count '0' of 'rtx4090'; legal: 1 to 100000"),
+        ("rtx4090x-3", "count '-3' of 'rtx4090'; legal: 1 to 100000"),
+        ("0*a100", "count '0' of 'a100'; legal: 1 to 100000"),
+        ("-1*a100", "count '-1' of 'a100'; legal: 1 to 100000"),
+        ("1.5*a100", "count '1.5' of 'a100'"),
+        ("*a100", "count '' of 'a100'"),
+        ("9" * 5000 + "*a100", "of 'a100'; legal: 1 to 100000"),
+        ("100001*a100", "100001 servers; legal: 1 to 100000"),
+        ("60000*a100,60000*rtx4090", "120000 servers; legal: 1 to 100000"),
+        ("no/such.xml", "no/such.xml: no such file"),
+        ("2*such.yaml", "such.yaml: no such file"),
+    ],
+)
+def test_illegal_texts(text: str, message: str) -> None:
+    with pytest.raises(TopologyError, match=re.escape(message)) as caught:
+        parse_servers(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["h100", "4*h100", "h100x4", "a100,RTX4090"])
+def test_unknown_names(text: str) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown server '.*'; legal: a100, rtx4090, the"):
+        parse_servers(text)
+
+
+def test_the_largest_cluster() -> None:
+    assert len(parse_servers(f"{MAX_SERVERS}*a100")[1]) == MAX_SERVERS
