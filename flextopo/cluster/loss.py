@@ -38,6 +38,10 @@ ACCOUNT_DTYPE = np.dtype(
 """Sums since time 0, whole numbers, so that equal histories give equal bits."""
 
 
+LOSS_TERMS = ("waiting", "misalignment", "discarded", "eviction", "idle")
+"""The terms of the weighted loss, in the order of tables."""
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """Weights and speeds of the loss; the unit of account is the GPU-hour lost.

@@ -20,6 +20,7 @@ from flextopo.cluster.features import (
 )
 from flextopo.cluster.loss import loss_terms
 from flextopo.cluster.metrics import episode_metrics
+from flextopo.cluster.seeds import TRAINING
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulation import END
@@ -79,7 +80,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
     The weighted loss since the last decision, negative, in GPU-hours per 100 GPUs.
 
     ## Starting State
-    A new tape, drawn from the environment's generator, or `options={"tape_seed": seed}`.
+    A new tape of a seed drawn from the training seeds, or of `options={"tape_seed": seed}`.
 
     ## Episode End
     `truncated` at the end of the day. A tape without any decision ends with the first step.
@@ -155,7 +156,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
         unknown = set(options or {}) - {"tape_seed"}
         if unknown:
             raise FlextopoError(f"reset option {min(unknown)!r}; legal: tape_seed")
-        tape_seed = int(self.np_random.integers(2**31))
+        tape_seed = int(self.np_random.integers(TRAINING.start, TRAINING.stop))
         if options and "tape_seed" in options:
             tape_seed = options["tape_seed"]
         self.simulator = Simulator(self.tape_source(tape_seed), self.fleet, scenario=self.scenario)

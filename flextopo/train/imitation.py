@@ -12,22 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.features import Observation, empty_observation, observe
 from flextopo.cluster.metrics import episode_metrics
+from flextopo.cluster.seeds import TRAINING, VALIDATION, take
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Simulator
 from flextopo.cluster.workload import WorkloadConfig, generate_tape, randomised
+from flextopo.policies.artifact import save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector, score
-from flextopo.train.seeds import TRAINING, VALIDATION, take
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class ImitationConfig:
     """
 
     servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
-    tapes: int = 400
+    tapes: int = 600
     rounds: int = 3
     epochs: int = 30
     k: int = 16
@@ -263,3 +266,22 @@ def imitate(
             best = {key: value.clone() for key, value in network.state_dict().items()}
     network.load_state_dict(best)
     return network, history
+
+
+def train_imitation(
+    config: ImitationConfig, folder: Path, workers: int, report: Callable[[str], None]
+) -> Path:
+    """Imitate, and write the artifact to `folder / "policy"`; return its folder.
+
+    Raises:
+        FlextopoError: a policy is there already.
+    """
+    target = folder / "policy"
+    if (target / "meta.json").exists():
+        raise FlextopoError(f"{target}: holds a policy already; legal: another folder")
+    torch.set_num_threads(1)
+    network, history = imitate(config, workers, report)
+    name = f"imitation-{config.seed}"
+    return save_policy(
+        network, target, name, config.k, config=asdict(config), validation_loss=history
+    )

@@ -8,6 +8,9 @@ TRAINING = range(1_000_000)
 VALIDATION = range(1_000_000, 1_010_000)
 COMPARISON = range(2_000_000, 2_010_000)
 
+SPLITS = {"training": TRAINING, "validation": VALIDATION, "comparison": COMPARISON}
+"""Name of each range, as the command line calls it."""
+
 assert TRAINING.stop <= VALIDATION.start
 assert VALIDATION.stop <= COMPARISON.start
 

@@ -1,0 +1,255 @@
+"""Compare selectors on the same event tapes, paired by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from flextopo.baselines.registry import SELECTORS, make_selector
+from flextopo.cluster.batch_jobs import BatchJobs
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.metrics import METRICS, episode_metrics
+from flextopo.cluster.seeds import SPLITS, take
+from flextopo.cluster.server_model import Fleet
+from flextopo.cluster.servers import parse_servers
+from flextopo.cluster.simulator import Scenario, Simulator
+from flextopo.cluster.state import VictimSelector
+from flextopo.cluster.tape import Tape
+from flextopo.cluster.traces import ServiceRates, read_jobs, read_services, tape_from_traces
+from flextopo.cluster.workload import WorkloadConfig, generate_tape
+from flextopo.policies.runtime import load_policy, zoo_names
+from flextopo.train.statistics import estimate, paired_difference
+
+REFERENCE = "greedy-cost"
+"""The selector that paired differences are taken from, where it is among those compared."""
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """What is compared on what.
+
+    Attributes:
+        servers: as `parse_servers` reads them.
+        selectors: names of the registry.
+        policies: names of the zoo, or folders.
+        seeds: how many seeds, each one tape.
+        split: where they come from: `comparison`, or `validation` while a policy is developed.
+        oracle_seeds: seeds that `oracle-lookahead` plays, which costs most; 0 = all.
+        services: trace of online demand, None = the generator.
+        batch: trace of batch jobs, None = the generator; traces go together.
+        workload: the generator's parameters.
+        scenario: loss weights and node admission.
+    """
+
+    servers: str = "16*rtx4090"
+    selectors: tuple[str, ...] = tuple(SELECTORS)
+    policies: tuple[str, ...] = field(default_factory=lambda: tuple(zoo_names()))
+    seeds: int = 40
+    split: str = "comparison"
+    oracle_seeds: int = 0
+    services: str | None = None
+    batch: str | None = None
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    scenario: Scenario = field(default_factory=Scenario)
+
+    def __post_init__(self) -> None:
+        if self.split not in ("comparison", "validation"):
+            raise FlextopoError(f"split {self.split!r}; legal: comparison, validation")
+        take(SPLITS[self.split], self.seeds)
+        if not 0 <= self.oracle_seeds <= self.seeds:
+            raise FlextopoError(f"oracle seeds {self.oracle_seeds}; legal: 0 to {self.seeds}")
+        if not self.names:
+            raise FlextopoError("no selector is given; legal: one at least")
+        if len(set(self.names)) < len(self.names):
+            raise FlextopoError(f"selectors {', '.join(self.names)}; legal: each one once")
+        if (self.services is None) != (self.batch is None):
+            given = self.services or self.batch
+            raise FlextopoError(f"trace {given!r} alone; legal: services and batch together")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that is compared, in the order of the tables."""
+        return (*self.selectors, *self.policies)
+
+    def seeds_of(self, name: str) -> list[int]:
+        """Return the seeds that a selector plays."""
+        fewer = (
+            self.oracle_seeds if name == "oracle-lookahead" and self.oracle_seeds else self.seeds
+        )
+        return take(SPLITS[self.split], fewer)
+
+
+def find_selector(name: str, seed: int) -> VictimSelector:
+    """Return a selector of the registry, or a policy of the zoo or in a folder.
+
+    Raises:
+        UnknownNameError: it is none of them.
+    """
+    if name in SELECTORS:
+        return make_selector(name, seed)
+    if name in zoo_names() or Path(name).is_dir():
+        return load_policy(name)
+    return make_selector(name, seed)
+
+
+def check(config: ComparisonConfig) -> Fleet:
+    """Load everything that the comparison names once, so that mistakes show before it starts.
+
+    Raises:
+        FlextopoError: whatever is wrong with servers, selectors or traces.
+    """
+    for name in config.names:
+        find_selector(name, 0)
+    fleet = _fleet(config.servers)
+    if config.services is not None:
+        make_tape(config, fleet, SPLITS[config.split][0])
+    return fleet
+
+
+@lru_cache(maxsize=4)
+def _fleet(servers: str) -> Fleet:
+    return Fleet(*parse_servers(servers))
+
+
+@lru_cache(maxsize=2)
+def _traces(services: str, batch: str) -> tuple[ServiceRates, BatchJobs]:
+    return read_services(services), read_jobs(batch)
+
+
+def make_tape(config: ComparisonConfig, fleet: Fleet, seed: int) -> tuple[Tape, str]:
+    """Return the tape of a seed and a sentence on where it comes from."""
+    shape = {"gpus_per_server": fleet.gpus_per_server, "cores_per_gpu": fleet.cores_per_gpu}
+    if config.services is None or config.batch is None:
+        tape = generate_tape(config.workload, fleet.num_gpus, seed, **shape)
+        return tape, "generated workload"
+    services, jobs = _traces(config.services, config.batch)
+    tape, report = tape_from_traces(services, jobs, config.workload, fleet.num_gpus, seed, **shape)
+    return tape, str(report)
+
+
+def play(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
+    """Play one tape with one selector and return its metrics."""
+    fleet = _fleet(config.servers)
+    selector = find_selector(name, seed)
+    tape, _ = make_tape(config, fleet, seed)
+    sim = Simulator(tape, fleet, selector.filter, config.scenario)
+    sim.run(selector)
+    return episode_metrics(sim)
+
+
+Scores = dict[str, dict[int, dict[str, float]]]
+"""Selector to seed to metric to value."""
+
+
+def run(
+    config: ComparisonConfig, workers: int, done: Callable[[int, int], None] | None = None
+) -> tuple[Scores, bool]:
+    """Play every selector on every seed.
+
+    Args:
+        config: what to compare.
+        workers: processes; 1 plays in this one. The numbers do not depend on it.
+        done: is told how many of how many games are over.
+
+    Returns:
+        The scores so far, and whether an interrupt (SIGINT) cut it short. Seeds are played one
+        after the other, so that what is there can be compared.
+    """
+    jobs = [
+        (config, name, seed)
+        for seed in take(SPLITS[config.split], config.seeds)
+        for name in config.names
+        if seed in config.seeds_of(name)
+    ]
+    scores: Scores = {name: {} for name in config.names}
+    count = 0
+    try:
+        for _, name, seed, metrics in _play_all(jobs, workers):
+            scores[name][seed] = metrics
+            count += 1
+            if done is not None:
+                done(count, len(jobs))
+    except KeyboardInterrupt:
+        return _complete_seeds(config, scores), True
+    return scores, False
+
+
+Job = tuple[ComparisonConfig, str, int]
+
+
+def _play_job(job: Job) -> tuple[ComparisonConfig, str, int, dict[str, float]]:
+    return (*job, play(*job))
+
+
+def _play_all(
+    jobs: Sequence[Job], workers: int
+) -> Iterator[tuple[ComparisonConfig, str, int, dict[str, float]]]:
+    if workers == 1:
+        yield from map(_play_job, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting: set[Future[tuple[ComparisonConfig, str, int, dict[str, float]]]] = set()
+        rest = iter(jobs)
+        try:
+            for job in rest:
+                waiting.add(pool.submit(_play_job, job))
+                if len(waiting) >= 2 * workers:
+                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in finished)
+            yield from (future.result() for future in waiting)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _complete_seeds(config: ComparisonConfig, scores: Scores) -> Scores:
+    """Keep the seeds that every selector that should has played."""
+    kept = [
+        seed
+        for seed in take(SPLITS[config.split], config.seeds)
+        if all(seed in scores[name] for name in config.names if seed in config.seeds_of(name))
+    ]
+    return {name: {s: m for s, m in found.items() if s in kept} for name, found in scores.items()}
+
+
+def summarise(config: ComparisonConfig, scores: Scores, **about: Any) -> dict[str, Any]:
+    """Return the results as they are saved: means, intervals, per-seed values, paired differences.
+
+    Returns:
+        `{"selectors": {name: {metric: {"mean", "low", "high", "per_seed"}}}, "paired": {name:
+        {"mean", "low", "high", "improvement"}}, "config": ...}`; NaN is None.
+    """
+    out: dict[str, Any] = {"selectors": {}, "paired": {}, "config": {**_plain(config), **about}}
+    for name, found in scores.items():
+        seeds = sorted(found)
+        row = out["selectors"][name] = {}
+        for metric in METRICS:
+            values = [found[seed][metric] for seed in seeds]
+            row[metric] = {
+                **{key: _number(value) for key, value in asdict(estimate(values)).items()},
+                "per_seed": [_number(value) for value in values],
+            }
+    reference = scores.get(REFERENCE, {})
+    for name, found in scores.items():
+        both = sorted(set(found) & set(reference))
+        if name != REFERENCE and both:
+            losses = [found[seed]["weighted_loss"] for seed in both]
+            other = [reference[seed]["weighted_loss"] for seed in both]
+            out["paired"][name] = paired_difference(losses, other).as_dict()
+    out["config"]["reference"] = REFERENCE
+    out["config"]["seeds_used"] = {name: sorted(found) for name, found in scores.items()}
+    return out
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _plain(config: ComparisonConfig) -> dict[str, Any]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items()}

@@ -1,0 +1,205 @@
+"""Train a scorer with sb3-contrib's MaskablePPO, from scratch or from an artifact.
+
+A run directory holds `config.json`, tensorboard logs, the last checkpoint and the trained artifact.
+An interrupted run (SIGINT) leaves its last checkpoint, and `resume` goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from flextopo.cluster.errors import FlextopoError
+from flextopo.envs.preemption import PreemptionEnv
+from flextopo.policies.artifact import load_network, replace_file, save_policy
+from flextopo.policies.maskable import ScorerPolicy, use_threads
+from flextopo.policies.network import CandidateScorer, ScorerConfig
+from flextopo.train.results import versions
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """How to train.
+
+    Attributes:
+        servers: the cluster to train on.
+        timesteps: decisions in all.
+        seed: of everything; the tapes come from the training seeds.
+        start: artifact (name or folder) to begin with; empty = from scratch.
+        num_envs: environments played side by side.
+        rollout: decisions each plays between two updates.
+        k: candidates shown.
+        hidden: width of the network, when it begins from scratch.
+        learning_rate: of Adam.
+        epochs: passes over a rollout.
+        batch_size: decisions a gradient step.
+        gamma: discount a decision.
+        entropy: weight of the entropy bonus.
+        clip: of the probability ratio.
+        critic_steps: decisions during which only the critic learns, so that the first policy
+            updates of a warm start have a baseline.
+        threads: of torch.
+    """
+
+    servers: str = "16*rtx4090"
+    timesteps: int = 100_000
+    seed: int = 0
+    start: str = ""
+    num_envs: int = 8
+    rollout: int = 256
+    k: int = 16
+    hidden: int = 64
+    learning_rate: float = 3e-4
+    epochs: int = 4
+    batch_size: int = 256
+    gamma: float = 0.98
+    entropy: float = 0.003
+    clip: float = 0.2
+    critic_steps: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("timesteps", "num_envs", "rollout", "k", "hidden", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
+        if self.seed < 0:
+            raise FlextopoError(f"seed = {self.seed}; legal: 0 or more")
+
+
+class _Checkpoints(BaseCallback):
+    """Save after every rollout, tell the progress, and warm up the critic."""
+
+    def __init__(
+        self, folder: Path, config: PPOConfig, progress: Callable[[int, int], None] | None
+    ) -> None:
+        super().__init__()
+        self.folder, self.config, self.progress = folder, config, progress
+
+    def _actor(self) -> list[Any]:
+        return [
+            p
+            for name, p in scorer_of(self.model).named_parameters()
+            if not name.startswith("critic")
+        ]
+
+    def _on_rollout_start(self) -> None:
+        for parameter in self._actor():
+            parameter.requires_grad_(self.num_timesteps >= self.config.critic_steps)
+        save_checkpoint(self.model, self.folder)
+        if self.progress is not None:
+            self.progress(self.num_timesteps, self.config.timesteps)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def scorer_of(model: BaseAlgorithm) -> CandidateScorer:
+    """Return the network inside a model that was built with `ScorerPolicy`."""
+    scorer = model.policy.scorer
+    assert isinstance(scorer, CandidateScorer)
+    return scorer
+
+
+def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
+    """Write `checkpoint.zip`, under a temporary name first."""
+    temporary = folder / "checkpoint.tmp.zip"
+    model.save(temporary)
+    temporary.replace(folder / "checkpoint.zip")
+
+
+def make_envs(config: PPOConfig) -> DummyVecEnv:
+    """Return the training environments, with randomised workloads."""
+
+    def make() -> Monitor[Any, Any]:
+        return Monitor(PreemptionEnv(config.servers, k=config.k, randomise=True))
+
+    return DummyVecEnv([make] * config.num_envs)
+
+
+def train_ppo(
+    config: PPOConfig,
+    folder: Path,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Train, and write the artifact to `folder / "policy"`.
+
+    Args:
+        config: how to train.
+        folder: of the run; created.
+        resume: go on from its last checkpoint.
+        progress: is told how many of how many decisions are over.
+
+    Returns:
+        The artifact's folder.
+
+    Raises:
+        FlextopoError: nothing to resume, or a run is there already.
+    """
+    checkpoint = folder / "checkpoint.zip"
+    if resume and not checkpoint.exists():
+        raise FlextopoError(f"{checkpoint}: missing; legal: the folder of an interrupted run")
+    if not resume and checkpoint.exists():
+        raise FlextopoError(f"{folder}: holds a run already; legal: another folder, or --resume")
+    use_threads(config.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    envs = make_envs(config)
+    if resume:
+        model = MaskablePPO.load(checkpoint, env=envs)
+        model.set_random_seed(config.seed + model.num_timesteps)
+    else:
+        model = _new_model(config, envs, folder)
+        text = json.dumps({"config": asdict(config), "versions": versions()}, indent=1)
+        replace_file(folder / "config.json", (text + "\n").encode())
+    try:
+        model.learn(
+            max(0, config.timesteps - model.num_timesteps),
+            callback=_Checkpoints(folder, config, progress),
+            reset_num_timesteps=not resume,
+            tb_log_name="ppo",
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the last checkpoint is {checkpoint}") from None
+    save_checkpoint(model, folder)
+    returns = [episode["r"] for episode in model.ep_info_buffer or ()]
+    return save_policy(
+        scorer_of(model),
+        folder / "policy",
+        f"ppo-{config.seed}",
+        config.k,
+        config=asdict(config),
+        mean_return=float(np.mean(returns)) if returns else None,
+    )
+
+
+def _new_model(config: PPOConfig, envs: DummyVecEnv, folder: Path) -> MaskablePPO:
+    network = load_network(config.start) if config.start else None
+    size = network.config if network is not None else ScorerConfig(config.hidden)
+    model = MaskablePPO(
+        ScorerPolicy,
+        envs,
+        learning_rate=config.learning_rate,
+        n_steps=config.rollout,
+        batch_size=config.batch_size,
+        n_epochs=config.epochs,
+        gamma=config.gamma,
+        clip_range=config.clip,
+        ent_coef=config.entropy,
+        policy_kwargs={"scorer": size},
+        tensorboard_log=str(folder / "tensorboard"),
+        seed=config.seed,
+        device="cpu",
+    )
+    if network is not None:
+        scorer_of(model).load_state_dict(network.state_dict())
+    return model

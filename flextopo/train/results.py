@@ -1,0 +1,182 @@
+"""Saved results, and what is made of them: tables for people, tables for Markdown, a figure."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import flextopo
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.loss import LOSS_TERMS
+
+Cell = dict[str, Any]
+Results = dict[str, Any]
+
+Column = tuple[str, str, float, int]
+"""Heading, metric, factor and decimals of a column."""
+
+LOSS_COLUMNS: tuple[Column, ...] = (
+    ("weighted\nloss %", "weighted_loss", 100, 2),
+    *((f"{term}\n%", term, 100.0, 2) for term in LOSS_TERMS),
+)
+OTHER_COLUMNS: tuple[Column, ...] = (
+    ("hit\nrate %", "hit_rate", 100, 1),
+    ("success\n%", "success_rate", 100, 1),
+    ("violations\na day", "guarantee_violations", 1, 1),
+    ("GPUs\nevicted", "gpus_evicted", 1, 0),
+    ("discarded\nGPU-h", "discarded_gpu_h", 1, 1),
+    ("wait\np50 s", "wait_p50_s", 1, 0),
+    ("wait\np99 s", "wait_p99_s", 1, 0),
+    ("batch\ngoodput %", "batch_goodput", 100, 1),
+    ("utili-\nsation %", "utilisation", 100, 1),
+)
+
+
+def save_results(results: Results, path: Path) -> None:
+    """Write results as JSON, under a temporary name first.
+
+    Raises:
+        FlextopoError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise FlextopoError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def load_results(path: Path) -> Results:
+    """Read a saved results file.
+
+    Raises:
+        FlextopoError: it is missing or no results file.
+    """
+    try:
+        results = json.loads(path.read_text())
+        if not isinstance(results["selectors"], dict) or not isinstance(results["config"], dict):
+            raise KeyError("selectors")
+    except OSError as error:
+        raise FlextopoError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise FlextopoError(
+            f"{path}: no results file; legal: what `flextopo compare --json` writes"
+        ) from None
+    return dict(results)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on, and the commit where there is one."""
+    found = {"python": platform.python_version(), "flextopo": flextopo.__version__}
+    for name in ("numpy", "numba", "networkx", "scipy", "gymnasium", "torch", "stable-baselines3"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    root = Path(flextopo.__file__).parents[1]
+    if (root / ".git").exists():
+        git = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--short", "HEAD"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if git.returncode == 0:
+            found["commit"] = git.stdout.strip()
+    return found
+
+
+def format_cell(cell: Cell, factor: float, decimals: int) -> str:
+    """Return `mean ±half of the 95 % interval`, or a dash where there is no value."""
+    if cell["mean"] is None or math.isnan(cell["mean"]):
+        return "-"
+    half = (cell["high"] - cell["low"]) / 2 * factor
+    return f"{cell['mean'] * factor:.{decimals}f} ±{half:.{decimals}f}"
+
+
+def rows(results: Results, columns: Sequence[Column]) -> list[list[str]]:
+    """Return the comparison table: headings, then a row a selector."""
+    out = [["selector", *(heading for heading, *_ in columns), "seeds"]]
+    for name, row in results["selectors"].items():
+        cells = [format_cell(row[metric], *form) for _, metric, *form in columns]
+        out.append([name, *cells, str(len(row["weighted_loss"]["per_seed"]))])
+    return out
+
+
+def paired_rows(results: Results) -> list[list[str]]:
+    """Return the paired differences from the reference: headings, then a row a selector."""
+    out = [["selector", "difference,\npoints", "95 % interval", "better on", "verdict"]]
+    for name, row in results["paired"].items():
+        low, high = row["low"] * 100, row["high"] * 100
+        verdict = "better" if high < 0 else "worse" if low > 0 else "no claim"
+        out.append(
+            [
+                name,
+                f"{row['mean'] * 100:+.2f}",
+                f"[{low:+.2f}, {high:+.2f}]",
+                f"{row['improvement']:.0%} of seeds",
+                verdict,
+            ]
+        )
+    return out
+
+
+def markdown(table: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    head, *body = table
+    head = [cell.replace("-\n", "").replace("\n", " ") for cell in head]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in body]
+    return "\n".join(lines)
+
+
+def draw_comparison(results: Results, path: Path) -> None:
+    """Draw the loss and its terms with intervals, and the paired differences, as a PNG.
+
+    Raises:
+        FlextopoError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise FlextopoError(
+            "the figure needs matplotlib; legal: pip install 'flextopo[report]'"
+        ) from None
+    names = list(results["selectors"])
+    figure = Figure(figsize=(11, 0.45 * len(names) + 1.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    bars, pairs = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    left = [0.0] * len(names)
+    colours = ("#c8323c", "#6651a5", "#d97921", "#8d99ae", "#1f6fb4")
+    for term, colour in zip(LOSS_TERMS, colours, strict=True):
+        widths = [100 * (results["selectors"][name][term]["mean"] or 0.0) for name in names]
+        bars.barh(names, widths, left=left, color=colour, label=term)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    loss = [results["selectors"][name]["weighted_loss"] for name in names]
+    spread = [
+        [100 * (c["mean"] - c["low"]) for c in loss],
+        [100 * (c["high"] - c["mean"]) for c in loss],
+    ]
+    bars.errorbar(left, names, xerr=spread, fmt="none", ecolor="black", capsize=3)
+    bars.invert_yaxis()
+    bars.set_xlabel("weighted GPU-hours lost, % of those demanded (95 % interval)")
+    bars.legend(fontsize="small", loc="lower right")
+    paired = {name: row for name, row in results["paired"].items() if name != "random"}
+    for name, row in paired.items():
+        colour = "#2a7f3f" if row["high"] < 0 else "#c8323c" if row["low"] > 0 else "#777777"
+        error = [[100 * (row["mean"] - row["low"])], [100 * (row["high"] - row["mean"])]]
+        pairs.errorbar(100 * row["mean"], name, xerr=error, fmt="o", color=colour, capsize=3)
+    pairs.axvline(0, color="black", linewidth=0.8)
+    pairs.set_xlabel(f"difference from {results['config']['reference']}, points (same tapes)")
+    servers, seeds = results["config"]["servers"], results["config"]["seeds"]
+    figure.suptitle(f"{servers}, {seeds} days; lower is better", fontsize="medium")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name("." + path.name)
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
