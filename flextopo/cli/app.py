@@ -174,6 +174,32 @@ def train(
     typer.echo(f"policy: {policy}\nnext: flextopo evaluate {policy}")
 
 
+@app.command()
+def report(
+    readme: Annotated[Path, typer.Option(help="File with generated blocks.")] = Path("README.md"),
+    results: Annotated[Path, typer.Option(help="Saved results.")] = Path("docs/results"),
+    check: Annotated[bool, typer.Option(help="Only say whether it is up to date.")] = False,
+) -> None:
+    """Write the generated tables into README.md.
+
+    Example: `flextopo report --check`.
+    """
+    from flextopo.train.report import fill
+
+    try:
+        old = readme.read_text()
+    except OSError as error:
+        raise FlextopoError(f"{readme}: {error.strerror}") from None
+    new = fill(old, results)
+    if check and new != old:
+        raise FlextopoError(f"{readme}: generated tables are out of date; run `flextopo report`")
+    if new != old:
+        temporary = readme.with_name(readme.name + ".tmp")
+        temporary.write_text(new)
+        temporary.replace(readme)
+    typer.echo(f"{readme}: {'up to date' if new == old else 'written'}")
+
+
 def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path | None) -> None:
     from flextopo.train import compare as comparing
     from flextopo.train import results as saved

@@ -25,7 +25,7 @@ class ScorerPolicy(MaskableActorCriticPolicy):
 
     def _build(self, lr_schedule: Any) -> None:
         self.scorer = CandidateScorer(self._scorer_config)
-        self.optimizer = self.optimizer_class(
+        self.optimizer = self.optimizer_class(  # type: ignore[call-arg]
             self.scorer.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )
 

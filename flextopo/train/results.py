@@ -47,7 +47,7 @@ def save_results(results: Results, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
+        temporary.write_text(json.dumps(results, separators=(",", ":")) + "\n")
         temporary.replace(path)
     except OSError as error:
         raise FlextopoError(f"{path}: cannot be written ({error.strerror})") from None
@@ -103,7 +103,7 @@ def rows(results: Results, columns: Sequence[Column]) -> list[list[str]]:
     """Return the comparison table: headings, then a row a selector."""
     out = [["selector", *(heading for heading, *_ in columns), "seeds"]]
     for name, row in results["selectors"].items():
-        cells = [format_cell(row[metric], *form) for _, metric, *form in columns]
+        cells = [format_cell(row[metric], factor, places) for _, metric, factor, places in columns]
         out.append([name, *cells, str(len(row["weighted_loss"]["per_seed"]))])
     return out
 
@@ -167,8 +167,7 @@ def draw_comparison(results: Results, path: Path) -> None:
     bars.invert_yaxis()
     bars.set_xlabel("weighted GPU-hours lost, % of those demanded (95 % interval)")
     bars.legend(fontsize="small", loc="lower right")
-    paired = {name: row for name, row in results["paired"].items() if name != "random"}
-    for name, row in paired.items():
+    for name, row in results["paired"].items():
         colour = "#2a7f3f" if row["high"] < 0 else "#c8323c" if row["low"] > 0 else "#777777"
         error = [[100 * (row["mean"] - row["low"])], [100 * (row["high"] - row["mean"])]]
         pairs.errorbar(100 * row["mean"], name, xerr=error, fmt="o", color=colour, capsize=3)

@@ -1,0 +1,71 @@
+# Every target sets up what it needs; CI calls the same ones.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+SOURCES := pyproject.toml constraints.txt
+PATHS := flextopo tests benchmarks examples
+
+.PHONY: install format lint type test test-slow cover compare results report train-zoo bench wheel check clean
+
+$(VENV)/.core: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[report]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,report,dev]"
+	@touch $@
+
+install: $(VENV)/.dev  ## everything for development, in .venv
+
+compare: $(VENV)/.core  ## all selectors and the shipped policy on the embedded workload
+	$(BIN)/flextopo compare $(ARGS)
+
+test: $(VENV)/.dev  ## all tests but the slow ones
+	$(BIN)/python -m pytest --numprocesses 2 --quiet -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev  ## tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+cover: $(VENV)/.dev  ## coverage; the kernels run as plain Python to be seen, so this takes longer
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest --numprocesses 2 --quiet -m "not slow" --cov $(ARGS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format $(PATHS)
+	$(BIN)/ruff check --fix $(PATHS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check $(PATHS)
+	$(BIN)/ruff check $(PATHS)
+	$(BIN)/codespell $(PATHS) README.md CHANGELOG.md CONTRIBUTING.md
+
+type: $(VENV)/.dev
+	$(BIN)/mypy
+
+wheel: $(VENV)/.dev  ## build the wheel and install it alone in a fresh environment
+	rm -rf dist build/bare
+	$(BIN)/python -m build --quiet --wheel
+	$(PYTHON) -m venv build/bare
+	build/bare/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build && bare/bin/python -c "import flextopo; print(flextopo.__file__)" && bare/bin/flextopo --version
+
+results: $(VENV)/.core  ## the comparisons behind the README's tables
+	$(BIN)/flextopo compare --servers "16*rtx4090" --out results/rtx4090 --json docs/results/rtx4090.json
+	$(BIN)/flextopo compare --servers "16*a100" --out results/a100 --json docs/results/a100.json
+	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --out results/mixed --json docs/results/mixed.json
+	cp results/rtx4090/compare.png docs/results/rtx4090.png
+
+report: $(VENV)/.core  ## write the generated tables into README.md
+	$(BIN)/flextopo report
+
+train-zoo: $(VENV)/.dev  ## train the shipped policy again, into runs/zoo
+	$(BIN)/flextopo train --algorithm imitation --out runs/zoo
+
+bench: $(VENV)/.dev  ## speeds, as ratios measured in one run
+	$(BIN)/python benchmarks/speed.py
+
+check: lint type test wheel  ## all that CI runs
+
+clean:
+	rm -rf $(VENV) build dist results .mypy_cache .ruff_cache .pytest_cache

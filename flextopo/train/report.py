@@ -1,0 +1,75 @@
+"""Write the generated tables into README.md, from the registries and from saved results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from flextopo.baselines.registry import SELECTORS
+from flextopo.cluster.errors import FlextopoError
+from flextopo.envs.registration import ENVIRONMENTS
+from flextopo.policies.runtime import ZOO, read_meta, zoo_names
+from flextopo.train.results import (
+    LOSS_COLUMNS,
+    OTHER_COLUMNS,
+    load_results,
+    markdown,
+    paired_rows,
+    rows,
+)
+
+BLOCK = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def generated(name: str, results: Path) -> str:
+    """Return the Markdown of one generated block.
+
+    Args:
+        name: `environments`, `selectors`, `policies`, or the stem of a results file, with
+            `-paired` for its paired differences.
+        results: folder of the saved results.
+
+    Raises:
+        FlextopoError: there is no such block, or its results file is missing.
+    """
+    if name == "environments":
+        return markdown(
+            [["id", "servers", "what it is"]]
+            + [
+                [f"`{id_}`", f"`{servers}`", about]
+                for id_, (servers, about) in ENVIRONMENTS.items()
+            ]
+        )
+    if name == "selectors":
+        return markdown(
+            [["name", "what it does"]]
+            + [[f"`{name}`", about] for name, (_, about) in SELECTORS.items()]
+        )
+    if name == "policies":
+        body = []
+        for policy in zoo_names():
+            meta = read_meta(ZOO / policy)
+            body.append([f"`{policy}`", f"`{meta['trained_by']}`", f"`{meta['sha256'][:12]}`"])
+        return markdown([["name", "trained by", "SHA-256"], *body])
+    stem, _, paired = name.partition("-")
+    saved = load_results(results / f"{stem}.json")
+    if paired:
+        return markdown(paired_rows(saved))
+    tables = (rows(saved, columns) for columns in (LOSS_COLUMNS, OTHER_COLUMNS))
+    return "\n\n".join(map(markdown, tables))
+
+
+def fill(text: str, results: Path) -> str:
+    """Return the text with every generated block written anew.
+
+    Raises:
+        FlextopoError: it has no block, or a block cannot be generated.
+    """
+    if not BLOCK.search(text):
+        raise FlextopoError("no block to fill; legal: <!-- generated: NAME --> ... <!-- end -->")
+
+    def write(match: re.Match[str]) -> str:
+        body = generated(match[1], results)
+        return f"<!-- generated: {match[1]} -->\n{body}\n<!-- end -->"
+
+    return BLOCK.sub(write, text)
