@@ -172,7 +172,7 @@ def place(
             free &= free - 1
             gpus_left -= 1
             here += 1
-        share = min((cores * here + gpus - 1) // max(gpus, 1), cores_left, cores_free[u])
+        share = min(-(-cores * here // max(gpus, 1)), cores_left, cores_free[u])
         taken[u] = share
         cores_left -= share
     for i in range(count):
