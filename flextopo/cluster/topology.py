@@ -24,7 +24,7 @@ from flextopo.cluster.topology_graph import (
     vertex_index,
     vertices_of,
 )
-from flextopo.cluster.topology_model import server_model_from_graph
+from flextopo.cluster.topology_model import localize_gpus, server_model_from_graph
 from flextopo.cluster.topology_resource import (
     format_resource,
     graph_from_resource,
@@ -44,6 +44,7 @@ __all__ = [
     "format_resource",
     "gpu_numa_node",
     "graph_from_resource",
+    "localize_gpus",
     "mark_used",
     "read_resource",
     "server_model_from_graph",

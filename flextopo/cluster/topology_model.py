@@ -10,6 +10,7 @@ import networkx as nx
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.server_model import PRESETS, ServerModel
 from flextopo.cluster.topology_graph import (
+    EdgeType,
     VertexType,
     enclosing,
     gpu_numa_node,
@@ -68,6 +69,19 @@ def server_model_from_graph(
     )
     gpu_numa, assumed = _locate_gpus(graph, model, numa_nodes, gpus, gpu_location)
     return replace(model, gpu_numa=gpu_numa), [*warnings, *mixed, *assumed]
+
+
+def localize_gpus(graph: nx.DiGraph, model: ServerModel) -> None:
+    """Write where the GPUs are into a graph whose edges do not tell.
+
+    Args:
+        graph: changed in place; GPUs that edges locate are left alone.
+        model: what `server_model_from_graph` made of this graph.
+    """
+    numa_nodes = vertices_of(graph, VertexType.NUMA_NODE)
+    for gpu, numa_node in zip(vertices_of(graph, VertexType.GPU), model.gpu_numa, strict=True):
+        if gpu_numa_node(graph, gpu) is None:
+            graph.add_edge(numa_nodes[numa_node], gpu, type=EdgeType.LOCALIZED)
 
 
 def _numa_sockets(graph: nx.DiGraph, numa_nodes: Sequence[str], where: str) -> list[str]:
