@@ -69,7 +69,6 @@ def is_lscpu(text: str) -> bool:
 
 def is_gpu_matrix(text: str) -> bool:
     """Tell whether a text looks like the output of `nvidia-smi topo -m`."""
-    text = _ANSI_ESCAPE.sub("", text)
     return re.search(r"^\s*GPU[0-9]+\s", text, re.MULTILINE) is not None
 
 

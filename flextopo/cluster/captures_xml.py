@@ -114,7 +114,7 @@ def read_hwloc(root: Element, source: str) -> Capture:
             numa_node = _number(path, "os_index", source, MAX_NUMA_ID)
             if numa_node in numa_nodes:
                 raise TopologyError(
-                    f"{_where(path, source)}: NUMA node {numa_node} is listed twice"
+                    f"{_where(path, source)}: NUMA node {numa_node} is listed twice; legal: once"
                 )
             numa_nodes[numa_node] = _mask(path, "cpuset", source)
             numa_paths[numa_node] = path
@@ -204,7 +204,7 @@ def read_nccl(root: Element, source: str) -> Capture:
             numa_node = 0 if is_flat else _number(path, "numaid", source, MAX_NUMA_ID)
             if numa_node in numa_cpus:
                 raise TopologyError(
-                    f"{_where(path, source)}: NUMA node {numa_node} is listed twice"
+                    f"{_where(path, source)}: NUMA node {numa_node} is listed twice; legal: once"
                 )
             numa_cpus[numa_node] = tuple(sorted(_mask(path, "affinity", source)))
         elif element.tag == "pci" and _is_nccl_gpu(element):

@@ -132,8 +132,8 @@ def _socket(text: str, folder: Path) -> int:
         raise TopologyError(
             f"{folder}/topology/physical_package_id: {text[:40]!r}; legal: a number"
         )
-    # Virtual machines without a socket in their tables say -1.
-    return max(int(text), 0)
+    # Virtual machines without a socket in their tables say -1; `assemble` counts from 0 anyway.
+    return int(text)
 
 
 def _nearest(system: Path, numa_node: int, sockets: dict[int, int]) -> int:

@@ -161,6 +161,11 @@ def test_cpu_affinity_serves_where_numa_affinity_does_not(numa: str, save: Save)
     assert load_server(topo)[0].gpu_numa == (1, 0)
 
 
+def test_a_table_alone_that_tells_only_some_numa_nodes(save: Save) -> None:
+    topo = save("topo.txt", matrix([("0-7", "1"), ("8-15", "N/A")]))
+    assert load_server(topo)[0].gpu_numa == (0, 1)
+
+
 def test_gpus_near_several_numa_nodes_are_dealt_out_in_order(save: Save) -> None:
     topo = save("topo.txt", matrix([("0-15", "0-1")] * 4 + [("N/A", "N/A")] * 4))
     model, warnings = load_server(save("host.csv", even(4, 8)), topo)

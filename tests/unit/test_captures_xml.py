@@ -154,8 +154,8 @@ def pci(bus_id: str, inner: str = "", kind: str = "0x030200", vendor: str = "0x1
 def test_nccl_gpus_behind_switches_by_bus_id(save: Save) -> None:
     nic = pci("0000:02:00.0", kind="0x020000", vendor="0x15b3")
     video = pci("0000:00:02.0", kind="0x030000", vendor="0x1a03")
-    switch = pci("0000:01:00.0", pci("0000:90:00.0") + nic + video, kind="0x060400")
-    other = pci("0000:0a:00.0", kind="0x030000") + pci("10000:01:00.0", vendor="")
+    switch = pci("0000:01:00.0", pci("3000:90:00.0") + nic + video, kind="0x060400")
+    other = pci("2000:0a:00.0", kind="0x030000") + pci("10000:01:00.0", vendor="")
     model, warnings = load_server(save(nccl(("0", "0000000f", switch), ("1", "000000f0", other))))
     assert model == ServerModel("host", (1, 0, 1), (0, 1), (4, 4))
     assert "assumed 2 socket(s) and 1 hardware thread(s) a core" in warnings[0]
