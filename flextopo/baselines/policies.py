@@ -18,9 +18,9 @@ from flextopo.baselines.scores import (
 )
 from flextopo.baselines.search import (
     by_importance,
+    default_victims,
     reprieve,
     smallest_sets,
-    split_by_budget,
     within_budget,
 )
 from flextopo.cluster.errors import FlextopoError
@@ -53,12 +53,8 @@ def kubernetes_search(
         kubernetes v1.36, defaultpreemption/default_preemption.go, SelectVictimsOnNode.
     """
     residents = by_importance(view.evictable(preemptor))
-    violating, _ = split_by_budget(residents, allowed)
-    victims = reprieve(residents, lambda gone: view.fits(preemptor, gone, aligned), violating)
-    if not victims:
-        return []
-    over = {id(resident) for resident in violating}
-    return [Option(view.node, victims, sum(id(victim) in over for victim in victims))]
+    found = default_victims(residents, allowed, lambda gone: view.fits(preemptor, gone, aligned))
+    return [] if found is None else [Option(view.node, *found)]
 
 
 def flextopo_search(

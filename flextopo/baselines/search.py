@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 
 class Evictable(Protocol):
@@ -106,6 +106,89 @@ def reprieve(residents: Sequence[V], fits: Fits[V], first: Sequence[V] = ()) -> 
         else:
             victims.append(resident)
     return victims
+
+
+def default_victims(
+    residents: Sequence[V], disruptions_allowed: Sequence[int], fits: Fits[V]
+) -> tuple[list[V], int] | None:
+    """Select one node's victims as Kubernetes does.
+
+    Args:
+        residents: pods that may be evicted, by descending importance.
+        disruptions_allowed: what each disruption budget has left.
+        fits: whether the preemptor fits without the given pods.
+
+    Returns:
+        Victims by descending importance and how many of them violate a budget; None where nobody
+        may be evicted, the preemptor fits not even without all, or it fits beside all of them.
+
+    References:
+        kubernetes v1.36, defaultpreemption/default_preemption.go, SelectVictimsOnNode.
+    """
+    if not residents:
+        return None
+    violating, _ = split_by_budget(residents, disruptions_allowed)
+    chosen = reprieve(residents, fits, violating)
+    if not chosen:
+        return None
+    ids, over = set(map(id, chosen)), set(map(id, violating))
+    return [r for r in residents if id(r) in ids], len(ids & over)
+
+
+class CandidateLimit(NamedTuple):
+    """How many nodes a dry run looks for; kube-scheduler's defaults.
+
+    Fields: `percentage` of all nodes, but not fewer than `absolute`.
+    """
+
+    percentage: int = 10
+    absolute: int = 100
+
+    def num_candidates(self, num_nodes: int) -> int:
+        """Return how many candidates end the search."""
+        return min(num_nodes, max(num_nodes * self.percentage // 100, self.absolute))
+
+
+Found = TypeVar("Found")
+
+
+def dry_run(
+    num_nodes: int,
+    search: Callable[[int], Found | None],
+    violations: Callable[[Found], int],
+    limit: CandidateLimit,
+    scan_offset: int = 0,
+) -> list[Found]:
+    """Search nodes in a ring until there are enough candidates, one of them without violation.
+
+    Args:
+        num_nodes: how many nodes preemption could help on.
+        search: finds the candidate of a node by its place, None where there is none.
+        violations: disruption budgets that a candidate violates.
+        limit: how many candidates are enough.
+        scan_offset: place at which the scan begins; kube-scheduler draws it at random.
+
+    Returns:
+        Candidates without violations in the order of the scan, then the others; of each kind no
+        more than are enough.
+
+    References:
+        kubernetes v1.36, preemption/preemption.go, DryRunPreemption (its workers run in parallel,
+        so it may find a few candidates more).
+    """
+    enough = limit.num_candidates(num_nodes)
+    clean: list[Found] = []
+    violating: list[Found] = []
+    for i in range(num_nodes):
+        found = search((scan_offset + i) % num_nodes)
+        if found is None:
+            continue
+        kept = violating if violations(found) else clean
+        if len(kept) < enough:
+            kept.append(found)
+        if clean and len(clean) + len(violating) >= enough:
+            break
+    return clean + violating
 
 
 def smallest_sets(residents: Sequence[V], fits: Fits[V], *, full: bool = False) -> list[list[V]]:
