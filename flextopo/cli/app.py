@@ -280,13 +280,16 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("always", TopologyWarning)
     warnings.formatwarning = _one_line
     try:
-        app(args=arguments, standalone_mode=True)
+        app(args=arguments)
     except FlextopoError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        typer.echo(f"interrupted: {interrupt or 'nothing was written'}", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        # Typer turns an interrupt into an exit with that status and no word.
+        if stop.code == 130:
+            kept = stop.__context__ and stop.__context__.__cause__
+            typer.echo(f"interrupted: {kept or 'nothing was written'}", err=True)
+        raise
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:

@@ -29,6 +29,9 @@ from flextopo.cluster.tape import Tape
 from flextopo.cluster.workload import WorkloadConfig, generate_tape, randomised
 from flextopo.envs.rendering import draw_cluster, print_cluster
 
+MAX_REDRAWS = 100
+"""Tapes without a decision that a reset skips before it shows one."""
+
 ObsType = dict[str, npt.NDArray[Any]]
 
 
@@ -80,10 +83,11 @@ class PreemptionEnv(gym.Env[Any, Any]):
     The weighted loss since the last decision, negative, in GPU-hours per 100 GPUs.
 
     ## Starting State
-    A new tape of a seed drawn from the training seeds, or of `options={"tape_seed": seed}`.
+    A tape of a seed drawn from the training seeds, drawn again while it has no decision at all; or
+    the tape of `options={"tape_seed": seed}`.
 
     ## Episode End
-    `truncated` at the end of the day. A tape without any decision ends with the first step.
+    `truncated` at the end of the day. A given tape without any decision ends with the first step.
 
     ## Information
     `action_mask` (as in the observation), `loss` (terms of the weighted loss in GPU-hours since
@@ -156,9 +160,17 @@ class PreemptionEnv(gym.Env[Any, Any]):
         unknown = set(options or {}) - {"tape_seed"}
         if unknown:
             raise FlextopoError(f"reset option {min(unknown)!r}; legal: tape_seed")
-        tape_seed = int(self.np_random.integers(TRAINING.start, TRAINING.stop))
-        if options and "tape_seed" in options:
-            tape_seed = options["tape_seed"]
+        if options:
+            self._start(options["tape_seed"])
+        else:
+            for _ in range(MAX_REDRAWS):
+                self._start(int(self.np_random.integers(TRAINING.start, TRAINING.stop)))
+                if self._count != END:
+                    break
+        return self._observe(), self._info(False)
+
+    def _start(self, tape_seed: int) -> None:
+        """Warm up the cluster on a tape and run to its first decision."""
         self.simulator = Simulator(self.tape_source(tape_seed), self.fleet, scenario=self.scenario)
         self._decision = Decision(
             self.simulator.state.arrays,
@@ -170,7 +182,6 @@ class PreemptionEnv(gym.Env[Any, Any]):
             self._observation,
         )
         self._count = show_next(self._decision)
-        return self._observe(), self._info(False)
 
     def step(self, action: np.int64 | int) -> tuple[ObsType, float, bool, bool, dict[str, Any]]:
         """Carry out an action and run to the next decision."""

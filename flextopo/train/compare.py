@@ -13,7 +13,7 @@ from typing import Any
 
 from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cluster.batch_jobs import BatchJobs
-from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.metrics import METRICS, episode_metrics
 from flextopo.cluster.seeds import SPLITS, take
 from flextopo.cluster.server_model import Fleet
@@ -95,7 +95,7 @@ def find_selector(name: str, seed: int) -> VictimSelector:
         return make_selector(name, seed)
     if name in zoo_names() or Path(name).is_dir():
         return load_policy(name)
-    return make_selector(name, seed)
+    raise UnknownNameError("selector", name, [*SELECTORS, *zoo_names(), "the folder of a policy"])
 
 
 def check(config: ComparisonConfig) -> Fleet:

@@ -1,0 +1,133 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flextopo.cli.app import main
+from flextopo.cluster.metrics import METRICS
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return int(stop.value.code or 0)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("flextopo 0.")
+
+
+def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list") == 0
+    out = capsys.readouterr().out
+    for name in ("flextopo/Preempt-Mixed-v0", "oracle-lookahead", "deepset-imitation"):
+        assert name in out
+
+
+def test_compare_writes_results_figure_and_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--servers", "4*rtx4090", "--seeds", "2", "--hours", "6", "--workers", "1"]
+    extra = ["--out", str(tmp_path / "o"), "--json", str(tmp_path / "j.json")]
+    assert run("compare", *arguments, *extra) == 0
+    out = capsys.readouterr().out
+    saved = json.loads((tmp_path / "j.json").read_text())
+    assert saved == json.loads((tmp_path / "o" / "compare.json").read_text())
+    for name, row in saved["selectors"].items():
+        assert name in out
+        assert set(row) == set(METRICS)
+    assert saved["config"]["versions"]["flextopo"]
+    assert (tmp_path / "o" / "compare.png").stat().st_size > 10_000
+
+
+SMALL = ("compare", "--servers", "4*rtx4090", "--seeds", "1", "--hours", "1", "--workers", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*SMALL, "--selectors", "nobody"), ("unknown selector 'nobody'", "greedy-cost")),
+        ((*SMALL, "--policies", "nobody"), ("'nobody'", "legal")),
+        (("compare", "--servers", "rtx5090x16"), ("'rtx5090x16'", "rtx4090")),
+        (("compare", "--servers", "rtx4090x0"), ("'0'", "legal: 1 to")),
+        (("compare", "--seeds", "0"), ("0 seeds", "legal: 1 to")),
+        (("compare", "--workers", "-1"), ("workers = -1", "legal")),
+        (("compare", "--peak", "1.5"), ("online_peak_share", "1.5", "legal")),
+        (("compare", "--hours", "-1"), ("horizon_h", "-1", "legal")),
+        (("compare", "--admission", "strict"), ("'strict'", "restricted")),
+        (("compare", "--services", "missing.csv"), ("'missing.csv' alone",)),
+        (("compare", "--services", "no.csv", "--batch", "no.csv"), ("no.csv", "legal")),
+        (("train", "--algorithm", "magic"), ("'magic'", "ppo")),
+        (("train", "--timesteps", "0"), ("timesteps = 0", "legal")),
+        (("train", "--resume", "--out", "nowhere"), ("checkpoint.zip", "legal")),
+        (("evaluate", "nobody"), ("'nobody'", "deepset-imitation")),
+        (("report", "--readme", "missing.md"), ("missing.md", "No such file")),
+    ],
+)
+def test_mistakes_are_one_sentence_and_status_2(
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("error: ")
+    assert all(word in said for word in words), said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("services", "batch", "words"),
+    [
+        ("", "submit_s,duration_s,gpus\n0,60,1\n", ("s.csv", "legal")),
+        ("service,t_s,rate_rps\na,0,1\na,600,2\n", "a,b\n1,2\n", ("b.csv", "legal")),
+        (
+            "service,t_s,rate_rps\na,0,1\na,600,2\n",
+            "submit_s,duration_s,gpus\n0,-60,1\n",
+            ("b.csv:2", "-60", "legal"),
+        ),
+    ],
+)
+def test_bad_traces_name_file_and_line(
+    services: str,
+    batch: str,
+    words: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "s.csv").write_text(services)
+    (tmp_path / "b.csv").write_text(batch)
+    traces = ["--services", str(tmp_path / "s.csv"), "--batch", str(tmp_path / "b.csv")]
+    assert run("compare", *traces, "--out", str(tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_comparison_keeps_finished_seeds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flextopo", "compare", "--servers", "16*rtx4090"]
+    command += ["--seeds", "2000", "--workers", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path
+    )
+    time.sleep(15)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    saved = json.loads((tmp_path / "compare.json").read_text())
+    assert saved["config"]["interrupted"] is True
+    counts = {len(row["weighted_loss"]["per_seed"]) for row in saved["selectors"].values()}
+    assert len(counts) == 1
+    assert counts.pop() >= 1

@@ -1,0 +1,147 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flextopo.cluster.errors import FlextopoError, UnknownNameError
+from flextopo.cluster.loss import LOSS_TERMS
+from flextopo.cluster.metrics import METRICS
+from flextopo.cluster.workload import WorkloadConfig
+from flextopo.train import compare as comparing
+from flextopo.train.compare import ComparisonConfig
+from flextopo.train.results import (
+    LOSS_COLUMNS,
+    draw_comparison,
+    load_results,
+    paired_rows,
+    rows,
+    save_results,
+)
+
+SMALL = ComparisonConfig(
+    servers="4*rtx4090",
+    selectors=("kubernetes", "greedy-cost", "oracle-lookahead"),
+    policies=(),
+    seeds=3,
+    workload=WorkloadConfig(horizon_h=6.0, online_peak_share=0.8),
+)
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, object]:
+    scores, interrupted = comparing.run(SMALL, workers=1)
+    assert not interrupted
+    return comparing.summarise(SMALL, scores)
+
+
+def test_every_metric_has_a_mean_an_interval_and_each_seed(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+    assert set(results["selectors"]) == set(SMALL.names)
+    for row in results["selectors"].values():
+        assert set(row) == set(METRICS)
+        for cell in row.values():
+            assert set(cell) == {"mean", "low", "high", "per_seed"}
+            assert len(cell["per_seed"]) == 3
+            given = [v for v in cell["per_seed"] if v is not None]
+            if given:
+                assert cell["mean"] == pytest.approx(np.mean(given))
+                assert cell["low"] <= cell["mean"] <= cell["high"]
+
+
+def test_terms_add_up_to_the_loss_on_every_seed(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+    for row in results["selectors"].values():
+        for i, loss in enumerate(row["weighted_loss"]["per_seed"]):
+            assert sum(row[term]["per_seed"][i] for term in LOSS_TERMS) == pytest.approx(loss)
+
+
+def test_paired_differences_are_differences_of_the_same_seeds(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+    losses = {n: np.array(r["weighted_loss"]["per_seed"]) for n, r in results["selectors"].items()}
+    found = results["paired"]["kubernetes"]["mean"]
+    assert found == pytest.approx((losses["kubernetes"] - losses["greedy-cost"]).mean())
+    assert "greedy-cost" not in results["paired"]
+
+
+def test_processes_and_repetition_change_no_number(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+    again, _ = comparing.run(SMALL, workers=2)
+    assert comparing.summarise(SMALL, again) == results
+
+
+def test_the_oracle_may_play_fewer_seeds() -> None:
+    config = replace(SMALL, oracle_seeds=1, selectors=("greedy-cost", "oracle-lookahead"))
+    scores, _ = comparing.run(config, workers=1)
+    assert len(scores["oracle-lookahead"]) == 1
+    assert len(scores["greedy-cost"]) == 3
+    assert comparing.summarise(config, scores)["paired"]["oracle-lookahead"]["low"] is not None
+
+
+def test_an_interrupt_keeps_the_finished_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def play(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
+        calls.append(name)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return dict.fromkeys(METRICS, 1.0)
+
+    monkeypatch.setattr(comparing, "play", play)
+    scores, interrupted = comparing.run(SMALL, workers=1)
+    assert interrupted
+    assert {name: len(found) for name, found in scores.items()} == dict.fromkeys(SMALL.names, 1)
+
+
+def test_results_survive_saving(results: dict[str, dict], tmp_path: Path) -> None:  # type: ignore[type-arg]
+    save_results(results, tmp_path / "deep" / "r.json")
+    assert load_results(tmp_path / "deep" / "r.json") == json.loads(json.dumps(results))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["r.json"]
+    draw_comparison(results, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_have_a_row_a_selector(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+    table = rows(results, LOSS_COLUMNS)
+    assert [row[0] for row in table[1:]] == list(SMALL.names)
+    assert all(len(row) == len(table[0]) for row in table)
+    verdicts = {row[0]: row[-1] for row in paired_rows(results)[1:]}
+    assert set(verdicts.values()) <= {"better", "worse", "no claim"}
+
+
+def test_a_verdict_needs_an_interval_without_zero() -> None:
+    paired = {
+        "a": {"mean": -0.02, "low": -0.03, "high": -0.01, "improvement": 0.9},
+        "b": {"mean": -0.02, "low": -0.05, "high": 0.01, "improvement": 0.6},
+        "c": {"mean": 0.02, "low": 0.01, "high": 0.03, "improvement": 0.1},
+    }
+    verdicts = [row[-1] for row in paired_rows({"paired": paired})[1:]]
+    assert verdicts == ["better", "no claim", "worse"]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"seeds": 0}, "0 seeds"),
+        ({"oracle_seeds": 9}, "oracle seeds 9"),
+        ({"selectors": ()}, "no selector"),
+        ({"selectors": ("godel", "godel")}, "each one once"),
+        ({"services": "a.csv"}, "'a.csv' alone"),
+        ({"split": "training"}, "split 'training'"),
+    ],
+)
+def test_impossible_comparisons_are_refused(change: dict[str, object], match: str) -> None:
+    with pytest.raises(FlextopoError, match=match):
+        replace(SMALL, **change)  # type: ignore[arg-type]
+
+
+def test_unknown_names_are_refused_before_anything_is_played() -> None:
+    with pytest.raises(UnknownNameError, match="nobody"):
+        comparing.check(replace(SMALL, selectors=("nobody",)))
+    with pytest.raises(UnknownNameError, match="rtx5090"):
+        comparing.check(replace(SMALL, servers="4*rtx5090"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"selectors": 1}'])
+def test_files_that_are_no_results_are_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(FlextopoError, match="no results file"):
+        load_results(path)

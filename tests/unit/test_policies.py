@@ -1,0 +1,137 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flextopo.cluster.errors import UnknownNameError
+from flextopo.cluster.features import (
+    NUM_CANDIDATE,
+    NUM_CLUSTER,
+    NUM_PREEMPTOR,
+    Observation,
+    empty_observation,
+)
+from flextopo.policies.artifact import load_network, save_policy
+from flextopo.policies.network import MASKED, CandidateScorer, ScorerConfig
+from flextopo.policies.runtime import ZOO, ArtifactError, load_policy, score, zoo_names
+
+
+def random_observation(rng: np.random.Generator, k: int, count: int) -> Observation:
+    o = empty_observation(k)
+    o.preemptor[:] = rng.random(NUM_PREEMPTOR)
+    o.cluster[:] = rng.uniform(-1, 1, NUM_CLUSTER)
+    o.candidates[:count] = rng.random((count, NUM_CANDIDATE))
+    o.mask[:count] = o.mask[k] = 1
+    return o
+
+
+def run_torch(network: CandidateScorer, o: Observation) -> np.ndarray:  # type: ignore[type-arg]
+    with torch.no_grad():
+        scores, _ = network(*(torch.from_numpy(array)[None] for array in o))
+    out: np.ndarray = scores[0].numpy()  # type: ignore[type-arg]
+    return out
+
+
+@pytest.fixture(params=[True, False], ids=["context", "no-context"])
+def network(request: pytest.FixtureRequest) -> CandidateScorer:
+    torch.manual_seed(1)
+    return CandidateScorer(ScorerConfig(hidden=16, context=request.param))
+
+
+def test_numpy_says_what_torch_says(network: CandidateScorer, tmp_path: Path) -> None:
+    policy = load_policy(save_policy(network, tmp_path / "p", "p", k=8))
+    rng = np.random.default_rng(0)
+    for count in [0, 1, 2, 5, 8] * 20:
+        o = random_observation(rng, 8, count)
+        legal = o.mask != 0
+        assert score(policy.weights, o)[legal] == pytest.approx(
+            run_torch(network, o)[legal], abs=1e-5
+        )
+
+
+def test_order_of_candidates_does_not_matter(network: CandidateScorer) -> None:
+    rng = np.random.default_rng(2)
+    o = random_observation(rng, 8, 6)
+    order = rng.permutation(6)
+    shuffled = o._replace(candidates=o.candidates.copy())
+    shuffled.candidates[:6] = o.candidates[order]
+    before, after = run_torch(network, o), run_torch(network, shuffled)
+    assert after[:6] == pytest.approx(before[order], abs=1e-6)
+    assert after[-1] == pytest.approx(before[-1], abs=1e-6)
+
+
+def test_empty_places_change_no_score(network: CandidateScorer) -> None:
+    rng = np.random.default_rng(3)
+    small = random_observation(rng, 5, 5)
+    large = empty_observation(20)
+    large.preemptor[:], large.cluster[:] = small.preemptor, small.cluster
+    large.candidates[:5], large.mask[:5], large.mask[20] = small.candidates, 1, 1
+    large.candidates[5:] = 0.5  # rubbish in places that the mask closes
+    a, b = run_torch(network, small), run_torch(network, large)
+    assert b[:5] == pytest.approx(a[:5], abs=1e-6)
+    assert b[20] == pytest.approx(a[5], abs=1e-6)
+    assert (b[5:20] == MASKED).all()
+
+
+def test_gradient_is_finite_where_actions_are_masked(network: CandidateScorer) -> None:
+    o = random_observation(np.random.default_rng(4), 8, 1)
+    scores, value = network(*(torch.from_numpy(array)[None] for array in o))
+    (torch.log_softmax(scores, -1)[0, 0] + value.sum()).backward()  # type: ignore[no-untyped-call]
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_shipped_policies_load_and_are_small(name: str) -> None:
+    policy = load_policy(name)
+    assert policy.name == name
+    assert sum(path.stat().st_size for path in (ZOO / name).iterdir()) < 1_000_000
+    network = load_network(name)
+    o = random_observation(np.random.default_rng(5), policy.k, policy.k)
+    assert score(policy.weights, o) == pytest.approx(run_torch(network, o), abs=1e-4)
+
+
+def damage(folder: Path, change: str) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    if change == "weights":
+        blob = bytearray((folder / "weights.npz").read_bytes())
+        blob[200] ^= 1
+        (folder / "weights.npz").write_bytes(bytes(blob))
+    elif change == "layout":
+        (folder / "meta.json").write_text(json.dumps({**meta, "layout": "0" * 16}))
+    elif change == "key":
+        del meta["sha256"]
+        (folder / "meta.json").write_text(json.dumps(meta))
+    elif change == "json":
+        (folder / "meta.json").write_text("{")
+    elif change == "no meta":
+        (folder / "meta.json").unlink()
+    else:
+        (folder / "weights.npz").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ("weights", "SHA-256"),
+        ("layout", "layout '0000000000000000'"),
+        ("key", "no 'sha256'"),
+        ("json", "not JSON"),
+        ("no meta", "No such file"),
+        ("no weights", "No such file"),
+    ],
+)
+def test_damaged_artifacts_are_refused(change: str, match: str, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(ZOO / zoo_names()[0], folder)
+    load_policy(folder)
+    damage(folder, change)
+    with pytest.raises(ArtifactError, match=match):
+        load_policy(folder)
+
+
+def test_unknown_policies_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="unknown policy 'nobody'"):
+        load_policy("nobody")
