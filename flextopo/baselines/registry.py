@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from flextopo.baselines.exact import Exact
 from flextopo.baselines.policies import (
     FLEXTOPO_BEST_EFFORT,
     FLEXTOPO_GUARANTEED,
@@ -37,6 +38,10 @@ SELECTORS: dict[str, tuple[Callable[[int], VictimSelector], str]] = {
         "the paper's algorithms, following each pod's own requirement",
     ),
     "greedy-cost": (lambda _: GreedyCost(), "the candidate with the least loss of its own"),
+    "exact": (
+        lambda _: Exact(),
+        "the least loss of its own over all victim sets, by branch and bound; slow",
+    ),
     "oracle-lookahead": (
         lambda _: OracleLookahead(),
         "tries its best candidates on the same tape for 4 hours; knows the future",

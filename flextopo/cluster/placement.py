@@ -27,27 +27,30 @@ def alignment_level(
     The ladder of the paper's guaranteed filter, over GPUs and cores together: one NUMA node, else
     one socket, else the whole server, else NO_FIT.
     """
-    socket_cores = np.zeros(8, np.int64)
     all_cores = 0
     for u in range(models.num_numa[model]):
         if cores_free[u] >= cores and popcount(gpu_free & models.numa_gpus[model, u]) >= gpus:
             return NUMA
-        socket_cores[models.numa_socket[model, u]] += cores_free[u]
         all_cores += cores_free[u]
+    if all_cores < cores or popcount(gpu_free) < gpus:
+        return NO_FIT
     for s in range(models.num_sockets[model]):
-        if socket_cores[s] >= cores and popcount(gpu_free & models.socket_gpus[model, s]) >= gpus:
+        if popcount(gpu_free & models.socket_gpus[model, s]) < gpus:
+            continue
+        socket_cores = 0
+        for u in range(models.num_numa[model]):
+            if models.numa_socket[model, u] == s:
+                socket_cores += cores_free[u]
+        if socket_cores >= cores:
             return SOCKET
-    if all_cores >= cores and popcount(gpu_free) >= gpus:
-        return CROSS_SOCKET
-    return NO_FIT
+    return CROSS_SOCKET
 
 
 @njit(cache=True)
 def best_level(models: ModelTables, model: int, gpus: int, cores: int) -> int:
     """Return the level an empty server of that model gives, NO_FIT if it never fits."""
     everything = (1 << models.num_gpus[model]) - 1
-    free = models.numa_cores[model].astype(np.int16)
-    return alignment_level(models, model, everything, free, gpus, cores)
+    return alignment_level(models, model, everything, models.numa_cores[model], gpus, cores)
 
 
 @njit(cache=True)

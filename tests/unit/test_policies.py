@@ -28,10 +28,10 @@ def random_observation(rng: np.random.Generator, k: int, count: int) -> Observat
     return o
 
 
-def run_torch(network: CandidateScorer, o: Observation) -> np.ndarray:  # type: ignore[type-arg]
+def run_torch(network: CandidateScorer, o: Observation) -> np.ndarray:
     with torch.no_grad():
         scores, _ = network(*(torch.from_numpy(array)[None] for array in o))
-    out: np.ndarray = scores[0].numpy()  # type: ignore[type-arg]
+    out: np.ndarray = scores[0].numpy()
     return out
 
 
@@ -79,7 +79,7 @@ def test_empty_places_change_no_score(network: CandidateScorer) -> None:
 def test_gradient_is_finite_where_actions_are_masked(network: CandidateScorer) -> None:
     o = random_observation(np.random.default_rng(4), 8, 1)
     scores, value = network(*(torch.from_numpy(array)[None] for array in o))
-    (torch.log_softmax(scores, -1)[0, 0] + value.sum()).backward()  # type: ignore[no-untyped-call]
+    (torch.log_softmax(scores, -1)[0, 0] + value.sum()).backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
