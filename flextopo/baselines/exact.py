@@ -1,0 +1,178 @@
+"""The true minimum of a decision's own loss, by branch and bound over every victim set.
+
+Plain Python that shares nothing with the candidate kernel: it is what `greedy-cost` is measured
+against. Unlike the kernel it also looks at sets that are not minimal, since one more victim may
+align the preemptor better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flextopo.baselines.policies import binds
+from flextopo.baselines.residents import NodeView, Resident
+from flextopo.cluster.arrays import MAX_PODS_PER_NODE
+from flextopo.cluster.loss import eviction_cost, misalignment_cost
+from flextopo.cluster.pods import Pod
+from flextopo.cluster.server_model import AlignmentLevel, ServerModel
+from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState
+
+
+def free_level(
+    model: ServerModel, gpu_free: int, cores_free: list[int], pod: Pod
+) -> AlignmentLevel | None:
+    """Return the best level that free resources give a pod, None if it does not fit."""
+    gpus = [0] * model.num_numa_nodes
+    for gpu, u in enumerate(model.gpu_numa):
+        gpus[u] += gpu_free >> gpu & 1
+    if any(g >= pod.gpus and n >= pod.cores for g, n in zip(gpus, cores_free, strict=True)):
+        return AlignmentLevel.NUMA
+    for socket in range(model.num_sockets):
+        inside = [u for u, s in enumerate(model.numa_socket) if s == socket]
+        if (
+            sum(gpus[u] for u in inside) >= pod.gpus
+            and sum(cores_free[u] for u in inside) >= pod.cores
+        ):
+            return AlignmentLevel.SOCKET
+    if sum(gpus) >= pod.gpus and sum(cores_free) >= pod.cores:
+        return AlignmentLevel.CROSS_SOCKET
+    return None
+
+
+class NodeSearch:
+    """Branch and bound on one node.
+
+    Args:
+        cluster: the cluster, not modified.
+        node: index of the node.
+        preemptor: the pending pod.
+        aligned: only aligned placements are legal.
+    """
+
+    def __init__(self, cluster: ClusterState, node: int, preemptor: Pod, aligned: bool) -> None:
+        c = cluster.arrays
+        self.view = NodeView(cluster, node)
+        self.preemptor = preemptor
+        self.costs = cluster.costs
+        self.best_level = self.view.model.best_level(preemptor.gpus, preemptor.cores)
+        self.aligned = aligned
+        self.allowed = c.pdb_left.tolist()
+        self.loss: dict[int, float] = {}
+        self.group: dict[int, int] = {}
+        pods = self.view.evictable(preemptor)
+        for pod in pods:
+            self.loss[pod.index] = eviction_cost(c, pod.index, self.costs)
+            self.group[pod.index] = int(c.pods[pod.index]["group"])
+        self.pods = sorted(pods, key=lambda pod: (self.loss[pod.index], pod.index))
+        self.bound = float("inf")
+        self.full = bool(c.nodes[node]["num_pods"] >= MAX_PODS_PER_NODE)
+
+    def misalignment(self, gpu_free: int, cores_free: list[int]) -> float | None:
+        """Return the expected loss of the level that is possible, None where it is not legal."""
+        level = free_level(self.view.model, gpu_free, cores_free, self.preemptor)
+        if level is None or self.best_level is None:
+            return None
+        if self.aligned and level == AlignmentLevel.CROSS_SOCKET != self.best_level:
+            return None
+        deficit = 0 if level <= self.best_level else int(level)
+        return misalignment_cost(self.preemptor.gpus, deficit, self.costs)
+
+    def improve(self, bound: float) -> tuple[float, tuple[int, ...]] | None:
+        """Return the cheapest victim set and its cost if it costs less than `bound`."""
+        if self.full or self.best_level is None:
+            return None
+        best: tuple[float, tuple[int, ...]] | None = None
+        self.bound = bound
+        for cost, victims in self._walk(0, self.view.gpu_free, self.view.cores_free, 0.0, ()):
+            if cost < self.bound:
+                best = (cost, victims)
+                self.bound = cost
+        return best
+
+    def _walk(
+        self,
+        at: int,
+        gpu_free: int,
+        cores_free: list[int],
+        evicted: float,
+        victims: tuple[Resident, ...],
+    ) -> Iterator[tuple[float, tuple[int, ...]]]:
+        """Yield every legal set that begins with `victims` and may still be the cheapest."""
+        waiting = self.costs.waiting * self.preemptor.gpus * self.costs.grace_s
+        cost = waiting + evicted if victims else 0.0
+        if cost >= self.bound:
+            return
+        misalignment = self.misalignment(gpu_free, cores_free)
+        if misalignment is not None:
+            yield cost + misalignment, tuple(victim.index for victim in victims)
+            if misalignment == 0.0:
+                return
+        if not self._can_fit(at, gpu_free, cores_free):
+            return
+        for i in range(at, len(self.pods)):
+            pod = self.pods[i]
+            if not self._within_budget((*victims, pod)):
+                continue
+            taken = {self.group[victim.index] for victim in victims} - {-1}
+            more = 0.0 if self.group[pod.index] in taken else self.loss[pod.index]
+            cores = [a + b for a, b in zip(cores_free, pod.cores, strict=True)]
+            yield from self._walk(
+                i + 1, gpu_free | pod.gpu_mask, cores, evicted + more, (*victims, pod)
+            )
+
+    def _can_fit(self, at: int, gpu_free: int, cores_free: list[int]) -> bool:
+        """Say whether the preemptor would fit if all the other pods went, too."""
+        cores = list(cores_free)
+        for pod in self.pods[at:]:
+            gpu_free |= pod.gpu_mask
+            cores = [a + b for a, b in zip(cores, pod.cores, strict=True)]
+        return self.misalignment(gpu_free, cores) is not None
+
+    def _within_budget(self, victims: tuple[Resident, ...]) -> bool:
+        used = [pdb for victim in victims for pdb in victim.pdbs]
+        return all(used.count(pdb) <= self.allowed[pdb] for pdb in set(used))
+
+
+def minimum(
+    cluster: ClusterState, preemptor: Pod, aligned: bool
+) -> tuple[float, int, tuple[int, ...]] | None:
+    """Return the least own loss of any legal decision, its node and its victims.
+
+    Args:
+        cluster: the cluster, not modified.
+        preemptor: the pending pod.
+        aligned: the guaranteed filter binds it.
+
+    Returns:
+        Cost in weighted GPU-seconds, node, victims; None where no victim set works. Equal costs
+        go to the lower node.
+    """
+    best: tuple[float, int, tuple[int, ...]] | None = None
+    for node in range(cluster.num_nodes):
+        search = NodeSearch(cluster, node, preemptor, aligned)
+        found = search.improve(float("inf") if best is None else best[0])
+        if found is not None:
+            best = (found[0], node, found[1])
+    return best
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Take the decision of the least loss of its own among all victim sets, minimal or not."""
+
+    name: str = "exact"
+    filter: AlignmentFilter = AlignmentFilter.OWN
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose the cheapest victim set; None where there is none."""
+        best = minimum(cluster, preemptor, binds(self.filter, preemptor))
+        if best is None:
+            return None
+        cost, node, victims = best
+        found = cluster.candidate(node, victims, preemptor)
+        if found is None:
+            return None
+        return Candidate(
+            node, found.victims, found.gpu_mask, found.cores, found.level, cost_gpu_s=cost
+        )
