@@ -75,7 +75,8 @@ def print_cluster(state: ClusterState) -> str:
     for at in range(0, len(cells), columns):
         lines.append("".join(cell.ljust(width) for cell in cells[at : at + columns]).rstrip())
     legend = [f"{letter} {meaning}" for letter, (meaning, _) in LEGEND.items()]
-    return "\n".join([*lines, ", ".join(legend[:4]), ", ".join(legend[4:])])
+    rows = (legend[:3], legend[3:5], legend[5:])
+    return "\n".join([*lines, *map(", ".join, rows)])
 
 
 def draw_cluster(state: ClusterState) -> npt.NDArray[np.uint8]:
