@@ -189,13 +189,16 @@ class PreemptionEnv(gym.Env[Any, Any]):
             raise gym.error.ResetNeeded("call reset() before step()")
         if not 0 <= action <= self.k:
             raise FlextopoError(f"action {action}; legal: 0 to {self.k}")
-        if self.strict and not self._observation.mask[action]:
+        masked = not self._mask()[action]
+        if self.strict and masked:
             raise FlextopoError(
                 f"action {action} is masked; legal: {np.flatnonzero(self.action_masks()).tolist()}"
             )
         self._count, lost_gpu_s, invalid = step(self._decision, self._count, int(action))
+        if masked and not invalid:  # waiting where `allow_wait` forbids it
+            self.simulator.events.account[0]["invalid_actions"] += 1
         reward = -lost_gpu_s / 36.0 / self.fleet.num_gpus
-        return self._observe(), reward, False, self._count == END, self._info(bool(invalid))
+        return self._observe(), reward, False, self._count == END, self._info(masked)
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """Return which actions are legal, (K + 1,) bool, as sb3-contrib wants it."""
