@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -101,6 +101,12 @@ class ClusterState:
         self._names = names
         self._workspace: Workspace = workspace()
         self._rooms: dict[int, CandidateArrays] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; the tables become read-only again, or every kernel would compile anew."""
+        self.__dict__.update(state)
+        for table in self.arrays.models:
+            table.setflags(write=False)
 
     @classmethod
     def from_pods(
