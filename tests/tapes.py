@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.pods import Pod
-from flextopo.cluster.server_model import Fleet
+from flextopo.cluster.server_model import Fleet, ServerModel
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Scenario, Simulator
 from flextopo.cluster.state import AlignmentFilter
-from flextopo.cluster.tape import Tape
+from flextopo.cluster.tape import NEVER_S, Tape
 from flextopo.cluster.workload import generate_tape
 from flextopo.cluster.workload_config import WorkloadConfig
 
@@ -51,3 +54,47 @@ def decisions(
     while (pod := simulator.next_decision()) is not None:
         yield simulator, pod
         simulator.apply(selector.select(simulator.state, pod))
+
+
+DUO = ServerModel("duo", gpu_numa=(0, 0, 1, 1), numa_socket=(0, 1), numa_cores=(4, 4))
+"""Two sockets of one NUMA node, two GPUs and four cores each."""
+
+
+def hand_tape(
+    pods: Sequence[Mapping[str, int]],
+    end_s: int,
+    *,
+    warmup_s: int = 0,
+    pdb_allowed: Sequence[int] = (),
+) -> Tape:
+    """Return a tape written by hand, with a grace period of 30 s and restart work of 60 s.
+
+    A pod with `depart_s` is online with priority 1000; any other is a batch job with priority 100.
+    What is not given is 0, but cores (as many as GPUs), group and budget (none).
+    """
+
+    def column(name: str, online: int = 0, batch: int = 0) -> npt.NDArray[np.int64]:
+        return np.array([pod.get(name, online if "depart_s" in pod else batch) for pod in pods])
+
+    return Tape(
+        end_s=end_s,
+        warmup_s=warmup_s,
+        grace_s=30,
+        restart_s=60,
+        arrive_s=column("arrive_s"),
+        depart_s=column("depart_s", batch=NEVER_S),
+        duration_s=column("duration_s"),
+        start_s=column("start_s"),
+        gpus=column("gpus"),
+        cores=np.array([pod.get("cores", pod["gpus"]) for pod in pods]),
+        priority=column("priority", 1000, 100),
+        online=np.array(["depart_s" in pod for pod in pods]),
+        requirement=column("requirement"),
+        preemptible=column("preemptible", 0, 1).astype(bool),
+        batch_class=column("batch_class"),
+        checkpoint_s=column("checkpoint_s"),
+        group=column("group", -1, -1),
+        pdb=column("pdb", -1, -1),
+        service=column("service", 0, -1),
+        pdb_allowed=np.array(pdb_allowed, np.int64),
+    )

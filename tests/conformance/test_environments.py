@@ -219,7 +219,7 @@ def test_action_zero_is_greedy_cost_and_rewards_sum_to_the_account(id_: str) -> 
     simulator.run(make_selector("greedy-cost"))
     mine, theirs = account[0], simulator.events.account[0]
     # Decisions without any candidate are passed over by the environment.
-    names = [name for name in account.dtype.names if name != "decisions"]
+    names = [name for name in account.dtype.names or () if name != "decisions"]
     assert {name: mine[name] for name in names} == {name: theirs[name] for name in names}
 
 

@@ -1,0 +1,101 @@
+"""The event heap and the scheduling queue against sorted lists."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flextopo.cluster.arrays import Cluster, empty_cluster
+from flextopo.cluster.events import (
+    CLOCK_DTYPE,
+    Events,
+    cancel_event,
+    copy_events,
+    dequeue,
+    enqueue,
+    schedule_event,
+)
+from flextopo.cluster.loss import ACCOUNT_DTYPE
+from flextopo.cluster.server_model import compile_models, preset
+
+PODS = 12
+TABLES = compile_models([preset("a100")])
+
+
+def fresh() -> tuple[Cluster, Events]:
+    events = Events(
+        departures=np.zeros(0, np.int64),
+        heap=np.zeros(PODS, np.int32),
+        queue=np.zeros(PODS, np.int32),
+        clock=np.zeros(1, CLOCK_DTYPE),
+        account=np.zeros(1, ACCOUNT_DTYPE),
+    )
+    return empty_cluster(TABLES, np.zeros(1, np.int64), PODS, 0), events
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, PODS - 1), st.integers(-1, 9)), max_size=60))
+def test_the_heap_gives_the_earliest_event_then_the_lowest_pod(
+    steps: list[tuple[int, int]],
+) -> None:
+    c, e = fresh()
+    due: dict[int, int] = {}
+    for pod, time_s in steps:
+        if time_s < 0:
+            cancel_event(c, e, pod)
+            due.pop(pod, None)
+        else:
+            schedule_event(c, e, pod, time_s)
+            due[pod] = time_s
+        size = int(e.clock[0]["heap_size"])
+        assert sorted(e.heap[:size]) == sorted(due)
+        assert all(c.live[e.heap[at]]["heap_at"] == at for at in range(size))
+        if due:
+            assert e.heap[0] == min(due, key=lambda pod: (due[pod], pod))
+    drained = []
+    while e.clock[0]["heap_size"]:
+        drained.append(int(e.heap[0]))
+        cancel_event(c, e, drained[-1])
+    assert drained == sorted(due, key=lambda pod: (due[pod], pod))
+    assert (c.live["heap_at"] == -1).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-1, 1), st.integers(0, 2)), min_size=PODS, max_size=PODS),
+    st.lists(st.integers(0, PODS - 1), max_size=40),
+)
+def test_the_queue_is_by_priority_then_age_then_row(
+    pods: list[tuple[int, int]], steps: list[int]
+) -> None:
+    c, e = fresh()
+    for row, (priority, arrive_s) in enumerate(pods):
+        c.pods[row]["priority"], c.pods[row]["arrive_s"], c.pods[row]["gpus"] = (
+            priority,
+            arrive_s,
+            1,
+        )
+        c.pods[row]["online"] = row % 2
+    waiting: set[int] = set()
+    for pod in steps:
+        if pod in waiting:
+            dequeue(c, e, pod)
+            waiting.remove(pod)
+        else:
+            enqueue(c, e, pod)
+            waiting.add(pod)
+        expected = sorted(waiting, key=lambda row: (-pods[row][0], pods[row][1], row))
+        assert e.queue[: e.clock[0]["queue_size"]].tolist() == expected
+        assert c.totals[0]["batch_wait_gpus"] == sum(1 for row in waiting if row % 2 == 0)
+
+
+def test_copied_events_go_their_own_way() -> None:
+    (c, e), (_, other) = fresh(), fresh()
+    schedule_event(c, e, 3, 5)
+    enqueue(c, e, 7)
+    copy_events(e, other)
+    assert (other.heap[0], other.queue[0]) == (3, 7)
+    assert other.clock == e.clock
+    cancel_event(c, other, 3)
+    assert e.clock[0]["heap_size"] == 1
