@@ -39,7 +39,8 @@ def domains(model: ServerModel, level: int) -> list[set[int]]:
 
 def bits(mask: int) -> set[int]:
     """Return the positions of the bits set."""
-    return {i for i in range(mask.bit_length()) if mask >> i & 1}
+    whole = int(mask)  # a kernel run as plain Python returns numpy's integers
+    return {i for i in range(whole.bit_length()) if whole >> i & 1}
 
 
 def holds(
