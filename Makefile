@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 SOURCES := pyproject.toml constraints.txt
 PATHS := flextopo tests benchmarks examples
 
-.PHONY: install format lint type test test-slow cover compare results report train-zoo bench wheel check clean
+.PHONY: install format lint type test test-slow cover compare results report serve train-zoo bench wheel check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -14,7 +14,7 @@ $(VENV)/.core: $(SOURCES)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,report,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,report,serve,dev]"
 	@touch $@
 
 install: $(VENV)/.dev  ## everything for development, in .venv
@@ -61,6 +61,9 @@ report: $(VENV)/.core  ## write the generated tables into README.md
 
 train-zoo: $(VENV)/.dev  ## train the shipped policy again, into runs/zoo
 	$(BIN)/flextopo train --algorithm imitation --out runs/zoo
+
+serve: $(VENV)/.dev  ## POST /v1/decide on port 8080
+	$(BIN)/flextopo serve $(ARGS)
 
 bench: $(VENV)/.dev  ## speeds, as ratios measured in one run
 	$(BIN)/python benchmarks/speed.py

@@ -175,6 +175,53 @@ def train(
 
 
 @app.command()
+def decide(
+    snapshot: Annotated[Path, typer.Argument(help="JSON file: servers, pods, preemptor.")],
+    selector: Annotated[str, typer.Option(help="Selector, policy or folder.")] = "flextopo",
+) -> None:
+    """Decide about one snapshot of a cluster; prints the decision as JSON.
+
+    Example: `flextopo decide snapshot.json --selector deepset-imitation`.
+    """
+    import msgspec
+
+    from flextopo.baselines.registry import make_selector
+    from flextopo.policies import snapshot as snapshots
+    from flextopo.train.compare import find_selector
+
+    try:
+        body = snapshot.read_bytes()
+    except OSError as error:
+        raise FlextopoError(f"{snapshot}: {error.strerror}") from None
+    fallback = make_selector("flextopo-best-effort")
+    found = snapshots.decide(snapshots.decode(body), find_selector(selector, 0), fallback)
+    typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+
+
+@app.command()
+def serve(
+    selector: Annotated[str, typer.Option(help="Selector, policy or folder.")] = "flextopo",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+) -> None:
+    """Answer POST /v1/decide (a snapshot as `flextopo decide` reads it) and GET /healthz.
+
+    Example: `flextopo serve --selector deepset-imitation --port 8080`.
+    """
+    from flextopo.baselines.registry import make_selector
+    from flextopo.train.compare import find_selector
+
+    try:
+        import uvicorn
+
+        from flextopo.policies.service import make_app
+    except ImportError as error:
+        raise FlextopoError(f"{error.name} is not installed; legal: flextopo[serve]") from None
+    service = make_app(find_selector(selector, 0), make_selector("flextopo-best-effort"))
+    uvicorn.run(service, host=host, port=port, log_level="warning")
+
+
+@app.command()
 def report(
     readme: Annotated[Path, typer.Option(help="File with generated blocks.")] = Path("README.md"),
     results: Annotated[Path, typer.Option(help="Saved results.")] = Path("docs/results"),

@@ -44,6 +44,9 @@ class OnlinePods:
     requirement: Ints
 
 
+DAY_STEPS = 86400 // STEP_S
+
+
 def num_steps(config: WorkloadConfig) -> tuple[int, int]:
     """Return the 10-min steps of the warm-up and of the account, both rounded up."""
     warmup = math.ceil(config.warmup_h * 3600 / STEP_S - 1e-9)
@@ -141,7 +144,9 @@ def relative_rates(rates: Floats) -> Floats:
 
 
 def common_n_max(rates: Floats, gpus: Ints, limit: float, config: WorkloadConfig) -> float:
-    """Find the largest n_max of all services whose GPU demand in the account stays in `limit`.
+    """Find the largest n_max of all services whose GPU demand of a day stays in `limit`.
+
+    The day is the account, or, where that is shorter, the tape's last 24 hours.
 
     The demand of a step includes the replicas that leave during it, so that no second exceeds
     the limit wherever in the step replicas come and go.
@@ -155,7 +160,8 @@ def common_n_max(rates: Floats, gpus: Ints, limit: float, config: WorkloadConfig
     Returns:
         n_max by bisection to a relative 1e-6, shared by all services.
     """
-    first = num_steps(config)[0]
+    warmup, account = num_steps(config)
+    first = min(warmup, max(0, warmup + account - DAY_STEPS))
     hold = math.ceil(config.scale_down_s / STEP_S)
     held = held_rates(relative_rates(rates), hold + 1)[:, first:]
     low, high = 0.0, max(1.0, 2.0 * limit)

@@ -285,9 +285,9 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
                 clock["cursor"] += 1
             elif (
                 not _schedule_batch(c, e, pod)
-                and spec["group"] < 0
                 and spec["gpus"] <= small_gpus
                 and spec["cores"] <= small_cores
+                and (spec["group"] < 0 or find_node(c, pod, False, False) < 0)
             ):
                 small_gpus, small_cores = spec["gpus"], spec["cores"]
             continue

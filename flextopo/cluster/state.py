@@ -176,8 +176,8 @@ class ClusterState:
         spec, state = c.pods[pod], c.nodes[node]
         free = int(state["gpu_free"])
         if gpus is not None:
-            wanted = sum(1 << gpu for gpu in set(gpus))
-            if wanted & ~free or len(set(gpus)) != spec["gpus"]:
+            wanted = sum(1 << gpu for gpu in set(gpus) if gpu >= 0)
+            if min(gpus, default=0) < 0 or wanted & ~free or len(set(gpus)) != spec["gpus"]:
                 raise PodError(
                     f"pod {self.name(pod)!r} asks for GPUs {sorted(set(gpus))} of node {node}; "
                     f"legal: {spec['gpus']} of the free ones {_bits(free)}"

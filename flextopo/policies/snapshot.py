@@ -1,0 +1,267 @@
+"""A cluster as one JSON document, and a decision about it as another: no cluster needed.
+
+{"servers": [{"name", "model"}], "pods": [...], "budgets": [...], "now_s", "preemptor"}; `Snapshot`
+states every field. Nothing here imports torch or gymnasium.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from flextopo.cluster.arrays import may_evict
+from flextopo.cluster.errors import FlextopoError, PodError
+from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.server_model import ServerModel, preset
+from flextopo.cluster.state import Candidate, ClusterState, VictimSelector
+
+REQUIREMENTS = {
+    "none": TopologyRequirement.NONE,
+    "best-effort": TopologyRequirement.BEST_EFFORT,
+    "guaranteed": TopologyRequirement.GUARANTEED,
+}
+
+
+class SnapshotError(FlextopoError):
+    """Report a snapshot that is not one, with the path of the field."""
+
+
+class Server(msgspec.Struct, forbid_unknown_fields=True):
+    """A node: its name, and a preset's name or the server itself in `hardware`."""
+
+    name: str
+    model: str = ""
+    hardware: Hardware | None = None
+
+
+class Hardware(msgspec.Struct, forbid_unknown_fields=True):
+    """Where a server's GPUs and cores are; see `ServerModel`."""
+
+    gpu_numa: tuple[int, ...]
+    numa_socket: tuple[int, ...]
+    numa_cores: tuple[int, ...]
+
+
+class SnapshotPod(msgspec.Struct, forbid_unknown_fields=True):
+    """A pod; with `node` it runs there, on `gpus_held` or where the node would have put it."""
+
+    name: str
+    gpus: int
+    cores: int
+    priority: int
+    node: str = ""
+    gpus_held: tuple[int, ...] | None = None
+    requirement: str = "none"
+    online: bool = False
+    preemptible: bool = True
+    protection_s: int = 0
+    checkpoint_s: int = 0
+    batch_class: int = 0
+    group: str = ""
+    budget: str = ""
+    start_s: int = 0
+
+
+class Budget(msgspec.Struct, forbid_unknown_fields=True):
+    """A disruption budget: how many of its pods may still be disrupted."""
+
+    name: str
+    disruptions_allowed: int
+
+
+class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
+    """Nodes, pods, the pending pod in question, and the time in seconds."""
+
+    servers: list[Server]
+    pods: list[SnapshotPod]
+    preemptor: str
+    budgets: list[Budget] = []
+    now_s: int = 0
+
+
+def decode(body: bytes) -> Snapshot:
+    """Read a snapshot.
+
+    Raises:
+        SnapshotError: not JSON, or a field is missing, unknown or of another type.
+    """
+    try:
+        return msgspec.json.decode(body, type=Snapshot)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SnapshotError(f"snapshot: {error}") from None
+
+
+def build_state(snapshot: Snapshot) -> tuple[ClusterState, Pod]:
+    """Return the cluster and the pending pod that a snapshot describes.
+
+    Raises:
+        FlextopoError: an unknown name, a name used twice, or pods that do not fit together.
+    """
+    nodes = _index("server", [server.name for server in snapshot.servers])
+    budgets = _index("budget", [budget.name for budget in snapshot.budgets])
+    names = _index("pod", [pod.name for pod in snapshot.pods])
+    groups = {pod.group: i for i, pod in enumerate(snapshot.pods)}
+    models: dict[str, ServerModel] = {}
+    node_model = [_model(server, models) for server in snapshot.servers]
+    if not node_model:
+        raise SnapshotError("snapshot: servers has none; legal: one at least")
+    kinds = list(models)
+    pods = [_pod(i, pod, groups, budgets) for i, pod in enumerate(snapshot.pods)]
+    state = ClusterState.from_pods(
+        list(models.values()),
+        [kinds.index(kind) for kind in node_model],
+        pods,
+        pdb_allowed=[budget.disruptions_allowed for budget in snapshot.budgets],
+        now_s=snapshot.now_s,
+    )
+    # Pods on known GPUs first: what the others got can only be guessed from what is left.
+    for i, pod in sorted(enumerate(snapshot.pods), key=lambda item: item[1].gpus_held is None):
+        if pod.node:
+            state.start(i, _find("server", pod.node, nodes), pod.gpus_held)
+            state.arrays.live[i]["since_s"] = pod.start_s
+    preemptor = _find("pod", snapshot.preemptor, names)
+    if snapshot.pods[preemptor].node:
+        raise SnapshotError(f"preemptor {snapshot.preemptor!r} runs already; legal: a pending pod")
+    return state, state.pod(preemptor)
+
+
+def decide(
+    snapshot: Snapshot, selector: VictimSelector, fallback: VictimSelector
+) -> dict[str, Any]:
+    """Choose victims for the snapshot's preemptor, with reasons.
+
+    Args:
+        snapshot: the cluster.
+        selector: decides.
+        fallback: decides where the selector fails or answers what is not allowed.
+
+    Returns:
+        `node` (None = do not preempt now), `victims` by descending importance, `gpus`, `level`,
+        `selector`, `fallback` (None or why the fallback answered), `reasons`, `elapsed_ms`.
+
+    Raises:
+        FlextopoError: the snapshot is not legal, or the fallback failed too.
+    """
+    begin = time.perf_counter()
+    state, preemptor = build_state(snapshot)
+    used, why = selector, None
+    try:
+        candidate = selector.select(state, preemptor)
+        check(state, preemptor, candidate)
+    except Exception as error:  # noqa: BLE001  whatever a model does, the baseline answers
+        used, why = fallback, f"{type(error).__name__}: {error}"
+        candidate = fallback.select(state, preemptor)
+        check(state, preemptor, candidate)
+    answer: dict[str, Any] = {"node": None, "victims": [], "gpus": [], "level": None}
+    if candidate is not None:
+        answer = {
+            "node": snapshot.servers[candidate.node].name,
+            "victims": [state.name(victim) for victim in candidate.victims],
+            "gpus": [gpu for gpu in range(64) if candidate.gpu_mask >> gpu & 1],
+            "level": candidate.level.name.lower(),
+        }
+    return {
+        **answer,
+        "selector": used.name,
+        "fallback": why,
+        "reasons": _reasons(state, candidate),
+        "elapsed_ms": (time.perf_counter() - begin) * 1000.0,
+    }
+
+
+def check(state: ClusterState, preemptor: Pod, candidate: Candidate | None) -> None:
+    """Refuse a decision that must not be carried out.
+
+    Raises:
+        PodError: a victim may not be evicted for the preemptor, the preemptor does not fit, is
+            guaranteed and not aligned, or would fit with one victim less.
+    """
+    if candidate is None:
+        return
+    victims = candidate.victims
+    for victim in victims:
+        if not may_evict(state.arrays, victim, preemptor.priority):
+            raise PodError(f"victim {state.name(victim)!r} may not be evicted")
+    guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+
+    def fits(gone: tuple[int, ...]) -> bool:
+        found = state.candidate(candidate.node, gone, preemptor)
+        return found is not None and (not guaranteed or state.is_aligned(found, preemptor))
+
+    if not fits(victims):
+        raise PodError(f"{preemptor.name!r} does not fit on node {candidate.node} without them")
+    for victim in victims:
+        if fits(tuple(other for other in victims if other != victim)):
+            raise PodError(f"victim {state.name(victim)!r} is not needed")
+
+
+def _reasons(state: ClusterState, candidate: Candidate | None) -> list[str]:
+    if candidate is None:
+        return ["no victim set that is worth it, or none at all"]
+    reasons = [f"placed on {candidate.level.name.lower()} level"]
+    for victim in map(state.pod, candidate.victims):
+        run = state.now_s - (victim.start_s or 0)
+        reasons.append(
+            f"{victim.name}: priority {victim.priority}, {victim.gpus} GPUs, running {run} s"
+        )
+    return reasons
+
+
+def _index(kind: str, names: list[str]) -> dict[str, int]:
+    index: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if index.setdefault(name, i) != i:
+            raise SnapshotError(f"snapshot: {kind} {name!r} is used twice; legal: once")
+    return index
+
+
+def _find(kind: str, name: str, index: dict[str, int]) -> int:
+    if name not in index:
+        raise SnapshotError(f"snapshot: {kind} {name!r} is unknown; legal: one of the {kind}s")
+    return index[name]
+
+
+def _model(server: Server, models: dict[str, ServerModel]) -> str:
+    if (server.hardware is None) == (not server.model):
+        raise SnapshotError(f"snapshot: server {server.name!r}; legal: either model or hardware")
+    kind = server.model or f"hardware of {server.name}"
+    if server.hardware is not None:
+        models[kind] = ServerModel(
+            kind,
+            server.hardware.gpu_numa,
+            server.hardware.numa_socket,
+            server.hardware.numa_cores,
+        )
+    elif kind not in models:
+        models[kind] = preset(kind)
+    return kind
+
+
+def _pod(index: int, pod: SnapshotPod, groups: dict[str, int], budgets: dict[str, int]) -> Pod:
+    if pod.requirement not in REQUIREMENTS:
+        raise SnapshotError(
+            f"snapshot: pods[{index}].requirement = {pod.requirement!r}; "
+            f"legal: {', '.join(REQUIREMENTS)}"
+        )
+    for field, bits in (("gpus", 15), ("cores", 15), ("priority", 31), ("checkpoint_s", 31)):
+        if abs(getattr(pod, field)) >= 1 << bits:
+            raise SnapshotError(
+                f"snapshot: pods[{index}].{field} = {getattr(pod, field)}; legal: below {1 << bits}"
+            )
+    return Pod(
+        index=index,
+        name=pod.name,
+        gpus=pod.gpus,
+        cores=pod.cores,
+        priority=pod.priority,
+        requirement=REQUIREMENTS[pod.requirement],
+        online=pod.online,
+        preemptible=pod.preemptible,
+        protection_s=pod.protection_s,
+        checkpoint_s=pod.checkpoint_s,
+        batch_class=min(pod.batch_class, 100),
+        group=groups[pod.group] if pod.group else -1,
+        pdb=_find("budget", pod.budget, budgets) if pod.budget else -1,
+    )

@@ -1,0 +1,222 @@
+import asyncio
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flextopo.baselines.registry import SELECTORS, make_selector
+from flextopo.cli.app import main
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.pods import Pod
+from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState, VictimSelector
+from flextopo.policies.runtime import load_policy
+from flextopo.policies.service import make_app
+from flextopo.policies.snapshot import decide, decode
+
+# One RTX 4090 server full of one-card pods: GPU g of pod b<g> sits on NUMA node 3 2 1 0 7 6 5 4.
+FULL: dict[str, Any] = {
+    "now_s": 10_000,
+    "servers": [{"name": "n0", "model": "rtx4090"}],
+    "pods": [
+        {
+            "name": f"batch/b{gpu}",
+            "gpus": 1,
+            "cores": 7,
+            "priority": 100,
+            "node": "n0",
+            "gpus_held": [gpu],
+            "start_s": 1_000 * gpu,
+            "checkpoint_s": 900,
+        }
+        for gpu in range(8)
+    ]
+    + [
+        {
+            "name": "online/p",
+            "gpus": 2,
+            "cores": 14,
+            "priority": 1000,
+            "online": True,
+            "requirement": "guaranteed",
+        }
+    ],
+    "preemptor": "online/p",
+}
+FALLBACK = make_selector("flextopo-best-effort")
+
+
+def encode(document: object) -> bytes:
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize("name", sorted(set(SELECTORS) - {"oracle-lookahead"}))
+def test_selectors_decide_about_a_snapshot(name: str) -> None:
+    found = decide(decode(encode(FULL)), make_selector(name), FALLBACK)
+    assert found["node"] == "n0"
+    assert len(found["victims"]) == len(found["gpus"]) == 2
+    if name not in ("godel", "kubernetes"):
+        assert found["fallback"] is None
+        assert found["level"] == "socket"
+    # The latest started are b6 and b7, both on socket 1: even the blind ones align here.
+    if name in ("godel", "flextopo"):
+        assert set(found["victims"]) == {"batch/b6", "batch/b7"}
+
+
+def test_the_shipped_policy_decides_and_says_why() -> None:
+    found = decide(decode(encode(FULL)), load_policy("deepset-imitation"), FALLBACK)
+    assert found["selector"] == "deepset-imitation"
+    assert found["fallback"] is None
+    assert len(found["reasons"]) == 1 + len(found["victims"])
+
+
+def test_the_oracle_cannot_see_a_snapshots_future_so_the_baseline_answers() -> None:
+    found = decide(decode(encode(FULL)), make_selector("oracle-lookahead"), FALLBACK)
+    assert found["selector"] == "flextopo-best-effort"
+    assert "needs a simulated cluster" in found["fallback"]
+
+
+@dataclass
+class Rogue:
+    """A selector that answers what it is told to."""
+
+    answer: Any
+    name: str = "rogue"
+    filter: AlignmentFilter = AlignmentFilter.OWN
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        found = cluster.candidate(0, self.answer, preemptor)
+        return found or replace(FALLBACK.select(cluster, preemptor), victims=self.answer)  # type: ignore[type-var]
+
+
+def protect(index: int, **change: object) -> dict[str, Any]:
+    document = deepcopy(FULL)
+    document["pods"][index].update(change)
+    return document
+
+
+@pytest.mark.parametrize(
+    ("document", "answer", "why"),
+    [
+        (FULL, RuntimeError("model is gone"), "model is gone"),
+        (FULL, (0,), "does not fit"),
+        (FULL, (0, 7), "does not fit"),  # across sockets: not aligned
+        (FULL, (0, 1, 2), "is not needed"),
+        (protect(0, priority=1000), (0, 1), "may not be evicted"),
+        (protect(0, priority=2000), (0, 1), "may not be evicted"),
+        (protect(0, preemptible=False), (0, 1), "may not be evicted"),
+        (protect(0, protection_s=86_400), (0, 1), "may not be evicted"),
+    ],
+)
+def test_a_wrong_answer_is_replaced_by_the_baselines(
+    document: dict[str, Any], answer: Any, why: str
+) -> None:
+    rogue: VictimSelector = Rogue(answer)
+    found = decide(decode(encode(document)), rogue, FALLBACK)
+    assert found["selector"] == "flextopo-best-effort"
+    assert why in found["fallback"]
+    assert len(found["victims"]) == 2
+    assert "batch/b0" not in found["victims"] or document is FULL
+
+
+def test_a_right_answer_stands() -> None:
+    found = decide(decode(encode(FULL)), Rogue((0, 1)), FALLBACK)
+    assert found["selector"] == "rogue"
+    assert set(found["victims"]) == {"batch/b0", "batch/b1"}
+
+
+def test_a_budget_that_is_used_up_protects_its_pods() -> None:
+    document = protect(7, budget="b")
+    document["budgets"] = [{"name": "b", "disruptions_allowed": 0}]
+    found = decide(decode(encode(document)), make_selector("flextopo"), FALLBACK)
+    assert set(found["victims"]) == {"batch/b5", "batch/b6"}
+
+
+BAD: list[tuple[str, Any, str]] = [
+    ("not JSON", b"{", "truncated"),
+    ("empty", b"", "truncated"),
+    ("deep", b"[" * 100_000, "snapshot"),
+    ("a list", b"[]", "Expected"),
+    ("missing", {k: v for k, v in FULL.items() if k != "servers"}, "servers"),
+    ("unknown field", {**FULL, "x": 1}, "unknown field"),
+    ("wrong type", protect(0, gpus="one"), "$.pods[0].gpus"),
+    ("negative", protect(0, gpus=-1), "-1 GPUs"),
+    ("huge", protect(0, cores=10**9), "pods[0].cores"),
+    ("too many GPUs", protect(8, gpus=9), "no"),
+    ("no servers", {**FULL, "servers": []}, "one at least"),
+    ("unknown model", {**FULL, "servers": [{"name": "n0", "model": "x"}]}, "'x'"),
+    ("no model", {**FULL, "servers": [{"name": "n0"}]}, "either model or hardware"),
+    ("unknown node", protect(0, node="n9"), "'n9'"),
+    ("GPU held twice", protect(0, gpus_held=[1]), "legal"),
+    ("GPU out of range", protect(0, gpus_held=[99]), "legal"),
+    ("negative GPU", protect(0, gpus_held=[-1]), "legal"),
+    ("pod twice", protect(0, name="batch/b1"), "used twice"),
+    ("unknown requirement", protect(8, requirement="maybe"), "best-effort"),
+    ("unknown preemptor", {**FULL, "preemptor": "x"}, "'x'"),
+    ("running preemptor", {**FULL, "preemptor": "batch/b0"}, "runs already"),
+    ("unknown budget", protect(0, budget="b"), "'b'"),
+]
+
+
+@pytest.mark.parametrize(("document", "words"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_snapshots_are_one_sentence(document: Any, words: str) -> None:
+    body = document if isinstance(document, bytes) else encode(document)
+    if words == "no":
+        assert decide(decode(body), make_selector("flextopo"), FALLBACK)["node"] is None
+        return
+    with pytest.raises(FlextopoError) as error:
+        decide(decode(body), make_selector("flextopo"), FALLBACK)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def post(path: str, body: bytes, method: str = "POST") -> httpx.Response:
+    async def send() -> httpx.Response:
+        app = make_app(make_selector("flextopo"), FALLBACK)
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, content=body)
+
+    return asyncio.run(send())
+
+
+def test_the_service_answers() -> None:
+    assert post("/healthz", b"", "GET").json() == {"status": "ok", "selector": "flextopo"}
+    answer = post("/v1/decide", encode(FULL))
+    assert answer.status_code == 200
+    assert set(answer.json()["victims"]) == {"batch/b6", "batch/b7"}
+    assert post("/v1/decide", b"{").status_code == 400
+    assert post("/v1/decide", b" " * (17 * 2**20)).status_code == 413
+    assert post("/v1/decide", b"", "GET").status_code == 405
+    assert post("/nothing", b"").status_code == 404
+
+
+def test_the_command_line_decides_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "snapshot.json"
+    path.write_bytes(encode(FULL))
+    with pytest.raises(SystemExit) as stop:
+        main(["decide", str(path)])
+    assert not stop.value.code
+    assert json.loads(capsys.readouterr().out)["node"] == "n0"
+    with pytest.raises(SystemExit) as stop:
+        main(["decide", str(tmp_path / "missing.json")])
+    assert stop.value.code == 2
+
+
+def test_serving_needs_neither_torch_nor_gymnasium_nor_matplotlib() -> None:
+    code = (
+        "import sys; sys.modules['gymnasium'] = sys.modules['torch'] = None\n"
+        "import importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda n, p=None: None if n == 'gymnasium' else real(n, p)\n"
+        "import flextopo.policies.service, flextopo.policies.runtime, flextopo.baselines.registry\n"
+        "print(flextopo.policies.runtime.load_policy('deepset-imitation').name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "deepset-imitation", done.stderr
