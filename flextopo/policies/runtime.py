@@ -71,12 +71,14 @@ class LearnedSelector:
         name: of the artifact.
         weights: arrays by parameter name.
         k: candidates it looks at, the cheapest first.
+        allow_wait: may it answer "do not preempt now" although there are candidates?
         filter: it works behind each pod's own guaranteed filter.
     """
 
     name: str
     weights: Mapping[str, Array]
     k: int
+    allow_wait: bool = True
     filter: AlignmentFilter = AlignmentFilter.OWN
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
@@ -91,6 +93,7 @@ class LearnedSelector:
             return None
         o = empty_observation(self.k)
         observe(cluster.arrays, cluster.costs, preemptor.index, found, count, o)
+        o.mask[-1] = self.allow_wait
         scores = score(self.weights, o)
         if not np.isfinite(scores).all():
             raise ArtifactError(f"policy {self.name!r}: a score is not finite; legal: numbers")
@@ -123,7 +126,9 @@ def load_policy(name: str | Path) -> LearnedSelector:
         )
     with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
         weights = {key: arrays[key] for key in arrays.files}
-    return LearnedSelector(name=meta["name"], weights=weights, k=int(meta["k"]))
+    return LearnedSelector(
+        meta["name"], weights, int(meta["k"]), allow_wait=bool(meta.get("allow_wait", True))
+    )
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class PPOConfig:
         critic_steps: decisions during which only the critic learns, so that the first policy
             updates of a warm start have a baseline.
         threads: of torch.
+        allow_wait: may the policy leave a pod pending? PPO discounts by decision, not by time, and
+            a pod that waits is asked about after every event: from scratch it then learns to wait.
     """
 
     servers: str = "16*rtx4090"
@@ -67,6 +69,7 @@ class PPOConfig:
     clip: float = 0.2
     critic_steps: int = 0
     threads: int = 1
+    allow_wait: bool = False
 
     def __post_init__(self) -> None:
         for name in ("timesteps", "num_envs", "rollout", "k", "hidden", "batch_size", "threads"):
@@ -121,7 +124,9 @@ def make_envs(config: PPOConfig) -> DummyVecEnv:
     """Return the training environments, with randomised workloads."""
 
     def make() -> Monitor[Any, Any]:
-        return Monitor(PreemptionEnv(config.servers, k=config.k, randomise=True))
+        return Monitor(
+            PreemptionEnv(config.servers, k=config.k, randomise=True, allow_wait=config.allow_wait)
+        )
 
     return DummyVecEnv([make] * config.num_envs)
 
@@ -177,6 +182,7 @@ def train_ppo(
         folder / "policy",
         f"ppo-{config.seed}",
         config.k,
+        allow_wait=config.allow_wait,
         config=asdict(config),
         mean_return=float(np.mean(returns)) if returns else None,
     )

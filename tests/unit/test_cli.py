@@ -114,18 +114,38 @@ def test_bad_traces_name_file_and_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_comparison_keeps_finished_seeds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flextopo", "compare", "--servers", "16*rtx4090"]
-    command += ["--seeds", "2000", "--workers", "2", "--out", str(tmp_path)]
+def interrupt(arguments: list[str], seconds: float, folder: Path) -> str:
+    """Run a command, interrupt it as a terminal would, and return what it said."""
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path
+        [sys.executable, "-m", "flextopo", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=folder,
     )
-    time.sleep(15)
+    time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert "interrupted" in said
     assert "Traceback" not in said
+    return said
+
+
+def test_an_interrupted_training_leaves_its_last_checkpoint(tmp_path: Path) -> None:
+    size = ["--servers", "4*rtx4090", "--out", "run"]
+    said = interrupt(["train", "--timesteps", "10000000", *size], 20.0, tmp_path)
+    assert "checkpoint.zip" in said
+    assert not (tmp_path / "run" / "policy").exists()
+    again = [sys.executable, "-m", "flextopo", "train", "--timesteps", "1", *size, "--resume"]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "policy" / "meta.json").exists()
+
+
+def test_an_interrupted_comparison_keeps_finished_seeds(tmp_path: Path) -> None:
+    arguments = ["compare", "--servers", "16*rtx4090", "--seeds", "2000", "--workers", "2"]
+    interrupt([*arguments, "--out", str(tmp_path)], 15.0, tmp_path)
     saved = json.loads((tmp_path / "compare.json").read_text())
     assert saved["config"]["interrupted"] is True
     counts = {len(row["weighted_loss"]["per_seed"]) for row in saved["selectors"].values()}

@@ -14,6 +14,9 @@ from flextopo.cluster.features import (
     Observation,
     empty_observation,
 )
+from flextopo.cluster.server_model import PRESETS, Fleet
+from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.network import MASKED, CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import ZOO, ArtifactError, load_policy, score, zoo_names
@@ -135,3 +138,21 @@ def test_damaged_artifacts_are_refused(change: str, match: str, tmp_path: Path) 
 def test_unknown_policies_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="unknown policy 'nobody'"):
         load_policy("nobody")
+
+
+def test_a_policy_that_may_not_wait_does_not(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network = CandidateScorer(ScorerConfig(hidden=8))
+    with torch.no_grad():
+        network.state_dict()["wait.2.bias"].fill_(1e6)
+    chosen = []
+    for allow in (True, False):
+        folder = save_policy(network, tmp_path / str(allow), "p", k=8, allow_wait=allow)
+        policy = load_policy(folder)
+        fleet = Fleet((PRESETS["rtx4090"],), (0,) * 4)
+        sim = Simulator(generate_tape(WorkloadConfig(online_peak_share=0.9), 32, 0), fleet)
+        pod = sim.next_decision()
+        assert pod is not None
+        chosen.append(policy.select(sim.state, pod))
+    assert chosen[0] is None
+    assert chosen[1] is not None
