@@ -15,39 +15,27 @@ import numpy.typing as npt
 from numba import njit
 
 from flextopo.cluster.arrays import (
-    DONE,
-    FUTURE,
     MAX_PODS_PER_NODE,
     NOMINATED,
     PENDING,
     RUNNING,
     STARTING,
-    TERMINATING,
     Cluster,
     add_to_node,
     allocate,
-    lost_work_s,
     popcount,
     release,
 )
 from flextopo.cluster.candidates import can_preempt, freed
-from flextopo.cluster.events import Events, cancel_event, dequeue, enqueue, schedule_event
-from flextopo.cluster.placement import (
-    CROSS_SOCKET,
-    best_level,
-    find_node,
-    is_aligned,
-    level_deficit,
-    place,
-)
+from flextopo.cluster.events import Events, dequeue, enqueue, schedule_event
+from flextopo.cluster.lifecycle import GUARANTEED, bind, depart, evict, finish_event, set_level
+from flextopo.cluster.placement import best_level, find_node, is_aligned, place
 
 BLIND, OWN, ALL_GUARANTEED = range(3)
 """Whom the guaranteed filter binds: no pod, guaranteed pods, every online pod."""
 
 END = -1
 """What `advance` returns at the end of the tape."""
-
-GUARANTEED = 2
 
 
 class Rules(NamedTuple):
@@ -89,98 +77,28 @@ def _accrue(c: Cluster, e: Events, until_s: int) -> None:
 
 
 @njit(cache=True)
-def _count_misaligned(c: Cluster, pod: int, sign: int) -> None:
-    """Enter or leave the account of online pods that serve below their best level."""
-    if c.live[pod]["deficit"] == 1:
-        c.totals[0]["late_gpus"] += sign * c.pods[pod]["gpus"]
-    elif c.live[pod]["deficit"] == 2:
-        c.totals[0]["cross_gpus"] += sign * c.pods[pod]["gpus"]
-
-
-@njit(cache=True)
-def _bind(c: Cluster, e: Events, pod: int) -> None:
-    """Start a pod on the resources that it holds."""
-    now = c.totals[0]["now_s"]
-    live, spec = c.live[pod], c.pods[pod]
-    live["since_s"] = now
-    live["wait_s"] += now - live["queued_s"]
-    if live["disrupted"]:
-        live["disrupted"] = 0
-        c.pdb_left[spec["pdb"]] += 1
-    if spec["online"]:
-        c.totals[0]["wait_gpus"] -= spec["gpus"]
-        live["status"] = STARTING
-        schedule_event(c, e, pod, now + spec["start_s"])
-    else:
-        c.totals[0]["batch_gpus"] += spec["gpus"]
-        live["status"] = RUNNING
-        run = live["overhead_s"] + spec["duration_s"] - live["done_s"]
-        schedule_event(c, e, pod, now + run)
-
-
-@njit(cache=True)
-def _stop(c: Cluster, e: Events, pod: int) -> None:
-    """Let a pod give up what it is doing, but not yet its resources."""
-    status = c.live[pod]["status"]
-    spec = c.pods[pod]
-    if spec["online"]:
-        if status == RUNNING:
-            _count_misaligned(c, pod, -1)
-        if status == PENDING or status == NOMINATED:
-            c.totals[0]["wait_gpus"] -= spec["gpus"]
-            c.live[pod]["wait_s"] += c.totals[0]["now_s"] - c.live[pod]["queued_s"]
-        if status == NOMINATED or status == STARTING or status == RUNNING:
-            c.totals[0]["online_gpus"] -= spec["gpus"]
-    elif status == RUNNING:
-        c.totals[0]["batch_gpus"] -= spec["gpus"]
-    cancel_event(c, e, pod)
-
-
-@njit(cache=True)
-def _set_level(c: Cluster, e: Events, pod: int, level: int, by_preemption: bool) -> None:
-    """Record how well an online pod was placed; preemptions after time 0 are counted."""
-    spec = c.pods[pod]
-    best = best_level(c.models, c.nodes[c.live[pod]["node"]]["model"], spec["gpus"], spec["cores"])
-    c.live[pod]["level"] = level
-    c.live[pod]["deficit"] = level_deficit(level, best)
-    c.live[pod]["by_preemption"] = by_preemption
-    if not spec["online"]:
-        return
-    c.totals[0]["online_gpus"] += spec["gpus"]
-    if c.totals[0]["now_s"] < 0:
-        return
-    a = e.account[0]
-    guaranteed = spec["requirement"] == GUARANTEED
-    if guaranteed and not is_aligned(level, best):
-        a["violations"] += 1
-    if by_preemption:
-        a["preemptions"] += 1
-        a["guaranteed_preemptions"] += guaranteed
-        if c.live[pod]["deficit"] == 0:
-            a["hits"] += 1
-            a["guaranteed_hits"] += guaranteed
-        if level == CROSS_SOCKET and best != CROSS_SOCKET:
-            a["cross_socket"] += 1
+def _place_on(c: Cluster, pod: int, node: int, taken: npt.NDArray[np.int16]) -> tuple[int, int]:
+    """Return level and GPU mask of a pod among a node's free resources; `taken` gets the cores."""
+    return place(
+        c.models,
+        c.nodes[node]["model"],
+        c.nodes[node]["gpu_free"],
+        c.cores_free[node],
+        c.pods[pod]["gpus"],
+        c.pods[pod]["cores"],
+        taken,
+    )
 
 
 @njit(cache=True)
 def _start(c: Cluster, e: Events, pod: int, node: int) -> None:
     """Place a pending pod on a node where it fits and start it at once."""
     taken = np.empty(c.cores_free.shape[1], np.int16)
-    state = c.nodes[node]
-    level, mask = place(
-        c.models,
-        state["model"],
-        state["gpu_free"],
-        c.cores_free[node],
-        c.pods[pod]["gpus"],
-        c.pods[pod]["cores"],
-        taken,
-    )
+    level, mask = _place_on(c, pod, node, taken)
     dequeue(c, e, pod)
     allocate(c, pod, node, mask, taken)
-    _set_level(c, e, pod, level, False)
-    _bind(c, e, pod)
+    set_level(c, e, pod, level, False)
+    bind(c, e, pod)
 
 
 @njit(cache=True)
@@ -189,18 +107,9 @@ def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
     spec = c.pods[pod]
     if rules.restricted == 0 or spec["requirement"] != GUARANTEED:
         return False
-    state = c.nodes[node]
     taken = np.empty(c.cores_free.shape[1], np.int16)
-    level, _ = place(
-        c.models,
-        state["model"],
-        state["gpu_free"],
-        c.cores_free[node],
-        spec["gpus"],
-        spec["cores"],
-        taken,
-    )
-    best = best_level(c.models, state["model"], spec["gpus"], spec["cores"])
+    level, _ = _place_on(c, pod, node, taken)
+    best = best_level(c.models, c.nodes[node]["model"], spec["gpus"], spec["cores"])
     if is_aligned(level, best):
         return False
     if c.totals[0]["now_s"] >= 0:
@@ -219,16 +128,7 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
         node = find_node(c, member, False, False)
         if node < 0:
             break
-        state = c.nodes[node]
-        level, mask = place(
-            c.models,
-            state["model"],
-            state["gpu_free"],
-            c.cores_free[node],
-            c.pods[member]["gpus"],
-            c.pods[member]["cores"],
-            taken,
-        )
+        level, mask = _place_on(c, member, node, taken)
         allocate(c, member, node, mask, taken)
         c.live[member]["level"] = level
         placed += 1
@@ -240,8 +140,8 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
     for _ in range(placed):
         if complete:
             dequeue(c, e, member)
-            _set_level(c, e, member, c.live[member]["level"], False)
-            _bind(c, e, member)
+            set_level(c, e, member, c.live[member]["level"], False)
+            bind(c, e, member)
         else:
             release(c, member)
         member = c.pods[member]["next_member"]
@@ -309,45 +209,6 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
 
 
 @njit(cache=True)
-def _finish_event(c: Cluster, e: Events, pod: int) -> None:
-    """Let the event happen that a pod had in the heap."""
-    live = c.live[pod]
-    status = live["status"]
-    cancel_event(c, e, pod)
-    if status == NOMINATED:
-        _bind(c, e, pod)
-    elif status == STARTING:
-        live["status"] = RUNNING
-        _count_misaligned(c, pod, 1)
-    elif status == RUNNING:
-        _stop(c, e, pod)
-        live["done_s"] = c.pods[pod]["duration_s"]
-        live["status"] = DONE
-        release(c, pod)
-    elif status == TERMINATING:
-        release(c, pod)
-        live["status"] = PENDING
-        if c.pods[pod]["online"] and c.pods[pod]["depart_s"] <= c.totals[0]["now_s"]:
-            live["status"] = DONE
-        else:
-            enqueue(c, e, pod)
-
-
-@njit(cache=True)
-def _depart(c: Cluster, e: Events, pod: int) -> None:
-    """Scale an online pod down, wherever it is."""
-    status = c.live[pod]["status"]
-    if status == DONE or status == TERMINATING:
-        return
-    _stop(c, e, pod)
-    if status == PENDING:
-        dequeue(c, e, pod)
-    elif status != FUTURE:
-        release(c, pod)
-    c.live[pod]["status"] = DONE
-
-
-@njit(cache=True)
 def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
     """Return the time of the next event, or the end."""
     clock = e.clock[0]
@@ -376,10 +237,10 @@ def _happen(c: Cluster, e: Events, now: int) -> None:
         pod = e.departures[clock["next_departure"]]
         if c.pods[pod]["depart_s"] > now:
             break
-        _depart(c, e, pod)
+        depart(c, e, pod)
         clock["next_departure"] += 1
     while clock["heap_size"] > 0 and c.live[e.heap[0]]["next_s"] <= now:
-        _finish_event(c, e, int(e.heap[0]))
+        finish_event(c, e, int(e.heap[0]))
 
 
 @njit(cache=True)
@@ -406,32 +267,6 @@ def decline(e: Events) -> None:
     """Leave the pod that was asked about pending; it is asked about again after the next event."""
     e.clock[0]["asked"] = -1
     e.clock[0]["cursor"] += 1
-
-
-@njit(cache=True)
-def _evict(c: Cluster, e: Events, rules: Rules, pod: int) -> None:
-    """Evict one pod: charge what is lost, start its grace period."""
-    live, spec = c.live[pod], c.pods[pod]
-    now = c.totals[0]["now_s"]
-    if spec["online"] == 0:
-        progress = max(0, now - live["since_s"] - live["overhead_s"])
-        lost = lost_work_s(c, pod)
-        live["done_s"] += progress - lost
-        if now >= 0:
-            gpu_s = spec["gpus"] * (lost + rules.restart_s)
-            e.account[0]["discarded"] += gpu_s
-            e.account[0]["discarded_weighted"] += gpu_s * (1 + spec["batch_class"])
-        live["overhead_s"] = rules.restart_s
-    if now >= 0:
-        e.account[0]["evicted_gpus"] += spec["gpus"]
-        e.account[0]["victims"] += 1
-    _stop(c, e, pod)
-    live["status"] = TERMINATING
-    live["evictions"] += 1
-    if spec["pdb"] >= 0:
-        live["disrupted"] = 1
-        c.pdb_left[spec["pdb"]] -= 1
-    schedule_event(c, e, pod, now + rules.grace_s)
 
 
 @njit(cache=True)
@@ -486,7 +321,7 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
         while True:
             status = c.live[member]["status"]
             if status == RUNNING or status == STARTING:
-                _evict(c, e, rules, member)
+                evict(c, e, member, rules.grace_s, rules.restart_s)
             member = int(c.pods[member]["next_member"])
             if member == victims[i]:
                 break
@@ -500,9 +335,9 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
     _hand_over(c, pod, node, slots, mask, taken)
     add_to_node(c, pod, node)
     dequeue(c, e, pod)
-    _set_level(c, e, pod, level, count > 0)
+    set_level(c, e, pod, level, count > 0)
     c.live[pod]["status"] = NOMINATED
     if count > 0:
         schedule_event(c, e, pod, c.totals[0]["now_s"] + rules.grace_s)
     else:
-        _bind(c, e, pod)
+        bind(c, e, pod)
