@@ -6,13 +6,17 @@ also runs as plain Python under `NUMBA_DISABLE_JIT=1`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from flextopo.cluster.server_model import ModelTables
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MAX_PODS_PER_NODE = 64
 
@@ -91,13 +95,24 @@ TOTALS_DTYPE = np.dtype(
 )
 
 
+def kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a kernel that allocates nothing, on first use, cached on disk.
+
+    Without numba's run time it counts no references to arrays either, which took more than half of
+    the time. Such a kernel calls only such kernels, and copies slices in loops.
+    """
+    compiled: Callable[P, R] = njit(cache=True, _nrt=False)(function)  # type: ignore[call-overload]
+    return compiled
+
+
 class Cluster(NamedTuple):
     """Arrays of one cluster; N nodes, P pods, U NUMA nodes, B disruption budgets.
 
     Fields: `models` tables of the server models; `pods` (P,) POD_DTYPE; `live` (P,) LIVE_DTYPE;
     `pod_cores` (P, U) int16 cores held in each NUMA node; `nodes` (N,) NODE_DTYPE; `cores_free`
     (N, U) int16; `node_pods` (N, 64) int32 pods holding resources, the first `num_pods` count;
-    `pdb_left` (B,) int64 disruptions allowed; `totals` (1,) TOTALS_DTYPE.
+    `pdb_left` (B,) int64 disruptions allowed; `totals` (1,) TOTALS_DTYPE; `scratch` (2, U) int16,
+    room for the kernels: free cores of the node in hand, and cores taken from them.
     """
 
     models: ModelTables
@@ -109,6 +124,7 @@ class Cluster(NamedTuple):
     node_pods: npt.NDArray[np.int32]
     pdb_left: npt.NDArray[np.int64]
     totals: npt.NDArray[Any]
+    scratch: npt.NDArray[np.int16]
 
 
 def empty_cluster(
@@ -135,10 +151,11 @@ def empty_cluster(
         node_pods=np.full((n, MAX_PODS_PER_NODE), -1, np.int32),
         pdb_left=np.zeros(num_pdbs, np.int64),
         totals=totals,
+        scratch=np.zeros((2, u), np.int16),
     )
 
 
-@njit(cache=True)
+@kernel
 def popcount(mask: int) -> int:
     """Count the bits set (LLVM turns the loop into one instruction)."""
     count = 0
@@ -160,7 +177,7 @@ def copy_cluster(source: Cluster, target: Cluster) -> None:
     target.totals[:] = source.totals
 
 
-@njit(cache=True)
+@kernel
 def add_to_node(c: Cluster, pod: int, node: int) -> None:
     """List the pod on the node; the caller sees to the resources and to a free place."""
     count = c.nodes[node]["num_pods"]
@@ -169,7 +186,7 @@ def add_to_node(c: Cluster, pod: int, node: int) -> None:
     c.live[pod]["node"] = node
 
 
-@njit(cache=True)
+@kernel
 def allocate(c: Cluster, pod: int, node: int, gpu_mask: int, cores: npt.NDArray[np.int16]) -> None:
     """Give free GPUs and cores of a node to a pod; the caller sets the pod's status."""
     add_to_node(c, pod, node)
@@ -184,7 +201,7 @@ def allocate(c: Cluster, pod: int, node: int, gpu_mask: int, cores: npt.NDArray[
     c.nodes[node]["cores_free"] -= taken
 
 
-@njit(cache=True)
+@kernel
 def release(c: Cluster, pod: int) -> None:
     """Take back all that a pod holds; the caller sets the pod's status."""
     node = c.live[pod]["node"]
@@ -209,7 +226,7 @@ def release(c: Cluster, pod: int) -> None:
     c.totals[0]["releases"] += 1
 
 
-@njit(cache=True)
+@kernel
 def lost_work_s(c: Cluster, pod: int) -> int:
     """Return the run time that evicting a batch pod now would throw away, in seconds.
 
@@ -226,7 +243,7 @@ def lost_work_s(c: Cluster, pod: int) -> int:
     return int(progress % interval if interval > 0 else progress)
 
 
-@njit(cache=True)
+@kernel
 def may_evict(c: Cluster, pod: int, priority: int) -> bool:
     """Say whether a preemptor of that priority may evict a pod, disruption budgets aside.
 
@@ -244,7 +261,7 @@ def may_evict(c: Cluster, pod: int, priority: int) -> bool:
     return bool(spec["priority"] < priority)
 
 
-@njit(cache=True)
+@kernel
 def is_eligible(c: Cluster, pod: int, priority: int) -> bool:
     """Say whether a pod may be a victim: `may_evict`, and its budget has a disruption left.
 

@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, is_eligible, popcount
+from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, is_eligible, kernel, popcount
 from flextopo.cluster.loss import Costs, eviction_cost, misalignment_cost
 from flextopo.cluster.placement import (
     CROSS_SOCKET,
@@ -94,7 +93,7 @@ def workspace() -> Workspace:
     )
 
 
-@njit(cache=True)
+@kernel
 def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: Workspace) -> int:
     """Collect a node's eligible pods, largest first, and what each domain is short of."""
     model = c.nodes[node]["model"]
@@ -139,7 +138,7 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
     return count
 
 
-@njit(cache=True)
+@kernel
 def _is_minimal(c: Cluster, w: Workspace, depth: int, domains: int, domain: int) -> bool:
     """Say whether the taken pods are a minimal set that no earlier domain has reported."""
     for d in range(domains):
@@ -161,7 +160,7 @@ def _is_minimal(c: Cluster, w: Workspace, depth: int, domains: int, domain: int)
     return True
 
 
-@njit(cache=True)
+@kernel
 def _keep(
     out: CandidateArrays, kept: int, node: int, slots: int, level: int, deficit: int, cost: float
 ) -> int:
@@ -184,11 +183,12 @@ def _keep(
     return kept
 
 
-@njit(cache=True)
+@kernel
 def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> int:
     """Return the GPUs free on a node without the pods in `slots`; `cores` gets its free cores."""
     gpu_free = c.nodes[node]["gpu_free"]
-    cores[:] = c.cores_free[node]
+    for u in range(cores.shape[0]):
+        cores[u] = c.cores_free[node, u]
     slot = 0
     while slots != 0:
         if slots & 1:
@@ -201,7 +201,7 @@ def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> in
     return int(gpu_free)
 
 
-@njit(cache=True)
+@kernel
 def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
     """Return what taking pod i adds: nothing when a member of its PodGroup is taken already."""
     group = c.pods[w.pod[i]]["group"]
@@ -212,7 +212,7 @@ def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
     return float(w.cost[i])
 
 
-@njit(cache=True)
+@kernel
 def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     """Say whether the disruption budget of pod i allows it beside the pods taken."""
     pdb = c.pods[w.pod[i]]["pdb"]
@@ -225,7 +225,7 @@ def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     return bool(used <= c.pdb_left[pdb])
 
 
-@njit(cache=True)
+@kernel
 def _search_domain(
     c: Cluster,
     costs: Costs,
@@ -285,7 +285,7 @@ def _search_domain(
     return kept
 
 
-@njit(cache=True)
+@kernel
 def find_candidates(
     c: Cluster, costs: Costs, pod: int, aligned: bool, w: Workspace, out: CandidateArrays
 ) -> int:
@@ -311,7 +311,7 @@ def find_candidates(
     kept = 0
     last_model, best = -1, NO_FIT
     gpus, wanted_cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
-    cores = np.empty(c.cores_free.shape[1], np.int16)
+    cores = c.scratch[0]
     for node in range(c.nodes.shape[0]):
         model = c.nodes[node]["model"]
         if model != last_model:
@@ -337,12 +337,12 @@ def find_candidates(
     return kept
 
 
-@njit(cache=True)
+@kernel
 def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
     """Say whether the pod fits somewhere once every eligible pod of a node is gone."""
     gpus, wanted = c.pods[pod]["gpus"], c.pods[pod]["cores"]
     priority = c.pods[pod]["priority"]
-    cores = np.empty(c.cores_free.shape[1], np.int16)
+    cores = c.scratch[0]
     last_model, best = -1, NO_FIT
     for node in range(c.nodes.shape[0]):
         model = c.nodes[node]["model"]

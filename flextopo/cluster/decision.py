@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numba import njit
-
-from flextopo.cluster.arrays import Cluster
+from flextopo.cluster.arrays import Cluster, kernel
 from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candidates
 from flextopo.cluster.events import Events
 from flextopo.cluster.features import Observation, observe, observe_nothing
@@ -26,7 +24,7 @@ class Decision(NamedTuple):
     observation: Observation
 
 
-@njit(cache=True)
+@kernel
 def show_next(d: Decision) -> int:
     """Run to the next decision that has candidates and observe it; return how many, or END."""
     while True:
@@ -42,7 +40,7 @@ def show_next(d: Decision) -> int:
         decline(d.events)
 
 
-@njit(cache=True)
+@kernel
 def step(d: Decision, count: int, action: int) -> tuple[int, float, bool]:
     """Carry out an action and run to the next decision.
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from flextopo.cluster.arrays import Cluster
+from flextopo.cluster.arrays import Cluster, kernel
 
 CLOCK_DTYPE = np.dtype(
     [
@@ -49,14 +49,14 @@ def copy_events(source: Events, target: Events) -> None:
     target.account[:] = source.account
 
 
-@njit(cache=True)
+@kernel
 def _earlier(c: Cluster, a: int, b: int) -> bool:
     """Order two pods in the event heap."""
     at, bt = c.live[a]["next_s"], c.live[b]["next_s"]
     return bool(at < bt or (at == bt and a < b))
 
 
-@njit(cache=True)
+@kernel
 def _settle(c: Cluster, e: Events, at: int, pod: int) -> None:
     """Put a pod where it belongs in the heap, starting from the free place `at`."""
     size = e.clock[0]["heap_size"]
@@ -82,7 +82,7 @@ def _settle(c: Cluster, e: Events, at: int, pod: int) -> None:
     c.live[pod]["heap_at"] = at
 
 
-@njit(cache=True)
+@kernel
 def schedule_event(c: Cluster, e: Events, pod: int, time_s: int) -> None:
     """Set the time of a pod's next event; a pod has one at most."""
     c.live[pod]["next_s"] = time_s
@@ -93,7 +93,7 @@ def schedule_event(c: Cluster, e: Events, pod: int, time_s: int) -> None:
     _settle(c, e, at, pod)
 
 
-@njit(cache=True)
+@kernel
 def cancel_event(c: Cluster, e: Events, pod: int) -> None:
     """Take a pod out of the event heap if it is there."""
     at = c.live[pod]["heap_at"]
@@ -106,7 +106,7 @@ def cancel_event(c: Cluster, e: Events, pod: int) -> None:
         _settle(c, e, at, e.heap[size])
 
 
-@njit(cache=True)
+@kernel
 def _before(c: Cluster, a: int, b: int) -> bool:
     """Order two pods in the scheduling queue."""
     pa, pb = c.pods[a]["priority"], c.pods[b]["priority"]
@@ -116,7 +116,7 @@ def _before(c: Cluster, a: int, b: int) -> bool:
     return bool(ta < tb or (ta == tb and a < b))
 
 
-@njit(cache=True)
+@kernel
 def _queue_place(c: Cluster, e: Events, pod: int) -> int:
     """Return the place of a pod in the queue: its own if it is there, else where it belongs."""
     low, high = 0, e.clock[0]["queue_size"]
@@ -129,7 +129,7 @@ def _queue_place(c: Cluster, e: Events, pod: int) -> int:
     return low
 
 
-@njit(cache=True)
+@kernel
 def enqueue(c: Cluster, e: Events, pod: int) -> None:
     """Put a pod into the scheduling queue."""
     at = _queue_place(c, e, pod)
@@ -145,7 +145,7 @@ def enqueue(c: Cluster, e: Events, pod: int) -> None:
         c.totals[0]["batch_wait_gpus"] += c.pods[pod]["gpus"]
 
 
-@njit(cache=True)
+@kernel
 def dequeue(c: Cluster, e: Events, pod: int) -> None:
     """Take a pod out of the scheduling queue; an online pod waits on until it is bound."""
     at = _queue_place(c, e, pod)

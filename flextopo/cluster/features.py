@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from flextopo.cluster.arrays import (
     RUNNING,
     STARTING,
     Cluster,
     is_eligible,
+    kernel,
     lost_work_s,
     popcount,
 )
@@ -118,23 +118,23 @@ def empty_observation(k: int) -> Observation:
     )
 
 
-@njit(cache=True)
+@kernel
 def _log_share(value: float, unit: float, top: float) -> float:
     """Map 0..top to 0..1 on a logarithmic scale that is linear below `unit`."""
     return min(1.0, math.log1p(value / unit) / math.log1p(top / unit))
 
 
-@njit(cache=True)
+@kernel
 def _log_run(seconds: float) -> float:
     return _log_share(max(seconds, 0.0), 60.0, 86400.0)
 
 
-@njit(cache=True)
+@kernel
 def _log_gpu_h(gpu_s: float) -> float:
     return _log_share(max(gpu_s, 0.0), 900.0, 400.0 * 3600.0)
 
 
-@njit(cache=True)
+@kernel
 def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> None:
     """Fill in what all candidates share."""
     t, spec = c.totals[0], c.pods[pod]
@@ -162,7 +162,7 @@ def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> Non
     f[10], f[11] = largest / 16.0, filled
 
 
-@njit(cache=True)
+@kernel
 def _observe_victims(
     c: Cluster, costs: Costs, pod: int, node: int, slots: int, f: npt.NDArray[np.float32]
 ) -> None:
@@ -219,7 +219,7 @@ def _observe_victims(
     f[24] = budgeted / max(victims, 1)
 
 
-@njit(cache=True)
+@kernel
 def _observe_node(
     c: Cluster, pod: int, node: int, slots: int, level: int, deficit: int,
     cores: npt.NDArray[np.int16], taken: npt.NDArray[np.int16], f: npt.NDArray[np.float32],
@@ -258,7 +258,7 @@ def _observe_node(
     f[28], f[29] = online / size, evictable / size
 
 
-@njit(cache=True)
+@kernel
 def observe(
     c: Cluster, costs: Costs, pod: int, found: CandidateArrays, count: int, o: Observation
 ) -> None:
@@ -274,13 +274,13 @@ def observe(
     """
     k = o.candidates.shape[0]
     _observe_cluster(c, pod, count / k, o)
-    cores = np.empty(c.cores_free.shape[1], np.int16)
-    taken = np.empty(c.cores_free.shape[1], np.int16)
+    cores, taken = c.scratch[0], c.scratch[1]
     for i in range(k):
         f = o.candidates[i]
         o.mask[i] = i < count
         if i >= count:
-            f[:] = 0.0
+            for j in range(f.shape[0]):
+                f[j] = 0.0
             continue
         node, slots = found.node[i], found.slots[i]
         _observe_node(c, pod, node, slots, found.level[i], found.deficit[i], cores, taken, f)
@@ -290,11 +290,16 @@ def observe(
     o.mask[k] = 1
 
 
-@njit(cache=True)
+@kernel
 def observe_nothing(o: Observation) -> None:
     """Write the observation of the end of an episode: no preemptor, no candidates."""
-    o.preemptor[:] = 0.0
-    o.cluster[:] = 0.0
-    o.candidates[:] = 0.0
-    o.mask[:] = 0
-    o.mask[o.mask.shape[0] - 1] = 1
+    for i in range(o.preemptor.shape[0]):
+        o.preemptor[i] = 0.0
+    for i in range(o.cluster.shape[0]):
+        o.cluster[i] = 0.0
+    k = o.candidates.shape[0]
+    for i in range(k):
+        o.mask[i] = 0
+        for j in range(o.candidates.shape[1]):
+            o.candidates[i, j] = 0.0
+    o.mask[k] = 1

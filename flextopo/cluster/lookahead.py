@@ -6,14 +6,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from flextopo.cluster.arrays import Cluster, copy_cluster
+from flextopo.cluster.arrays import Cluster, copy_cluster, kernel
 from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candidates
 from flextopo.cluster.events import Events, copy_events
 from flextopo.cluster.loss import Costs, weighted_gpu_s
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
 
 
-@njit(cache=True)
+@kernel
 def run_greedy(
     c: Cluster, e: Events, rules: Rules, costs: Costs, w: Workspace, one: CandidateArrays
 ) -> None:

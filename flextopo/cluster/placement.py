@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, popcount
+from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, kernel, popcount
 from flextopo.cluster.server_model import ModelTables
 
 NUMA, SOCKET, CROSS_SOCKET, NO_FIT = 0, 1, 2, 3
 """`AlignmentLevel` as plain integers for the kernels; NO_FIT where nothing does."""
 
 
-@njit(cache=True)
+@kernel
 def alignment_level(
     models: ModelTables,
     model: int,
@@ -46,14 +45,14 @@ def alignment_level(
     return CROSS_SOCKET
 
 
-@njit(cache=True)
+@kernel
 def best_level(models: ModelTables, model: int, gpus: int, cores: int) -> int:
     """Return the level an empty server of that model gives, NO_FIT if it never fits."""
     everything = (1 << models.num_gpus[model]) - 1
     return alignment_level(models, model, everything, models.numa_cores[model], gpus, cores)
 
 
-@njit(cache=True)
+@kernel
 def level_deficit(level: int, best: int) -> int:
     """Return 0 for the best possible level, 1 for a socket instead of a NUMA node, 2 for across."""
     if level <= best:
@@ -61,13 +60,13 @@ def level_deficit(level: int, best: int) -> int:
     return 1 if level == SOCKET else 2
 
 
-@njit(cache=True)
+@kernel
 def is_aligned(level: int, best: int) -> bool:
     """Say whether the guaranteed filter accepts the level: a socket, or the best there is."""
     return level <= SOCKET or level == best
 
 
-@njit(cache=True)
+@kernel
 def _tightest(
     models: ModelTables,
     model: int,
@@ -101,36 +100,37 @@ def _tightest(
     return chosen
 
 
-@njit(cache=True)
-def _order_numa_nodes(
+@kernel
+def _next_numa_node(
     models: ModelTables,
     model: int,
     gpu_free: int,
     cores_free: npt.NDArray[np.int16],
     level: int,
     domain: int,
-) -> tuple[npt.NDArray[np.int64], int]:
-    """Order the NUMA nodes of a domain so that GPUs come from few sockets, then few NUMA nodes."""
-    order = np.empty(models.num_numa[model], np.int64)
-    rank = np.empty(models.num_numa[model], np.int64)
-    count = 0
+    used: int,
+) -> int:
+    """Return the NUMA node of a domain to take from next, -1 when all are in the mask `used`.
+
+    GPUs come from few sockets, then few NUMA nodes: most free GPUs on the socket first, then most
+    on the NUMA node, then most free cores, then the lowest number.
+    """
+    chosen, most = -1, -1
     for u in range(models.num_numa[model]):
         socket = models.numa_socket[model, u]
-        if (level == NUMA and u != domain) or (level == SOCKET and socket != domain):
+        if (used >> u) & 1 or (level == NUMA and u != domain):
+            continue
+        if level == SOCKET and socket != domain:
             continue
         in_socket = popcount(gpu_free & models.socket_gpus[model, socket])
         in_numa = popcount(gpu_free & models.numa_gpus[model, u])
         key = ((in_socket * 64 + (63 - socket)) * 64 + in_numa) * 2048 + cores_free[u]
-        at = count
-        while at > 0 and rank[at - 1] < key:
-            order[at], rank[at] = order[at - 1], rank[at - 1]
-            at -= 1
-        order[at], rank[at] = u, key
-        count += 1
-    return order, count
+        if key > most:
+            chosen, most = u, key
+    return chosen
 
 
-@njit(cache=True)
+@kernel
 def place(
     models: ModelTables,
     model: int,
@@ -157,17 +157,20 @@ def place(
     Returns:
         Alignment level and GPU mask; (NO_FIT, 0) when it does not fit.
     """
-    taken[:] = 0
+    for u in range(taken.shape[0]):
+        taken[u] = 0
     level = alignment_level(models, model, gpu_free, cores_free, gpus, cores)
     if level == NO_FIT:
         return NO_FIT, 0
     domain = 0
     if level != CROSS_SOCKET:
         domain = _tightest(models, model, gpu_free, cores_free, gpus, cores, level)
-    order, count = _order_numa_nodes(models, model, gpu_free, cores_free, level, domain)
-    mask, gpus_left, cores_left = 0, gpus, cores
-    for i in range(count):
-        u = order[i]
+    mask, gpus_left, cores_left, used = 0, gpus, cores, 0
+    while True:
+        u = _next_numa_node(models, model, gpu_free, cores_free, level, domain, used)
+        if u < 0:
+            break
+        used |= 1 << u
         free = gpu_free & models.numa_gpus[model, u]
         here = 0
         while free != 0 and gpus_left > 0:
@@ -178,15 +181,17 @@ def place(
         share = min(-(-cores * here // max(gpus, 1)), cores_left, cores_free[u])
         taken[u] = share
         cores_left -= share
-    for i in range(count):
-        u = order[i]
+    used = 0
+    while cores_left > 0:
+        u = _next_numa_node(models, model, gpu_free, cores_free, level, domain, used)
+        used |= 1 << u
         extra = min(cores_left, cores_free[u] - taken[u])
         taken[u] += extra
         cores_left -= extra
     return level, mask
 
 
-@njit(cache=True)
+@kernel
 def find_node(c: Cluster, pod: int, aligned: bool, by_alignment: bool) -> int:
     """Return the node that a pending pod starts on without preemption, -1 if none.
 

@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from flextopo.cluster.arrays import (
-    MAX_PODS_PER_NODE,
     NOMINATED,
     PENDING,
     RUNNING,
@@ -23,6 +21,7 @@ from flextopo.cluster.arrays import (
     Cluster,
     add_to_node,
     allocate,
+    kernel,
     popcount,
     release,
 )
@@ -52,7 +51,7 @@ class Rules(NamedTuple):
     end_s: int
 
 
-@njit(cache=True)
+@kernel
 def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
     """Say whether the guaranteed filter binds this pod."""
     if not c.pods[pod]["online"] or rules.filter == BLIND:
@@ -60,7 +59,7 @@ def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
     return rules.filter == ALL_GUARANTEED or c.pods[pod]["requirement"] == GUARANTEED
 
 
-@njit(cache=True)
+@kernel
 def _accrue(c: Cluster, e: Events, until_s: int) -> None:
     """Move the clock, and charge what the time costs."""
     t = c.totals[0]
@@ -76,7 +75,7 @@ def _accrue(c: Cluster, e: Events, until_s: int) -> None:
     t["now_s"] = until_s
 
 
-@njit(cache=True)
+@kernel
 def _place_on(c: Cluster, pod: int, node: int, taken: npt.NDArray[np.int16]) -> tuple[int, int]:
     """Return level and GPU mask of a pod among a node's free resources; `taken` gets the cores."""
     return place(
@@ -90,25 +89,23 @@ def _place_on(c: Cluster, pod: int, node: int, taken: npt.NDArray[np.int16]) -> 
     )
 
 
-@njit(cache=True)
+@kernel
 def _start(c: Cluster, e: Events, pod: int, node: int) -> None:
     """Place a pending pod on a node where it fits and start it at once."""
-    taken = np.empty(c.cores_free.shape[1], np.int16)
-    level, mask = _place_on(c, pod, node, taken)
+    level, mask = _place_on(c, pod, node, c.scratch[1])
     dequeue(c, e, pod)
-    allocate(c, pod, node, mask, taken)
+    allocate(c, pod, node, mask, c.scratch[1])
     set_level(c, e, pod, level, False)
     bind(c, e, pod)
 
 
-@njit(cache=True)
+@kernel
 def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
     """Say whether restricted admission turns the pod away from a node where it fits by count."""
     spec = c.pods[pod]
     if rules.restricted == 0 or spec["requirement"] != GUARANTEED:
         return False
-    taken = np.empty(c.cores_free.shape[1], np.int16)
-    level, _ = _place_on(c, pod, node, taken)
+    level, _ = _place_on(c, pod, node, c.scratch[1])
     best = best_level(c.models, c.nodes[node]["model"], spec["gpus"], spec["cores"])
     if is_aligned(level, best):
         return False
@@ -117,19 +114,18 @@ def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@kernel
 def _start_group(c: Cluster, e: Events, first: int) -> bool:
     """Start all members of a PodGroup, or none; they stand next to each other in the queue."""
     placed = 0
-    taken = np.empty(c.cores_free.shape[1], np.int16)
     releases = c.totals[0]["releases"]
     member = first
     while True:
         node = find_node(c, member, False, False)
         if node < 0:
             break
-        level, mask = _place_on(c, member, node, taken)
-        allocate(c, member, node, mask, taken)
+        level, mask = _place_on(c, member, node, c.scratch[1])
+        allocate(c, member, node, mask, c.scratch[1])
         c.live[member]["level"] = level
         placed += 1
         member = c.pods[member]["next_member"]
@@ -149,7 +145,7 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
     return complete
 
 
-@njit(cache=True)
+@kernel
 def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
     """Try to start a pending batch pod; the cursor moves on when it does not fit."""
     clock = e.clock[0]
@@ -172,7 +168,7 @@ def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@kernel
 def _pass(c: Cluster, e: Events, rules: Rules) -> int:
     """Go on with the scheduling pass; return the pod that needs a decision, or END."""
     clock = e.clock[0]
@@ -208,7 +204,7 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
     return END
 
 
-@njit(cache=True)
+@kernel
 def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
     """Return the time of the next event, or the end."""
     clock = e.clock[0]
@@ -222,7 +218,7 @@ def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
     return time
 
 
-@njit(cache=True)
+@kernel
 def _happen(c: Cluster, e: Events, now: int) -> None:
     """Let everything happen that is due now."""
     clock = e.clock[0]
@@ -243,7 +239,7 @@ def _happen(c: Cluster, e: Events, now: int) -> None:
         finish_event(c, e, int(e.heap[0]))
 
 
-@njit(cache=True)
+@kernel
 def advance(c: Cluster, e: Events, rules: Rules) -> int:
     """Run until an online pod needs a decision; return it, or END at the end of the tape."""
     clock = e.clock[0]
@@ -262,19 +258,23 @@ def advance(c: Cluster, e: Events, rules: Rules) -> int:
         clock["cursor"] = 0
 
 
-@njit(cache=True)
+@kernel
 def decline(e: Events) -> None:
     """Leave the pod that was asked about pending; it is asked about again after the next event."""
     e.clock[0]["asked"] = -1
     e.clock[0]["cursor"] += 1
 
 
-@njit(cache=True)
+@kernel
 def _hand_over(
     c: Cluster, pod: int, node: int, slots: int, gpu_mask: int, taken: npt.NDArray[np.int16]
 ) -> None:
-    """Give the preemptor its share of what is free and of what its victims hold."""
-    need = taken.copy()
+    """Give the preemptor its share of what is free and of what its victims hold.
+
+    Uses `taken` up: what is left in it at the end comes from the free cores.
+    """
+    for u in range(taken.shape[0]):
+        c.pod_cores[pod, u] = taken[u]
     from_victims = 0
     for slot in range(c.nodes[node]["num_pods"]):
         if not (slots >> slot) & 1:
@@ -282,21 +282,20 @@ def _hand_over(
         victim = c.node_pods[node, slot]
         from_victims |= c.live[victim]["gpu_mask"] & gpu_mask
         c.live[victim]["gpu_mask"] &= ~gpu_mask
-        for u in range(need.shape[0]):
-            given = min(need[u], c.pod_cores[victim, u])
+        for u in range(taken.shape[0]):
+            given = min(taken[u], c.pod_cores[victim, u])
             c.pod_cores[victim, u] -= given
-            need[u] -= given
+            taken[u] -= given
     free_part = gpu_mask & ~from_victims
     c.nodes[node]["gpu_free"] &= ~free_part
     c.totals[0]["free_gpus"] -= popcount(free_part)
     c.live[pod]["gpu_mask"] = gpu_mask
-    for u in range(need.shape[0]):
-        c.cores_free[node, u] -= need[u]
-        c.nodes[node]["cores_free"] -= need[u]
-        c.pod_cores[pod, u] = taken[u]
+    for u in range(taken.shape[0]):
+        c.cores_free[node, u] -= taken[u]
+        c.nodes[node]["cores_free"] -= taken[u]
 
 
-@njit(cache=True)
+@kernel
 def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
     """Evict the pods in `slots` of a node for the pod that was asked about, and nominate it.
 
@@ -306,24 +305,22 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
     pod = e.clock[0]["asked"]
     spec = c.pods[pod]
     model = c.nodes[node]["model"]
-    cores = np.empty(c.cores_free.shape[1], np.int16)
-    taken = np.empty(c.cores_free.shape[1], np.int16)
+    cores, taken = c.scratch[0], c.scratch[1]
     gpu_free = freed(c, node, slots, cores)
     level, mask = place(c.models, model, gpu_free, cores, spec["gpus"], spec["cores"], taken)
-    victims = np.empty(MAX_PODS_PER_NODE, np.int64)
     count = 0
     for slot in range(c.nodes[node]["num_pods"]):
-        if (slots >> slot) & 1:
-            victims[count] = c.node_pods[node, slot]
-            count += 1
-    for i in range(count):
-        member = victims[i]
+        if not (slots >> slot) & 1:
+            continue
+        victim = int(c.node_pods[node, slot])
+        count += 1
+        member = victim
         while True:
             status = c.live[member]["status"]
             if status == RUNNING or status == STARTING:
                 evict(c, e, member, rules.grace_s, rules.restart_s)
             member = int(c.pods[member]["next_member"])
-            if member == victims[i]:
+            if member == victim:
                 break
     best = best_level(c.models, model, spec["gpus"], spec["cores"])
     e.clock[0]["asked"] = -1

@@ -206,4 +206,5 @@ def _scratch_cluster(c: Cluster) -> Cluster:
         node_pods=np.empty_like(c.node_pods),
         pdb_left=np.empty_like(c.pdb_left),
         totals=np.empty_like(c.totals),
+        scratch=np.empty_like(c.scratch),
     )
