@@ -1,0 +1,351 @@
+"""The paper's preemption experiment: thousands of preemptors arrive on a cluster full of batch."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flextopo.baselines.policies import PreemptionPolicy, binds
+from flextopo.baselines.registry import make_selector
+from flextopo.baselines.residents import NodeView, Resident
+from flextopo.baselines.scores import Option
+from flextopo.cluster.errors import FlextopoError, UnknownNameError
+from flextopo.cluster.pods import Pod
+from flextopo.cluster.server_model import AlignmentLevel, ServerModel, preset
+from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState
+from flextopo.train.reproduce_cluster import NOW_S, NOWHERE, PodTable, keep_last_cores
+
+SIZES = (1, 2, 4, 8)
+"""Cards of a pod, in the order of the mixes."""
+
+SELECTORS = ("godel", "kubernetes", "flextopo-guaranteed", "flextopo-best-effort")
+CORES_PER_GPU = {"rtx4090": 7, "a100": 14}
+LAST_CORES = ("unused", "free", "used")
+
+QUEUE = 16
+"""Batch pods that wait for room; a smaller one may pass one that does not fit."""
+
+ARRIVALS = 10
+"""Arrivals a counted preemption, and 1,000, after which a run ends: where there is room, most
+preemptors need not preempt."""
+
+BLOCKS = 20
+"""Parts of a run whose hit rates give its interval, since neighbouring decisions are alike."""
+
+
+@dataclass(frozen=True)
+class PaperConfig:
+    """One run of the experiment. What the paper does not publish is marked (ours).
+
+    Attributes:
+        kind: preset of the servers.
+        servers: how many; the paper has 100.
+        preemptions: decisions counted; the paper has 5,000.
+        batch_mix: shares of batch pods with 1, 2, 4, 8 cards (ours; the paper: 1 or 2 cards).
+        preemptor_mix: the same of preemptors (ours). The default is the one mix of 1- and 2-card
+            pods in which every blind decision is a draw of two victims, as the headline of 44.5 %
+            near 3/7 suggests: any single victim would be a hit.
+        cores_per_gpu: cores a card; 0 = 7 on rtx4090, 14 on a100.
+        last_core: what becomes of the last core of each NUMA node: `unused` by anyone, as in the
+            paper, `free` for every pod, or `used` by an evictable single-core batch pod.
+        online_priority: of preemptors.
+        batch_priority: of batch pods.
+        fill: share of all GPUs up to which batch pods fill the cluster before each arrival (ours).
+        online_share: mean share of all GPUs that online pods hold; it fixes their lifetime (ours).
+        seed: of arrivals, lifetimes, batch pods and their start times.
+    """
+
+    kind: str = "rtx4090"
+    servers: int = 100
+    preemptions: int = 5000
+    batch_mix: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
+    preemptor_mix: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0)
+    cores_per_gpu: int = 0
+    last_core: str = "unused"
+    online_priority: int = 1000
+    batch_priority: int = 500
+    fill: float = 1.0
+    online_share: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in CORES_PER_GPU:
+            raise UnknownNameError("kind of server", self.kind, list(CORES_PER_GPU))
+        for name, low, high in (
+            ("servers", 1, 10_000),
+            ("preemptions", 1, 1_000_000),
+            ("seed", 0, 2**32 - 1),
+            ("fill", 0, 1),
+            ("online_share", 0, 1),
+            ("cores_per_gpu", 0, self.model.num_cores // self.model.num_gpus),
+        ):
+            if not low <= getattr(self, name) <= high:
+                _fail(name, getattr(self, name), f"{low} to {high}")
+        for name in ("batch_mix", "preemptor_mix"):
+            mix = getattr(self, name)
+            if len(mix) != 4 or min(mix) < 0 or not math.isclose(sum(mix), 1, abs_tol=1e-6):
+                _fail(name, mix, "4 shares, 0 or more, of sum 1")
+        if self.last_core not in LAST_CORES:
+            _fail("last_core", repr(self.last_core), ", ".join(LAST_CORES))
+        if self.batch_priority >= self.online_priority:
+            _fail("batch_priority", self.batch_priority, f"below {self.online_priority}")
+
+    @property
+    def model(self) -> ServerModel:
+        """The server, without its last cores where nobody may use them."""
+        model = preset(self.kind)
+        return keep_last_cores(model) if self.last_core == "unused" else model
+
+    def cores(self, gpus: int) -> int:
+        """Return the cores that a pod of so many cards asks for."""
+        return gpus * (self.cores_per_gpu or CORES_PER_GPU[self.kind])
+
+
+def _fail(name: str, value: object, legal: str) -> None:
+    raise FlextopoError(f"reproduction: {name} = {value}; legal: {legal}")
+
+
+class Arrival(NamedTuple):
+    """A preemptor: its cards, and how many arrivals later it leaves."""
+
+    gpus: int
+    lifetime: int
+
+
+class BatchPod(NamedTuple):
+    """A batch pod: its cards, and since when it has been running once it is placed."""
+
+    gpus: int
+    start_s: int
+
+
+def _streams(config: PaperConfig) -> list[np.random.SeedSequence]:
+    """Return the seeds of arrivals, batch pods and single-core pods, the same for all selectors."""
+    return np.random.SeedSequence(config.seed).spawn(3)
+
+
+def arrivals(config: PaperConfig) -> Iterator[Arrival]:
+    """Draw preemptors without end; no selector has a part in it."""
+    rng = np.random.default_rng(_streams(config)[0])
+    mean_gpus = float(np.dot(SIZES, config.preemptor_mix))
+    gpus = config.servers * config.model.num_gpus
+    lifetime = config.online_share * gpus / mean_gpus
+    while True:
+        sizes = rng.choice(SIZES, 1024, p=config.preemptor_mix)
+        lives = np.maximum(1, np.rint(rng.exponential(lifetime, 1024))).astype(int)
+        yield from map(Arrival, sizes.tolist(), lives.tolist())
+
+
+def batch_pods(config: PaperConfig) -> Iterator[BatchPod]:
+    """Draw batch pods without end.
+
+    Start times are random, whenever a pod is placed: blind policies evict the latest started of
+    equal priority, so their choice is a random one. Real start times would make it follow the
+    order in which nodes were refilled.
+    """
+    rng = np.random.default_rng(_streams(config)[1])
+    while True:
+        sizes = rng.choice(SIZES, 1024, p=config.batch_mix)
+        yield from map(BatchPod, sizes.tolist(), rng.integers(0, NOW_S, 1024).tolist())
+
+
+class CachedSearch:
+    """A policy's `select`, with each node searched again only after its pods changed.
+
+    Args:
+        policy: a selector made of a search and scores.
+        state: the cluster; between two calls nothing but the nodes' pods may change.
+    """
+
+    def __init__(self, policy: PreemptionPolicy, state: ClusterState) -> None:
+        self.policy = policy
+        self.state = state
+        self._best: dict[int, list[tuple[tuple[float, ...], Option[Resident]] | None]] = {}
+        self._stale: dict[int, set[int]] = {}
+
+    def changed(self, nodes: set[int]) -> None:
+        """Forget what was found on these nodes."""
+        for stale in self._stale.values():
+            stale |= nodes
+
+    def select(self, preemptor: Pod) -> Candidate | None:
+        """Return what `policy.select(state, preemptor)` returns."""
+        size = preemptor.gpus
+        best = self._best.setdefault(size, [None] * self.state.num_nodes)
+        stale = self._stale.setdefault(size, set(range(self.state.num_nodes)))
+        aligned = binds(self.policy.filter, preemptor)
+        allowed = self.state.arrays.pdb_left.tolist()
+        for node in stale:
+            view = NodeView(self.state, node, self.policy.gpu_locality)
+            options = self.policy.search(view, preemptor, allowed, aligned)
+            ranked = (
+                ((*(score(option) for score in self.policy.scores), node, i), option)
+                for i, option in enumerate(options)
+            )
+            best[node] = min(ranked, key=lambda item: item[0], default=None)
+        stale.clear()
+        found = [item for item in best if item is not None]
+        if not found:
+            return None
+        option = min(found, key=lambda item: item[0])[1]
+        victims = [victim.index for victim in option.victims]
+        return self.state.candidate(option.node, victims, preemptor)
+
+
+@dataclass
+class Tally:
+    """What happened in a run; rates are over preemptions.
+
+    Attributes:
+        arrivals: preemptors that came.
+        fitted: those that needed no preemption.
+        failed: those for whom no victim set works.
+        preemptions: the rest.
+        hits: preemptors on the best level that an empty server gives their request.
+        cross_socket: preemptors across sockets although a socket could hold them.
+        victims: pods evicted.
+        small_sets: decisions with two victims at most.
+        free_gpu_misses: misses whose victims hold fewer GPUs than the preemptor needs, so that
+            GPUs that were free already decide its level.
+        decided: preemptions of each size.
+        hits_by_size: hits of each size.
+        blocks: hit rate of each twentieth of the run.
+    """
+
+    arrivals: int = 0
+    fitted: int = 0
+    failed: int = 0
+    preemptions: int = 0
+    hits: int = 0
+    cross_socket: int = 0
+    victims: int = 0
+    small_sets: int = 0
+    free_gpu_misses: int = 0
+    decided: dict[int, int] = field(default_factory=dict)
+    hits_by_size: dict[int, int] = field(default_factory=dict)
+    blocks: list[float] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+class Decision(NamedTuple):
+    """A preemption about to happen: the pod, the choice, the cards its victims hold."""
+
+    preemptor: Pod
+    candidate: Candidate
+    freed_gpus: int
+
+
+class PaperExperiment:
+    """One selector on one stream of arrivals.
+
+    Args:
+        config: the run.
+        selector: a name of `SELECTORS`.
+
+    Raises:
+        UnknownNameError: the selector has no search and scores of its own.
+    """
+
+    def __init__(self, config: PaperConfig, selector: str) -> None:
+        policy = make_selector(selector) if selector in SELECTORS else None
+        if not isinstance(policy, PreemptionPolicy):
+            raise UnknownNameError("selector", selector, SELECTORS)
+        self.config = config
+        self.policy = policy
+        model = config.model
+        self.pods = PodTable(model, config.servers, config.online_priority, config.batch_priority)
+        self.search = CachedSearch(policy, self.pods.state)
+        self.tally = Tally()
+        self._gpus = config.servers * model.num_gpus
+        self._batch = batch_pods(config)
+        self._queue: deque[BatchPod] = deque(next(self._batch) for _ in range(QUEUE))
+        self._leaving: dict[int, list[int]] = {}
+        if config.last_core == "used":
+            self._use_last_cores(model)
+
+    def _use_last_cores(self, model: ServerModel) -> None:
+        rng = np.random.default_rng(_streams(self.config)[2])
+        for node in range(self.config.servers):
+            for numa_node in range(model.num_numa_nodes):
+                row = self.pods.new(0, 1, online=False)
+                self.pods.start_on_core(row, node, numa_node, int(rng.integers(0, NOW_S)))
+
+    def _refill(self) -> None:
+        """Start batch pods on the emptiest nodes up to the fill level."""
+        limit = self.config.fill * self._gpus
+        passed: set[int] = set()
+        at = 0
+        while at < len(self._queue):
+            gpus, start_s = self._queue[at]
+            fits = gpus not in passed and self.pods.held_gpus + gpus <= limit
+            node = self.pods.emptiest(gpus, self.config.cores(gpus)) if fits else NOWHERE
+            if node == NOWHERE:
+                passed.add(gpus)
+                at += 1
+                continue
+            del self._queue[at]
+            self._queue.append(next(self._batch))
+            self.pods.start(self.pods.new(gpus, self.config.cores(gpus), False), node, start_s)
+
+    def play(self) -> Iterator[Decision]:
+        """Yield each preemption just before it happens, until there were enough or none comes."""
+        most = ARRIVALS * self.config.preemptions + 1000
+        filter_ = self.policy.filter
+        for number, (gpus, lifetime) in enumerate(arrivals(self.config)):
+            if self.tally.preemptions == self.config.preemptions or number == most:
+                return
+            for row in self._leaving.pop(number, ()):
+                self.pods.remove(row)
+            self._refill()
+            self.tally.arrivals += 1
+            row = self.pods.new(gpus, self.config.cores(gpus), online=True)
+            preemptor = self.pods.state.pod(row)
+            node = self.pods.find(row, binds(filter_, preemptor), filter_ != AlignmentFilter.BLIND)
+            if node != NOWHERE:
+                self.tally.fitted += 1
+                self.pods.start(row, node)
+            else:
+                self.search.changed(self.pods.touched)
+                self.pods.touched.clear()
+                candidate = self.search.select(preemptor)
+                if candidate is None:
+                    self.tally.failed += 1
+                    self.pods.remove(row)
+                    continue
+                held = self.pods.state.arrays.pods["gpus"][list(candidate.victims)]
+                decision = Decision(preemptor, candidate, int(held.sum()))
+                yield decision
+                self._count(decision, self.pods.preempt(row, candidate))
+            self._leaving.setdefault(number + lifetime, []).append(row)
+
+    def _count(self, decision: Decision, level: int) -> None:
+        tally, gpus = self.tally, decision.preemptor.gpus
+        best = self.config.model.best_level(gpus, decision.preemptor.cores)
+        hit = level == best
+        across = level == AlignmentLevel.CROSS_SOCKET != best
+        tally.preemptions += 1
+        tally.hits += hit
+        tally.cross_socket += across
+        tally.victims += len(decision.candidate.victims)
+        tally.small_sets += len(decision.candidate.victims) <= 2
+        tally.free_gpu_misses += not hit and decision.freed_gpus < gpus
+        tally.decided[gpus] = tally.decided.get(gpus, 0) + 1
+        tally.hits_by_size[gpus] = tally.hits_by_size.get(gpus, 0) + hit
+        size = max(1, self.config.preemptions // BLOCKS)
+        if tally.preemptions % size == 0:
+            before = sum(tally.blocks) * size
+            tally.blocks.append((tally.hits - before) / size)
+
+    def run(self) -> Tally:
+        """Play to the end and return what happened."""
+        for _ in self.play():
+            pass
+        return self.tally
