@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -33,6 +34,17 @@ MAX_REDRAWS = 100
 """Tapes without a decision that a reset skips before it shows one."""
 
 ObsType = dict[str, npt.NDArray[Any]]
+
+
+def _workload(given: WorkloadConfig | dict[str, Any] | None) -> WorkloadConfig:
+    """Return a workload; registered ids give only the fields that differ from the defaults."""
+    if isinstance(given, WorkloadConfig):
+        return given
+    legal = [spec.name for spec in fields(WorkloadConfig)]
+    for name in given or {}:
+        if name not in legal:
+            raise FlextopoError(f"workload field {name!r}; legal: {', '.join(legal)}")
+    return WorkloadConfig(**(given or {}))
 
 
 class TapeSource:
@@ -95,10 +107,11 @@ class PreemptionEnv(gym.Env[Any, Any]):
     also `metrics` (see `flextopo.cluster.metrics`).
 
     ## Arguments
-    servers: such as "16*rtx4090" or "8*rtx4090,8*a100" or a `Fleet`. workload, scenario: parameters
-    of the generator, and loss weights with node admission. k: candidates shown. allow_wait: False
-    masks action K wherever a candidate exists. randomise: draw workload parameters anew for each
-    episode. strict: raise on an invalid action. tape_source: any function from a seed to a tape.
+    servers: such as "16*rtx4090" or "8*rtx4090,8*a100" or a `Fleet`. workload: parameters of the
+    generator, or a dict of those that differ from the defaults. scenario: loss weights with node
+    admission. k: candidates shown. allow_wait: False masks action K wherever a candidate exists.
+    randomise: draw workload parameters anew for each episode. strict: raise on an invalid action.
+    tape_source: any function from a seed to a tape.
 
     ## Version History
     v0: first version.
@@ -110,7 +123,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
         self,
         servers: str | Fleet = "16*rtx4090",
         *,
-        workload: WorkloadConfig | None = None,
+        workload: WorkloadConfig | dict[str, Any] | None = None,
         scenario: Scenario | None = None,
         k: int = 64,
         allow_wait: bool = True,
@@ -125,9 +138,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
             raise FlextopoError(f"render_mode {render_mode!r}; legal: None, ansi, rgb_array")
         self.fleet = servers if isinstance(servers, Fleet) else Fleet(*parse_servers(servers))
         self.scenario = scenario or Scenario()
-        self.tape_source = tape_source or TapeSource(
-            self.fleet, workload or WorkloadConfig(), randomise
-        )
+        self.tape_source = tape_source or TapeSource(self.fleet, _workload(workload), randomise)
         self.k = k
         self.allow_wait = allow_wait
         self.strict = strict

@@ -8,8 +8,22 @@ ENVIRONMENTS: dict[str, tuple[str, str]] = {
     "flextopo/Preempt-RTX4090-v0": ("16*rtx4090", "16 servers of 8x RTX 4090, 8 NUMA nodes each"),
     "flextopo/Preempt-A100-v0": ("16*a100", "16 servers of 8x A100, 2 NUMA nodes each"),
     "flextopo/Preempt-Mixed-v0": ("8*rtx4090,8*a100", "8 servers of each kind"),
+    "flextopo/Preempt-Paper-v0": (
+        "100*rtx4090",
+        "the paper's cluster: pods of 1 and 2 cards, 7 cores a card, priorities 1000 and 500",
+    ),
 }
 """Environment id to (servers, what it is)."""
+
+WORKLOADS: dict[str, dict[str, object]] = {
+    "flextopo/Preempt-Paper-v0": {
+        "replica_gpu_mix": (0.5, 0.5, 0.0, 0.0),
+        "batch_gpu_mix": (0.5, 0.5, 0.0, 0.0),
+        "low_class_share": 0.0,
+        "group_share": 0.0,
+    },
+}
+"""Environment id to the fields of its workload that are not `WorkloadConfig`'s defaults."""
 
 
 def register_environments() -> None:
@@ -18,5 +32,5 @@ def register_environments() -> None:
         register(
             id=name,
             entry_point="flextopo.envs.preemption:PreemptionEnv",
-            kwargs={"servers": servers},
+            kwargs={"servers": servers, "workload": WORKLOADS.get(name)},
         )
