@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 SOURCES := pyproject.toml constraints.txt
 PATHS := flextopo tests benchmarks examples
 
-.PHONY: install format lint type test test-slow cover compare results report serve train-zoo bench wheel check clean
+.PHONY: install format lint type test test-slow cover compare results reproduce report serve train-zoo bench wheel check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,10 @@ results: $(VENV)/.core  ## the comparisons behind the README's tables
 	$(BIN)/flextopo compare --servers "16*a100" --out results/a100 --json docs/results/a100.json
 	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --out results/mixed --json docs/results/mixed.json
 	cp results/rtx4090/compare.png docs/results/rtx4090.png
+
+reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
+	$(BIN)/flextopo reproduce --json docs/results/reproduce.json --markdown docs/reproduction.md
+	cp results/reproduce/reproduce.png docs/results/reproduce.png
 
 report: $(VENV)/.core  ## write the generated tables into README.md
 	$(BIN)/flextopo report

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import flextopo
-from flextopo.cli import topology
+from flextopo.cli import reproduce, topology
 from flextopo.cluster.captures import TopologyWarning
 from flextopo.cluster.errors import FlextopoError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     help="Learn which pods to preempt, on hardware whose topology matters.",
 )
 app.add_typer(topology.app, name="topology")
+app.command()(reproduce.reproduce)
 
 Servers = Annotated[
     str, typer.Option(help="Such as rtx4090x16, 16*a100, 8*rtx4090,8*a100 or 4*FILE.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -51,6 +52,9 @@ CLOSED_FORMS = {"1 card": (ONE, 1.0), "2 cards": (TWO, 3 / 7), "4 cards": (FOUR,
 CURVE = tuple(i / 10 for i in range(11))
 """Shares of 2-card preemptors, the rest 1-card, in the figure."""
 
+SEEDS = 5
+"""Seeds from the plan's on that show how far runs of the default lie apart."""
+
 TIMED_DECISIONS = 6
 
 
@@ -77,45 +81,58 @@ class Plan:
             raise FlextopoError(f"kinds of servers: {given}; legal: one or more, each once")
         if self.preemptions < 100:
             raise FlextopoError(f"preemptions = {self.preemptions}; legal: 100 or more")
-        PaperConfig(preemptions=self.preemptions, seed=self.seed)
+        for seed in (self.seed, self.seed + SEEDS - 1):
+            PaperConfig(preemptions=self.preemptions, seed=seed)
 
 
-class Job(NamedTuple):
-    """One selector on one configuration, and the table and row that it belongs to."""
+class Run(NamedTuple):
+    """One selector on one configuration."""
 
-    table: str
-    row: str
     config: PaperConfig
     selector: str
 
 
+class Job(NamedTuple):
+    """A run, and the table and row that it belongs to; several rows may show one run."""
+
+    table: str
+    row: str
+    run: Run
+
+
 def jobs(plan: Plan) -> list[Job]:
-    """Return all runs of a plan, long ones first."""
+    """Return every row of every table."""
     base = PaperConfig(kind=plan.kinds[0], preemptions=plan.preemptions, seed=plan.seed)
     short = replace(base, preemptions=plan.preemptions // 5)
     headline = [
-        Job("headline", mix, replace(base, kind=k, batch_mix=b, preemptor_mix=p), selector)
+        Job("headline", mix, Run(replace(base, kind=k, batch_mix=b, preemptor_mix=p), selector))
         for k in plan.kinds
         for mix, (b, p) in MIXES.items()
         for selector in SELECTORS
     ]
     closed = [
-        Job("closed", row, replace(base, preemptor_mix=mix, online_share=0.0), "godel")
+        Job("closed", row, Run(replace(base, preemptor_mix=mix, online_share=0.0), "godel"))
         for row, (mix, _) in CLOSED_FORMS.items()
     ]
     sensitivity = [
-        Job(table, row, replace(short, **changes), selector)
+        Job(table, row, Run(replace(short, **changes), selector))
         for table, row, changes in variations()
         for selector in ("godel", "flextopo-guaranteed", "flextopo-best-effort")
     ]
     curve = [
-        Job("curve", f"{batch} {share:g}", replace(short, batch_mix=mix, preemptor_mix=p), name)
-        for batch, mix in (("1", ONE), ("1-2", HALF))
+        Job("curve", f"{share:g}", Run(replace(short, batch_mix=b, preemptor_mix=p), selector))
+        for b in (ONE, HALF)
         for share in CURVE
         for p in [(1 - share, share, 0.0, 0.0)]
-        for name in ("godel", "flextopo-guaranteed")
+        for selector in ("godel", "flextopo-guaranteed")
+        if selector == "godel" or share in (0, 0.5, 1)
     ]
-    return sensitivity + headline + closed + curve
+    seeds = [
+        Job("seeds", words, Run(replace(base, seed=seed, redraw_starts=redraw), "godel"))
+        for words, redraw in (("drawn anew", True), ("drawn once", False))
+        for seed in range(plan.seed, plan.seed + SEEDS)
+    ]
+    return headline + closed + seeds + sensitivity + curve
 
 
 def variations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -126,7 +143,7 @@ def variations() -> Iterator[tuple[str, str, dict[str, Any]]]:
     ):  # fmt: skip
         row = f"batch {say(batch)}; preemptors {say(preemptor)}"
         yield "mix", row, {"batch_mix": batch, "preemptor_mix": preemptor}
-    for fill in (1.0, 0.98, 0.95, 0.9):
+    for fill in (1.0, 0.98, 0.95):
         yield "fill level", f"{fill:.0%}", {"fill": fill}
     for last in ("unused", "free", "used"):
         yield "last core of each NUMA node", last, {"last_core": last}
@@ -140,24 +157,22 @@ def say(mix: tuple[float, ...]) -> str:
     return "/".join(sizes) + (" card" if sizes == ["1"] else " cards")
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """Run one job and return its row."""
-    tally = PaperExperiment(job.config, job.selector).run()
+def play(run: Run) -> dict[str, Any]:
+    """Play a run and return its rates with intervals, and its tally."""
+    tally = PaperExperiment(*run).run()
     rate = tally.hits / tally.preemptions if tally.preemptions else None
     interval = estimate(tally.blocks)
     return {
-        "table": job.table,
-        "row": job.row,
-        "selector": job.selector,
         "hit_rate": rate,
-        "low": None if rate is None else interval.low,
-        "high": None if rate is None else interval.high,
+        "low": None if math.isnan(interval.low) else interval.low,
+        "high": None if math.isnan(interval.high) else interval.high,
         **tally.as_dict(),
-        "config": asdict(job.config),
     }
 
 
-def run(plan: Plan, workers: int, done: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def reproduce(
+    plan: Plan, workers: int, done: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """Run a plan.
 
     Args:
@@ -169,11 +184,22 @@ def run(plan: Plan, workers: int, done: Callable[[int, int], None] | None = None
         `{"plan": ..., "runs": [one row a job], "search": [one row a kind and mix]}`.
     """
     todo = jobs(plan)
-    rows: list[dict[str, Any]] = []
-    for row in _run_all(todo, workers):
-        rows.append(row)
+    runs = list(dict.fromkeys(job.run for job in todo))
+    played: dict[Run, dict[str, Any]] = {}
+    for run, row in zip(runs, _play_all(runs, workers), strict=True):
+        played[run] = row
         if done is not None:
-            done(len(rows), len(todo))
+            done(len(played), len(runs))
+    rows = [
+        {
+            "table": job.table,
+            "row": job.row,
+            "selector": job.run.selector,
+            **played[job.run],
+            "config": asdict(job.run.config),
+        }
+        for job in todo
+    ]
     searches = [
         {"kind": kind, "mix": mix, **time_search(plan, kind, *mixes)}
         for kind in plan.kinds
@@ -182,13 +208,13 @@ def run(plan: Plan, workers: int, done: Callable[[int, int], None] | None = None
     return {"plan": {**asdict(plan), "kinds": list(plan.kinds)}, "runs": rows, "search": searches}
 
 
-def _run_all(todo: list[Job], workers: int) -> Iterator[dict[str, Any]]:
+def _play_all(runs: list[Run], workers: int) -> Iterator[dict[str, Any]]:
     if workers == 1:
-        yield from map(run_job, todo)
+        yield from map(play, runs)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            yield from pool.map(run_job, todo)
+            yield from pool.map(play, runs)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

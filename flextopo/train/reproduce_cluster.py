@@ -13,7 +13,7 @@ from flextopo.cluster.server_model import ServerModel
 from flextopo.cluster.state import Candidate, ClusterState
 
 NOW_S = 1_000_000_000
-"""The clock stands still; a start time is any whole second before it."""
+"""The clock stands still; a start time is any second before it, so that ties are rare."""
 
 NOWHERE = -1
 
@@ -77,24 +77,31 @@ class PodTable:
         node = int(free.argmax())
         return node if free[node] != NOWHERE else NOWHERE
 
-    def start(self, row: int, node: int, start_s: int = NOW_S) -> int:
+    def start(self, row: int, node: int) -> int:
         """Let a pending pod run where the node puts it; return its alignment level."""
         self.state.start(row, node)
-        live = self.state.arrays.live[row]
-        live["since_s"] = start_s
         self.held_gpus += int(self.state.arrays.pods[row]["gpus"])
         self.touched.add(node)
-        return int(live["level"])
+        return int(self.state.arrays.live[row]["level"])
 
-    def start_on_core(self, row: int, node: int, numa_node: int, start_s: int) -> None:
+    def start_on_core(self, row: int, node: int, numa_node: int) -> None:
         """Let a pending pod of one core run on a core of the given NUMA node."""
         c = self.state.arrays
         cores = np.zeros(c.cores_free.shape[1], np.int16)
         cores[numa_node] = 1
         arrays.allocate(c, row, node, 0, cores)
         c.live[row]["status"] = arrays.RUNNING
-        c.live[row]["since_s"] = start_s
+        c.live[row]["since_s"] = NOW_S
         self.touched.add(node)
+
+    def draw_starts(self, rng: np.random.Generator, again: bool) -> None:
+        """Draw start times for new pods of the nodes touched, or for all their pods `again`."""
+        c = self.state.arrays
+        for node in sorted(self.touched):
+            rows = c.node_pods[node, : c.nodes[node]["num_pods"]]
+            if not again:
+                rows = rows[c.live["since_s"][rows] == NOW_S]
+            c.live["since_s"][rows] = rng.integers(0, NOW_S, len(rows))
 
     def remove(self, row: int) -> None:
         """Take a pod away, whether it waits, leaves or is evicted; its row is free again."""

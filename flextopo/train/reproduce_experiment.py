@@ -18,7 +18,7 @@ from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.pods import Pod
 from flextopo.cluster.server_model import AlignmentLevel, ServerModel, preset
 from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState
-from flextopo.train.reproduce_cluster import NOW_S, NOWHERE, PodTable, keep_last_cores
+from flextopo.train.reproduce_cluster import NOWHERE, PodTable, keep_last_cores
 
 SIZES = (1, 2, 4, 8)
 """Cards of a pod, in the order of the mixes."""
@@ -30,7 +30,7 @@ LAST_CORES = ("unused", "free", "used")
 QUEUE = 16
 """Batch pods that wait for room; a smaller one may pass one that does not fit."""
 
-ARRIVALS = 10
+ARRIVALS = 5
 """Arrivals a counted preemption, and 1,000, after which a run ends: where there is room, most
 preemptors need not preempt."""
 
@@ -57,7 +57,11 @@ class PaperConfig:
         batch_priority: of batch pods.
         fill: share of all GPUs up to which batch pods fill the cluster before each arrival (ours).
         online_share: mean share of all GPUs that online pods hold; it fixes their lifetime (ours).
-        seed: of arrivals, lifetimes, batch pods and their start times.
+        redraw_starts: draw the start times of a node's pods anew whenever its pods have changed.
+            Blind policies evict the latest started of equal priority, so their choice is a random
+            one among equals. With start times drawn once, the pods that replaced the last leaver
+            are evicted next, time and again (ours).
+        seed: of arrivals, lifetimes, batch pods and start times.
     """
 
     kind: str = "rtx4090"
@@ -71,6 +75,7 @@ class PaperConfig:
     batch_priority: int = 500
     fill: float = 1.0
     online_share: float = 0.5
+    redraw_starts: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -117,15 +122,8 @@ class Arrival(NamedTuple):
     lifetime: int
 
 
-class BatchPod(NamedTuple):
-    """A batch pod: its cards, and since when it has been running once it is placed."""
-
-    gpus: int
-    start_s: int
-
-
 def _streams(config: PaperConfig) -> list[np.random.SeedSequence]:
-    """Return the seeds of arrivals, batch pods and single-core pods, the same for all selectors."""
+    """Return the seeds of arrivals, batch pods and start times, the same for all selectors."""
     return np.random.SeedSequence(config.seed).spawn(3)
 
 
@@ -141,17 +139,11 @@ def arrivals(config: PaperConfig) -> Iterator[Arrival]:
         yield from map(Arrival, sizes.tolist(), lives.tolist())
 
 
-def batch_pods(config: PaperConfig) -> Iterator[BatchPod]:
-    """Draw batch pods without end.
-
-    Start times are random, whenever a pod is placed: blind policies evict the latest started of
-    equal priority, so their choice is a random one. Real start times would make it follow the
-    order in which nodes were refilled.
-    """
+def batch_pods(config: PaperConfig) -> Iterator[int]:
+    """Draw the cards of batch pods without end."""
     rng = np.random.default_rng(_streams(config)[1])
     while True:
-        sizes = rng.choice(SIZES, 1024, p=config.batch_mix)
-        yield from map(BatchPod, sizes.tolist(), rng.integers(0, NOW_S, 1024).tolist())
+        yield from rng.choice(SIZES, 1024, p=config.batch_mix).tolist()
 
 
 class CachedSearch:
@@ -265,18 +257,18 @@ class PaperExperiment:
         self.search = CachedSearch(policy, self.pods.state)
         self.tally = Tally()
         self._gpus = config.servers * model.num_gpus
+        self._starts = np.random.default_rng(_streams(config)[2])
         self._batch = batch_pods(config)
-        self._queue: deque[BatchPod] = deque(next(self._batch) for _ in range(QUEUE))
+        self._queue: deque[int] = deque(next(self._batch) for _ in range(QUEUE))
         self._leaving: dict[int, list[int]] = {}
         if config.last_core == "used":
             self._use_last_cores(model)
 
     def _use_last_cores(self, model: ServerModel) -> None:
-        rng = np.random.default_rng(_streams(self.config)[2])
         for node in range(self.config.servers):
             for numa_node in range(model.num_numa_nodes):
                 row = self.pods.new(0, 1, online=False)
-                self.pods.start_on_core(row, node, numa_node, int(rng.integers(0, NOW_S)))
+                self.pods.start_on_core(row, node, numa_node)
 
     def _refill(self) -> None:
         """Start batch pods on the emptiest nodes up to the fill level."""
@@ -284,7 +276,7 @@ class PaperExperiment:
         passed: set[int] = set()
         at = 0
         while at < len(self._queue):
-            gpus, start_s = self._queue[at]
+            gpus = self._queue[at]
             fits = gpus not in passed and self.pods.held_gpus + gpus <= limit
             node = self.pods.emptiest(gpus, self.config.cores(gpus)) if fits else NOWHERE
             if node == NOWHERE:
@@ -293,7 +285,7 @@ class PaperExperiment:
                 continue
             del self._queue[at]
             self._queue.append(next(self._batch))
-            self.pods.start(self.pods.new(gpus, self.config.cores(gpus), False), node, start_s)
+            self.pods.start(self.pods.new(gpus, self.config.cores(gpus), False), node)
 
     def play(self) -> Iterator[Decision]:
         """Yield each preemption just before it happens, until there were enough or none comes."""
@@ -313,6 +305,7 @@ class PaperExperiment:
                 self.tally.fitted += 1
                 self.pods.start(row, node)
             else:
+                self.pods.draw_starts(self._starts, self.config.redraw_starts)
                 self.search.changed(self.pods.touched)
                 self.pods.touched.clear()
                 candidate = self.search.select(preemptor)
