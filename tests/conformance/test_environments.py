@@ -143,7 +143,8 @@ def test_the_mask_says_what_is_legal(id_: str, allow_wait: bool) -> None:
 
 @every_id
 def test_an_empty_place_counts_as_waiting_and_is_reported(id_: str) -> None:
-    env, waits = make(id_), make(id_)
+    # More places than candidates on any cluster here, so that some are empty.
+    env, waits = make(id_, k=512), make(id_, k=512)
     for seed in range(50):
         mask = env.reset(seed=seed)[0]["action_mask"]
         empty = np.flatnonzero(mask == 0)
