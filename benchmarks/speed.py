@@ -6,6 +6,8 @@ the same process right before.
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable
 
@@ -69,7 +71,7 @@ def selector_decisions(name: str, tapes: int = 10) -> float:
 
 
 def loaded_state(nodes: int) -> tuple[ClusterState, Simulator]:
-    tape = generate_tape(WorkloadConfig(horizon_h=1.0, batch_load=1.0), nodes * 8, 0)
+    tape = generate_tape(WorkloadConfig(batch_load=1.0), nodes * 8, 0)
     sim = Simulator(tape, fleet_of(nodes))
     return sim.state, sim
 
@@ -84,6 +86,7 @@ def timed(run: Callable[[], object], times: int) -> list[float]:
 
 
 def main() -> None:
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print("environment, random legal actions, resets included")
     for env_id in ("flextopo/Preempt-RTX4090-v0", "flextopo/Preempt-A100-v0"):
         show(env_id, environment_steps(env_id), "steps")
@@ -95,8 +98,7 @@ def main() -> None:
     for nodes in (16, 128, 1000):
         state, sim = loaded_state(nodes)
         pod = sim.next_decision()
-        if pod is None:
-            continue
+        assert pod is not None
         state.find(pod, True, 64)
         spent = timed(lambda s=state, p=pod: s.find(p, True, 64), 200)  # type: ignore[misc]
         p50, p99 = np.percentile(spent, [50, 99]) * 1e6
