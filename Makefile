@@ -38,7 +38,7 @@ format: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(PATHS)
 	$(BIN)/ruff check $(PATHS)
-	$(BIN)/codespell $(PATHS) README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell $(PATHS) README.md CHANGELOG.md CONTRIBUTING.md docs/*.md
 
 type: $(VENV)/.dev
 	$(BIN)/mypy

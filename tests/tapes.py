@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.pods import Pod
+from flextopo.cluster.selector import AlignmentFilter
 from flextopo.cluster.server_model import Fleet, ServerModel
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Scenario, Simulator
-from flextopo.cluster.state import AlignmentFilter
 from flextopo.cluster.tape import NEVER_S, Tape
 from flextopo.cluster.workload import generate_tape
 from flextopo.cluster.workload_config import WorkloadConfig

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from flextopo.baselines.policies import binds
 from flextopo.baselines.residents import NodeView, Resident
 from flextopo.cluster.arrays import MAX_PODS_PER_NODE
 from flextopo.cluster.loss import eviction_cost, misalignment_cost
 from flextopo.cluster.pods import Pod
+from flextopo.cluster.selector import AlignmentFilter, Candidate
 from flextopo.cluster.server_model import AlignmentLevel, ServerModel
-from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState
+from flextopo.cluster.state import ClusterState
 
 
 def free_level(
@@ -166,7 +166,7 @@ class Exact:
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose the cheapest victim set; None where there is none."""
-        best = minimum(cluster, preemptor, binds(self.filter, preemptor))
+        best = minimum(cluster, preemptor, self.filter.binds(preemptor))
         if best is None:
             return None
         cost, node, victims = best

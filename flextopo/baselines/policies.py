@@ -25,7 +25,8 @@ from flextopo.baselines.search import (
 )
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState
+from flextopo.cluster.selector import AlignmentFilter, Candidate
+from flextopo.cluster.state import ClusterState
 
 NodeSearch = Callable[[NodeView, Pod, Sequence[int], bool], list[Option[Resident]]]
 """Searches one node: view, preemptor, disruptions left a budget, must it be aligned."""
@@ -91,7 +92,7 @@ class PreemptionPolicy:
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose victims; None where no node has any set that works."""
-        aligned = binds(self.filter, preemptor)
+        aligned = self.filter.binds(preemptor)
         allowed = cluster.arrays.pdb_left.tolist()
         options: list[Option[Resident]] = []
         for node in range(cluster.num_nodes):
@@ -101,13 +102,6 @@ class PreemptionPolicy:
         if best is None:
             return None
         return cluster.candidate(best.node, [victim.index for victim in best.victims], preemptor)
-
-
-def binds(filter_: AlignmentFilter, preemptor: Pod) -> bool:
-    """Say whether a guaranteed filter of that kind binds the preemptor."""
-    if filter_ == AlignmentFilter.OWN:
-        return preemptor.requirement == TopologyRequirement.GUARANTEED
-    return filter_ == AlignmentFilter.ALL_GUARANTEED
 
 
 GODEL = PreemptionPolicy("godel", AlignmentFilter.BLIND, godel_search, GODEL_SCORES)
@@ -149,7 +143,7 @@ class RandomCandidate:
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose a candidate at random; None where there is none."""
-        found, count = cluster.find(preemptor, binds(self.filter, preemptor), 64)
+        found, count = cluster.find(preemptor, self.filter.binds(preemptor), 64)
         if count == 0:
             return None
         entropy = (self.seed, cluster.now_s & 0xFFFFFFFF, preemptor.index)
@@ -166,7 +160,7 @@ class GreedyCost:
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose the cheapest candidate; None where there is none."""
-        found, count = cluster.find(preemptor, binds(self.filter, preemptor), 1)
+        found, count = cluster.find(preemptor, self.filter.binds(preemptor), 1)
         return cluster.candidate_at(found, 0, preemptor) if count else None
 
 
@@ -198,7 +192,7 @@ class OracleLookahead:
                 f"selector {self.name!r} needs a simulated cluster; "
                 "legal for a snapshot: any other selector"
             )
-        found, count = cluster.find(preemptor, binds(self.filter, preemptor), self.branches)
+        found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches)
         if count == 0:
             return None
         losses = cluster.simulator.branch(found, count, self.horizon_s)

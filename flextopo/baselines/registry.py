@@ -16,7 +16,7 @@ from flextopo.baselines.policies import (
     RandomCandidate,
 )
 from flextopo.cluster.errors import UnknownNameError
-from flextopo.cluster.state import VictimSelector
+from flextopo.cluster.selector import VictimSelector
 
 SELECTORS: dict[str, tuple[Callable[[int], VictimSelector], str]] = {
     "random": (lambda seed: RandomCandidate(seed), "any of the 64 cheapest minimal victim sets"),

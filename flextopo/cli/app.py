@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +11,10 @@ import typer
 
 import flextopo
 from flextopo.cli import reproduce, topology
+from flextopo.cli.terminal import format_table, num_workers, progress
 from flextopo.cluster.captures import TopologyWarning
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.output_files import make_folder, write_whole
 
 if TYPE_CHECKING:
     from flextopo.train.compare import ComparisonConfig
@@ -163,14 +162,14 @@ def train(
         from flextopo.train.imitation import ImitationConfig, train_imitation
 
         imitation = ImitationConfig(tapes=tapes, rounds=rounds, seed=seed)
-        policy = train_imitation(imitation, out, _workers(workers), typer.echo)
+        policy = train_imitation(imitation, out, num_workers(workers), typer.echo)
     else:
         from flextopo.train.ppo import PPOConfig, train_ppo
 
         config = PPOConfig(
             servers=servers, timesteps=timesteps, seed=seed, start=start, threads=threads
         )
-        with _progress("training") as done:
+        with progress("training") as done:
             policy = train_ppo(config, out, resume, done)
     typer.echo(f"policy: {policy}\nnext: flextopo evaluate {policy}")
 
@@ -242,9 +241,7 @@ def report(
     if check and new != old:
         raise FlextopoError(f"{readme}: generated tables are out of date; run `flextopo report`")
     if new != old:
-        temporary = readme.with_name(readme.name + ".tmp")
-        temporary.write_text(new)
-        temporary.replace(readme)
+        write_whole(readme, new.encode())
     typer.echo(f"{readme}: {'up to date' if new == old else 'written'}")
 
 
@@ -255,8 +252,10 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
     fleet = comparing.check(config)
     _, source = comparing.make_tape(config, fleet, config.seeds_of(config.names[0])[0])
     typer.echo(f"{fleet.num_nodes} servers, {fleet.num_gpus} GPUs; {source}")
-    with _progress("playing") as done:
-        scores, interrupted = comparing.run(config, _workers(workers), done)
+    for target in filter(None, (out / "compare.json", json_path)):
+        make_folder(target.parent)  # an unwritable place shows before the games, not after
+    with progress("playing") as done:
+        scores, interrupted = comparing.run(config, num_workers(workers), done)
     if not any(scores.values()):
         raise KeyboardInterrupt("no seed was finished")
     results = comparing.summarise(
@@ -267,10 +266,10 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
         if target is not None:
             saved.save_results(results, target)
     for columns in (saved.LOSS_COLUMNS, saved.OTHER_COLUMNS):
-        typer.echo("\n" + _table(saved.rows(results, columns)))
+        typer.echo("\n" + format_table(saved.rows(results, columns)))
     if results["paired"]:
         typer.echo(f"\nagainst {comparing.REFERENCE} on the same tapes (weighted loss):")
-        typer.echo(_table(saved.paired_rows(results)))
+        typer.echo(format_table(saved.paired_rows(results)))
     typer.echo("\ncells: mean over seeds ± half of the 95 % bootstrap interval")
     if config.oracle_seeds:
         typer.echo(f"oracle-lookahead played {config.oracle_seeds} of {config.seeds} seeds")
@@ -281,45 +280,8 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
         raise KeyboardInterrupt("finished seeds were kept")
 
 
-def _table(rows: list[list[str]]) -> str:
-    """Lay the rows out in columns; a heading may have several lines."""
-    head, *body = rows
-    stacked = [cell.split("\n") for cell in head]
-    height = max(map(len, stacked))
-    heads = [[words[i] if i < len(words) else "" for words in stacked] for i in range(height)]
-    widths = [max(len(row[i]) for row in [*heads, *body]) for i in range(len(head))]
-    lines = []
-    for row in [*heads, *body]:
-        first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(lines)
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))
-
-
-def _workers(given: int) -> int:
-    if given < 0:
-        raise FlextopoError(f"workers = {given}; legal: 0 or more")
-    return given or len(os.sched_getaffinity(0))
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar on a terminal; say nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from flextopo.cli.terminal import format_table, num_workers, progress
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.output_files import write_whole
 
 
 def reproduce(
@@ -36,7 +38,6 @@ def reproduce(
     Examples: `flextopo reproduce`, `flextopo reproduce --servers-kind a100 --preemptions 1000`,
     `flextopo reproduce --markdown docs/reproduction.md --json docs/results/reproduce.json`.
     """
-    from flextopo.cli import app
     from flextopo.train import reproduce as reproducing
     from flextopo.train import reproduce_tables as tables
     from flextopo.train.results import save_results, versions
@@ -44,8 +45,8 @@ def reproduce(
     kinds = tuple(kind.strip() for kind in servers_kind.split(",") if kind.strip())
     plan = reproducing.Plan(kinds=kinds, preemptions=preemptions, seed=seed)
     page = None if markdown is None else _read(markdown)
-    with app._progress("preempting") as done:
-        results = reproducing.reproduce(plan, app._workers(workers), done)
+    with progress("preempting") as done:
+        results = reproducing.reproduce(plan, num_workers(workers), done)
     results["versions"] = versions()
     path, figure = out / "reproduce.json", out / "reproduce.png"
     for target in (path, json_path):
@@ -58,14 +59,12 @@ def reproduce(
         ("candidate search, a decision", tables.search_time),
         (f"what the hit rate depends on, {kinds[0]}", tables.sensitivity),
     ):
-        typer.echo(f"\n{title}:\n{app._table(table(results))}")
+        typer.echo(f"\n{title}:\n{format_table(table(results))}")
     typer.echo("\nrates with [95 % interval over twentieths of the run]")
     for note in tables.notes(results):
         typer.echo(f"- {note}")
     if markdown is not None and page is not None:
-        temporary = markdown.with_name(markdown.name + ".tmp")
-        temporary.write_text(tables.fill(page, results))
-        temporary.replace(markdown)
+        write_whole(markdown, tables.fill(page, results).encode())
     tables.draw(results, figure)
     typer.echo(f"results: {path}\nfigure:  {figure}")
 

@@ -17,6 +17,7 @@ from flextopo.cluster.topology import (
     vertex_index,
     vertices_of,
 )
+from flextopo.train.results import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,11 +142,9 @@ def draw_png(graph: nx.DiGraph, path: Path) -> None:
     inches = (width + 2) * _INCHES_PER_CELL, (height + 3 + 1.2 * rows) * _INCHES_PER_CELL
     figure.set_size_inches(max(inches[0], 5), inches[1])
     try:
-        figure.savefig(path, format="png", dpi=120)
-    except OSError as error:
-        raise TopologyError(
-            f"{path}: cannot be written ({error.strerror}); legal: a writable folder"
-        ) from None
+        save_figure(figure, path, dpi=120)
+    except FlextopoError as error:
+        raise TopologyError(str(error)) from None
 
 
 def _pod_colours(graph: nx.DiGraph) -> dict[str, str]:

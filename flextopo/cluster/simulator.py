@@ -16,15 +16,10 @@ from flextopo.cluster.lookahead import branch_losses, run_greedy
 from flextopo.cluster.loss import ACCOUNT_DTYPE, LossWeights, compile_costs, weighted_gpu_s
 from flextopo.cluster.placement import NO_FIT, best_level
 from flextopo.cluster.pods import Pod
+from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
 from flextopo.cluster.server_model import Fleet, compile_models
 from flextopo.cluster.simulation import END, Rules, advance, decline, preempt
-from flextopo.cluster.state import (
-    AlignmentFilter,
-    Candidate,
-    ClusterState,
-    VictimSelector,
-    link_groups,
-)
+from flextopo.cluster.state import ClusterState, link_groups
 from flextopo.cluster.tape import NEVER_S, Tape
 
 ADMISSIONS = ("best-effort", "restricted")

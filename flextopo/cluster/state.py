@@ -1,11 +1,9 @@
-"""The cluster as selectors see it: a named, checked view of the arrays, and the one protocol."""
+"""The cluster as selectors see it: a named, checked view of the arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,57 +21,11 @@ from flextopo.cluster.errors import PodError
 from flextopo.cluster.loss import Costs, LossWeights, compile_costs
 from flextopo.cluster.placement import NO_FIT, best_level, is_aligned, place
 from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.selector import Candidate, importance
 from flextopo.cluster.server_model import AlignmentLevel, ServerModel, compile_models
 
 if TYPE_CHECKING:
     from flextopo.cluster.simulator import Simulator
-
-
-class AlignmentFilter(IntEnum):
-    """Whom a selector's guaranteed filter binds; fixes how its scheduler starts pods, too."""
-
-    BLIND = 0
-    OWN = 1
-    ALL_GUARANTEED = 2
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A node with one victim set, and what the preemptor gets there.
-
-    Attributes:
-        node: index of the node.
-        victims: pod indices by descending importance; empty where the pod fits already.
-        gpu_mask: GPUs the preemptor gets, bit i = GPU i.
-        cores: cores it gets from each NUMA node.
-        level: its alignment level there.
-        cost_gpu_s: the decision's own loss in weighted GPU-seconds; NaN where nobody asked.
-    """
-
-    node: int
-    victims: tuple[int, ...]
-    gpu_mask: int
-    cores: tuple[int, ...]
-    level: AlignmentLevel
-    cost_gpu_s: float = float("nan")
-
-
-class VictimSelector(Protocol):
-    """Everything that decides: baselines, oracle, networks, exported artifacts, services."""
-
-    @property
-    def name(self) -> str:
-        """Return the name in the registry."""
-        ...
-
-    @property
-    def filter(self) -> AlignmentFilter:
-        """Return whom the selector's guaranteed filter binds."""
-        ...
-
-    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
-        """Choose where `preemptor` preempts whom; None = do not preempt now."""
-        ...
 
 
 class ClusterState:
@@ -176,8 +128,9 @@ class ClusterState:
         spec, state = c.pods[pod], c.nodes[node]
         free = int(state["gpu_free"])
         if gpus is not None:
-            wanted = sum(1 << gpu for gpu in set(gpus) if gpu >= 0)
-            if min(gpus, default=0) < 0 or wanted & ~free or len(set(gpus)) != spec["gpus"]:
+            known = set(gpus) <= set(range(self.model(node).num_gpus))
+            wanted = sum(1 << gpu for gpu in set(gpus)) if known else 0
+            if not known or wanted & ~free or len(set(gpus)) != spec["gpus"]:
                 raise PodError(
                     f"pod {self.name(pod)!r} asks for GPUs {sorted(set(gpus))} of node {node}; "
                     f"legal: {spec['gpus']} of the free ones {_bits(free)}"
@@ -376,12 +329,6 @@ class ClusterState:
             gpus = int(c.live[pod]["gpu_mask"]).bit_count()
             if gpus != c.pods[pod]["gpus"] or cores != held:
                 raise PodError(f"pod {self.name(int(pod))!r} holds {gpus} GPUs and {held} cores")
-
-
-def importance(pod: Pod) -> tuple[int, float, int]:
-    """Return the key that sorts pods by descending importance; no start = least important."""
-    start = float("inf") if pod.start_s is None else float(pod.start_s)
-    return (-pod.priority, start, pod.index)
 
 
 def _bits(mask: int) -> list[int]:

@@ -7,7 +7,6 @@ once, so that code holding a graph need not check again.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 
 import networkx as nx
 
-from flextopo.cluster.errors import TopologyError
+from flextopo.cluster.errors import FlextopoError, TopologyError
 from flextopo.cluster.input_files import decode_input, read_input
+from flextopo.cluster.output_files import write_whole
 from flextopo.cluster.topology_graph import EdgeType, VertexType
 
 API_VERSION = "flextopo.baichuan-inc.com/v1alpha1"
@@ -100,16 +100,10 @@ def write_resource(graph: nx.DiGraph, path: str | Path) -> None:
         text = format_resource(graph, path.suffix)
     except TopologyError as error:
         raise TopologyError(f"{path}: {error}") from None
-    # A reader (or a crash) must never see half a file: write beside it, then rename.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise TopologyError(
-            f"{path}: cannot be written ({error.strerror}); legal: a writable folder"
-        ) from None
+        write_whole(path, text.encode())
+    except FlextopoError as error:
+        raise TopologyError(str(error)) from None
 
 
 def read_resource(path: str | Path) -> nx.DiGraph:

@@ -13,6 +13,7 @@ import torch
 
 import flextopo
 from flextopo.cluster.features import layout_hash
+from flextopo.cluster.output_files import make_folder, write_whole
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import load_policy
 
@@ -30,7 +31,7 @@ def save_policy(network: CandidateScorer, folder: Path, name: str, k: int, **abo
     Returns:
         The folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     skip = () if network.config.context else ("pooled.weight",)
     arrays = {
         key: value.detach().cpu().numpy()
@@ -49,8 +50,8 @@ def save_policy(network: CandidateScorer, folder: Path, name: str, k: int, **abo
         "versions": {"flextopo": flextopo.__version__, "torch": torch.__version__.split("+")[0]},
         **about,
     }
-    replace_file(folder / "weights.npz", buffer.getvalue())
-    replace_file(folder / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
+    write_whole(folder / "weights.npz", buffer.getvalue())
+    write_whole(folder / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
     return folder
 
 
@@ -66,10 +67,3 @@ def load_network(name: str | Path) -> CandidateScorer:
     state = {key: torch.from_numpy(value.copy()) for key, value in policy.weights.items()}
     network.load_state_dict(state, strict=network.config.context)
     return network
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that it is whole or absent."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.features import Observation, empty_observation, layout_hash, observe
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState
+from flextopo.cluster.pods import Pod
+from flextopo.cluster.selector import AlignmentFilter, Candidate
+from flextopo.cluster.state import ClusterState
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -87,7 +88,7 @@ class LearnedSelector:
         Raises:
             ArtifactError: a score is not a finite number.
         """
-        aligned = preemptor.requirement == TopologyRequirement.GUARANTEED
+        aligned = self.filter.binds(preemptor)
         found, count = cluster.find(preemptor, aligned, self.k)
         if count == 0:
             return None

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.state import VictimSelector
+from flextopo.cluster.selector import VictimSelector
 from flextopo.policies.snapshot import decide, decode
 
 MAX_BODY = 16 * 2**20

@@ -14,14 +14,27 @@ import msgspec
 from flextopo.cluster.arrays import may_evict
 from flextopo.cluster.errors import FlextopoError, PodError
 from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
 from flextopo.cluster.server_model import ServerModel, preset
-from flextopo.cluster.state import Candidate, ClusterState, VictimSelector
+from flextopo.cluster.state import ClusterState
 
 REQUIREMENTS = {
     "none": TopologyRequirement.NONE,
     "best-effort": TopologyRequirement.BEST_EFFORT,
     "guaranteed": TopologyRequirement.GUARANTEED,
 }
+
+
+POD_BITS = {
+    "gpus": 15,
+    "cores": 15,
+    "priority": 31,
+    "protection_s": 31,
+    "checkpoint_s": 31,
+    "batch_class": 7,
+    "start_s": 53,
+}
+"""Bits that hold a pod's numbers; larger ones are refused."""
 
 
 class SnapshotError(FlextopoError):
@@ -101,6 +114,9 @@ def build_state(snapshot: Snapshot) -> tuple[ClusterState, Pod]:
     """
     nodes = _index("server", [server.name for server in snapshot.servers])
     budgets = _index("budget", [budget.name for budget in snapshot.budgets])
+    _check_size("now_s", snapshot.now_s, 53)
+    for i, budget in enumerate(snapshot.budgets):
+        _check_size(f"budgets[{i}].disruptions_allowed", budget.disruptions_allowed, 31)
     names = _index("pod", [pod.name for pod in snapshot.pods])
     groups = {pod.group: i for i, pod in enumerate(snapshot.pods)}
     models: dict[str, ServerModel] = {}
@@ -184,7 +200,7 @@ def check(state: ClusterState, preemptor: Pod, candidate: Candidate | None) -> N
     for victim in victims:
         if not may_evict(state.arrays, victim, preemptor.priority):
             raise PodError(f"victim {state.name(victim)!r} may not be evicted")
-    guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+    guaranteed = AlignmentFilter.OWN.binds(preemptor)
 
     def fits(gone: tuple[int, ...]) -> bool:
         found = state.candidate(candidate.node, gone, preemptor)
@@ -239,17 +255,20 @@ def _model(server: Server, models: dict[str, ServerModel]) -> str:
     return kind
 
 
+def _check_size(field: str, value: int, bits: int) -> None:
+    limit = 1 << bits
+    if not -limit < value < limit:
+        raise SnapshotError(f"snapshot: {field} = {value}; legal: above -{limit}, below {limit}")
+
+
 def _pod(index: int, pod: SnapshotPod, groups: dict[str, int], budgets: dict[str, int]) -> Pod:
     if pod.requirement not in REQUIREMENTS:
         raise SnapshotError(
             f"snapshot: pods[{index}].requirement = {pod.requirement!r}; "
             f"legal: {', '.join(REQUIREMENTS)}"
         )
-    for field, bits in (("gpus", 15), ("cores", 15), ("priority", 31), ("checkpoint_s", 31)):
-        if abs(getattr(pod, field)) >= 1 << bits:
-            raise SnapshotError(
-                f"snapshot: pods[{index}].{field} = {getattr(pod, field)}; legal: below {1 << bits}"
-            )
+    for field, bits in POD_BITS.items():
+        _check_size(f"pods[{index}].{field}", getattr(pod, field), bits)
     return Pod(
         index=index,
         name=pod.name,
@@ -261,7 +280,7 @@ def _pod(index: int, pod: SnapshotPod, groups: dict[str, int], budgets: dict[str
         preemptible=pod.preemptible,
         protection_s=pod.protection_s,
         checkpoint_s=pod.checkpoint_s,
-        batch_class=min(pod.batch_class, 100),
+        batch_class=pod.batch_class,
         group=groups[pod.group] if pod.group else -1,
         pdb=_find("budget", pod.budget, budgets) if pod.budget else -1,
     )

@@ -16,10 +16,10 @@ from flextopo.cluster.batch_jobs import BatchJobs
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.metrics import METRICS, episode_metrics
 from flextopo.cluster.seeds import SPLITS, take
+from flextopo.cluster.selector import VictimSelector
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Scenario, Simulator
-from flextopo.cluster.state import VictimSelector
 from flextopo.cluster.tape import Tape
 from flextopo.cluster.traces import ServiceRates, read_jobs, read_services, tape_from_traces
 from flextopo.cluster.workload import WorkloadConfig, generate_tape

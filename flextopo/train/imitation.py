@@ -24,6 +24,7 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.features import Observation, empty_observation, observe
 from flextopo.cluster.metrics import episode_metrics
 from flextopo.cluster.seeds import TRAINING, VALIDATION, take
+from flextopo.cluster.selector import AlignmentFilter
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Simulator
@@ -115,7 +116,7 @@ def demonstrate(
     losses: list[npt.NDArray[np.float32]] = []
     k = config.k
     while (pod := sim.next_decision()) is not None:
-        found, count = sim.state.find(pod, pod.requirement == 2, k)
+        found, count = sim.state.find(pod, AlignmentFilter.OWN.binds(pod), k)
         if count == 0:
             sim.apply(None)
             continue

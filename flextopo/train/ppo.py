@@ -20,8 +20,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.output_files import make_folder, write_whole
 from flextopo.envs.preemption import PreemptionEnv
-from flextopo.policies.artifact import load_network, replace_file, save_policy
+from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.maskable import ScorerPolicy, use_threads
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.train.results import versions
@@ -157,7 +158,7 @@ def train_ppo(
     if not resume and checkpoint.exists():
         raise FlextopoError(f"{folder}: holds a run already; legal: another folder, or --resume")
     use_threads(config.threads)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     envs = make_envs(config)
     if resume:
         model = MaskablePPO.load(checkpoint, env=envs)
@@ -165,7 +166,7 @@ def train_ppo(
     else:
         model = _new_model(config, envs, folder)
         text = json.dumps({"config": asdict(config), "versions": versions()}, indent=1)
-        replace_file(folder / "config.json", (text + "\n").encode())
+        write_whole(folder / "config.json", (text + "\n").encode())
     try:
         model.learn(
             max(0, config.timesteps - model.num_timesteps),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from flextopo.baselines.registry import SELECTORS
@@ -59,17 +60,27 @@ def generated(name: str, results: Path) -> str:
     return "\n\n".join(map(markdown, tables))
 
 
+def fill_blocks(text: str, write: Callable[[str], str]) -> str:
+    """Return a page with the body of every generated block written anew.
+
+    Args:
+        text: the page.
+        write: from the name of a block to its body.
+
+    Raises:
+        FlextopoError: the page has no block.
+    """
+    if not BLOCK.search(text):
+        raise FlextopoError("no block to fill; legal: <!-- generated: NAME --> ... <!-- end -->")
+    return BLOCK.sub(
+        lambda match: f"<!-- generated: {match[1]} -->\n{write(match[1])}\n<!-- end -->", text
+    )
+
+
 def fill(text: str, results: Path) -> str:
-    """Return the text with every generated block written anew.
+    """Return README with every generated block written anew.
 
     Raises:
         FlextopoError: it has no block, or a block cannot be generated.
     """
-    if not BLOCK.search(text):
-        raise FlextopoError("no block to fill; legal: <!-- generated: NAME --> ... <!-- end -->")
-
-    def write(match: re.Match[str]) -> str:
-        body = generated(match[1], results)
-        return f"<!-- generated: {match[1]} -->\n{body}\n<!-- end -->"
-
-    return BLOCK.sub(write, text)
+    return fill_blocks(text, lambda name: generated(name, results))

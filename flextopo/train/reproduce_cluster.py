@@ -9,8 +9,9 @@ import numpy as np
 from flextopo.cluster import arrays
 from flextopo.cluster.placement import find_node
 from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.selector import Candidate
 from flextopo.cluster.server_model import ServerModel
-from flextopo.cluster.state import Candidate, ClusterState
+from flextopo.cluster.state import ClusterState
 
 NOW_S = 1_000_000_000
 """The clock stands still; a start time is any second before it, so that ties are rare."""

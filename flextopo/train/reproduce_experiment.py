@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flextopo.baselines.policies import PreemptionPolicy, binds
+from flextopo.baselines.policies import PreemptionPolicy
 from flextopo.baselines.registry import make_selector
 from flextopo.baselines.residents import NodeView, Resident
 from flextopo.baselines.scores import Option
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.pods import Pod
+from flextopo.cluster.selector import AlignmentFilter, Candidate
 from flextopo.cluster.server_model import AlignmentLevel, ServerModel, preset
-from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState
+from flextopo.cluster.state import ClusterState
 from flextopo.train.reproduce_cluster import NOWHERE, PodTable, keep_last_cores
 
 SIZES = (1, 2, 4, 8)
@@ -170,7 +171,7 @@ class CachedSearch:
         size = preemptor.gpus
         best = self._best.setdefault(size, [None] * self.state.num_nodes)
         stale = self._stale.setdefault(size, set(range(self.state.num_nodes)))
-        aligned = binds(self.policy.filter, preemptor)
+        aligned = self.policy.filter.binds(preemptor)
         allowed = self.state.arrays.pdb_left.tolist()
         for node in stale:
             view = NodeView(self.state, node, self.policy.gpu_locality)
@@ -300,7 +301,7 @@ class PaperExperiment:
             self.tally.arrivals += 1
             row = self.pods.new(gpus, self.config.cores(gpus), online=True)
             preemptor = self.pods.state.pod(row)
-            node = self.pods.find(row, binds(filter_, preemptor), filter_ != AlignmentFilter.BLIND)
+            node = self.pods.find(row, filter_.binds(preemptor), filter_ != AlignmentFilter.BLIND)
             if node != NOWHERE:
                 self.tally.fitted += 1
                 self.pods.start(row, node)

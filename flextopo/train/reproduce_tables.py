@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.train.report import BLOCK
+from flextopo.cluster.output_files import make_folder
+from flextopo.train.report import fill_blocks
 from flextopo.train.reproduce import CLOSED_FORMS, PAPER, PAPER_SEARCH_TIME
-from flextopo.train.results import markdown
+from flextopo.train.results import markdown, save_figure
 
 Table = list[list[str]]
 Results = dict[str, Any]
@@ -228,11 +229,7 @@ def fill(text: str, results: Results) -> str:
     Raises:
         FlextopoError: it has no block, or one of an unknown name.
     """
-    if not BLOCK.search(text):
-        raise FlextopoError("no block to fill; legal: <!-- generated: NAME --> ... <!-- end -->")
-    return BLOCK.sub(
-        lambda m: f"<!-- generated: {m[1]} -->\n{generated(results, m[1])}\n<!-- end -->", text
-    )
+    return fill_blocks(text, lambda name: generated(results, name))
 
 
 def draw(results: Results, path: Path) -> None:
@@ -294,10 +291,5 @@ def draw(results: Results, path: Path) -> None:
         f"seed {plan['seed']}; bars: 95 % intervals",
         fontsize="medium",
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name("." + path.name)
-        figure.savefig(temporary, format="png", dpi=110)
-        temporary.replace(path)
-    except OSError as error:
-        raise FlextopoError(f"{path}: cannot be written ({error.strerror})") from None
+    make_folder(path.parent)
+    save_figure(figure, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import platform
@@ -9,11 +10,15 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flextopo
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.loss import LOSS_TERMS
+from flextopo.cluster.output_files import make_folder, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Cell = dict[str, Any]
 Results = dict[str, Any]
@@ -39,18 +44,14 @@ OTHER_COLUMNS: tuple[Column, ...] = (
 
 
 def save_results(results: Results, path: Path) -> None:
-    """Write results as JSON, under a temporary name first.
+    """Write results as JSON.
 
     Raises:
         FlextopoError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(results, separators=(",", ":")) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise FlextopoError(f"{path}: cannot be written ({error.strerror})") from None
+    text = json.dumps(results, separators=(",", ":")) + "\n"
+    make_folder(path.parent)
+    write_whole(path, text.encode())
 
 
 def load_results(path: Path) -> Results:
@@ -175,7 +176,16 @@ def draw_comparison(results: Results, path: Path) -> None:
     pairs.set_xlabel(f"difference from {results['config']['reference']}, points (same tapes)")
     servers, seeds = results["config"]["servers"], results["config"]["seeds"]
     figure.suptitle(f"{servers}, {seeds} days; lower is better", fontsize="medium")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    make_folder(path.parent)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Write a matplotlib figure as a PNG.
+
+    Raises:
+        FlextopoError: the file cannot be written.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi)
+    write_whole(path, picture.getvalue())

@@ -11,9 +11,10 @@ from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cluster.arrays import may_evict
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.selector import AlignmentFilter
 from flextopo.cluster.server_model import preset
 from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.state import AlignmentFilter, ClusterState
+from flextopo.cluster.state import ClusterState
 
 every_selector = pytest.mark.parametrize("name", SELECTORS)
 every_cluster = pytest.mark.parametrize("servers", tapes.SERVERS)

@@ -8,10 +8,10 @@ import pytest
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.metrics import episode_metrics
 from flextopo.cluster.seeds import VALIDATION, take
+from flextopo.cluster.selector import VictimSelector
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.state import VictimSelector
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.policies.runtime import load_policy, zoo_names
 from flextopo.train.imitation import ImitationConfig, collect, fit, imitate, validate

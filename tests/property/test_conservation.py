@@ -10,8 +10,8 @@ from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cluster.arrays import DONE, FUTURE, PENDING, RUNNING, TERMINATING
 from flextopo.cluster.candidates import candidate_arrays
 from flextopo.cluster.loss import weighted_gpu_s
+from flextopo.cluster.selector import Candidate
 from flextopo.cluster.simulator import Scenario, Simulator
-from flextopo.cluster.state import Candidate
 
 CHECKED_DECISIONS = 40
 

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,13 +31,13 @@ SMALL = ComparisonConfig(
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, object]:
+def results() -> dict[str, Any]:
     scores, interrupted = comparing.run(SMALL, workers=1)
     assert not interrupted
     return comparing.summarise(SMALL, scores)
 
 
-def test_every_metric_has_a_mean_an_interval_and_each_seed(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+def test_every_metric_has_a_mean_an_interval_and_each_seed(results: dict[str, Any]) -> None:
     assert set(results["selectors"]) == set(SMALL.names)
     for row in results["selectors"].values():
         assert set(row) == set(METRICS)
@@ -49,20 +50,20 @@ def test_every_metric_has_a_mean_an_interval_and_each_seed(results: dict[str, di
                 assert cell["low"] <= cell["mean"] <= cell["high"]
 
 
-def test_terms_add_up_to_the_loss_on_every_seed(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+def test_terms_add_up_to_the_loss_on_every_seed(results: dict[str, Any]) -> None:
     for row in results["selectors"].values():
         for i, loss in enumerate(row["weighted_loss"]["per_seed"]):
             assert sum(row[term]["per_seed"][i] for term in LOSS_TERMS) == pytest.approx(loss)
 
 
-def test_paired_differences_are_differences_of_the_same_seeds(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+def test_paired_differences_are_differences_of_the_same_seeds(results: dict[str, Any]) -> None:
     losses = {n: np.array(r["weighted_loss"]["per_seed"]) for n, r in results["selectors"].items()}
     found = results["paired"]["kubernetes"]["mean"]
     assert found == pytest.approx((losses["kubernetes"] - losses["greedy-cost"]).mean())
     assert "greedy-cost" not in results["paired"]
 
 
-def test_processes_and_repetition_change_no_number(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+def test_processes_and_repetition_change_no_number(results: dict[str, Any]) -> None:
     again, _ = comparing.run(SMALL, workers=2)
     assert comparing.summarise(SMALL, again) == results
 
@@ -90,7 +91,7 @@ def test_an_interrupt_keeps_the_finished_seeds(monkeypatch: pytest.MonkeyPatch) 
     assert {name: len(found) for name, found in scores.items()} == dict.fromkeys(SMALL.names, 1)
 
 
-def test_results_survive_saving(results: dict[str, dict], tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_results_survive_saving(results: dict[str, Any], tmp_path: Path) -> None:
     save_results(results, tmp_path / "deep" / "r.json")
     assert load_results(tmp_path / "deep" / "r.json") == json.loads(json.dumps(results))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["r.json"]
@@ -98,7 +99,7 @@ def test_results_survive_saving(results: dict[str, dict], tmp_path: Path) -> Non
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tables_have_a_row_a_selector(results: dict[str, dict]) -> None:  # type: ignore[type-arg]
+def test_tables_have_a_row_a_selector(results: dict[str, Any]) -> None:
     table = rows(results, LOSS_COLUMNS)
     assert [row[0] for row in table[1:]] == list(SMALL.names)
     assert all(len(row) == len(table[0]) for row in table)

@@ -14,7 +14,8 @@ from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.pods import Pod
-from flextopo.cluster.state import AlignmentFilter, Candidate, ClusterState, VictimSelector
+from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
+from flextopo.cluster.state import ClusterState
 from flextopo.policies.runtime import load_policy
 from flextopo.policies.service import make_app
 from flextopo.policies.snapshot import decide, decode
@@ -149,6 +150,16 @@ BAD: list[tuple[str, Any, str]] = [
     ("wrong type", protect(0, gpus="one"), "$.pods[0].gpus"),
     ("negative", protect(0, gpus=-1), "-1 GPUs"),
     ("huge", protect(0, cores=10**9), "pods[0].cores"),
+    ("long protection", protect(0, protection_s=10**12), "pods[0].protection_s = 1000000000000"),
+    ("start out of range", protect(0, start_s=10**25), "pods[0].start_s"),
+    ("class out of range", protect(0, batch_class=10**9), "pods[0].batch_class"),
+    ("time out of range", {**FULL, "now_s": 10**25}, "now_s = 1"),
+    (
+        "budget out of range",
+        {**FULL, "budgets": [{"name": "b", "disruptions_allowed": 10**30}]},
+        "budgets[0].disruptions_allowed",
+    ),
+    ("GPU far out of range", protect(0, gpus_held=[10**12]), "legal"),
     ("too many GPUs", protect(8, gpus=9), "no"),
     ("no servers", {**FULL, "servers": []}, "one at least"),
     ("unknown model", {**FULL, "servers": [{"name": "n0", "model": "x"}]}, "'x'"),

@@ -13,9 +13,9 @@ from flextopo.cluster.arrays import DONE, PENDING, RUNNING, TERMINATING
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
 from flextopo.cluster.loss import loss_terms, weighted_gpu_s
 from flextopo.cluster.metrics import episode_metrics
+from flextopo.cluster.selector import AlignmentFilter, Candidate
 from flextopo.cluster.server_model import Fleet, ServerModel
 from flextopo.cluster.simulator import Scenario, Simulator
-from flextopo.cluster.state import AlignmentFilter, Candidate
 
 ONE, TWO = Fleet((DUO,), (0,)), Fleet((DUO,), (0, 0))
 BEST_EFFORT, GUARANTEED = 1, 2

@@ -15,8 +15,9 @@ from flextopo.cluster.arrays import Cluster, copy_cluster, lost_work_s, may_evic
 from flextopo.cluster.errors import FlextopoError, PodError
 from flextopo.cluster.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
 from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.selector import importance
 from flextopo.cluster.server_model import preset
-from flextopo.cluster.state import ClusterState, importance
+from flextopo.cluster.state import ClusterState
 
 PODS = (
     Pod(0, "ns/a", gpus=2, cores=14, priority=100, checkpoint_s=900, batch_class=1),

@@ -1,0 +1,72 @@
+"""The one protocol: a victim selector, its alignment filter, and the candidate it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.server_model import AlignmentLevel
+
+if TYPE_CHECKING:
+    from flextopo.cluster.state import ClusterState
+
+
+class AlignmentFilter(IntEnum):
+    """Whom a selector's guaranteed filter binds; fixes how its scheduler starts pods, too."""
+
+    BLIND = 0
+    OWN = 1
+    ALL_GUARANTEED = 2
+
+    def binds(self, preemptor: Pod) -> bool:
+        """Say whether a filter of this kind binds the preemptor."""
+        if self == AlignmentFilter.OWN:
+            return preemptor.requirement == TopologyRequirement.GUARANTEED
+        return self == AlignmentFilter.ALL_GUARANTEED
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A node with one victim set, and what the preemptor gets there.
+
+    Attributes:
+        node: index of the node.
+        victims: pod indices by descending importance; empty where the pod fits already.
+        gpu_mask: GPUs the preemptor gets, bit i = GPU i.
+        cores: cores it gets from each NUMA node.
+        level: its alignment level there.
+        cost_gpu_s: the decision's own loss in weighted GPU-seconds; NaN where nobody asked.
+    """
+
+    node: int
+    victims: tuple[int, ...]
+    gpu_mask: int
+    cores: tuple[int, ...]
+    level: AlignmentLevel
+    cost_gpu_s: float = float("nan")
+
+
+class VictimSelector(Protocol):
+    """Everything that decides: baselines, oracle, networks, exported artifacts, services."""
+
+    @property
+    def name(self) -> str:
+        """Return the name in the registry."""
+        ...
+
+    @property
+    def filter(self) -> AlignmentFilter:
+        """Return whom the selector's guaranteed filter binds."""
+        ...
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose where `preemptor` preempts whom; None = do not preempt now."""
+        ...
+
+
+def importance(pod: Pod) -> tuple[int, float, int]:
+    """Return the key that sorts pods by descending importance; no start = least important."""
+    start = float("inf") if pod.start_s is None else float(pod.start_s)
+    return (-pod.priority, start, pod.index)
