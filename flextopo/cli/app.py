@@ -252,8 +252,10 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
     fleet = comparing.check(config)
     _, source = comparing.make_tape(config, fleet, config.seeds_of(config.names[0])[0])
     typer.echo(f"{fleet.num_nodes} servers, {fleet.num_gpus} GPUs; {source}")
-    for target in filter(None, (out / "compare.json", json_path)):
-        make_folder(target.parent)  # an unwritable place shows before the games, not after
+    # An unwritable place shows before the games, not after.
+    make_folder(out)
+    if json_path is not None:
+        make_folder(json_path.parent)
     with progress("playing") as done:
         scores, interrupted = comparing.run(config, num_workers(workers), done)
     if not any(scores.values()):
