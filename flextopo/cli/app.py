@@ -249,6 +249,7 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
     from flextopo.train import compare as comparing
     from flextopo.train import results as saved
 
+    processes = num_workers(workers)
     fleet = comparing.check(config)
     _, source = comparing.make_tape(config, fleet, config.seeds_of(config.names[0])[0])
     typer.echo(f"{fleet.num_nodes} servers, {fleet.num_gpus} GPUs; {source}")
@@ -257,7 +258,7 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
     if json_path is not None:
         make_folder(json_path.parent)
     with progress("playing") as done:
-        scores, interrupted = comparing.run(config, num_workers(workers), done)
+        scores, interrupted = comparing.run(config, processes, done)
     if not any(scores.values()):
         raise KeyboardInterrupt("no seed was finished")
     results = comparing.summarise(
