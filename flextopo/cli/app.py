@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import flextopo
-from flextopo.cli import reproduce, topology
+from flextopo.cli import export, reproduce, topology
 from flextopo.cli.terminal import format_table, num_workers, progress
 from flextopo.cluster.captures import TopologyWarning
 from flextopo.cluster.errors import FlextopoError
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(topology.app, name="topology")
 app.command()(reproduce.reproduce)
+app.command()(export.export)
 
 Servers = Annotated[
     str, typer.Option(help="Such as rtx4090x16, 16*a100, 8*rtx4090,8*a100 or 4*FILE.")
@@ -187,7 +188,7 @@ def decide(
 
     from flextopo.baselines.registry import make_selector
     from flextopo.policies import snapshot as snapshots
-    from flextopo.train.compare import find_selector
+    from flextopo.policies.selectors import find_selector
 
     try:
         body = snapshot.read_bytes()
@@ -209,7 +210,7 @@ def serve(
     Example: `flextopo serve --selector deepset-imitation --port 8080`.
     """
     from flextopo.baselines.registry import make_selector
-    from flextopo.train.compare import find_selector
+    from flextopo.policies.selectors import find_selector
 
     try:
         import uvicorn

@@ -15,7 +15,7 @@ import flextopo
 from flextopo.cluster.features import layout_hash
 from flextopo.cluster.output_files import make_folder, write_whole
 from flextopo.policies.network import CandidateScorer, ScorerConfig
-from flextopo.policies.runtime import load_policy
+from flextopo.policies.runtime import ArtifactError, load_policy
 
 
 def save_policy(network: CandidateScorer, folder: Path, name: str, k: int, **about: Any) -> Path:
@@ -59,9 +59,11 @@ def load_network(name: str | Path) -> CandidateScorer:
     """Return the torch network of an artifact, to train it further.
 
     Raises:
-        UnknownNameError, ArtifactError: as `load_policy`.
+        UnknownNameError, ArtifactError: as `load_policy`, or it is an exported model.
     """
     policy = load_policy(name)
+    if not policy.weights:
+        raise ArtifactError(f"{name}: is an exported model; legal: a folder with weights.npz")
     hidden = policy.weights["own.bias"].shape[0]
     network = CandidateScorer(ScorerConfig(hidden, "pooled.weight" in policy.weights))
     state = {key: torch.from_numpy(value.copy()) for key, value in policy.weights.items()}

@@ -1,11 +1,13 @@
-"""Run a trained scorer with numpy alone: no torch, no gymnasium; refuses what does not match.
+"""Run a trained scorer without torch and gymnasium; refuse an artifact that does not match.
 
-An artifact is a folder with `weights.npz` (arrays by parameter name) and `meta.json`.
+An artifact is a folder with `meta.json` and the model: `weights.npz`, arrays by parameter name, run
+by numpy alone, or `model.onnx`, run by onnxruntime (`flextopo export` writes that).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +18,36 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
-from flextopo.cluster.features import Observation, empty_observation, layout_hash, observe
+from flextopo.cluster.features import (
+    NUM_CANDIDATE,
+    NUM_CLUSTER,
+    NUM_PREEMPTOR,
+    Observation,
+    empty_observation,
+    layout_hash,
+    observe,
+)
 from flextopo.cluster.pods import Pod
 from flextopo.cluster.selector import AlignmentFilter, Candidate
 from flextopo.cluster.state import ClusterState
 
 ZOO = Path(__file__).parent / "zoo"
+
+MAX_K = 4096
+"""Most candidates that an artifact may look at; training uses 16 to 64."""
+
+MODELS = ("weights.npz", "model.onnx")
+"""Names of the file that holds the model; `meta.json` says which one its hash is of."""
+
+INPUTS = {
+    "preemptor": ("batch", NUM_PREEMPTOR),
+    "cluster": ("batch", NUM_CLUSTER),
+    "candidates": ("batch", "candidates", NUM_CANDIDATE),
+    "mask": ("batch", "candidates + 1"),
+}
+"""Arrays that `model.onnx` takes, all float32, in this order; those of `Observation`."""
+
+OUTPUTS = {"scores": ("batch", "candidates + 1"), "value": ("batch",)}
 
 Array = npt.NDArray[np.float32]
 
@@ -82,6 +108,10 @@ class LearnedSelector:
     allow_wait: bool = True
     filter: AlignmentFilter = AlignmentFilter.OWN
 
+    def score(self, o: Observation) -> Array:
+        """Return the scores of all actions, (K + 1,), illegal ones at -1e8."""
+        return score(self.weights, o)
+
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose the candidate of the highest score; None where waiting scores higher.
 
@@ -95,11 +125,34 @@ class LearnedSelector:
         o = empty_observation(self.k)
         observe(cluster.arrays, cluster.costs, preemptor.index, found, count, o)
         o.mask[-1] = self.allow_wait
-        scores = score(self.weights, o)
+        scores = self.score(o)
         if not np.isfinite(scores).all():
             raise ArtifactError(f"policy {self.name!r}: a score is not finite; legal: numbers")
         chosen = int(np.argmax(scores))
         return None if chosen == self.k else cluster.candidate_at(found, chosen, preemptor)
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxSelector(LearnedSelector):
+    """A trained scorer that onnxruntime runs.
+
+    Attributes:
+        session: an `onnxruntime.InferenceSession` of `INPUTS` and `OUTPUTS`.
+    """
+
+    session: Any = None
+
+    def score(self, o: Observation) -> Array:
+        """Return the scores of all actions, (K + 1,), illegal ones at -1e8."""
+        # Empty places at the end change no score and cost time; the graph takes any number.
+        count = max(int(np.count_nonzero(o.mask[:-1])), 1)
+        mask = np.append(o.mask[:count], o.mask[-1]).astype(np.float32)
+        arrays = (o.preemptor, o.cluster, o.candidates[:count], mask)
+        feed = {name: array[None] for name, array in zip(INPUTS, arrays, strict=True)}
+        (found,) = self.session.run(["scores"], feed)
+        scores = np.full(len(o.mask), -1e8, np.float32)
+        scores[:count], scores[-1] = found[0, :-1], found[0, -1]
+        return scores
 
 
 def load_policy(name: str | Path) -> LearnedSelector:
@@ -107,7 +160,7 @@ def load_policy(name: str | Path) -> LearnedSelector:
 
     Raises:
         UnknownNameError: neither a name of the zoo nor a folder.
-        ArtifactError: the artifact is damaged or was made for another layout.
+        ArtifactError: the artifact is damaged, was made for another layout, or needs onnxruntime.
     """
     folder = Path(name)
     if str(name) in zoo_names():
@@ -115,37 +168,72 @@ def load_policy(name: str | Path) -> LearnedSelector:
     elif not folder.is_dir():
         raise UnknownNameError("policy", str(name), [*zoo_names(), "a folder with meta.json"])
     meta = read_meta(folder)
-    blob = _read(folder / "weights.npz")
+    path = folder / meta["model"]
+    blob = _read(path)
     digest = hashlib.sha256(blob).hexdigest()
     if digest != meta["sha256"]:
-        raise ArtifactError(
-            f"{folder / 'weights.npz'}: SHA-256 {digest[:12]}...; legal: {meta['sha256'][:12]}..."
-        )
+        raise ArtifactError(f"{path}: SHA-256 {digest[:12]}...; legal: {meta['sha256'][:12]}...")
     if meta["layout"] != layout_hash():
         raise ArtifactError(
             f"{folder / 'meta.json'}: layout {meta['layout']!r}; legal here: {layout_hash()!r}"
         )
-    with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
+    wait = meta["allow_wait"]
+    if path.name == "model.onnx":
+        session = _open_session(blob, path)
+        return OnnxSelector(meta["name"], {}, meta["k"], allow_wait=wait, session=session)
+    with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
         weights = {key: arrays[key] for key in arrays.files}
-    return LearnedSelector(
-        meta["name"], weights, int(meta["k"]), allow_wait=bool(meta.get("allow_wait", True))
-    )
+    return LearnedSelector(meta["name"], weights, meta["k"], allow_wait=wait)
+
+
+def _open_session(blob: bytes, path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ArtifactError(
+            f"{path}: onnxruntime is not installed; legal: flextopo[runtime]"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    # One decision takes microseconds; further threads would only spin beside the service.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  its errors have no other common base
+        raise ArtifactError(f"{path}: no ONNX model ({str(error).splitlines()[0]})") from None
+    found = {entry.name: tuple(entry.shape) for entry in session.get_inputs()}
+    if found != INPUTS:
+        raise ArtifactError(f"{path}: inputs {found}; legal: {INPUTS}")
+    if "scores" not in {entry.name for entry in session.get_outputs()}:
+        raise ArtifactError(f"{path}: no output 'scores'; legal: {', '.join(OUTPUTS)}")
+    return session
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Read an artifact's `meta.json`.
+    """Read an artifact's `meta.json`; `model` and `allow_wait` are filled in where they are absent.
 
     Raises:
-        ArtifactError: it is missing, no JSON object, or lacks a key.
+        ArtifactError: it is missing, no JSON object, or a key is missing or of another type.
     """
+    path = folder / "meta.json"
     try:
-        meta = json.loads(_read(folder / "meta.json"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{folder / 'meta.json'}: not JSON ({error})") from None
-    missing = {"name", "k", "layout", "sha256"} - set(meta if isinstance(meta, dict) else ())
-    if missing:
-        raise ArtifactError(f"{folder / 'meta.json'}: no {min(missing)!r}; legal: all four keys")
-    return dict(meta)
+        meta = json.loads(_read(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not JSON ({error})") from None
+    if not isinstance(meta, dict):
+        raise ArtifactError(f"{path}: no JSON object; legal: what `flextopo export` writes")
+    meta = {"model": MODELS[0], "allow_wait": True, **meta}
+    kinds = {"name": str, "k": int, "layout": str, "sha256": str, "model": str, "allow_wait": bool}
+    for key, kind in kinds.items():
+        if key not in meta:
+            raise ArtifactError(f"{path}: no {key!r}; legal: {', '.join(kinds)}")
+        if type(meta[key]) is not kind:
+            raise ArtifactError(f"{path}: {key} = {meta[key]!r}; legal: of type {kind.__name__}")
+    if meta["model"] not in MODELS:
+        raise ArtifactError(f"{path}: model = {meta['model']!r}; legal: {', '.join(MODELS)}")
+    if not 1 <= meta["k"] <= MAX_K:
+        raise ArtifactError(f"{path}: k = {meta['k']}; legal: 1 to {MAX_K}")
+    return meta
 
 
 def _read(path: Path) -> bytes:

@@ -8,22 +8,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-from flextopo.baselines.registry import SELECTORS, make_selector
+from flextopo.baselines.registry import SELECTORS
 from flextopo.cluster.batch_jobs import BatchJobs
-from flextopo.cluster.errors import FlextopoError, UnknownNameError
+from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.metrics import METRICS, episode_metrics
 from flextopo.cluster.seeds import SPLITS, take
-from flextopo.cluster.selector import VictimSelector
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Scenario, Simulator
 from flextopo.cluster.tape import Tape
 from flextopo.cluster.traces import ServiceRates, read_jobs, read_services, tape_from_traces
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
-from flextopo.policies.runtime import load_policy, zoo_names
+from flextopo.policies.runtime import zoo_names
+from flextopo.policies.selectors import find_selector
 from flextopo.train.statistics import estimate, paired_difference
 
 REFERENCE = "greedy-cost"
@@ -83,19 +82,6 @@ class ComparisonConfig:
             self.oracle_seeds if name == "oracle-lookahead" and self.oracle_seeds else self.seeds
         )
         return take(SPLITS[self.split], fewer)
-
-
-def find_selector(name: str, seed: int) -> VictimSelector:
-    """Return a selector of the registry, or a policy of the zoo or in a folder.
-
-    Raises:
-        UnknownNameError: it is none of them.
-    """
-    if name in SELECTORS:
-        return make_selector(name, seed)
-    if name in zoo_names() or Path(name).is_dir():
-        return load_policy(name)
-    raise UnknownNameError("selector", name, [*SELECTORS, *zoo_names(), "the folder of a policy"])
 
 
 def check(config: ComparisonConfig) -> Fleet:

@@ -1,0 +1,244 @@
+"""Export a trained scorer as ONNX, with all that another program must know to run it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import logging
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+import flextopo
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.features import (
+    CANDIDATE_FEATURES,
+    CLUSTER_FEATURES,
+    NUM_CANDIDATE,
+    NUM_CLUSTER,
+    NUM_PREEMPTOR,
+    PREEMPTOR_FEATURES,
+)
+from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.policies.artifact import load_network
+from flextopo.policies.network import CandidateScorer
+from flextopo.policies.runtime import INPUTS, MAX_K, OUTPUTS, ZOO, read_meta, zoo_names
+
+FEATURES: dict[str, dict[str, str]] = {
+    "preemptor": PREEMPTOR_FEATURES,
+    "cluster": CLUSTER_FEATURES,
+    "candidates": CANDIDATE_FEATURES,
+}
+
+
+def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
+    """Write a policy as `model.onnx`, `model.pt2`, `meta.json` and `README.md`.
+
+    `meta.json` is written last: a folder without it is no artifact, so a crash leaves none behind.
+
+    Args:
+        name: policy of the zoo, or a folder with `weights.npz`.
+        folder: created if it is missing; it must not be the policy's own.
+        table: results as a Markdown table, for the card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnknownNameError, ArtifactError: as `load_policy`.
+        FlextopoError: the folder is the policy's own or cannot be written, or a package is missing.
+    """
+    network = load_network(name).eval()
+    source = ZOO / str(name) if str(name) in zoo_names() else Path(name)
+    if source.resolve() == folder.resolve():
+        raise FlextopoError(f"{folder}: holds the policy itself; legal: another folder")
+    make_folder(folder)
+    model, program = to_onnx(network), to_program(network)
+    meta = _describe(read_meta(source), model, program)
+    write_whole(folder / "model.onnx", model)
+    write_whole(folder / "model.pt2", program)
+    write_whole(folder / "README.md", _card(meta, table).encode())
+    write_whole(folder / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
+    return folder
+
+
+def to_onnx(network: CandidateScorer) -> bytes:
+    """Return the network as an ONNX model of `INPUTS` and `OUTPUTS`, batch and K dynamic.
+
+    Raises:
+        FlextopoError: onnx or onnxscript is not installed.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch needs it and would say so less clearly
+    except ImportError as error:
+        raise FlextopoError(f"{error.name} is not installed; legal: flextopo[export]") from None
+    # The exporter warns of torchvision, which no scorer needs, and of its own deprecations.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logging.getLogger("torch.onnx").level
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        try:
+            exported = torch.onnx.export(
+                network,
+                _example(),
+                dynamic_shapes=_dynamic_shapes(),
+                input_names=list(INPUTS),
+                output_names=list(OUTPUTS),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        finally:
+            logging.getLogger("torch.onnx").setLevel(level)
+    assert exported is not None
+    model = exported.model_proto
+    # Stack traces of the exporting machine are nobody's business.
+    for entry in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del entry.metadata_props[:]
+    for entry in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del entry.metadata_props[:]
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def to_program(network: CandidateScorer) -> bytes:
+    """Return the network as `torch.export.save` writes it, batch and K dynamic."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(network, _example(), dynamic_shapes=_dynamic_shapes())
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _example() -> tuple[torch.Tensor, ...]:
+    b, k = 2, 5
+    return (
+        torch.zeros(b, NUM_PREEMPTOR),
+        torch.zeros(b, NUM_CLUSTER),
+        torch.zeros(b, k, NUM_CANDIDATE),
+        torch.ones(b, k + 1),
+    )
+
+
+def _dynamic_shapes() -> tuple[dict[int, Any], ...]:
+    b, k = Dim("batch"), Dim("candidates", min=1, max=MAX_K)
+    return {0: b}, {0: b}, {0: b, 1: k}, {0: b, 1: k + 1}
+
+
+def _describe(source: dict[str, Any], model: bytes, program: bytes) -> dict[str, Any]:
+    """Return `meta.json`: the policy's own metadata, and how to feed the exported model."""
+    meta = copy.deepcopy(source)
+    meta["model"] = "model.onnx"
+    meta["sha256"] = hashlib.sha256(model).hexdigest()
+    meta["files"] = {
+        "model.onnx": meta["sha256"],
+        "model.pt2": hashlib.sha256(program).hexdigest(),
+    }
+    meta["inputs"] = [
+        {
+            "name": name,
+            "dtype": "float32",
+            "shape": list(shape),
+            "order": list(FEATURES[name]) if name in FEATURES else ["candidate ...", "wait"],
+        }
+        for name, shape in INPUTS.items()
+    ]
+    meta["outputs"] = [
+        {"name": name, "dtype": "float32", "shape": list(shape)} for name, shape in OUTPUTS.items()
+    ]
+    meta["features"] = FEATURES
+    meta["environments"] = _environments(source)
+    meta["versions"] = {
+        **meta.get("versions", {}),
+        "flextopo": flextopo.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "onnx": version("onnx"),
+        "onnxscript": version("onnxscript"),
+    }
+    return meta
+
+
+def _environments(source: dict[str, Any]) -> list[str]:
+    """Return the ids of the environments whose servers the policy was trained on."""
+    from flextopo.envs.registration import ENVIRONMENTS
+
+    trained = source.get("config", {}).get("servers", [])
+    trained = [trained] if isinstance(trained, str) else trained
+    forms = {_in_one_form(servers) for servers in trained}
+    return [name for name, (servers, _) in ENVIRONMENTS.items() if _in_one_form(servers) in forms]
+
+
+def _in_one_form(servers: str) -> str:
+    """Return a description of servers with `rtx4090x16` written as `16*rtx4090`."""
+    items = []
+    for item in servers.split(","):
+        name, times, count = item.strip().rpartition("x")
+        items.append(f"{count}*{name}" if times and count.isdigit() else item.strip())
+    return ",".join(items)
+
+
+def _card(meta: dict[str, Any], table: str) -> str:
+    """Return the artifact's README."""
+    rows = "\n".join(
+        f"| `{entry['name']}` | {entry['dtype']} | {' x '.join(map(str, entry['shape']))} |"
+        for entry in (*meta["inputs"], *meta["outputs"])
+    )
+    results = table or _validation(meta)
+    files = "\n".join(f"- `{name}`: SHA-256 `{digest}`" for name, digest in meta["files"].items())
+    return f"""# {meta["name"]}
+
+A victim selector of flextopo: it scores the {meta["k"]} cheapest minimal victim sets of a pending
+pod, and "do not preempt now"; the highest score is its choice.
+
+Trained by `{meta.get("trained_by", "an unknown command")}` on
+{", ".join(f"`{name}`" for name in meta["environments"]) or "servers of no registered environment"}.
+
+## Results
+
+{results}
+
+## Run it
+
+`flextopo serve --selector FOLDER --snapshot FILE`, or from Python, without torch:
+
+```python
+from flextopo.policies.runtime import load_policy
+
+selector = load_policy("FOLDER")
+```
+
+From any other language: `model.onnx` takes and gives these arrays, in this order.
+
+| array | type | shape |
+| --- | --- | --- |
+{rows}
+
+`meta.json` names every feature of every array in order, with its scale. `mask` is 1 where a
+candidate is there and 0 where the place is empty; its last entry is "do not preempt now". Features
+must be those of layout `{meta["layout"]}`.
+
+## Files
+
+{files}
+"""
+
+
+def _validation(meta: dict[str, Any]) -> str:
+    """Return the policy's own validation as a table, or say that there is none."""
+    found = meta.get("validation")
+    if not isinstance(found, dict):
+        return "No results were saved with this policy."
+    rows = []
+    for name, value in found.items():
+        last = value[-1] if isinstance(value, list) and value else value
+        label = meta["name"] if name == "weighted_loss" else name
+        rows.append(f"| {label} | {100 * float(last):.2f} |")
+    return "\n".join(["| selector | weighted loss %, validation |", "| --- | --- |", *rows])
