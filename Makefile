@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 SOURCES := pyproject.toml constraints.txt
 PATHS := flextopo tests benchmarks examples
 
-.PHONY: install format lint type test test-slow cover compare results reproduce report serve train-zoo bench wheel check clean
+.PHONY: install format lint type test test-slow cover compare results reproduce report serve train-zoo bench bench-peers bench-compare bench-baseline wheel check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -71,6 +71,15 @@ serve: $(VENV)/.dev  ## POST /v1/decide on port 8080
 
 bench: $(VENV)/.dev  ## speeds, as ratios measured in one run
 	$(BIN)/python benchmarks/speed.py
+
+bench-peers: $(VENV)/.dev  ## other scheduling environments in the same run, each installed by itself
+	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+bench-compare: $(VENV)/.dev  ## fail if anything is a fifth slower than benchmarks/baseline.json
+	$(BIN)/python benchmarks/regression.py compare $(ARGS)
+
+bench-baseline: $(VENV)/.dev  ## write benchmarks/baseline.json anew
+	$(BIN)/python benchmarks/regression.py baseline $(ARGS)
 
 check: lint type test wheel  ## all that CI runs
 
