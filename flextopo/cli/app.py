@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import flextopo
-from flextopo.cli import export, reproduce, topology
+from flextopo.cli import export, reproduce, serving, topology
 from flextopo.cli.terminal import format_table, num_workers, progress
 from flextopo.cluster.captures import TopologyWarning
 from flextopo.cluster.errors import FlextopoError
@@ -27,6 +27,9 @@ app = typer.Typer(
 app.add_typer(topology.app, name="topology")
 app.command()(reproduce.reproduce)
 app.command()(export.export)
+app.command()(serving.decide)
+app.command()(serving.serve)
+app.command("shadow-report")(serving.shadow_report)
 
 Servers = Annotated[
     str, typer.Option(help="Such as rtx4090x16, 16*a100, 8*rtx4090,8*a100 or 4*FILE.")
@@ -173,53 +176,6 @@ def train(
         with progress("training") as done:
             policy = train_ppo(config, out, resume, done)
     typer.echo(f"policy: {policy}\nnext: flextopo evaluate {policy}")
-
-
-@app.command()
-def decide(
-    snapshot: Annotated[Path, typer.Argument(help="JSON file: servers, pods, preemptor.")],
-    selector: Annotated[str, typer.Option(help="Selector, policy or folder.")] = "flextopo",
-) -> None:
-    """Decide about one snapshot of a cluster; prints the decision as JSON.
-
-    Example: `flextopo decide snapshot.json --selector deepset-imitation`.
-    """
-    import msgspec
-
-    from flextopo.baselines.registry import make_selector
-    from flextopo.policies import snapshot as snapshots
-    from flextopo.policies.selectors import find_selector
-
-    try:
-        body = snapshot.read_bytes()
-    except OSError as error:
-        raise FlextopoError(f"{snapshot}: {error.strerror}") from None
-    fallback = make_selector("flextopo-best-effort")
-    found = snapshots.decide(snapshots.decode(body), find_selector(selector, 0), fallback)
-    typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
-
-
-@app.command()
-def serve(
-    selector: Annotated[str, typer.Option(help="Selector, policy or folder.")] = "flextopo",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
-) -> None:
-    """Answer POST /v1/decide (a snapshot as `flextopo decide` reads it) and GET /healthz.
-
-    Example: `flextopo serve --selector deepset-imitation --port 8080`.
-    """
-    from flextopo.baselines.registry import make_selector
-    from flextopo.policies.selectors import find_selector
-
-    try:
-        import uvicorn
-
-        from flextopo.policies.service import make_app
-    except ImportError as error:
-        raise FlextopoError(f"{error.name} is not installed; legal: flextopo[serve]") from None
-    service = make_app(find_selector(selector, 0), make_selector("flextopo-best-effort"))
-    uvicorn.run(service, host=host, port=port, log_level="warning")
 
 
 @app.command()

@@ -123,7 +123,9 @@ class LearnedSelector:
         if count == 0:
             return None
         o = empty_observation(self.k)
-        observe(cluster.arrays, cluster.costs, preemptor.index, found, count, o)
+        # A view of some nodes carries the others along, for what is said of the whole cluster.
+        seen = getattr(cluster, "whole", cluster.arrays)
+        observe(seen, cluster.costs, preemptor.index, found, count, o)
         o.mask[-1] = self.allow_wait
         scores = self.score(o)
         if not np.isfinite(scores).all():

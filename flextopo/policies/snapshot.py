@@ -13,17 +13,17 @@ import msgspec
 
 from flextopo.cluster.arrays import may_evict
 from flextopo.cluster.errors import FlextopoError, PodError
-from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.pods import Pod
 from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
 from flextopo.cluster.server_model import ServerModel, preset
 from flextopo.cluster.state import ClusterState
-
-REQUIREMENTS = {
-    "none": TopologyRequirement.NONE,
-    "best-effort": TopologyRequirement.BEST_EFFORT,
-    "guaranteed": TopologyRequirement.GUARANTEED,
-}
-
+from flextopo.policies.serving.records import REQUIREMENTS
+from flextopo.policies.serving.runner import (
+    FALLBACK_FACTOR,
+    SelectorRunner,
+    SelectorTimeoutError,
+    UndecidableError,
+)
 
 POD_BITS = {
     "gpus": 15,
@@ -144,7 +144,11 @@ def build_state(snapshot: Snapshot) -> tuple[ClusterState, Pod]:
 
 
 def decide(
-    snapshot: Snapshot, selector: VictimSelector, fallback: VictimSelector
+    snapshot: Snapshot,
+    selector: VictimSelector,
+    fallback: VictimSelector,
+    runner: SelectorRunner | None = None,
+    budget_s: float = 60.0,
 ) -> dict[str, Any]:
     """Choose victims for the snapshot's preemptor, with reasons.
 
@@ -152,24 +156,39 @@ def decide(
         snapshot: the cluster.
         selector: decides.
         fallback: decides where the selector fails or answers what is not allowed.
+        runner: keeps the selector within its time; a new one by default.
+        budget_s: seconds that the selector may take, and a fifth of those of the fallback.
 
     Returns:
         `node` (None = do not preempt now), `victims` by descending importance, `gpus`, `level`,
-        `selector`, `fallback` (None or why the fallback answered), `reasons`, `elapsed_ms`.
+        `selector`, `fallback` (None or why the fallback answered), `cause` (the same in a word),
+        `reasons`, `elapsed_ms`.
 
     Raises:
-        FlextopoError: the snapshot is not legal, or the fallback failed too.
+        FlextopoError: the snapshot is not legal.
+        UndecidableError: the fallback failed too.
     """
     begin = time.perf_counter()
     state, preemptor = build_state(snapshot)
-    used, why = selector, None
+    runner = runner or SelectorRunner()
+    used, why, cause = selector, None, ""
     try:
-        candidate = selector.select(state, preemptor)
+        candidate = runner.select(selector, state, preemptor, budget_s)
         check(state, preemptor, candidate)
     except Exception as error:  # noqa: BLE001  whatever a model does, the baseline answers
         used, why = fallback, f"{type(error).__name__}: {error}"
-        candidate = fallback.select(state, preemptor)
-        check(state, preemptor, candidate)
+        cause = "model_error"
+        if isinstance(error, SelectorTimeoutError):
+            # The selector may still read what it was given.
+            state, preemptor = build_state(snapshot)
+            cause = "timeout"
+        if isinstance(error, PodError):
+            cause = "guard"
+        try:
+            candidate = runner.select(fallback, state, preemptor, FALLBACK_FACTOR * budget_s)
+            check(state, preemptor, candidate)
+        except Exception as second:
+            raise UndecidableError(f"{why}; and the baseline: {second}") from second
     answer: dict[str, Any] = {"node": None, "victims": [], "gpus": [], "level": None}
     if candidate is not None:
         answer = {
@@ -182,6 +201,7 @@ def decide(
         **answer,
         "selector": used.name,
         "fallback": why,
+        "cause": cause,
         "reasons": _reasons(state, candidate),
         "elapsed_ms": (time.perf_counter() - begin) * 1000.0,
     }

@@ -1,7 +1,10 @@
 import asyncio
 import json
+import re
 import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from kube_objects import full_node, make_cache, node, preemptor
 
 from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cli.app import main
@@ -17,7 +21,11 @@ from flextopo.cluster.pods import Pod
 from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
 from flextopo.cluster.state import ClusterState
 from flextopo.policies.runtime import load_policy
-from flextopo.policies.service import make_app
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.extender import Extender
+from flextopo.policies.serving.service import Limits, Service, make_app
+from flextopo.policies.serving.telemetry import Telemetry
 from flextopo.policies.snapshot import decide, decode
 
 # One RTX 4090 server full of one-card pods: GPU g of pod b<g> sits on NUMA node 3 2 1 0 7 6 5 4.
@@ -188,14 +196,33 @@ def test_bad_snapshots_are_one_sentence(document: Any, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def post(path: str, body: bytes, method: str = "POST") -> httpx.Response:
-    async def send() -> httpx.Response:
-        app = make_app(make_selector("flextopo"), FALLBACK)
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, path, content=body)
+def make_service(
+    cache: ClusterCache | None = None, lines: list[bytes] | None = None, **more: Any
+) -> Service:
+    selector = more.pop("selector", make_selector("flextopo"))
+    telemetry = Telemetry(cache, write=(lines if lines is not None else []).append)
+    extender = None
+    if cache is not None:
+        extender = Extender(Decider(cache, selector, FALLBACK, budget_s=60), telemetry)
+    return Service(selector, FALLBACK, telemetry, extender, **{"budget_s": 60.0, **more})
 
-    return asyncio.run(send())
+
+def send(service: Service, *requests: tuple[str, str, Any], **more: Any) -> list[httpx.Response]:
+    """Send requests one after another."""
+
+    async def run() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=make_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return [
+                await client.request(method, path, content=body, **more)
+                for method, path, body in requests
+            ]
+
+    return asyncio.run(run())
+
+
+def post(path: str, body: bytes, method: str = "POST") -> httpx.Response:
+    return send(make_service(), (method, path, body))[0]
 
 
 def test_the_service_answers() -> None:
@@ -207,6 +234,139 @@ def test_the_service_answers() -> None:
     assert post("/v1/decide", b" " * (17 * 2**20)).status_code == 413
     assert post("/v1/decide", b"", "GET").status_code == 405
     assert post("/nothing", b"").status_code == 404
+    assert post("/preempt", b"{}").status_code == 400
+    assert "--snapshot" in post("/preempt", b"{}").json()["error"]
+
+
+PREEMPT = {
+    "Pod": preemptor(2),
+    "NodeNameToMetaVictims": {
+        "n0": {"Pods": [{"UID": "uid-n0-b0"}, {"UID": "uid-n0-b7"}], "NumPDBViolations": 0}
+    },
+}
+
+
+def metrics(service: Service) -> dict[str, float]:
+    text = send(service, ("GET", "/metrics", b""))[0].text
+    rows = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in rows}
+
+
+def test_verbs_are_counted_timed_and_logged() -> None:
+    lines: list[bytes] = []
+    service = make_service(make_cache([*full_node(), node("n1")]), lines)
+    names = encode({"Pod": preemptor(2), "NodeNames": ["n0"]})
+    answers = send(
+        service,
+        ("POST", "/preempt", encode(PREEMPT)),
+        ("POST", "/preempt", b"{"),
+        ("POST", "/filter", names),
+        ("POST", "/prioritize", names),
+    )
+    assert [answer.status_code for answer in answers] == [200, 400, 200, 200]
+    found = metrics(service)
+    assert found['flextopo_requests_total{status="200",verb="preempt"}'] == 1
+    assert found['flextopo_requests_total{status="400",verb="preempt"}'] == 1
+    assert found['flextopo_decisions_total{outcome="preempt",verb="preempt"}'] == 1
+    assert found['flextopo_request_seconds_count{verb="filter"}'] == 1
+    assert found['flextopo_fallbacks_total{cause="timeout"}'] == 0
+    assert found["flextopo_nodes"] == 2
+    assert found["flextopo_nodes_without_flextopo"] == 1
+    assert found["flextopo_unknown_placements"] == 0
+    assert found["flextopo_watch_age_seconds"] == 0
+    (event,) = map(json.loads, lines)
+    assert event["event"] == "decision"
+    assert event["pod"] == "batch/online"
+    assert event["node"] == "n0"
+    assert len(event["reasons"]) == 1 + len(event["victims"])
+
+
+def test_fallbacks_are_counted_by_cause() -> None:
+    service = make_service(make_cache(full_node()), selector=Rogue(RuntimeError("gone")))
+    assert send(service, ("POST", "/preempt", encode(PREEMPT)))[0].status_code == 200
+    assert metrics(service)['flextopo_fallbacks_total{cause="model_error"}'] == 1
+
+
+def test_undecidable_requests_are_a_500() -> None:
+    lines: list[bytes] = []
+    service = make_service(make_cache(full_node("elsewhere")), lines)
+    answer = send(service, ("POST", "/preempt", encode(PREEMPT)))[0]
+    assert answer.status_code == 500
+    assert json.loads(lines[0])["event"] == "undecidable"
+
+
+def test_verbs_wait_for_the_cluster() -> None:
+    ready = [False]
+    service = make_service(make_cache(full_node()), ready=lambda: ready[0])
+    asked = (("GET", "/readyz", b""), ("POST", "/preempt", encode(PREEMPT)))
+    assert [answer.status_code for answer in send(service, *asked)] == [503, 503]
+    ready[0] = True
+    assert [answer.status_code for answer in send(service, *asked)] == [200, 200]
+
+
+def test_a_fault_of_ours_is_a_500_and_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[bytes] = []
+    service = make_service(make_cache(full_node()), lines)
+    monkeypatch.setattr(Decider, "decide", lambda *_: 1 / 0)
+    answer = send(service, ("POST", "/preempt", encode(PREEMPT)))[0]
+    assert answer.status_code == 500
+    assert "ZeroDivisionError" not in answer.text
+    assert "ZeroDivisionError" in json.loads(lines[0])["error"]
+
+
+def test_bodies_that_are_too_large_too_slow_or_too_many_are_refused() -> None:
+    limits = Limits(body_bytes=1000, body_s=0.2, requests=2)
+    service = make_service(make_cache(full_node()), limits=limits)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    async def large() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 100
+
+    async def run() -> list[int]:
+        transport = httpx.ASGITransport(app=make_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            hanging = [
+                asyncio.create_task(client.post("/preempt", content=slow())) for _ in range(2)
+            ]
+            await asyncio.sleep(0.05)
+            codes = [(await client.post("/preempt", content=b"{}")).status_code]
+            codes += [(await task).status_code for task in hanging]
+            codes.append((await client.post("/preempt", content=large())).status_code)
+            codes.append((await client.post("/preempt", content=b"{}")).status_code)
+            return codes
+
+    assert asyncio.run(run()) == [503, 408, 408, 413, 400]
+
+
+def test_the_openapi_document_names_every_route() -> None:
+    document = send(make_service(), ("GET", "/openapi.json", b""))[0].json()
+    paths = {"/v1/decide", "/preempt", "/filter", "/prioritize", "/healthz", "/readyz"}
+    assert set(document["paths"]) == paths
+    text = json.dumps(document)
+    for reference in re.findall(r'"#/components/schemas/([^"]+)"', text):
+        assert reference in document["components"]["schemas"]
+    answer = post("/v1/decide", encode(FULL)).json()
+    schema = document["components"]["schemas"]["Decision"]
+    assert set(answer) == set(schema["properties"]) == set(schema["required"])
+
+
+def test_a_selector_that_hangs_on_a_snapshot_is_replaced() -> None:
+    class Hanging:
+        name, filter = "hanging", AlignmentFilter.OWN
+
+        def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+            time.sleep(1.0)
+            return None
+
+    decide(decode(encode(FULL)), FALLBACK, FALLBACK)  # kernels are compiled now
+    service = make_service(selector=Hanging(), budget_s=0.1)
+    answer = send(service, ("POST", "/v1/decide", encode(FULL)))[0].json()
+    assert (answer["selector"], answer["cause"]) == ("flextopo-best-effort", "timeout")
+    assert metrics(service)['flextopo_fallbacks_total{cause="timeout"}'] == 1
 
 
 def test_the_command_line_decides_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +386,7 @@ def test_serving_needs_neither_torch_nor_gymnasium_nor_matplotlib() -> None:
         "import sys; sys.modules['gymnasium'] = sys.modules['torch'] = None\n"
         "import importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda n, p=None: None if n == 'gymnasium' else real(n, p)\n"
-        "import flextopo.policies.service, flextopo.policies.runtime, flextopo.baselines.registry\n"
+        "import flextopo.policies.serving.server, flextopo.policies.selectors, flextopo.policies.runtime\n"
         "print(flextopo.policies.runtime.load_policy('deepset-imitation').name)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,0 +1,182 @@
+"""Load the extender with `preempt` at a fixed rate and print the latencies.
+
+A snapshot of full servers is served by a process of its own; the client sends on one connection,
+as kube-scheduler does, at fixed times whether or not the answer before has come.
+
+    python benchmarks/serving.py --nodes 1000 --seconds 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from flextopo.cluster.server_model import PRESETS
+from flextopo.cluster.topology import build_graph, to_resource
+
+SERVER = PRESETS["rtx4090"]
+PODS = SERVER.num_gpus
+CORES = 7
+CANDIDATES = 100
+
+
+def make_snapshot(num_nodes: int) -> list[dict[str, Any]]:
+    """Return nodes full of pods with one GPU and seven cores each, all placements known."""
+    base = to_resource(build_graph(SERVER, "node"))["spec"]
+    objects: list[dict[str, Any]] = []
+    for n in range(num_nodes):
+        allocatable = {"cpu": "64", "memory": "512Gi", "nvidia.com/gpu": "8", "pods": "110"}
+        node = {"kind": "Node", "metadata": {"name": f"node-{n}"}}
+        objects.append({**node, "status": {"allocatable": allocatable}})
+        vertices = [_used(vertex, n) for vertex in base["nodes"]]
+        spec = {"nodes": vertices, "edges": base["edges"]}
+        objects.append({"kind": "FlexTopo", "metadata": {"name": f"node-{n}"}, "spec": spec})
+        objects += [make_pod(n, i) for i in range(PODS)]
+    return objects
+
+
+def _used(vertex: dict[str, Any], n: int) -> dict[str, Any]:
+    attributes, number = dict(vertex["attributes"]), int(vertex["id"].rpartition("-")[2])
+    if vertex["type"] == "GPU":
+        attributes |= {"status": "used", "usedBy": f"batch-{n}-{number}"}
+    if vertex["type"] == "CPUCore" and number % 8 < CORES:
+        gpu = SERVER.gpu_numa.index(number // 8)
+        attributes |= {"status": "used", "usedBy": f"batch-{n}-{gpu}"}
+    return {**vertex, "attributes": attributes}
+
+
+def make_pod(n: int, i: int) -> dict[str, Any]:
+    """Return a batch pod, about as the apiserver sends it."""
+    requests = {"cpu": str(CORES), "memory": "32Gi", "nvidia.com/gpu": "1"}
+    container = {
+        "name": "train",
+        "image": "registry.example/train:1",
+        "resources": {"limits": requests, "requests": requests},
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "imagePullPolicy": "IfNotPresent",
+    }
+    return {
+        "kind": "Pod",
+        "metadata": {
+            "name": f"batch-{n}-{i}",
+            "namespace": "batch",
+            "uid": f"00000000-0000-4000-8000-{n:08d}{i:04d}",
+            "labels": {"app": "train", "job": f"job-{n % 50}"},
+        },
+        "spec": {"nodeName": f"node-{n}", "priority": 100, "containers": [container]},
+        "status": {"phase": "Running", "startTime": f"2026-11-{1 + n % 28:02d}T00:00:00Z"},
+    }
+
+
+def make_body(node_cache: bool, k: int) -> bytes:
+    """Return a `preempt` body for CANDIDATES nodes, with uids or with whole pods."""
+    requests = {"cpu": str(CORES * k), "memory": "64Gi", "nvidia.com/gpu": str(k)}
+    preemptor = {
+        "metadata": {
+            "name": "online",
+            "namespace": "serving",
+            "uid": "00000000-0000-4000-9000-000000000000",
+            "annotations": {"godel.bytedance.com/flextopo-requirement": "guaranteed"},
+        },
+        "spec": {"priority": 1000, "containers": [{"resources": {"requests": requests}}]},
+        "status": {"phase": "Pending"},
+    }
+    victims: dict[str, Any] = {}
+    for n in range(CANDIDATES):
+        pods = [make_pod(n, i) for i in range(PODS)]
+        if node_cache:
+            pods = [{"UID": pod["metadata"]["uid"]} for pod in pods]
+        victims[f"node-{n}"] = {"Pods": pods, "NumPDBViolations": 0}
+    full, meta = (None, victims) if node_cache else (victims, None)
+    body = {"Pod": preemptor, "NodeNameToVictims": full, "NodeNameToMetaVictims": meta}
+    return json.dumps(body).encode()
+
+
+async def load(port: int, body: bytes, rate: float, seconds: float) -> tuple[list[float], int]:
+    """Send the body at a fixed rate; return seconds from when each was due, and the errors."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    head = f"POST /preempt HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    latencies, errors = [], 0
+    begin = time.perf_counter() + 0.1
+    for i in range(int(rate * seconds)):
+        due = begin + i / rate
+        await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+        writer.write(head + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = int(answer.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        content = await reader.readexactly(length)
+        latencies.append(time.perf_counter() - due)
+        errors += not answer.startswith(b"HTTP/1.1 200") or b"NodeNameToMetaVictims" not in content
+    writer.close()
+    return sorted(latencies), errors
+
+
+def serve(snapshot: Path, selector: str) -> tuple[subprocess.Popen[bytes], int, float]:
+    """Start a service; return it with its port and the seconds until it was ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = [sys.executable, "-m", "flextopo", "serve", "--selector", selector]
+    command += ["--snapshot", str(snapshot), "--port", str(port)]
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while True:
+        if process.poll() is not None:
+            raise SystemExit(f"the service ended with status {process.returncode}")
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1):
+                return process, port, time.perf_counter() - begin
+        except OSError:
+            time.sleep(0.02)
+
+
+def memory_mib(pid: int) -> float:
+    """Return the resident memory of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--selector", default="deepset-imitation")
+    parser.add_argument("--gpus", type=int, default=4, help="GPUs that the preemptor asks for")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        snapshot = Path(folder) / "snapshot.json"
+        snapshot.write_text(json.dumps({"kind": "List", "items": make_snapshot(options.nodes)}))
+        process, port, ready_s = serve(snapshot, options.selector)
+        try:
+            print(f"{platform.processor() or platform.machine()}, {options.selector}")
+            print(f"{options.nodes} nodes of {PODS} pods; ready after {ready_s:.2f} s")
+            for name, node_cache in (("nodeCacheCapable", True), ("full bodies", False)):
+                body = make_body(node_cache, options.gpus)
+                found, errors = asyncio.run(load(port, body, options.rate, options.seconds))
+                p50, p99 = found[len(found) // 2] * 1e3, found[len(found) * 99 // 100] * 1e3
+                print(
+                    f"{name:16} {len(body) / 1000:5.0f} kB, {len(found)} requests, {errors} errors: "
+                    f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {found[-1] * 1e3:.2f} ms"
+                )
+            print(f"memory {memory_mib(process.pid):.0f} MiB")
+        finally:
+            process.terminate()
+            process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`flextopo decide`, `serve` and `shadow-report`: selectors behind files and HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flextopo.cluster.errors import FlextopoError
+
+FALLBACK = "flextopo-best-effort"
+Selector = Annotated[str, typer.Option(help="Selector, policy, or the folder of one.")]
+
+
+def decide(
+    snapshot: Annotated[Path, typer.Argument(help="JSON file: servers, pods, preemptor.")],
+    selector: Selector = "flextopo",
+) -> None:
+    """Decide about one snapshot of a cluster; prints the decision as JSON.
+
+    Example: `flextopo decide snapshot.json --selector deepset-imitation`.
+    """
+    import msgspec
+
+    from flextopo.baselines.registry import make_selector
+    from flextopo.policies import snapshot as snapshots
+    from flextopo.policies.selectors import find_selector
+
+    try:
+        body = snapshot.read_bytes()
+    except OSError as error:
+        raise FlextopoError(f"{snapshot}: {error.strerror}") from None
+    found = snapshots.decide(
+        snapshots.decode(body), find_selector(selector), make_selector(FALLBACK)
+    )
+    typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+
+
+def serve(
+    selector: Selector = "deepset-imitation",
+    snapshot: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file of pods, nodes and FlexTopo objects.")
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option(help="Decide and log; answer kube-scheduler's own victims.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    health_port: Annotated[
+        int, typer.Option(help="Port of health and metrics alone, without TLS; 0 = none.")
+    ] = 0,
+    budget_ms: Annotated[
+        int, typer.Option(help="Milliseconds for the selector; then the baseline decides.")
+    ] = 200,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="Who signs clients' certificates, PEM; they must show one.")
+    ] = None,
+) -> None:
+    """Serve a selector: kube-scheduler's extender verbs, POST /v1/decide, health, metrics.
+
+    Without --snapshot only /v1/decide is answered.
+
+    Examples: `flextopo serve --snapshot cluster.json`, `flextopo serve --selector exported
+    --snapshot cluster.yaml --shadow`.
+    """
+    from flextopo.baselines.registry import make_selector
+    from flextopo.policies.selectors import find_selector
+
+    if budget_ms < 1:
+        raise FlextopoError(f"--budget-ms {budget_ms}; legal: 1 or more")
+    try:
+        from flextopo.policies.serving import server
+        from flextopo.policies.serving.cache import ClusterCache
+        from flextopo.policies.serving.decider import Decider
+        from flextopo.policies.serving.extender import Extender
+        from flextopo.policies.serving.service import Service
+        from flextopo.policies.serving.snapshot_file import load_snapshot
+        from flextopo.policies.serving.telemetry import Telemetry
+    except ImportError as error:
+        raise FlextopoError(f"{error.name} is not installed; legal: flextopo[serve]") from None
+    listen = server.Listen(host, port, health_port, tls_cert, tls_key, client_ca)
+    chosen, fallback = find_selector(selector), make_selector(FALLBACK)
+    cache = ClusterCache() if snapshot is None else load_snapshot(snapshot)
+    telemetry = Telemetry(cache)
+    decider = Decider(cache, chosen, fallback, budget_ms / 1000.0)
+    service = Service(
+        chosen,
+        fallback,
+        telemetry,
+        None if snapshot is None else Extender(decider, telemetry, shadow),
+        budget_s=budget_ms / 1000.0,
+    )
+    server.warm_up(decider)
+    telemetry.log("ready", selector=chosen.name, nodes=len(cache.nodes.states), port=port)
+    server.run(service, listen)
+
+
+def shadow_report(
+    log: Annotated[Path, typer.Argument(help="Log of flextopo serve --shadow.")],
+) -> None:
+    """Compare kube-scheduler's victims with those that the selector would have taken.
+
+    Example: `flextopo shadow-report shadow.log`.
+    """
+    from flextopo.policies.serving.shadow import report
+
+    try:
+        with log.open() as lines:
+            typer.echo(report(lines, str(log)))
+    except OSError as error:
+        raise FlextopoError(f"{log}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FlextopoError(f"{log}: no text; legal: the log of flextopo serve --shadow") from None

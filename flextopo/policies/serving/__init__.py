@@ -1,0 +1,1 @@
+"""The victim selector as a service: cluster cache, guards, extender verbs, controller."""

@@ -1,0 +1,350 @@
+"""The cluster as the service remembers it: objects in, views for decisions out."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy.typing as npt
+
+from flextopo.cluster.errors import TopologyError
+from flextopo.cluster.server_model import compile_models
+from flextopo.policies.serving.budgets import covers
+from flextopo.policies.serving.hardware import Hardware, HardwareCatalogue, Marks, read_marks
+from flextopo.policies.serving.node_state import NodeState, derive
+from flextopo.policies.serving.node_table import NodeTable
+from flextopo.policies.serving.objects import (
+    GPU,
+    BudgetObject,
+    FlexTopoObject,
+    KubeObject,
+    NodeObject,
+    ObjectError,
+    PodGroupObject,
+    PodObject,
+    PriorityClassObject,
+    key_of,
+    parse_quantity,
+)
+from flextopo.policies.serving.records import PodRecord, parse_version, read_pod
+from flextopo.policies.serving.view import ClusterView, build_view
+
+MAX_GONE = 100_000
+"""Deleted pods that are remembered, so that a late event does not bring one back."""
+
+
+SUMMED = ("gpus", "free_gpus", "online_gpus", "batch_gpus")
+"""Fields of TOTALS_DTYPE that are sums over nodes."""
+
+
+def make_clock() -> Callable[[], int]:
+    """Return a clock of Unix seconds that a change of the system's time does not move."""
+    begin, start = time.time(), time.monotonic()
+    return lambda: int(begin + time.monotonic() - start)
+
+
+class ClusterCache:
+    """Pods, nodes, FlexTopo objects, budgets, classes and groups; nodes are worked out when asked.
+
+    Attributes:
+        clock: Unix time in seconds.
+        pods: every pod by uid.
+        budgets: PodDisruptionBudgets by key.
+        problems: what is wrong with objects, by kind and name; such objects are left out.
+    """
+
+    def __init__(self, clock: Callable[[], int] | None = None) -> None:
+        self.clock = clock or make_clock()
+        self.pods: dict[str, PodRecord] = {}
+        self.budgets: dict[str, BudgetObject] = {}
+        self.problems: dict[str, str] = {}
+        self._objects: dict[str, PodObject] = {}
+        self._on_node: dict[str, dict[str, PodRecord]] = {}
+        self._nodes: dict[str, dict[str, int]] = {}
+        self._hardware: dict[str, Hardware] = {}
+        self._marks: dict[str, dict[str, Marks]] = {}
+        self.classes: dict[str, PriorityClassObject] = {}
+        self._groups: dict[str, PodGroupObject] = {}
+        self._pending: dict[str, PodRecord] = {}
+        self._table = NodeTable()
+        self._unread: dict[str, dict[str, str]] = {}
+        self._dirty: set[str] = set()
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._versions: dict[str, int] = {}
+        self._catalogue = HardwareCatalogue()
+        self._models: npt.NDArray[Any] | None = None
+        self._width = 0
+
+    @property
+    def nodes(self) -> NodeTable:
+        """Return all nodes with GPUs, worked out."""
+        self.refresh()
+        return self._table
+
+    @property
+    def table(self) -> npt.NDArray[Any]:
+        """Return the compiled server models, (M,) MODEL_DTYPE."""
+        self.refresh()
+        assert self._models is not None
+        return self._models
+
+    @property
+    def pending(self) -> list[PodRecord]:
+        """Return the pods that have no node."""
+        return list(self._pending.values())
+
+    def put(self, obj: KubeObject) -> None:
+        """Add or change an object; an older version than the known one is ignored."""
+        kind = type(obj).__name__.removesuffix("Object")
+        name = f"{kind} {obj.metadata.uid if kind == 'Pod' else key_of(obj.metadata)}"
+        version = parse_version(obj.metadata.resourceVersion)
+        if version and version <= self._versions.get(name, 0):
+            return
+        if obj.metadata.uid in self._gone:
+            return
+        self._versions[name] = version
+        try:
+            self._put(obj)
+            self.problems.pop(name, None)
+        except (ObjectError, TopologyError) as error:
+            self.problems[name] = str(error)
+
+    def _put(self, obj: KubeObject) -> None:
+        name = obj.metadata.name
+        match obj:
+            case PodObject():
+                self._put_pod(obj)
+            case NodeObject():
+                self._nodes[name] = {
+                    resource: parse_quantity(value, f"node {name!r}: {resource}")
+                    for resource, value in (obj.status.allocatable or {}).items()
+                }
+                self._dirty.add(name)
+            case FlexTopoObject():
+                self._dirty.add(name)
+                self._hardware.pop(name, None)
+                self._marks[name] = read_marks(obj)
+                self._hardware[name] = self._catalogue.of_flextopo(obj)
+            case BudgetObject():
+                old = self.budgets.get(key_of(obj.metadata))
+                self.budgets[key_of(obj.metadata)] = obj
+                # The apiserver writes the status at every disruption; that alone moves no pod.
+                if old is None or (old.spec, old.status.disruptedPods) != (
+                    obj.spec,
+                    obj.status.disruptedPods,
+                ):
+                    self._touch(obj.metadata.namespace or "")
+            case PriorityClassObject():
+                self.classes[name] = obj
+                for pod in list(self._objects.values()):
+                    if pod.spec.priorityClassName == name:
+                        self._put_pod(pod)
+            case PodGroupObject():
+                self._groups[key_of(obj.metadata)] = obj
+
+    def _touch(self, namespace: str) -> None:
+        """Have all nodes with pods of a namespace worked out anew."""
+        for name, pods in self._on_node.items():
+            if any(pod.namespace == namespace for pod in pods.values()):
+                self._dirty.add(name)
+
+    def _put_pod(self, obj: PodObject) -> None:
+        uid = obj.metadata.uid
+        node = obj.spec.nodeName or ""
+        try:
+            record = read_pod(obj, self.classes)
+        except ObjectError:
+            # It must not vanish: its node is left out of decisions while it is there.
+            self._unread.setdefault(node, {})[uid] = key_of(obj.metadata)
+            self._dirty.add(node)
+            raise
+        self._forget(uid, node)
+        self.pods[uid] = record
+        if obj.spec.priorityClassName:
+            self._objects[uid] = obj
+        if not record.node and not record.finished:
+            self._pending[uid] = record
+        for node in {record.node, record.nominated} - {""}:
+            if not record.finished and (record.node == node or not record.node):
+                self._on_node.setdefault(node, {})[uid] = record
+                self._dirty.add(node)
+
+    def remove(self, obj: KubeObject) -> None:
+        """Remove an object; one that is not known is remembered as gone."""
+        name, key, uid = obj.metadata.name, key_of(obj.metadata), obj.metadata.uid
+        match obj:
+            case PodObject():
+                self._forget(uid, obj.spec.nodeName or "")
+                self._versions.pop(f"Pod {uid}", None)
+                self.problems.pop(f"Pod {uid}", None)
+                self._gone[uid] = None
+                if len(self._gone) > MAX_GONE:
+                    self._gone.popitem(last=False)
+            case NodeObject():
+                self._nodes.pop(name, None)
+                self._dirty.add(name)
+                self._versions.pop(f"Node {name}", None)
+            case FlexTopoObject():
+                self._hardware.pop(name, None)
+                self._marks.pop(name, None)
+                self._dirty.add(name)
+                self._versions.pop(f"FlexTopo {name}", None)
+            case BudgetObject():
+                self.budgets.pop(key, None)
+                self._dirty |= self._nodes.keys()
+                self._versions.pop(f"Budget {key}", None)
+            case PriorityClassObject():
+                self.classes.pop(name, None)
+                self._versions.pop(f"PriorityClass {name}", None)
+            case PodGroupObject():
+                self._groups.pop(key, None)
+                self._versions.pop(f"PodGroup {key}", None)
+
+    def replace(self, kind: type[KubeObject], objects: Iterable[KubeObject]) -> None:
+        """Take a fresh list of all objects of a kind: what is not in it is gone."""
+        keep, word = set(), kind.__name__.removesuffix("Object")
+        for obj in objects:
+            self.put(obj)
+            keep.add(obj.metadata.uid if kind is PodObject else key_of(obj.metadata))
+        if kind is PodObject:
+            for uid in self.pods.keys() - keep:
+                self._forget(uid)
+                self._versions.pop(f"Pod {uid}", None)
+            for node, unread in self._unread.items():
+                for uid in unread.keys() - keep:
+                    del unread[uid]
+                    self._dirty.add(node)
+            return
+        known: dict[str, dict[str, Any]] = {
+            "Node": self._nodes,
+            "FlexTopo": self._marks,
+            "Budget": self.budgets,
+            "PriorityClass": self.classes,
+            "PodGroup": self._groups,
+        }
+        for key in known[word].keys() - keep:
+            del known[word][key]
+            self._hardware.pop(key, None) if word == "FlexTopo" else None
+            self._versions.pop(f"{word} {key}", None)
+            self._dirty |= self._nodes.keys() | {key}
+
+    def _forget(self, uid: str, node: str = "") -> None:
+        if self._unread.get(node, {}).pop(uid, None):
+            self._dirty.add(node)
+        record = self.pods.pop(uid, None)
+        self._objects.pop(uid, None)
+        self._pending.pop(uid, None)
+        for place in {record.node, record.nominated} - {""} if record else ():
+            if self._on_node.get(place, {}).pop(uid, None):
+                self._dirty.add(place)
+
+    def refresh(self) -> None:
+        """Work out the nodes that have changed."""
+        if not self._dirty:
+            return
+        for name in self._dirty & self._nodes.keys():
+            self._hardware_of(name)
+        models = self._catalogue.models
+        if self._models is None or len(self._models) != len(models):
+            self._models = compile_models(models) if models else None
+            width = max((model.num_numa_nodes for model in models), default=1)
+            if width != self._width:
+                self._width = width
+                self._dirty |= self._nodes.keys()
+        for name in self._dirty:
+            self._table.set(name, self._derive(name))
+        self._dirty.clear()
+
+    def _hardware_of(self, name: str) -> Hardware | None:
+        found = self._hardware.get(name)
+        allocatable = self._nodes.get(name, {})
+        if found is None and allocatable.get(GPU, 0) >= 1000:
+            try:
+                found = self._catalogue.flat(
+                    allocatable[GPU] // 1000, allocatable.get("cpu", 0) // 1000
+                )
+            except TopologyError as error:
+                self.problems[f"node {name}"] = str(error)
+        return found
+
+    def _derive(self, name: str, without: str = "") -> NodeState | None:
+        """Work out a node, None if it is none that matters; without the pod of that uid."""
+        allocatable, hardware = self._nodes.get(name), self._hardware_of(name)
+        if allocatable is None or hardware is None or hardware.server.num_gpus == 0:
+            return None
+        assert self._models is not None
+        state = derive(
+            hardware,
+            self._models,
+            self._width,
+            allocatable,
+            [pod for uid, pod in self._on_node.get(name, {}).items() if uid != without],
+            self._marks.get(name, {}),
+            self._budget_of,
+            self.clock(),
+        )
+        for key in self._unread.get(name, {}).values():
+            state.broken = f"pod {key!r} on it cannot be read"
+        return state
+
+    def _budget_of(self, pod: PodRecord) -> int:
+        """Return the index of the tightest budget that covers a pod, -1 = none."""
+        covering = [
+            (budget.status.disruptionsAllowed, i)
+            for i, budget in enumerate(self.budgets.values())
+            if covers(budget, pod)
+        ]
+        return min(covering)[1] if covering else -1
+
+    def budgets_of(self, pods: Iterable[PodRecord]) -> list[BudgetObject]:
+        """Return the budgets that cover any of the pods."""
+        pods = list(pods)
+        return [b for b in self.budgets.values() if any(covers(b, pod) for pod in pods)]
+
+    def state_of(self, name: str, preemptor: PodRecord) -> NodeState | None:
+        """Return a node as the preemptor finds it: what is kept for itself there is free."""
+        self.refresh()
+        if preemptor.uid in self._on_node.get(name, {}):
+            return self._derive(name, without=preemptor.uid)
+        return self._table.states.get(name)
+
+    def view(
+        self,
+        preemptor: PodRecord,
+        nodes: dict[str, NodeState],
+        *,
+        worst_case: bool,
+        respect_budgets: bool = True,
+    ) -> ClusterView:
+        """Return some nodes as a cluster of their own; see `build_view`.
+
+        Args:
+            preemptor: the pending pod.
+            nodes: from `state_of`, none of them broken; at least one.
+            worst_case: see `build_view`.
+            respect_budgets: False lets budgets be violated, which is for when nothing else helps.
+        """
+        self.refresh()
+        assert self._models is not None
+        left = [budget.status.disruptionsAllowed for budget in self.budgets.values()]
+        sums, waiting = self._table.sums, self._pending.values()
+        online = [pod.gpus for pod in waiting if pod.online and pod.uid != preemptor.uid]
+        batch = [pod.gpus for pod in waiting if not pod.online and pod.uid != preemptor.uid]
+        return build_view(
+            preemptor,
+            nodes,
+            models=self._catalogue.models,
+            table=self._models,
+            worst_case=worst_case,
+            pdb_left=left if respect_budgets else [2**31] * len(left),
+            totals={
+                "now_s": self.clock(),
+                **{name: sums[name] for name in SUMMED},
+                "wait_gpus": sum(online) + preemptor.gpus,
+                "batch_wait_gpus": sum(batch),
+            },
+            others=self._table.other_rows(nodes),
+            groups=self._table.groups(self._groups),
+        )

@@ -1,0 +1,339 @@
+"""One decision: selector within its time, guards, and the deterministic baseline behind it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flextopo.cluster.errors import FlextopoError, PodError
+from flextopo.cluster.placement import NO_FIT, alignment_level, best_level, is_aligned
+from flextopo.cluster.pods import TopologyRequirement
+from flextopo.cluster.selector import Candidate, VictimSelector
+from flextopo.policies.serving.budgets import violations
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.decision import Decision
+from flextopo.policies.serving.guards import GuardError, Proposal, check
+from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.runner import (
+    FALLBACK_FACTOR,
+    SelectorRunner,
+    SelectorTimeoutError,
+    UndecidableError,
+)
+from flextopo.policies.serving.view import ClusterView
+
+
+class _ShortOfResourcesError(FlextopoError):
+    """Report that memory or the like does not suffice, which no candidate here knows of."""
+
+
+@dataclass
+class Decider:
+    """Decide about pods of a cache.
+
+    Attributes:
+        cache: the cluster.
+        selector: decides.
+        fallback: the deterministic baseline.
+        budget_s: time of the selector for one decision.
+        age_s: age of the cache's knowledge.
+        max_age_s: above it the baseline decides.
+    """
+
+    cache: ClusterCache
+    selector: VictimSelector
+    fallback: VictimSelector
+    budget_s: float = 0.2
+    age_s: Callable[[], float] = lambda: 0.0
+    max_age_s: float = 30.0
+    _runner: SelectorRunner = field(default_factory=SelectorRunner)
+
+    def decide(
+        self,
+        preemptor: PodRecord,
+        nodes: Iterable[str],
+        came: Mapping[str, Sequence[str]] | None = None,
+        *,
+        may_violate: bool = True,
+    ) -> Decision:
+        """Choose a node and victims.
+
+        Args:
+            preemptor: the pending pod.
+            nodes: names of the nodes it may go to.
+            came: uids of the victims that kube-scheduler chose by node; such a node is not
+                answered without victims.
+            may_violate: budgets may be violated where nothing else helps.
+
+        Raises:
+            UndecidableError: no node is known, or the baseline failed too.
+        """
+        begin = time.perf_counter()
+        found = self._decide(preemptor, list(nodes), came or {}, may_violate)
+        return replace(found, elapsed_ms=(time.perf_counter() - begin) * 1000.0)
+
+    def _decide(
+        self,
+        preemptor: PodRecord,
+        nodes: list[str],
+        came: Mapping[str, Sequence[str]],
+        may_violate: bool,
+    ) -> Decision:
+        states: dict[str, NodeState] = {}
+        for name in nodes:
+            state = self.cache.state_of(name, preemptor)
+            if state is not None and not state.broken:
+                states[name] = state
+        if not states:
+            raise UndecidableError(
+                f"pod {preemptor.key!r}: none of {len(nodes)} nodes can be decided about; "
+                "legal: nodes with GPUs that the watch has seen"
+            )
+        if preemptor.never_preempts:
+            return Decision(None, reasons=("its preemption policy is Never",))
+        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        foreign = {n for n, s in states.items() if came.get(n) and self._is_foreign(s, preemptor)}
+        known = {
+            name: state
+            for name, state in states.items()
+            if name not in foreign and state.hardware.known and (guaranteed or state.known)
+        }
+        rest = {} if guaranteed else {
+            name: state for name, state in states.items() if name not in known.keys() | foreign
+        }  # fmt: skip
+        try:
+            found = self._try(preemptor, known, rest, came, may_violate)
+        except _ShortOfResourcesError as error:
+            foreign, found = set(came), None
+            why = f"the conflict is not about GPUs or topology ({error})"
+        else:
+            why = "the conflict is not about GPUs or topology"
+        if found is not None:
+            return found
+        unchanged = tuple(n for n in nodes if n in foreign and self._stands(preemptor, n, came[n]))
+        cause, detail = self._stale()
+        if not unchanged:
+            return Decision(None, selector=self.selector.name, fallback=cause, detail=detail,
+                            reasons=("no victim set helps",))  # fmt: skip
+        return Decision(
+            None,
+            selector=self.selector.name,
+            fallback="unmodelled",
+            detail=why,
+            reasons=(why,),
+            unchanged=unchanged,
+        )
+
+    def _try(
+        self,
+        preemptor: PodRecord,
+        known: dict[str, NodeState],
+        rest: dict[str, NodeState],
+        came: Mapping[str, Sequence[str]],
+        may_violate: bool,
+    ) -> Decision | None:
+        """Try nodes of known placements, then the others, then to violate budgets."""
+        cause, detail = self._stale()
+        found = self._choose(preemptor, known, came, cause, detail) if known else None
+        if found is None and rest:
+            flat = any(not state.hardware.known for state in rest.values())
+            why = "missing_flextopo" if flat else "unknown_placement"
+            found = self._choose(preemptor, rest, came, why, f"{len(rest)} nodes, {why}")
+        for nodes in (known, rest) if may_violate else ():
+            if found is None and nodes:
+                found = self._violate(preemptor, nodes, came)
+        return found
+
+    def _stale(self) -> tuple[str, str]:
+        age_s = self.age_s()
+        if age_s <= self.max_age_s:
+            return "", ""
+        return "stale_watch", f"the watch is {age_s:.0f} s old; legal: up to {self.max_age_s:.0f} s"
+
+    def _choose(
+        self,
+        preemptor: PodRecord,
+        nodes: dict[str, NodeState],
+        came: Mapping[str, Sequence[str]],
+        cause: str,
+        detail: str,
+    ) -> Decision | None:
+        """Let the selector choose, or the baseline where there is a cause; None = no candidates."""
+        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        chosen: Candidate | None = None
+        selector = self.selector
+        if not cause:
+            view = self.cache.view(preemptor, nodes, worst_case=guaranteed)
+            try:
+                chosen = self._run(self.selector, view, self.budget_s)
+                self._check(preemptor, view, chosen, came)
+            except SelectorTimeoutError as error:
+                cause, detail = "timeout", str(error)
+            except GuardError as error:
+                cause, detail = "guard", str(error)
+            except Exception as error:  # noqa: BLE001  whatever a model does, the baseline answers
+                cause, detail = "model_error", f"{type(error).__name__}: {error}"
+        if cause:
+            selector = self.fallback
+            view = self.cache.view(preemptor, nodes, worst_case=guaranteed)
+            try:
+                chosen = self._run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
+                self._check(preemptor, view, chosen, came)
+            except Exception as error:
+                if isinstance(error, GuardError) and error.guard == "fits_all_resources":
+                    raise _ShortOfResourcesError(str(error)) from error
+                raise UndecidableError(
+                    f"pod {preemptor.key!r}: {detail}; and the baseline: {error}"
+                ) from error
+        if chosen is not None:
+            return self._answer(preemptor, view, chosen, selector.name, cause, detail)
+        if self._has_candidates(view, preemptor):
+            why = "it is better to wait" if not cause else "the baseline found nothing"
+            return Decision(None, (), (), None, 0, selector.name, cause, detail, (why,))
+        return None
+
+    def _run(self, selector: VictimSelector, view: ClusterView, limit_s: float) -> Candidate | None:
+        return self._runner.select(selector, view, view.pod(0), limit_s)
+
+    def _has_candidates(self, view: ClusterView, preemptor: PodRecord) -> bool:
+        aligned = preemptor.requirement == TopologyRequirement.GUARANTEED
+        return view.find(view.pod(0), aligned, 1)[1] > 0
+
+    def _check(
+        self,
+        preemptor: PodRecord,
+        view: ClusterView,
+        chosen: Candidate | None,
+        came: Mapping[str, Sequence[str]],
+        may_violate: bool = False,
+    ) -> None:
+        if chosen is None:
+            return
+        victims = view.victims_of(chosen)
+        check(
+            Proposal(
+                preemptor=preemptor,
+                pod=view.pod(0),
+                candidate=chosen,
+                view=view,
+                victims=victims,
+                now=self.cache.pods,
+                budgets=self.cache.budgets_of(victims),
+                may_violate=may_violate,
+                came_with_victims=bool(came.get(view.node_names[chosen.node])),
+                now_s=self.cache.clock(),
+            )
+        )
+
+    def _violate(
+        self,
+        preemptor: PodRecord,
+        nodes: dict[str, NodeState],
+        came: Mapping[str, Sequence[str]],
+    ) -> Decision | None:
+        """Take the candidate that violates the fewest budgets, now that none violates none."""
+        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        view = self.cache.view(preemptor, nodes, worst_case=guaranteed, respect_budgets=False)
+        best: tuple[int, Candidate] | None = None
+        for candidate in view.candidates(view.pod(0), guaranteed):
+            victims = view.victims_of(candidate)
+            count = violations(victims, self.cache.budgets_of(victims))
+            if best is not None and count >= best[0]:
+                continue
+            try:
+                self._check(preemptor, view, candidate, came, may_violate=True)
+            except GuardError:
+                continue
+            best = count, candidate
+        if best is None:
+            return None
+        why = f"no victim set is within the budgets; {best[0]} violations"
+        return self._answer(preemptor, view, best[1], self.fallback.name, "budget", why)
+
+    def _answer(
+        self,
+        preemptor: PodRecord,
+        view: ClusterView,
+        chosen: Candidate,
+        selector: str,
+        cause: str,
+        detail: str,
+    ) -> Decision:
+        victims = view.victims_of(chosen)
+        state = view.states[chosen.node]
+        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        sure = state.known or (guaranteed and state.hardware.known)
+        level = chosen.level.name.lower() if sure else "unknown"
+        now_s = self.cache.clock()
+        reasons = [f"placed on {level} level" if sure else "its placement is not known"]
+        reasons += [
+            f"{victim.key}: priority {victim.priority}, {victim.gpus} GPUs, "
+            f"running {now_s - (now_s if victim.start_s is None else victim.start_s)} s"
+            for victim in victims
+        ]
+        return Decision(
+            node=view.node_names[chosen.node],
+            victims=tuple(victims),
+            gpus=tuple(i for i in range(64) if chosen.gpu_mask >> i & 1) if sure else (),
+            level=level,
+            violations=violations(victims, self.cache.budgets_of(victims)),
+            selector=selector,
+            fallback=cause,
+            detail=detail,
+            reasons=tuple(reasons),
+            cost_gpu_s=view.cost_of(chosen, view.pod(0)),
+        )
+
+    def _is_foreign(self, state: NodeState, preemptor: PodRecord) -> bool:
+        """Say whether the preemptor fits as it is, so that victims are about something else."""
+        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        gpu_free, cores_free = state.worst_case() if guaranteed else (
+            state.gpu_free, state.cores_free)  # fmt: skip
+        if gpu_free.bit_count() < preemptor.gpus or int(cores_free.sum()) < preemptor.cores:
+            return False
+        return not guaranteed or self.alignment(state, preemptor)[0]
+
+    def alignment(self, state: NodeState, preemptor: PodRecord) -> tuple[bool, int, int]:
+        """Return whether free resources align the preemptor for sure, at what level, and the best.
+
+        Returns:
+            Aligned, the level in the worst case (`placement.NO_FIT` where it does not fit), and
+            the level that an empty server of that kind gives.
+        """
+        table = self.cache.table
+        gpu_free, cores_free = state.worst_case()
+        asked = (preemptor.gpus, preemptor.cores)
+        best = best_level(table, state.hardware.model, *asked)
+        level = alignment_level(table, state.hardware.model, gpu_free, cores_free, *asked)
+        sure = state.hardware.known and level != NO_FIT and bool(is_aligned(level, best))
+        return sure, int(level), int(best)
+
+    def _stands(self, preemptor: PodRecord, node: str, uids: Sequence[str]) -> bool:
+        """Say whether victims that kube-scheduler chose may be evicted, as far as is known here."""
+        now_s = self.cache.clock()
+        for uid in uids:
+            pod = self.cache.pods.get(uid)
+            if pod is None or pod.node != node or pod.priority >= preemptor.priority:
+                return False
+            age_s = now_s - (now_s if pod.start_s is None else pod.start_s)
+            protected = not pod.preemptible or age_s < pod.protection_s
+            if protected or pod.daemon or pod.static or pod.terminating:
+                return False
+        return preemptor.requirement != TopologyRequirement.GUARANTEED or self._aligns(
+            preemptor, node, uids
+        )
+
+    def _aligns(self, preemptor: PodRecord, node: str, uids: Sequence[str]) -> bool:
+        """Say whether a guaranteed pod is aligned for sure once those pods are gone."""
+        state = self.cache.state_of(node, preemptor)
+        if state is None or state.broken or not state.hardware.known:
+            return False
+        view = self.cache.view(preemptor, {node: state}, worst_case=True)
+        gone = [row for row, record in enumerate(view.records) if row and record.uid in uids]
+        try:
+            found = view.candidate(0, gone, view.pod(0))
+        except PodError:
+            return False
+        return found is not None and view.is_aligned(found, view.pod(0))

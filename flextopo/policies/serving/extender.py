@@ -1,0 +1,171 @@
+"""The extender verbs of kube-scheduler: bytes in, bytes out.
+
+References:
+    kubernetes v1.36, pkg/scheduler/extender.go, which sends the bodies and reads the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from flextopo.cluster.placement import NO_FIT, level_deficit
+from flextopo.cluster.pods import TopologyRequirement
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.decision import Decision
+from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.records import PodRecord, read_pod
+from flextopo.policies.serving.shadow import compare_with_default
+from flextopo.policies.serving.telemetry import Telemetry
+from flextopo.policies.serving.wire import (
+    MetaPod,
+    MetaVictims,
+    decode_nodes,
+    decode_preempt,
+    read_nodes,
+    read_victims,
+)
+
+SCORES = (10, 5, 0)
+"""Points by how many levels the free resources are below the best that the server gives."""
+
+
+@dataclass(frozen=True)
+class Extender:
+    """The verbs over one decider.
+
+    Attributes:
+        decider: decides.
+        telemetry: counts and logs.
+        shadow: decide and log, and answer the victims that came.
+    """
+
+    decider: Decider
+    telemetry: Telemetry
+    shadow: bool = False
+
+    def preempt(self, body: bytes) -> bytes:
+        """Choose whom to evict.
+
+        Args:
+            body: an ExtenderPreemptionArgs.
+
+        Returns:
+            An ExtenderPreemptionResult: the node chosen with its victims by descending priority;
+            an empty map where it is better to wait.
+
+        Raises:
+            ObjectError: the body is not one.
+            UndecidableError: nothing may be answered.
+        """
+        request = decode_preempt(body)
+        preemptor = read_pod(request.Pod, self.decider.cache.classes)
+        came = read_victims(request)
+        uids = {name: victims for name, (victims, _) in came.items()}
+        counts = {name: count for name, (_, count) in came.items()}
+        if preemptor.gpus == 0 or not uids:
+            return _meta_victims(uids, counts)
+        decision = self.decider.decide(preemptor, uids, uids)
+        more: dict[str, Any] = {}
+        if self.shadow:
+            more = compare_with_default(self.decider, preemptor, decision, uids, counts)
+        self.telemetry.decided("preempt", preemptor, decision, more)
+        if self.shadow:
+            return _meta_victims(uids, counts)
+        return _meta_victims(*_answer(decision, uids, counts))
+
+    def filter(self, body: bytes) -> bytes:
+        """Refuse nodes whose free resources do not align a guaranteed pod.
+
+        Args:
+            body: an ExtenderArgs.
+
+        Returns:
+            An ExtenderFilterResult. Refused nodes are in `FailedNodes`, where evictions may help,
+            and in `FailedAndUnresolvableNodes` where not even the empty server suffices.
+
+        Raises:
+            ObjectError: the body is not one.
+        """
+        request = decode_nodes(body)
+        preemptor = read_pod(request.Pod, self.decider.cache.classes)
+        nodes = read_nodes(request)
+        failed: dict[str, str] = {}
+        never: dict[str, str] = {}
+        if preemptor.gpus and preemptor.requirement == TopologyRequirement.GUARANTEED:
+            for name in nodes:
+                why, hopeless = self._refusal(name, preemptor)
+                if why and not self.shadow:
+                    (never if hopeless else failed)[name] = why
+        kept = [name for name in nodes if name not in failed and name not in never]
+        answer: dict[str, Any] = {
+            "FailedNodes": failed,
+            "FailedAndUnresolvableNodes": never,
+            "Error": "",
+        }
+        if request.NodeNames is not None and request.Nodes is None:
+            answer["NodeNames"] = kept
+        else:
+            answer["Nodes"] = {"items": [nodes[name] for name in kept]}
+        return msgspec.json.encode(answer)
+
+    def prioritize(self, body: bytes) -> bytes:
+        """Score nodes by how well their free resources align the pod.
+
+        Args:
+            body: an ExtenderArgs.
+
+        Returns:
+            A HostPriorityList: 10 for the best level that the server gives, 5 for one less, 0 for
+            anything else and where placements are not known.
+
+        Raises:
+            ObjectError: the body is not one.
+        """
+        request = decode_nodes(body)
+        preemptor = read_pod(request.Pod, self.decider.cache.classes)
+        return msgspec.json.encode(
+            [{"Host": name, "Score": self._score(name, preemptor)} for name in read_nodes(request)]
+        )
+
+    def _refusal(self, name: str, preemptor: PodRecord) -> tuple[str, bool]:
+        """Return why a node is refused, empty if it is not, and whether evictions cannot help."""
+        state = self.decider.cache.state_of(name, preemptor)
+        if state is None or state.broken:
+            return (state.broken if state else "not seen by the watch yet"), False
+        if not state.hardware.known:
+            return "no FlexTopo object tells where its GPUs and cores are", False
+        aligned, level, best = self.decider.alignment(state, preemptor)
+        if best == NO_FIT:
+            return "its hardware never fits the pod", True
+        if aligned:
+            return "", False
+        known = "" if state.known else " for sure, since some placements are not known"
+        if level == NO_FIT:
+            return f"its free GPUs and cores do not fit the pod{known}", False
+        return f"its free GPUs and cores are on different sockets{known}", False
+
+    def _score(self, name: str, preemptor: PodRecord) -> int:
+        state: NodeState | None = self.decider.cache.state_of(name, preemptor)
+        if not preemptor.gpus or state is None or state.broken or not state.hardware.known:
+            return 0
+        _, level, best = self.decider.alignment(state, preemptor)
+        return SCORES[int(level_deficit(level, best))] if level != NO_FIT else 0
+
+
+def _answer(
+    decision: Decision, uids: Mapping[str, Sequence[str]], counts: Mapping[str, int]
+) -> tuple[dict[str, Sequence[str]], dict[str, int]]:
+    if decision.node is not None:
+        victims = [victim.uid for victim in decision.victims]
+        return {decision.node: victims}, {decision.node: decision.violations}
+    stays = {name: uids[name] for name in decision.unchanged}
+    return stays, {name: counts[name] for name in stays}
+
+
+def _meta_victims(uids: Mapping[str, Sequence[str]], counts: Mapping[str, int]) -> bytes:
+    found = {name: MetaVictims([MetaPod(uid) for uid in uids[name]], counts[name]) for name in uids}
+    return msgspec.json.encode({"NodeNameToMetaVictims": found})

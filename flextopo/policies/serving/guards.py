@@ -1,0 +1,211 @@
+"""What no answer may do, whoever chose it: each guard says why a proposal is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flextopo.cluster.errors import FlextopoError, PodError
+from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.selector import Candidate
+from flextopo.policies.serving.budgets import violations
+from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.objects import BudgetObject
+from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.view import ClusterView
+
+
+class GuardError(FlextopoError):
+    """Report an answer that must not be carried out.
+
+    Attributes:
+        guard: name of the guard that refused it.
+    """
+
+    def __init__(self, guard: str, why: str) -> None:
+        super().__init__(f"{guard}: {why}")
+        self.guard = guard
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An answer before it is given.
+
+    Attributes:
+        preemptor: the pending pod.
+        pod: the same as selectors see it.
+        candidate: the answer; indices are those of the view.
+        view: what the selector saw.
+        victims: the records behind the candidate's victims.
+        now: the pods as the cache has them now, by uid.
+        budgets: those that cover any of the victims.
+        came_with_victims: kube-scheduler sent the node with victims.
+        may_violate: no answer within the budgets exists.
+        now_s: Unix time.
+    """
+
+    preemptor: PodRecord
+    pod: Pod
+    candidate: Candidate
+    view: ClusterView
+    victims: Sequence[PodRecord]
+    now: Mapping[str, PodRecord]
+    budgets: Sequence[BudgetObject]
+    came_with_victims: bool
+    may_violate: bool
+    now_s: int
+
+    @property
+    def node(self) -> str:
+        """Return the name of the node."""
+        return self.view.node_names[self.candidate.node]
+
+    @property
+    def state(self) -> NodeState:
+        """Return the node."""
+        return self.view.states[self.candidate.node]
+
+    def fits(self, gone: Sequence[int]) -> bool:
+        """Say whether the preemptor fits without those pods, aligned if it is guaranteed."""
+        try:
+            found = self.view.candidate(self.candidate.node, gone, self.pod)
+        except PodError:
+            return False
+        guaranteed = self.preemptor.requirement == TopologyRequirement.GUARANTEED
+        return found is not None and (not guaranteed or self.view.is_aligned(found, self.pod))
+
+
+Guard = Callable[[Proposal], str]
+"""Returns why the proposal is refused, empty if it is not."""
+
+
+def of_lower_priority(p: Proposal) -> str:
+    """Refuse victims of equal or higher priority."""
+    for victim in p.victims:
+        if victim.priority >= p.preemptor.priority:
+            return f"{victim.key} has priority {victim.priority}"
+    return ""
+
+
+def on_the_node(p: Proposal) -> str:
+    """Refuse victims that are not on the node, or not any more."""
+    for victim in p.victims:
+        now = p.now.get(victim.uid)
+        if now is None or now.finished or now.node != p.node:
+            return f"{victim.key} is not on node {p.node}"
+    return ""
+
+
+def not_terminating(p: Proposal) -> str:
+    """Refuse victims that are on their way out already."""
+    for victim in p.victims:
+        if p.now.get(victim.uid, victim).terminating:
+            return f"{victim.key} is terminating"
+    return ""
+
+
+def not_protected(p: Proposal) -> str:
+    """Refuse victims that forbid preemption or are in their protected time."""
+    for victim in p.victims:
+        age_s = p.now_s - (p.now_s if victim.start_s is None else victim.start_s)
+        if not victim.preemptible or age_s < victim.protection_s:
+            return f"{victim.key} is protected"
+    return ""
+
+
+def not_static(p: Proposal) -> str:
+    """Refuse static pods, which their kubelet would start again."""
+    return next((f"{victim.key} is a static pod" for victim in p.victims if victim.static), "")
+
+
+def not_daemon(p: Proposal) -> str:
+    """Refuse daemons, which would come back to the same node."""
+    return next((f"{victim.key} is a daemon" for victim in p.victims if victim.daemon), "")
+
+
+def within_budgets(p: Proposal) -> str:
+    """Refuse to violate a disruption budget while there may be another way."""
+    count = 0 if p.may_violate else violations(p.victims, p.budgets)
+    return f"{count} victims violate disruption budgets" if count else ""
+
+
+def fits(p: Proposal) -> str:
+    """Refuse a victim set that does not let the preemptor fit, aligned if it is guaranteed."""
+    return "" if p.fits(p.candidate.victims) else f"{p.preemptor.key} does not fit on {p.node}"
+
+
+def placement_known(p: Proposal) -> str:
+    """Refuse to promise an alignment that rests on pods nobody knows the place of."""
+    if p.preemptor.requirement != TopologyRequirement.GUARANTEED:
+        return ""
+    if not p.state.hardware.known:
+        return f"node {p.node} has no FlexTopo"
+    known = {id(record) for record in p.state.records[: p.state.num_known]}
+    gpu_free, cores_free = p.state.worst_case()
+    claimed = int(p.view.arrays.nodes[p.candidate.node]["gpu_free"])
+    shown = p.view.arrays.cores_free[p.candidate.node]
+    if claimed & ~gpu_free or (shown > cores_free).any():
+        return f"placements on node {p.node} are not known"
+    for victim in p.victims:
+        if id(victim) not in known:
+            return f"the placement of {victim.key} is not known"
+    return ""
+
+
+def fits_all_resources(p: Proposal) -> str:
+    """Refuse a victim set that leaves the preemptor short of memory or anything else counted."""
+    asked = {**p.preemptor.requests, "pods": 1000}
+    for name, need in asked.items():
+        if name not in p.state.allocatable:
+            continue
+        freed = sum(victim.requests.get(name, 0) for victim in p.victims)
+        freed += 1000 * len(p.victims) if name == "pods" else 0
+        left = p.state.allocatable[name] - p.state.requested.get(name, 0)
+        if left + freed < need:
+            return f"{name} on node {p.node} does not suffice"
+    return ""
+
+
+def none_to_spare(p: Proposal) -> str:
+    """Refuse a set from which a victim could stay."""
+    for row, victim in zip(p.candidate.victims, _in_order(p), strict=True):
+        if p.fits([other for other in p.candidate.victims if other != row]):
+            return f"{victim.key} is not needed"
+    return ""
+
+
+def _in_order(p: Proposal) -> list[PodRecord]:
+    return [p.view.records[row] for row in p.candidate.victims]
+
+
+def not_emptied(p: Proposal) -> str:
+    """Refuse to return a node without victims that came with some."""
+    return f"node {p.node} came with victims" if p.came_with_victims and not p.victims else ""
+
+
+GUARDS: tuple[Guard, ...] = (
+    of_lower_priority,
+    on_the_node,
+    not_terminating,
+    not_protected,
+    not_static,
+    not_daemon,
+    within_budgets,
+    fits,
+    placement_known,
+    fits_all_resources,
+    none_to_spare,
+    not_emptied,
+)
+
+
+def check(proposal: Proposal) -> None:
+    """Refuse a proposal that breaks a guard.
+
+    Raises:
+        GuardError: names the guard and what broke it.
+    """
+    for guard in GUARDS:
+        why = guard(proposal)
+        if why:
+            raise GuardError(guard.__name__, why)

@@ -1,0 +1,142 @@
+"""Hardware and allocations from FlexTopo objects: the graph is compiled once for equal servers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import msgspec
+
+from flextopo.cluster.errors import TopologyError
+from flextopo.cluster.server_model import ServerModel
+from flextopo.cluster.topology import DAEMON_PODS
+from flextopo.cluster.topology_graph import VertexType, vertex_index, vertices_of
+from flextopo.cluster.topology_model import server_model_from_graph
+from flextopo.cluster.topology_resource import API_VERSION, KIND, graph_from_resource
+from flextopo.policies.serving.objects import FlexTopoObject
+
+
+@dataclass(frozen=True, eq=False)
+class Hardware:
+    """One kind of server, and how its vertices are numbered.
+
+    Attributes:
+        model: index into the models of the table.
+        server: the model.
+        core_numa: NUMA node index by core number, as in `core-C`.
+        gpu_index: GPU index by GPU number, as in `gpu-I`.
+        known: False where no FlexTopo tells where anything is.
+        warnings: what had to be assumed.
+    """
+
+    model: int
+    server: ServerModel
+    core_numa: dict[int, int]
+    gpu_index: dict[int, int]
+    known: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+class Marks(NamedTuple):
+    """What a FlexTopo says that a pod holds: core and GPU numbers."""
+
+    cores: tuple[int, ...]
+    gpus: tuple[int, ...]
+
+
+class HardwareCatalogue:
+    """The kinds of servers seen so far; nodes of one kind share a model.
+
+    Attributes:
+        models: the distinct server models; their number only grows.
+    """
+
+    def __init__(self) -> None:
+        self.models: list[ServerModel] = []
+        self._by_graph: dict[object, Hardware] = {}
+        self._flat: dict[tuple[int, int], Hardware] = {}
+
+    def of_flextopo(self, resource: FlexTopoObject) -> Hardware:
+        """Return the hardware that an object describes.
+
+        Raises:
+            TopologyError: the object is no legal FlexTopo graph.
+        """
+        key = _hardware_key(resource)
+        found = self._by_graph.get(key)
+        if found is None:
+            document = msgspec.to_builtins(resource)
+            document |= {"apiVersion": API_VERSION, "kind": KIND}
+            graph = graph_from_resource(document, f"FlexTopo {resource.metadata.name!r}")
+            server, warnings = server_model_from_graph(graph)
+            numbers = [vertex_index(gpu) for gpu in vertices_of(graph, VertexType.GPU)]
+            found = Hardware(
+                model=self._add(server),
+                server=server,
+                core_numa={core: u for u, cores in enumerate(server.cores) for core in cores},
+                gpu_index={number: i for i, number in enumerate(numbers)},
+                warnings=tuple(warnings),
+            )
+            self._by_graph[key] = found
+        return found
+
+    def flat(self, gpus: int, cores: int) -> Hardware:
+        """Return a server of which only counts are known.
+
+        Raises:
+            TopologyError: more GPUs or cores than a server model has.
+        """
+        found = self._flat.get((gpus, cores))
+        if found is None:
+            server = ServerModel(f"{gpus} GPUs, {cores} cores", (0,) * gpus, (0,), (cores,))
+            found = Hardware(self._add(server), server, {}, {}, known=False)
+            self._flat[gpus, cores] = found
+        return found
+
+    def _add(self, server: ServerModel) -> int:
+        shape = (server.gpu_numa, server.numa_socket, server.numa_cores)
+        for index, known in enumerate(self.models):
+            if shape == (known.gpu_numa, known.numa_socket, known.numa_cores):
+                return index
+        self.models.append(replace(server, name=f"{len(self.models)}: {server.name}"))
+        return len(self.models) - 1
+
+
+def read_marks(resource: FlexTopoObject) -> dict[str, Marks]:
+    """Return what each pod holds by its name as `usedBy` says it; daemons hold nothing.
+
+    Raises:
+        TopologyError: a core or GPU has no number.
+    """
+    held: dict[str, tuple[list[int], list[int]]] = {}
+    for vertex in resource.spec.nodes:
+        attributes = vertex.attributes
+        if not attributes or vertex.type not in ("CPUCore", "GPU"):
+            continue
+        pod = attributes.get("usedBy")
+        if not pod or attributes.get("status") == "free" or is_daemon(str(pod)):
+            continue
+        number = vertex.id.rpartition("-")[2]
+        if not number.isascii() or not number.isdigit():
+            raise TopologyError(f"vertex {vertex.id[:40]!r}; legal: such as core-12")
+        held.setdefault(str(pod), ([], []))[vertex.type == "GPU"].append(int(number))
+    return {pod: Marks(tuple(cores), tuple(gpus)) for pod, (cores, gpus) in held.items()}
+
+
+def is_daemon(pod: str) -> bool:
+    """Say whether a `usedBy` names a daemon, whose marks say nothing of what is taken."""
+    name = pod.rpartition("/")[2]
+    return any(name == daemon or name.startswith(f"{daemon}-") for daemon in DAEMON_PODS)
+
+
+def _hardware_key(resource: FlexTopoObject) -> object:
+    """Return all of an object but its name and who uses what."""
+    vertices = []
+    for vertex in resource.spec.nodes:
+        attributes = vertex.attributes or {}
+        kept: tuple[object, ...] = ()
+        if vertex.type == "GPU":
+            kept = (attributes.get("name"), attributes.get("memoryTotal"))
+        vertices.append((vertex.id, vertex.type, *kept))
+    edges = [(edge.source, edge.target, edge.type) for edge in resource.spec.edges or ()]
+    return tuple(vertices), tuple(edges)

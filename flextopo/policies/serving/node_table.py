@@ -1,0 +1,93 @@
+"""All nodes as they stand, with sums over them that are kept up to date one change at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.objects import PodGroupObject
+from flextopo.policies.serving.view import node_rows
+
+
+class NodeTable:
+    """Node states by name.
+
+    Attributes:
+        states: the nodes with GPUs.
+        sums: GPUs of them: `gpus`, `free_gpus`, `online_gpus`, `batch_gpus`; pods of unknown
+            placement, `unknown`; nodes without FlexTopo, `flat`.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[str, NodeState] = {}
+        self.sums: Counter[str] = Counter()
+        self._members: dict[str, dict[str, int]] = {}
+        self._rows: npt.NDArray[Any] = node_rows([])
+        self._row_of: dict[str, int] | None = None
+
+    def set(self, name: str, state: NodeState | None) -> None:
+        """Put a node in place of what was known of it; None takes it out."""
+        old = self.states.get(name)
+        if old is not None:
+            self._account(name, old, -1)
+        if state is not None:
+            self._account(name, state, 1)
+        if (old is None) != (state is None):
+            self._row_of = None
+        if state is None:
+            self.states.pop(name, None)
+            return
+        self.states[name] = state
+        if self._row_of is not None:
+            self._rows[self._row_of[name]] = node_rows([state])[0]
+
+    def _account(self, name: str, state: NodeState, sign: int) -> None:
+        sums = self.sums
+        sums["gpus"] += sign * state.hardware.server.num_gpus
+        sums["free_gpus"] += sign * state.gpu_free.bit_count()
+        sums["online_gpus"] += sign * state.online_gpus
+        sums["batch_gpus"] += sign * state.batch_gpus
+        sums["unknown"] += sign * (len(state.records) - state.num_known)
+        sums["flat"] += sign * (not state.hardware.known)
+        for record in state.records:
+            if record.group:
+                here = self._members.setdefault(record.group, {})
+                here[name] = here.get(name, 0) + sign
+                if not here[name]:
+                    del here[name]
+                if not here:
+                    del self._members[record.group]
+
+    def other_rows(self, names: Mapping[str, NodeState]) -> npt.NDArray[Any]:
+        """Return all nodes but the named ones as the features see them, (m,) NODE_DTYPE."""
+        if self._row_of is None:
+            self._rows = node_rows(list(self.states.values()))
+            self._row_of = {name: row for row, name in enumerate(self.states)}
+        inside = [self._row_of[name] for name in names if name in self._row_of]
+        keep = np.ones(len(self._rows), np.bool_)
+        keep[inside] = False
+        return self._rows[keep]
+
+    def groups(self, known: Mapping[str, PodGroupObject]) -> dict[str, list[tuple[NodeState, int]]]:
+        """Return the PodGroups that stop when they lose a member, with where their members are.
+
+        Args:
+            known: PodGroup objects; a group without one has no member to spare.
+        """
+        found = {}
+        for group, nodes in self._members.items():
+            size = sum(nodes.values())
+            least = known[group].spec.minMember if group in known else None
+            if size <= (least or size):
+                found[group] = [
+                    (self.states[name], row)
+                    for name in nodes
+                    for row, record in enumerate(self.states[name].records)
+                    if record.group == group
+                ]
+        return found

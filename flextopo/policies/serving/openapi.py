@@ -1,0 +1,151 @@
+"""The OpenAPI document, generated from the structs that bodies are decoded into."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+import flextopo
+from flextopo.policies.serving.wire import NodesRequest, PreemptRequest
+from flextopo.policies.snapshot import Snapshot
+
+DECISION: dict[str, Any] = {
+    "type": "object",
+    "required": [
+        "node", "victims", "gpus", "level", "selector", "fallback", "cause", "reasons", "elapsed_ms",
+    ],
+    "properties": {
+        "node": {"type": ["string", "null"], "description": "null = do not preempt now"},
+        "victims": {"type": "array", "items": {"type": "string"}},
+        "gpus": {"type": "array", "items": {"type": "integer"}},
+        "level": {"enum": ["numa", "socket", "cross_socket", None]},
+        "selector": {"type": "string"},
+        "fallback": {"type": ["string", "null"]},
+        "cause": {"type": "string", "description": "why the baseline decided, empty = it did not"},
+        "reasons": {"type": "array", "items": {"type": "string"}},
+        "elapsed_ms": {"type": "number"},
+    },
+}  # fmt: skip
+
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}, "Error": {"type": "string"}},
+}
+
+PREEMPT_RESULT = {
+    "type": "object",
+    "required": ["NodeNameToMetaVictims"],
+    "properties": {
+        "NodeNameToMetaVictims": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["Pods", "NumPDBViolations"],
+                "properties": {
+                    "Pods": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "required": ["UID"],
+                            "properties": {"UID": {"type": "string"}},
+                        },
+                    },
+                    "NumPDBViolations": {"type": "integer"},
+                },
+            },
+        }
+    },
+}
+
+FILTER_RESULT = {
+    "type": "object",
+    "required": ["FailedNodes", "FailedAndUnresolvableNodes", "Error"],
+    "properties": {
+        "Nodes": {"type": "object"},
+        "NodeNames": {"type": "array", "items": {"type": "string"}},
+        "FailedNodes": {"type": "object", "additionalProperties": {"type": "string"}},
+        "FailedAndUnresolvableNodes": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+        },
+        "Error": {"type": "string"},
+    },
+}
+
+PRIORITIZE_RESULT = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["Host", "Score"],
+        "properties": {
+            "Host": {"type": "string"},
+            "Score": {"type": "integer", "minimum": 0, "maximum": 10},
+        },
+    },
+}
+
+
+@lru_cache
+def openapi_document() -> dict[str, Any]:
+    """Return the document, OpenAPI 3.1."""
+    bodies = (Snapshot, PreemptRequest, NodesRequest)
+    schemas, components = msgspec.json.schema_components(
+        bodies, ref_template="#/components/schemas/{name}"
+    )
+    components |= {
+        "Decision": DECISION,
+        "Error": ERROR,
+        "PreemptResult": PREEMPT_RESULT,
+        "FilterResult": FILTER_RESULT,
+        "PrioritizeResult": PRIORITIZE_RESULT,
+    }
+    snapshot, preempt, nodes = schemas
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "flextopo", "version": flextopo.__version__},
+        "paths": {
+            "/v1/decide": _post("Decide about a snapshot of a cluster.", snapshot, "Decision"),
+            "/preempt": _post("Extender verb: choose victims.", preempt, "PreemptResult"),
+            "/filter": _post("Extender verb: refuse nodes.", nodes, "FilterResult"),
+            "/prioritize": _post("Extender verb: score nodes.", nodes, "PrioritizeResult"),
+            "/healthz": _get("The process serves."),
+            "/readyz": _get("The cluster is known."),
+        },
+        "components": {"schemas": components},
+    }
+
+
+def _post(about: str, body: dict[str, Any], result: str) -> dict[str, Any]:
+    errors = {
+        "400": "the body is not legal",
+        "408": "the body did not come in time",
+        "413": "the body is too large",
+        "500": "neither selector nor baseline gave an answer",
+        "503": "too many requests, or the cluster is not known yet",
+    }
+    return {
+        "post": {
+            "summary": about,
+            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "responses": {
+                "200": _response("the answer", result),
+                **{status: _response(why, "Error") for status, why in errors.items()},
+            },
+        }
+    }
+
+
+def _get(about: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"type": "object"}}}
+    responses = {"200": {"description": "yes", "content": content}}
+    if "cluster" in about:
+        responses["503"] = {"description": "no", "content": content}
+    return {"get": {"summary": about, "responses": responses}}
+
+
+def _response(about: str, schema: str) -> dict[str, Any]:
+    found = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    return {"description": about, "content": {"application/json": found}}

@@ -1,0 +1,289 @@
+"""What the service remembers of a pod, read once from the object and its annotations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from flextopo.cluster.captures_text import parse_cpu_list
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.pods import TopologyRequirement
+from flextopo.policies.serving.objects import (
+    GPU,
+    Container,
+    ObjectError,
+    PodObject,
+    PriorityClassObject,
+    key_of,
+    parse_quantity,
+)
+
+REQUIREMENT = "godel.bytedance.com/flextopo-requirement"
+CAN_BE_PREEMPTED = "godel.bytedance.com/can-be-preempted"
+PROTECTION = "godel.bytedance.com/protection-duration-from-preemption"
+GPUS_HELD = "flextopo/gpus"
+CORES_HELD = "flextopo/cores"
+CHECKPOINT = "flextopo/checkpoint-interval-s"
+MIRROR = "kubernetes.io/config.mirror"
+STATIC = "kubernetes.io/config.source"
+GROUP_LABELS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
+GROUP_ANNOTATION = "godel.bytedance.com/pod-group-name"
+
+REQUIREMENTS = {
+    "none": TopologyRequirement.NONE,
+    "best-effort": TopologyRequirement.BEST_EFFORT,
+    "guaranteed": TopologyRequirement.GUARANTEED,
+}
+MAX_INT32 = 2**31 - 1
+
+
+@dataclass(slots=True, eq=False)
+class PodRecord:
+    """A pod as the service remembers it.
+
+    Attributes:
+        uid: unique for ever.
+        key: `namespace/name`.
+        namespace: of the pod.
+        labels: of the pod.
+        node: name of the node it is bound to, empty while it is pending.
+        nominated: node that is kept for it while it is pending, empty = none.
+        requests: what it asks for by resource, in thousandths.
+        gpus: whole GPUs asked for.
+        cores: whole CPU cores asked for, rounded up.
+        priority: greater is more important; 0 where nothing states one.
+        requirement: what it asks of the topology.
+        preemptible: neither it nor its PriorityClass forbids preemption.
+        daemon: a DaemonSet's pod.
+        static: a static pod, which only its kubelet can stop.
+        never_preempts: its preemption policy is Never.
+        protection_s: not a victim for this long after its start.
+        checkpoint_s: interval between checkpoints, 0 = none.
+        group: `namespace/name` of its PodGroup, empty = none.
+        created_s: Unix time of its creation, 0 where it is not stated.
+        start_s: Unix time of its start, None before.
+        terminating: its deletion has begun.
+        finished: it succeeded or failed and holds nothing.
+        running: its phase is Running.
+        gpus_held: GPU numbers by annotation, None where it does not tell.
+        cores_held: core numbers by annotation, None where it does not tell.
+        version: the object's resource version.
+        scheduler: name of the scheduler that is to place it.
+        refused: why it is unschedulable, empty where it is not.
+    """
+
+    uid: str
+    key: str
+    namespace: str
+    labels: dict[str, str]
+    node: str
+    nominated: str
+    requests: dict[str, int]
+    gpus: int
+    cores: int
+    priority: int
+    requirement: TopologyRequirement
+    preemptible: bool
+    daemon: bool
+    static: bool
+    never_preempts: bool
+    protection_s: int
+    checkpoint_s: int
+    group: str
+    created_s: int
+    start_s: int | None
+    terminating: bool
+    finished: bool
+    running: bool
+    gpus_held: tuple[int, ...] | None
+    cores_held: tuple[int, ...] | None
+    version: int
+    scheduler: str
+    refused: str
+
+    @property
+    def name(self) -> str:
+        """Return the bare name, as `usedBy` says it."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def online(self) -> bool:
+        """Say whether it is an online service's: such pods state a topology requirement."""
+        return self.requirement != TopologyRequirement.NONE
+
+    @property
+    def importance(self) -> tuple[int, float, str]:
+        """Return the key that sorts by descending importance; no start = least important."""
+        start = float("inf") if self.start_s is None else float(self.start_s)
+        return (-self.priority, start, self.key)
+
+
+def read_pod(pod: PodObject, classes: dict[str, PriorityClassObject]) -> PodRecord:
+    """Read a pod.
+
+    Args:
+        pod: the object.
+        classes: PriorityClasses by name.
+
+    Raises:
+        ObjectError: a quantity, number or time in it is not one.
+    """
+    meta, spec, status = pod.metadata, pod.spec, pod.status
+    where = f"pod {key_of(meta)!r}"
+    if not meta.name or not meta.uid:
+        raise ObjectError(f"{where}: metadata without name or uid; legal: both")
+    annotations = meta.annotations or {}
+    requests = sum_requests(spec.containers or [], spec.initContainers, spec.overhead, where)
+    gpus, cores = requests.get(GPU, 0) // 1000, -(-requests.get("cpu", 0) // 1000)
+    if gpus > MAX_INT32 or cores > MAX_INT32:
+        raise ObjectError(f"{where}: asks for {gpus} GPUs and {cores} cores; legal: below 2^31")
+    kind = classes.get(spec.priorityClassName or "")
+    priority = spec.priority
+    if priority is None:
+        priority = kind.value if kind else 0
+    if abs(priority) > MAX_INT32:
+        raise ObjectError(f"{where}: priority {priority}; legal: 32 bits")
+    owners = {owner.kind for owner in meta.ownerReferences or ()}
+    policy = spec.preemptionPolicy or (kind.preemptionPolicy if kind else None)
+    labels = meta.labels or {}
+    return PodRecord(
+        uid=meta.uid,
+        key=key_of(meta),
+        namespace=meta.namespace or "",
+        labels=labels,
+        node=spec.nodeName or "",
+        nominated=status.nominatedNodeName or "",
+        requests=requests,
+        gpus=gpus,
+        cores=cores,
+        priority=priority,
+        requirement=_requirement(annotations, where),
+        preemptible=_preemptible(annotations, kind),
+        daemon="DaemonSet" in owners,
+        static="Node" in owners or MIRROR in annotations or annotations.get(STATIC) == "file",
+        never_preempts=policy == "Never",
+        protection_s=_whole(annotations, PROTECTION, where),
+        checkpoint_s=_whole(annotations, CHECKPOINT, where),
+        group=_group(labels, annotations, meta.namespace or ""),
+        created_s=parse_time(meta.creationTimestamp, where) if meta.creationTimestamp else 0,
+        start_s=parse_time(status.startTime, where) if status.startTime else None,
+        terminating=meta.deletionTimestamp is not None,
+        finished=status.phase in ("Succeeded", "Failed"),
+        running=status.phase == "Running",
+        gpus_held=_numbers(annotations, GPUS_HELD, where),
+        cores_held=_numbers(annotations, CORES_HELD, where),
+        version=parse_version(meta.resourceVersion),
+        scheduler=spec.schedulerName or "default-scheduler",
+        refused=_refused(pod),
+    )
+
+
+def sum_requests(
+    containers: list[Container],
+    init: list[Container] | None,
+    overhead: dict[str, str | int | float] | None,
+    where: str,
+) -> dict[str, int]:
+    """Return what a pod asks for, in thousandths.
+
+    References:
+        kubernetes v1.36, component-helpers/resource, PodRequests: containers and sidecars run
+        together; an init container runs beside the sidecars started before it; overhead on top.
+    """
+    total: dict[str, int] = {}
+    for container in containers:
+        _add(total, _requests(container, where))
+    if init:
+        sidecars: dict[str, int] = {}
+        peak: dict[str, int] = {}
+        for container in init:
+            asked = _requests(container, where)
+            if container.restartPolicy == "Always":
+                _add(sidecars, asked)
+                asked = {}
+            for name in asked.keys() | sidecars.keys():
+                here = asked.get(name, 0) + sidecars.get(name, 0)
+                peak[name] = max(peak.get(name, 0), here)
+        _add(total, sidecars)
+        for name, value in peak.items():
+            total[name] = max(total.get(name, 0), value)
+    if overhead:
+        _add(total, {k: parse_quantity(v, f"{where}: overhead {k}") for k, v in overhead.items()})
+    return total
+
+
+def _requests(container: Container, where: str) -> dict[str, int]:
+    resources = container.resources
+    if resources is None:
+        return {}
+    asked = {**(resources.limits or {}), **(resources.requests or {})}
+    return {name: parse_quantity(value, f"{where}: {name}") for name, value in asked.items()}
+
+
+def _add(total: dict[str, int], more: dict[str, int]) -> None:
+    for name, value in more.items():
+        total[name] = total.get(name, 0) + value
+
+
+def _requirement(annotations: dict[str, str], where: str) -> TopologyRequirement:
+    text = annotations.get(REQUIREMENT, "none")
+    if text not in REQUIREMENTS:
+        raise ObjectError(
+            f"{where}: {REQUIREMENT} = {text[:40]!r}; legal: {', '.join(REQUIREMENTS)}"
+        )
+    return REQUIREMENTS[text]
+
+
+def _preemptible(annotations: dict[str, str], kind: PriorityClassObject | None) -> bool:
+    of_class = (kind.metadata.annotations or {}).get(CAN_BE_PREEMPTED) if kind else None
+    return annotations.get(CAN_BE_PREEMPTED, of_class) != "false"
+
+
+def _whole(annotations: dict[str, str], name: str, where: str) -> int:
+    text = annotations.get(name, "0").removesuffix("s")
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise ObjectError(f"{where}: {name} = {annotations[name][:40]!r}; legal: whole seconds")
+    return int(text)
+
+
+def _numbers(annotations: dict[str, str], name: str, where: str) -> tuple[int, ...] | None:
+    text = annotations.get(name)
+    if text is None:
+        return None
+    try:
+        return parse_cpu_list(text)
+    except FlextopoError as error:
+        raise ObjectError(f"{where}: {name}: {error}") from None
+
+
+def _group(labels: dict[str, str], annotations: dict[str, str], namespace: str) -> str:
+    for name in (*(labels.get(label) for label in GROUP_LABELS), annotations.get(GROUP_ANNOTATION)):
+        if name:
+            return f"{namespace}/{name}"
+    return ""
+
+
+def _refused(pod: PodObject) -> str:
+    for condition in pod.status.conditions or ():
+        if condition.type == "PodScheduled" and condition.status == "False":
+            return condition.message or condition.reason or "Unschedulable"
+    return ""
+
+
+def parse_time(text: str, where: str) -> int:
+    """Return an RFC 3339 time as Unix seconds.
+
+    Raises:
+        ObjectError: it is not one.
+    """
+    try:
+        return int(datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError):
+        raise ObjectError(
+            f"{where}: time {text[:40]!r}; legal: such as 2026-11-01T00:00:00Z"
+        ) from None
+
+
+def parse_version(text: str | None) -> int:
+    """Return a resource version as a number that grows, 0 where there is none or it is none."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 20 else 0

@@ -1,0 +1,100 @@
+"""Run a selector with a limit on its time; one that does not come back is left behind."""
+
+from __future__ import annotations
+
+import threading
+from queue import SimpleQueue
+
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.pods import Pod
+from flextopo.cluster.selector import Candidate, VictimSelector
+from flextopo.cluster.state import ClusterState
+
+MAX_STUCK = 4
+"""Threads that may hang before selectors are not even started any more."""
+
+FALLBACK_FACTOR = 5
+"""The baseline may take this many times the selector's budget before the answer is an error."""
+
+
+class UndecidableError(FlextopoError):
+    """Report that neither the selector nor the baseline gave an answer that may be given."""
+
+
+class SelectorTimeoutError(FlextopoError):
+    """Report a selector that used up its time."""
+
+
+class _Job:
+    """One decision in a thread; `finished` opens when there is a result or an error."""
+
+    def __init__(self, selector: VictimSelector, state: ClusterState, preemptor: Pod) -> None:
+        self.selector, self.state, self.preemptor = selector, state, preemptor
+        self.result: Candidate | None = None
+        self.error: Exception | None = None
+        self.finished = threading.Lock()
+        self.finished.acquire()
+
+    def run(self) -> None:
+        try:
+            self.result = self.selector.select(self.state, self.preemptor)
+        except Exception as error:  # noqa: BLE001  it is raised in the caller's thread
+            self.error = error
+        except BaseException as error:  # noqa: BLE001  a model may not end the service
+            self.error = RuntimeError(repr(error))
+        self.finished.release()
+
+
+class SelectorRunner:
+    """A thread that runs selectors one at a time; another replaces it when it hangs.
+
+    The threads are daemons, so that one that hangs does not keep the process from ending.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[_Job | None] | None = None
+        self._stuck: list[_Job] = []
+
+    def select(
+        self, selector: VictimSelector, state: ClusterState, preemptor: Pod, limit_s: float
+    ) -> Candidate | None:
+        """Let a selector choose.
+
+        Args:
+            selector: decides.
+            state: what it sees; nobody else may change it, even after a timeout.
+            preemptor: the pending pod.
+            limit_s: seconds it may take.
+
+        Raises:
+            SelectorTimeoutError: it took longer, or too many before it still hang.
+            Exception: whatever the selector raises.
+        """
+        self._stuck = [job for job in self._stuck if job.finished.locked()]
+        if len(self._stuck) >= MAX_STUCK:
+            raise SelectorTimeoutError(
+                f"selector {selector.name!r}: {len(self._stuck)} earlier decisions still run; "
+                f"legal: below {MAX_STUCK}"
+            )
+        if self._jobs is None:
+            self._jobs = SimpleQueue()
+            threading.Thread(target=_work, args=(self._jobs,), daemon=True).start()
+        job = _Job(selector, state, preemptor)
+        self._jobs.put(job)
+        if not job.finished.acquire(timeout=limit_s):
+            # The thread ends when the job does; the next decision gets a new one.
+            self._jobs.put(None)
+            self._jobs = None
+            self._stuck.append(job)
+            raise SelectorTimeoutError(
+                f"selector {selector.name!r} took over {limit_s * 1000:.0f} ms; legal: less"
+            )
+        job.finished.release()
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job.run()

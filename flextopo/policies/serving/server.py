@@ -1,0 +1,188 @@
+"""Run the service: warm up, listen with or without TLS, stop when told."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from flextopo.cluster.errors import FlextopoError
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.objects import Meta, NodeObject, NodeStatus, PodObject
+from flextopo.policies.serving.service import Service, make_app, make_health_app
+
+WARM_UP: Sequence[tuple[str, str]] = (("warm-up/batch", "node"), ("warm-up/preemptor", ""))
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where the service listens.
+
+    Attributes:
+        host: address.
+        port: of the verbs.
+        health_port: of health and metrics alone, without TLS; 0 = none. A kubelet has no client
+            certificate, so it needs this port where clients must show one.
+        certificate: PEM file, None = no TLS.
+        key: PEM file of its private key.
+        client_ca: PEM file of who signs the clients' certificates; then each must show one.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    health_port: int = 0
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise FlextopoError("TLS needs both --tls-cert and --tls-key; legal: both or none")
+        if self.client_ca is not None and self.certificate is None:
+            raise FlextopoError("--client-ca without --tls-cert; legal: with it")
+        for name in ("port", "health_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise FlextopoError(f"{name} {getattr(self, name)}; legal: 0 to 65535")
+
+
+Task = Callable[[], Awaitable[None]]
+
+
+def run(service: Service, listen: Listen, tasks: Sequence[Task] = ()) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        service: what answers.
+        listen: where.
+        tasks: run beside it, such as the watch; when one fails the process ends, to be restarted.
+
+    Raises:
+        FlextopoError: the port is taken or a certificate cannot be read.
+    """
+    config = _config(make_app(service), listen.host, listen.port, _tls(listen))
+    servers = [uvicorn.Server(config)]
+    if listen.health_port:
+        servers.append(_Beside(_config(make_health_app(service), listen.host, listen.health_port)))
+    try:
+        config.get_loop_factory()
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_serve(servers, tasks))
+    except SystemExit:
+        # uvicorn has logged why; its usual cause is a port that is taken.
+        raise FlextopoError(
+            f"{listen.host}:{listen.port}: cannot listen; legal: an address and port that are free"
+        ) from None
+
+
+class _Beside(uvicorn.Server):
+    """A second server in the process, which leaves signals to the first."""
+
+    def install_signal_handlers(self) -> None:
+        """Do nothing."""
+
+
+async def _serve(servers: Sequence[uvicorn.Server], tasks: Sequence[Task]) -> None:
+    beside = [asyncio.ensure_future(task()) for task in tasks]
+    listening = [asyncio.ensure_future(server.serve()) for server in servers]
+    try:
+        done, _ = await asyncio.wait([*beside, *listening], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for server in servers:
+            server.should_exit = True
+        for task in beside:
+            task.cancel()
+        for task in [*beside, *listening]:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+def _config(
+    app: Starlette, host: str, port: int, tls: dict[str, str | int | None] | None = None
+) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        **(tls or {}),  # type: ignore[arg-type]
+    )
+
+
+def _tls(listen: Listen) -> dict[str, str | int | None] | None:
+    if listen.certificate is None or listen.key is None:
+        return None
+    for path in (listen.certificate, listen.key, listen.client_ca):
+        if path is not None and not path.is_file():
+            raise FlextopoError(f"{path}: no such file; legal: a PEM file")
+    try:
+        ssl.create_default_context().load_cert_chain(listen.certificate, listen.key)
+        if listen.client_ca is not None:
+            ssl.create_default_context(cafile=str(listen.client_ca))
+    except (ssl.SSLError, OSError) as error:
+        raise FlextopoError(f"{listen.certificate}: {error}; legal: PEM files") from None
+    required = ssl.CERT_NONE if listen.client_ca is None else ssl.CERT_REQUIRED
+    return {
+        "ssl_certfile": str(listen.certificate),
+        "ssl_keyfile": str(listen.key),
+        "ssl_ca_certs": str(listen.client_ca) if listen.client_ca else None,
+        "ssl_cert_reqs": int(required),
+    }
+
+
+def warm_up(decider: Decider) -> None:
+    """Let selector and baseline decide once about a cluster of one node, and freeze the memory.
+
+    The first decision compiles kernels or loads them from disk, which takes up to seconds; and the
+    garbage collector need not walk what stays until the end.
+    """
+    cache = ClusterCache()
+    allocatable: dict[str, str | int | float] = {"nvidia.com/gpu": 2, "cpu": 8, "pods": 10}
+    cache.put(NodeObject(Meta(name="node"), NodeStatus(allocatable)))
+    for key, node in WARM_UP:
+        cache.put(_pod(key, node))
+    preemptor = cache.pods["warm-up/preemptor"]
+    for selector in (decider.selector, decider.fallback):
+        patient = Decider(cache, selector, decider.fallback, budget_s=120.0)
+        state = cache.state_of("node", preemptor)
+        assert state is not None
+        for worst_case in (False, True):
+            view = cache.view(preemptor, {"node": state}, worst_case=worst_case)
+            with suppress(Exception):
+                # Its own failures show, and are counted, when there is something to decide.
+                selector.select(view, view.pod(0))
+        patient.decide(preemptor, ["node"])
+        patient.alignment(state, preemptor)
+    gc.collect()
+    gc.freeze()
+
+
+def _pod(key: str, node: str) -> PodObject:
+    import msgspec
+
+    namespace, _, name = key.partition("/")
+    requests = {"nvidia.com/gpu": 2, "cpu": 2}
+    return msgspec.convert(
+        {
+            "metadata": {"name": name, "namespace": namespace, "uid": key},
+            "spec": {
+                "nodeName": node or None,
+                "priority": 0 if node else 1,
+                "containers": [{"resources": {"requests": requests}}],
+            },
+            "status": {"phase": "Running" if node else "Pending"},
+        },
+        PodObject,
+    )

@@ -1,0 +1,204 @@
+"""The HTTP service: verbs of the extender, decisions about snapshots, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.selector import VictimSelector
+from flextopo.policies.serving.extender import Extender
+from flextopo.policies.serving.openapi import openapi_document
+from flextopo.policies.serving.runner import SelectorRunner, UndecidableError
+from flextopo.policies.serving.telemetry import Telemetry
+from flextopo.policies.snapshot import decide, decode
+
+Verb = Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may cost.
+
+    Attributes:
+        body_bytes: size of a body; 100 nodes of 8 pods of 10 kB are 8 MB.
+        body_s: seconds until a body must have come.
+        requests: how many may be under way at once; kube-scheduler sends one at a time.
+    """
+
+    body_bytes: int = 16 * 2**20
+    body_s: float = 5.0
+    requests: int = 32
+
+
+@dataclass
+class Service:
+    """Everything behind the routes.
+
+    Attributes:
+        selector: decides about snapshots, and is named by `/healthz`.
+        fallback: the deterministic baseline.
+        telemetry: counts and logs.
+        extender: the verbs of kube-scheduler, None without a cluster.
+        ready: says whether the cluster is known.
+        budget_s: time of the selector for one decision.
+        limits: what a request may cost.
+    """
+
+    selector: VictimSelector
+    fallback: VictimSelector
+    telemetry: Telemetry
+    extender: Extender | None = None
+    ready: Callable[[], bool] = lambda: True
+    budget_s: float = 0.2
+    limits: Limits = field(default_factory=Limits)
+    _runner: SelectorRunner = field(default_factory=SelectorRunner)
+    _under_way: int = 0
+
+    def decide(self, body: bytes) -> bytes:
+        """Answer `POST /v1/decide`: a snapshot in, a decision with reasons out.
+
+        Raises:
+            FlextopoError: the snapshot is not legal.
+            UndecidableError: the baseline failed too.
+        """
+        found = decide(decode(body), self.selector, self.fallback, self._runner, self.budget_s)
+        if found["cause"]:
+            self.telemetry.fell_back(found["cause"])
+        self.telemetry.log("decision", verb="decide", **found)
+        return msgspec.json.encode(found)
+
+    def verb(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        """Return the handler of a verb: the body within its limits, then bytes to bytes."""
+
+        async def handle(request: Request) -> Response:
+            begin = time.perf_counter()
+            if self._under_way >= self.limits.requests:
+                return self._close(name, begin, 503, f"{self._under_way} requests are under way")
+            self._under_way += 1
+            try:
+                async with asyncio.timeout(self.limits.body_s):
+                    body = await self._read(request)
+            except TimeoutError:
+                return self._close(name, begin, 408, f"no body after {self.limits.body_s:g} s")
+            except ClientDisconnect:
+                return self._close(name, begin, 400, "the client went away")
+            finally:
+                self._under_way -= 1
+            if body is None:
+                limit = self.limits.body_bytes
+                return self._close(name, begin, 413, f"body over {limit} bytes; legal: up to that")
+            status, content = self._run(name, body)
+            self.telemetry.answered(name, status, time.perf_counter() - begin)
+            return Response(content, status, media_type="application/json")
+
+        return handle
+
+    async def _read(self, request: Request) -> bytes | None:
+        """Return the body, None if it is too large."""
+        told = request.headers.get("content-length", "0")
+        if told.isdigit() and int(told) > self.limits.body_bytes:
+            return None
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self.limits.body_bytes:
+                return None
+        return bytes(body)
+
+    def _run(self, name: str, body: bytes) -> tuple[int, bytes]:
+        if name != "decide" and not self.ready():
+            return 503, _error("the cluster is not known yet")
+        try:
+            return 200, self._handler(name)(body)
+        except UndecidableError as error:
+            self.telemetry.log("undecidable", verb=name, error=str(error))
+            return 500, _error(str(error))
+        except FlextopoError as error:
+            return 400, _error(str(error))
+        except Exception as error:  # noqa: BLE001
+            # kube-scheduler goes on by itself when it gets an error, and not when it gets nothing.
+            self.telemetry.log("failure", verb=name, error=f"{type(error).__name__}: {error}")
+            return 500, _error("internal error; the log says more")
+
+    def _handler(self, name: str) -> Verb:
+        if name == "decide":
+            return self.decide
+        if self.extender is None:
+            raise FlextopoError("no cluster; legal: flextopo serve --snapshot FILE or --kube")
+        handlers = {
+            "filter": self.extender.filter,
+            "prioritize": self.extender.prioritize,
+            "preempt": self.extender.preempt,
+        }
+        return handlers[name]
+
+    def _close(self, name: str, begin: float, status: int, why: str) -> Response:
+        """Refuse a request whose body was not read to its end; the connection cannot go on."""
+        self.telemetry.answered(name, status, time.perf_counter() - begin)
+        headers = {"connection": "close"}
+        if status == 503:
+            headers["retry-after"] = "1"
+        return Response(_error(why), status, headers, "application/json")
+
+    async def healthy(self, _: Request) -> Response:
+        """Answer `GET /healthz`: the process serves."""
+        return _json(200, {"status": "ok", "selector": self.selector.name})
+
+    async def is_ready(self, _: Request) -> Response:
+        """Answer `GET /readyz`: the cluster is known."""
+        ready = self.ready()
+        return _json(200 if ready else 503, {"ready": ready})
+
+    async def metrics(self, _: Request) -> Response:
+        """Answer `GET /metrics`."""
+        return Response(self.telemetry.metrics(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, _: Request) -> Response:
+        """Answer `GET /openapi.json`."""
+        return _json(200, openapi_document())
+
+
+def make_app(service: Service) -> Starlette:
+    """Return the application: verbs, health, metrics and the OpenAPI document."""
+    verbs = [
+        Route(path, service.verb(name), methods=["POST"])
+        for path, name in (
+            ("/filter", "filter"),
+            ("/prioritize", "prioritize"),
+            ("/preempt", "preempt"),
+            ("/v1/decide", "decide"),
+        )
+    ]
+    return Starlette(routes=[*verbs, *_health_routes(service)])
+
+
+def make_health_app(service: Service) -> Starlette:
+    """Return health and metrics alone, for a port without client certificates."""
+    return Starlette(routes=_health_routes(service))
+
+
+def _health_routes(service: Service) -> list[Route]:
+    return [
+        Route("/healthz", service.healthy, methods=["GET"]),
+        Route("/readyz", service.is_ready, methods=["GET"]),
+        Route("/metrics", service.metrics, methods=["GET"]),
+        Route("/openapi.json", service.openapi, methods=["GET"]),
+    ]
+
+
+def _json(status: int, content: object) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def _error(why: str) -> bytes:
+    # kube-scheduler reads `Error` of a filter's answer; people read `error`.
+    return msgspec.json.encode({"error": why, "Error": why})

@@ -1,0 +1,196 @@
+"""The extender protocol on the wire: bodies as typed structs, in Go's case or another.
+
+References:
+    kubernetes v1.36, kube-scheduler/extender/v1: structs without tags, so keys are capitalised in
+    what Go writes, and of any case in what it reads; older clients write lower case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from flextopo.policies.serving.objects import ObjectError, PodObject
+
+T = TypeVar("T")
+
+
+class VictimMeta(msgspec.Struct):
+    """Metadata of a victim as it is sent."""
+
+    uid: str = ""
+
+
+class VictimPod(msgspec.Struct):
+    """A victim as it is sent without node cache; only its uid is read."""
+
+    metadata: VictimMeta
+
+
+class Victims(msgspec.Struct):
+    """Victims of a node; unset where the key is missing, or written in another case."""
+
+    Pods: list[VictimPod] | msgspec.UnsetType | None = msgspec.UNSET
+    NumPDBViolations: int = 0
+
+
+class MetaPod(msgspec.Struct):
+    """A victim as it is sent with node cache, and as it is answered."""
+
+    UID: str
+
+
+class MetaVictims(msgspec.Struct):
+    """Victims of a node by uid; unset as above."""
+
+    Pods: list[MetaPod] | msgspec.UnsetType | None = msgspec.UNSET
+    NumPDBViolations: int = 0
+
+
+class PreemptRequest(msgspec.Struct):
+    """Body of `preempt`; which map is filled depends on nodeCacheCapable."""
+
+    Pod: PodObject
+    NodeNameToVictims: dict[str, Victims | None] | None = None
+    NodeNameToMetaVictims: dict[str, MetaVictims | None] | None = None
+
+
+class NodeList(msgspec.Struct):
+    """Nodes as they came, to be sent back untouched."""
+
+    items: list[msgspec.Raw] | None = None
+
+
+class NodesRequest(msgspec.Struct):
+    """Body of `filter` and `prioritize`."""
+
+    Pod: PodObject
+    Nodes: NodeList | None = None
+    NodeNames: list[str] | None = None
+
+
+class NamedMeta(msgspec.Struct):
+    """The name of an object."""
+
+    name: str
+
+
+class Named(msgspec.Struct):
+    """An object of which only the name is read."""
+
+    metadata: NamedMeta
+
+
+_PREEMPT = msgspec.json.Decoder(PreemptRequest)
+_NODES = msgspec.json.Decoder(NodesRequest)
+_NAMED = msgspec.json.Decoder(Named)
+_TOP = ("Pod", "NodeNameToVictims", "NodeNameToMetaVictims", "Nodes", "NodeNames")
+
+
+def read_victims(request: PreemptRequest) -> dict[str, tuple[list[str], int]]:
+    """Return uids of the victims and budget violations by node, whichever way they came."""
+    found = {}
+    if request.NodeNameToMetaVictims:
+        for name, by_uid in request.NodeNameToMetaVictims.items():
+            victims = by_uid or MetaVictims()
+            found[name] = [pod.UID for pod in victims.Pods or ()], victims.NumPDBViolations
+        return found
+    for name, whole in (request.NodeNameToVictims or {}).items():
+        pods = whole or Victims()
+        found[name] = [pod.metadata.uid for pod in pods.Pods or ()], pods.NumPDBViolations
+    return found
+
+
+def read_nodes(request: NodesRequest) -> dict[str, msgspec.Raw | None]:
+    """Return the nodes by name, with their objects where these came.
+
+    Raises:
+        ObjectError: a node has no name.
+    """
+    if request.Nodes is None:
+        return dict.fromkeys(request.NodeNames or ())
+    try:
+        return {_NAMED.decode(item).metadata.name: item for item in request.Nodes.items or ()}
+    except msgspec.DecodeError as error:
+        raise ObjectError(f"body: Nodes.items: {error}") from None
+
+
+def decode_preempt(body: bytes) -> PreemptRequest:
+    """Decode an ExtenderPreemptionArgs.
+
+    Raises:
+        ObjectError: it is not one, or has no victims of either kind.
+    """
+    found = _decode(_PREEMPT, body, _is_complete)
+    if found.NodeNameToVictims is None and found.NodeNameToMetaVictims is None:
+        raise ObjectError(
+            "body: neither NodeNameToVictims nor NodeNameToMetaVictims; legal: one of them"
+        )
+    return found
+
+
+def decode_nodes(body: bytes) -> NodesRequest:
+    """Decode an ExtenderArgs.
+
+    Raises:
+        ObjectError: it is not one, or has no nodes of either kind.
+    """
+
+    def complete(request: NodesRequest) -> bool:
+        return request.Nodes is not None or request.NodeNames is not None
+
+    found = _decode(_NODES, body, complete)
+    if not complete(found):
+        raise ObjectError("body: neither Nodes nor NodeNames; legal: one of them")
+    return found
+
+
+def _is_complete(request: PreemptRequest) -> bool:
+    maps = (request.NodeNameToVictims, request.NodeNameToMetaVictims)
+    victims = [victims for some in maps for victims in (some or {}).values()]
+    return any(some is not None for some in maps) and all(
+        entry is None or entry.Pods is not msgspec.UNSET for entry in victims
+    )
+
+
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes, complete: Callable[[T], bool]) -> T:
+    """Decode a body; where something is missing, look for keys in another case, as Go does."""
+    errors = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+    try:
+        found = decoder.decode(body)
+        if complete(found):
+            return found
+    except errors as error:
+        if "missing required field" not in str(error):
+            raise ObjectError(f"body: {error}") from None
+    try:
+        document = msgspec.json.decode(body)
+        return msgspec.json.decode(msgspec.json.encode(_in_go_case(document)), type=decoder.type)
+    except errors as error:
+        raise ObjectError(f"body: {error}") from None
+
+
+def _in_go_case(document: Any) -> Any:
+    """Write the keys of the protocol as Go does; those of pods and nodes stay as they are."""
+    found = _renamed(document, _TOP)
+    if not isinstance(found, dict):
+        return found
+    for name in ("NodeNameToVictims", "NodeNameToMetaVictims"):
+        if isinstance(found.get(name), dict):
+            found[name] = {
+                node: _renamed(victims, ("Pods", "NumPDBViolations"))
+                for node, victims in found[name].items()
+            }
+    for victims in (found.get("NodeNameToMetaVictims") or {}).values():
+        if isinstance(victims, dict) and isinstance(victims.get("Pods"), list):
+            victims["Pods"] = [_renamed(pod, ("UID",)) for pod in victims["Pods"]]
+    return found
+
+
+def _renamed(value: Any, names: Sequence[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    right = {name.lower(): name for name in names}
+    return {right.get(str(key).lower(), key): item for key, item in value.items()}

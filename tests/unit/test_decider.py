@@ -1,0 +1,263 @@
+"""Who decides, in how much time, and what becomes of failures."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from kube_objects import (
+    budget,
+    flextopo,
+    full_node,
+    make_cache,
+    node,
+    pod,
+    preemptor,
+    read_record,
+)
+
+from flextopo.baselines.registry import make_selector
+from flextopo.cluster.pods import Pod
+from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
+from flextopo.cluster.state import ClusterState
+from flextopo.policies.runtime import LearnedSelector, load_policy
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.runner import (
+    MAX_STUCK,
+    SelectorRunner,
+    SelectorTimeoutError,
+    UndecidableError,
+)
+from flextopo.policies.serving.view import ClusterView
+
+FALLBACK = make_selector("flextopo-best-effort")
+GREEDY = make_selector("greedy-cost")
+
+
+@dataclass
+class Failing:
+    """A selector that raises, or hangs until it is let go."""
+
+    error: BaseException | None = None
+    let_go: threading.Event = field(default_factory=threading.Event)
+    name: str = "failing"
+    filter: AlignmentFilter = AlignmentFilter.OWN
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        if self.error is not None:
+            raise self.error
+        self.let_go.wait(60)
+        return GREEDY.select(cluster, preemptor)
+
+
+def decider(documents: Any, selector: VictimSelector = GREEDY, **more: Any) -> Decider:
+    # The first decision compiles kernels, which takes longer than the usual budget.
+    return Decider(make_cache(documents), selector, FALLBACK, **{"budget_s": 60.0, **more})
+
+
+ASKING = read_record(preemptor(2))
+
+
+def warm() -> ClusterView:
+    """Return a view for selectors to compile their kernels on."""
+    cache = make_cache(full_node())
+    return cache.view(ASKING, dict(cache.nodes.states), worst_case=True)
+
+
+def test_a_decision_says_where_whom_and_why() -> None:
+    documents = full_node()
+    # The last one started an hour ago like all others, and saves its work every 15 minutes.
+    documents[-1] = pod("n0-b7", "n0", annotations={"flextopo/checkpoint-interval-s": "900"})
+    documents[-2] = pod("n0-b6", "n0", annotations={"flextopo/checkpoint-interval-s": "900"})
+    found = decider(documents).decide(ASKING, ["n0", "elsewhere"])
+    assert found.node == "n0"
+    assert [victim.name for victim in found.victims] == ["n0-b6", "n0-b7"]
+    assert (found.gpus, found.level, found.violations) == ((6, 7), "socket", 0)
+    assert (found.selector, found.fallback) == ("greedy-cost", "")
+    assert found.reasons[0] == "placed on socket level"
+    assert "batch/n0-b6: priority 100, 1 GPUs, running 3600 s" in found.reasons
+    assert found.elapsed_ms > 0
+    assert found.cost_gpu_s > 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("gone"), MemoryError(), SystemExit(3)])
+def test_the_baseline_answers_for_a_model_that_fails(error: BaseException) -> None:
+    found = decider(full_node(), Failing(error)).decide(ASKING, ["n0"])
+    assert (found.selector, found.fallback) == ("flextopo-best-effort", "model_error")
+    assert type(error).__name__ in found.detail
+    assert len(found.victims) == 2
+
+
+def test_the_baseline_answers_for_scores_that_are_no_numbers() -> None:
+    policy = load_policy("deepset-imitation")
+    weights = {**policy.weights, "score.bias": policy.weights["score.bias"] * float("nan")}
+    broken = LearnedSelector("nan", weights, policy.k)
+    found = decider(full_node(), broken).decide(ASKING, ["n0"])
+    assert (found.selector, found.fallback) == ("flextopo-best-effort", "model_error")
+    assert "not finite" in found.detail
+
+
+def test_the_baseline_answers_for_a_model_that_hangs() -> None:
+    hanging = Failing()
+    FALLBACK.select((view := warm()), view.pod(0))
+    serving = decider(full_node(), hanging, budget_s=0.05)
+    begin = time.monotonic()
+    found = serving.decide(ASKING, ["n0"])
+    assert time.monotonic() - begin < 5
+    assert (found.selector, found.fallback) == ("flextopo-best-effort", "timeout")
+    assert "50 ms" in found.detail
+    # Once it comes back it is asked again.
+    hanging.let_go.set()
+    assert serving.decide(ASKING, ["n0"]).fallback == ""
+
+
+def test_models_that_hang_are_not_started_for_ever() -> None:
+    hanging, started = Failing(), threading.active_count()
+    running = SelectorRunner()
+    state = warm()
+    GREEDY.select(state, state.pod(0))
+    for _ in range(MAX_STUCK + 3):
+        with pytest.raises(SelectorTimeoutError):
+            running.select(hanging, state, state.pod(0), 0.01)
+    assert threading.active_count() <= started + MAX_STUCK
+    with pytest.raises(SelectorTimeoutError, match="earlier decisions still run"):
+        running.select(hanging, state, state.pod(0), 0.01)
+    hanging.let_go.set()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            assert running.select(GREEDY, state, state.pod(0), 5.0) is not None
+            return
+        except SelectorTimeoutError:
+            time.sleep(0.01)
+    pytest.fail("the runner did not recover")
+
+
+def test_a_failing_baseline_is_an_error_at_once() -> None:
+    cache = make_cache(full_node())
+    twice = Decider(cache, Failing(RuntimeError("one")), Failing(RuntimeError("two")))
+    with pytest.raises(UndecidableError, match=r"one.*and the baseline: two"):
+        twice.decide(ASKING, ["n0"])
+    hanging = Decider(cache, Failing(), Failing(), budget_s=0.02)
+    begin = time.monotonic()
+    with pytest.raises(UndecidableError, match="took over 100 ms"):
+        hanging.decide(ASKING, ["n0"])
+    assert time.monotonic() - begin < 2
+
+
+def test_the_baseline_decides_on_old_knowledge() -> None:
+    age = [30.0]
+    serving = decider(full_node(), age_s=lambda: age[0])
+    assert serving.decide(ASKING, ["n0"]).fallback == ""
+    age[0] = 31.0
+    found = serving.decide(ASKING, ["n0"])
+    assert (found.selector, found.fallback) == ("flextopo-best-effort", "stale_watch")
+    assert "31 s old" in found.detail
+
+
+def test_a_node_without_flextopo_is_the_baselines_and_nothing_is_claimed() -> None:
+    documents = [node("n0"), *(pod(f"p{i}", "n0") for i in range(8))]
+    found = decider(documents).decide(read_record(preemptor(2, "best-effort")), ["n0"])
+    assert (found.selector, found.fallback) == ("flextopo-best-effort", "missing_flextopo")
+    assert (len(found.victims), found.level, found.gpus) == (2, "unknown", ())
+    # A guaranteed pod needs an alignment that somebody knows.
+    found = decider(documents).decide(ASKING, ["n0"])
+    assert (found.node, found.reasons) == (None, ("no victim set helps",))
+
+
+def test_unknown_placements_never_count_as_aligned() -> None:
+    # b0 and b1 are on GPUs 0 and 1, one socket; nobody knows where the other six are.
+    documents = [node("n0"), flextopo("n0", {"b0": [0], "b1": [1]})]
+    documents += [pod(f"b{i}", "n0") for i in range(8)]
+    documents[-1] = pod("b7", "n0", priority=1)
+    found = decider(documents).decide(ASKING, ["n0"])
+    assert {victim.name for victim in found.victims} == {"b0", "b1"}
+    assert found.level == "socket"
+    # Without one of the two, only guesses would align it.
+    documents[2] = pod("b0", "n0", priority=1000)
+    assert decider(documents).decide(ASKING, ["n0"]).node is None
+    relaxed = read_record(preemptor(2, "best-effort"))
+    found = decider(documents).decide(relaxed, ["n0"])
+    assert (found.fallback, found.level, len(found.victims)) == ("unknown_placement", "unknown", 2)
+
+
+def test_nodes_of_known_placements_come_first() -> None:
+    documents = [*full_node("n1"), node("n0"), *(pod(f"p{i}", "n0", priority=1) for i in range(8))]
+    found = decider(documents).decide(read_record(preemptor(2, "best-effort")), ["n0", "n1"])
+    assert (found.node, found.fallback) == ("n1", "")
+
+
+def budgeted(labels: list[str], allowed: int) -> list[dict[str, Any]]:
+    documents = full_node()
+    for i, label in enumerate(labels):
+        documents[2 + i] = pod(f"n0-b{i}", "n0", meta={"labels": {"app": label}})
+    return [*documents, budget("budget", allowed, {"app": "a"})]
+
+
+def test_budgets_are_violated_only_where_nothing_else_helps() -> None:
+    found = decider(budgeted(["a"] * 7, 0)).decide(ASKING, ["n0"])
+    # b7 is free to go; the second on its socket is not.
+    assert (found.fallback, found.violations) == ("budget", 1)
+    assert "n0-b7" in {victim.name for victim in found.victims}
+    found = decider(budgeted(["a"] * 6, 0)).decide(ASKING, ["n0"])
+    assert (found.fallback, found.violations) == ("", 0)
+    assert {victim.name for victim in found.victims} == {"n0-b6", "n0-b7"}
+    strict = decider(budgeted(["a"] * 7, 0)).decide(ASKING, ["n0"], may_violate=False)
+    assert strict.node is None
+
+
+def test_a_budget_counts_down_within_one_victim_set() -> None:
+    found = decider(budgeted(["a"] * 8, 1)).decide(ASKING, ["n0"])
+    assert (found.fallback, found.violations) == ("budget", 1)
+    found = decider(budgeted(["a"] * 8, 2)).decide(ASKING, ["n0"])
+    assert (found.fallback, found.violations) == ("", 0)
+
+
+def test_a_policy_may_wait() -> None:
+    class Patient:
+        name, filter = "patient", AlignmentFilter.OWN
+
+        def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+            return None
+
+    found = decider(full_node(), Patient()).decide(ASKING, ["n0"])
+    assert (found.node, found.fallback, found.reasons) == (None, "", ("it is better to wait",))
+
+
+def test_a_pod_that_never_preempts_does_not() -> None:
+    asking = read_record(preemptor(2, spec={"preemptionPolicy": "Never"}))
+    assert decider(full_node()).decide(asking, ["n0"]).node is None
+
+
+@pytest.mark.parametrize("names", [[], ["elsewhere"], ["cpu"]])
+def test_nodes_nobody_knows_are_an_error(names: list[str]) -> None:
+    with pytest.raises(UndecidableError, match="none of"):
+        decider([*full_node(), node("cpu", gpus=0)]).decide(ASKING, names)
+
+
+def test_victims_about_something_else_stand_if_they_may() -> None:
+    # Four GPUs are free and aligned, so kube-scheduler's victims are about something else.
+    documents = full_node(count=4)
+    serving = decider(documents)
+    found = serving.decide(ASKING, ["n0"], {"n0": ["uid-n0-b0"]})
+    assert (found.node, found.unchanged, found.fallback) == (None, ("n0",), "unmodelled")
+    for uids in (["uid-nobody"], ["uid-n0-b0", "uid-other"]):
+        assert serving.decide(ASKING, ["n0"], {"n0": uids}).unchanged == ()
+    for change in (
+        {"priority": 1000},
+        {"meta": {"deletionTimestamp": "2027-01-15T07:59:00Z"}},
+        {"meta": {"ownerReferences": [{"kind": "DaemonSet"}]}},
+        {"meta": {"ownerReferences": [{"kind": "Node"}]}},
+        {"annotations": {"godel.bytedance.com/can-be-preempted": "false"}},
+        {"annotations": {"godel.bytedance.com/protection-duration-from-preemption": "7200"}},
+    ):
+        documents[2] = pod("n0-b0", "n0", **change)
+        found = decider(documents).decide(ASKING, ["n0"], {"n0": ["uid-n0-b0"]})
+        assert found.unchanged == (), change
+
+
+def test_equal_questions_get_equal_answers() -> None:
+    serving = decider([*full_node("n0"), *full_node("n1")])
+    first, second = (serving.decide(ASKING, ["n1", "n0"]) for _ in range(2))
+    assert (first.node, first.victims) == (second.node, second.victims)

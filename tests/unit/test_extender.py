@@ -1,0 +1,326 @@
+"""The verbs of kube-scheduler, on recorded bodies and on hand-made ones."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kube_objects import flextopo, full_node, make_cache, node, pod, preemptor
+
+from flextopo.baselines.registry import make_selector
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.extender import Extender
+from flextopo.policies.serving.objects import ObjectError
+from flextopo.policies.serving.runner import UndecidableError
+from flextopo.policies.serving.telemetry import Telemetry
+
+RECORDED = Path(__file__).parents[3] / "shared" / "cases" / "extender"
+
+
+def make_extender(
+    cache: ClusterCache, lines: list[bytes] | None = None, *, shadow: bool = False
+) -> Extender:
+    telemetry = Telemetry(cache, write=(lines if lines is not None else []).append)
+    decider = Decider(
+        cache, make_selector("greedy-cost"), make_selector("flextopo-best-effort"), budget_s=60
+    )
+    return Extender(decider, telemetry, shadow)
+
+
+def ask(extender: Extender, verb: str, body: Any) -> Any:
+    encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return json.loads(getattr(extender, verb)(encoded))
+
+
+def meta_victims(victims: Mapping[str, Sequence[str]], asking: Any = None) -> dict[str, Any]:
+    found = {
+        name: {"Pods": [{"UID": uid} for uid in uids], "NumPDBViolations": 0}
+        for name, uids in victims.items()
+    }
+    return {
+        "Pod": asking or preemptor(2),
+        "NodeNameToVictims": None,
+        "NodeNameToMetaVictims": found,
+    }
+
+
+def check_accepted(
+    request: Mapping[str, Any], answer: Mapping[str, Any], cache: ClusterCache
+) -> None:
+    """Check what kube-scheduler checks, and what it leaves to us."""
+    came = request["NodeNameToMetaVictims"] or request["NodeNameToVictims"]
+    priority = request["Pod"]["spec"]["priority"]
+    for name, victims in answer["NodeNameToMetaVictims"].items():
+        pods = [cache.pods[victim["UID"]] for victim in victims["Pods"]]
+        assert all(pod.node == name for pod in pods)
+        assert all(pod.priority < priority for pod in pods)
+        assert [pod.priority for pod in pods] == sorted((p.priority for p in pods), reverse=True)
+        assert pods or not came[name]["Pods"]
+        assert victims["NumPDBViolations"] == 0
+    assert set(answer["NodeNameToMetaVictims"]) <= set(came)
+
+
+def recorded(name: str) -> dict[str, Any]:
+    path = RECORDED / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def recorded_cluster(request: Mapping[str, Any], *, known: bool) -> ClusterCache:
+    """Return the cluster that a recorded body was sent from: its victims, and others on the GPUs."""
+    documents: list[dict[str, Any]] = []
+    for name, victims in (request["NodeNameToVictims"] or request["NodeNameToMetaVictims"]).items():
+        pods = [
+            {"kind": "Pod", **entry} if "metadata" in entry else by_uid(entry["UID"], i, name)
+            for i, entry in enumerate(victims["Pods"] or ())
+        ]
+        sizes = [
+            int(p["spec"]["containers"][0]["resources"]["requests"]["nvidia.com/gpu"]) for p in pods
+        ]
+        for i in range(8 - sum(sizes)):
+            pods.append(pod(f"{name}-high{i}", name, cpu="1", priority=20000))
+            sizes.append(1)
+        documents += [node(name), *pods]
+        if known:
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            held = {
+                p["metadata"]["name"]: list(range(start, start + size))
+                for p, start, size in zip(pods, starts, sizes, strict=True)
+            }
+            documents.append(flextopo(name, held))
+    return make_cache(documents)
+
+
+def by_uid(uid: str, i: int, name: str) -> dict[str, Any]:
+    gpus = 4 if name == "gpu-b" else 1
+    return pod(
+        f"{name}-low{i}", name, gpus=gpus, cpu="1", meta={"uid": uid, "namespace": "default"}
+    )
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("cached", ["", "_nodecache"])
+def test_recorded_preemptions_are_answered_so_that_kube_scheduler_accepts(
+    cached: str, known: bool
+) -> None:
+    request = recorded(f"extender_preempt_request{cached}")
+    cache = recorded_cluster(request, known=known)
+    answer = ask(make_extender(cache), "preempt", request)
+    check_accepted(request, answer, cache)
+    # Four cards are needed: gpu-a's four victims, or gpu-b's one.
+    recorded_answer = recorded(f"extender_preempt_response{cached}")["NodeNameToMetaVictims"]
+    for name, victims in answer["NodeNameToMetaVictims"].items():
+        assert {p["UID"] for p in victims["Pods"]} == {
+            p["UID"] for p in recorded_answer[name]["Pods"]
+        }
+    assert len(answer["NodeNameToMetaVictims"]) == 1
+
+
+@pytest.mark.parametrize("cached", ["", "_nodecache"])
+def test_nodes_that_came_without_victims_are_filled(cached: str) -> None:
+    request = recorded(f"extender_preempt_request_emptyvictims{cached}")
+    request["Pod"]["metadata"]["annotations"] = {
+        "godel.bytedance.com/flextopo-requirement": "guaranteed"
+    }
+    # Four cards are free, two on each socket; four one-card pods hold the others.
+    held = {f"low{i}": [gpu] for i, gpu in enumerate((0, 1, 4, 5))}
+    documents = [node("gpu-a"), flextopo("gpu-a", held)]
+    documents += [pod(name, "gpu-a", cpu="1") for name in held]
+    cache = make_cache(documents)
+    answer = ask(make_extender(cache), "preempt", request)
+    check_accepted(request, answer, cache)
+    victims = answer["NodeNameToMetaVictims"]["gpu-a"]["Pods"]
+    assert sorted(victim["UID"] for victim in victims) in (
+        ["uid-low0", "uid-low1"], ["uid-low2", "uid-low3"],
+    )  # fmt: skip
+
+
+def test_an_empty_node_that_fits_is_passed_on_and_one_that_never_does_is_left_out() -> None:
+    cache = make_cache([*full_node("n0", 2), *full_node("n1")])
+    extender = make_extender(cache)
+    answer = ask(extender, "preempt", meta_victims({"n0": []}))
+    assert answer == {"NodeNameToMetaVictims": {"n0": {"Pods": [], "NumPDBViolations": 0}}}
+    low = preemptor(2, priority=50)
+    assert ask(extender, "preempt", meta_victims({"n1": []}, low)) == {"NodeNameToMetaVictims": {}}
+
+
+@pytest.mark.parametrize("cached", ["", "_nodecache"])
+def test_recorded_filters_keep_nodes_as_they_came(cached: str) -> None:
+    request = recorded(f"extender_filter_request{cached}")
+    cache = make_cache([node("gpu-b")])
+    answer = ask(make_extender(cache), "filter", request)
+    assert answer["FailedNodes"] == answer["FailedAndUnresolvableNodes"] == {}
+    if cached:
+        assert answer["NodeNames"] == ["gpu-b"]
+        assert "Nodes" not in answer
+    else:
+        assert answer["Nodes"]["items"] == request["Nodes"]["items"]
+        assert answer["Nodes"] == recorded("extender_filter_response")["Nodes"]
+
+
+def nodes_request(names: Sequence[str], asking: Any) -> dict[str, Any]:
+    return {"Pod": asking, "Nodes": None, "NodeNames": list(names)}
+
+
+FILTERED = [
+    *full_node("half", 0),
+    *full_node("full"),
+    *[node("spread"), flextopo("spread", {f"s{i}": [i] for i in (0, 1, 2, 4, 5, 6)})],
+    *[pod(f"s{i}", "spread") for i in (0, 1, 2, 4, 5, 6)],
+    node("flat"),
+    node("guess"),
+    flextopo("guess", {}),
+    pod("g", "guess"),
+]
+
+
+def test_filter_refuses_what_does_not_align_a_guaranteed_pod() -> None:
+    extender = make_extender(make_cache(FILTERED))
+    names = ["half", "full", "spread", "flat", "guess", "new"]
+    answer = ask(extender, "filter", nodes_request(names, preemptor(2)))
+    assert answer["NodeNames"] == ["half"]
+    assert answer["FailedAndUnresolvableNodes"] == {}
+    words = {
+        "full": "do not fit",
+        "spread": "different sockets",
+        "flat": "no FlexTopo",
+        "guess": "not known",
+        "new": "not seen",
+    }
+    assert set(answer["FailedNodes"]) == set(words)
+    for name, word in words.items():
+        assert word in answer["FailedNodes"][name]
+    # Others are none of the filter's business.
+    for requirement in ("best-effort", "none"):
+        answer = ask(extender, "filter", nodes_request(names, preemptor(2, requirement)))
+        assert answer["NodeNames"] == names
+    # Nine cards never fit, whoever leaves.
+    answer = ask(extender, "filter", nodes_request(["half", "full"], preemptor(9)))
+    assert set(answer["FailedAndUnresolvableNodes"]) == {"half", "full"}
+    # Eight cards are aligned at the best level that the server gives.
+    assert ask(extender, "filter", nodes_request(["half"], preemptor(8)))["NodeNames"] == ["half"]
+
+
+def test_prioritize_scores_the_alignment_of_free_resources() -> None:
+    extender = make_extender(make_cache(FILTERED))
+    names = ["half", "full", "spread", "flat", "guess", "new"]
+    found = ask(extender, "prioritize", nodes_request(names, preemptor(2)))
+    assert [entry["Host"] for entry in found] == names
+    # Two cards never share a NUMA node here, so one socket is the best; the spread two miss that.
+    assert [entry["Score"] for entry in found] == [10, 0, 0, 0, 0, 0]
+    # Only GPU 3 is free, and the cores of its NUMA node are taken: those of the socket are left.
+    others = [i for i in range(1, 8) if i != 3]
+    late = [node("late"), flextopo("late", {f"late-b{i}": [i] for i in others})]
+    late += [pod(f"late-b{i}", "late") for i in others]
+    where = {"flextopo/gpus": "0", "flextopo/cores": "0-6"}
+    late.append(pod("late-b0", "late", annotations=where))
+    extender = make_extender(make_cache([*late, *full_node("half", 0)]))
+    one = ask(extender, "prioritize", nodes_request(["half", "late"], preemptor(1)))
+    assert [entry["Score"] for entry in one] == [10, 5]
+
+
+def test_a_pod_without_gpus_is_left_alone() -> None:
+    extender = make_extender(make_cache(full_node()))
+    web = pod("web", gpus=0, priority=1000)
+    request = meta_victims({"n0": ["uid-n0-b3"]}, web)
+    answer = ask(extender, "preempt", request)
+    assert answer["NodeNameToMetaVictims"] == request["NodeNameToMetaVictims"]
+    assert ask(extender, "filter", nodes_request(["n0"], web))["NodeNames"] == ["n0"]
+    assert ask(extender, "prioritize", nodes_request(["n0"], web)) == [{"Host": "n0", "Score": 0}]
+
+
+def lowered(value: Any) -> Any:
+    """Write the protocol's keys as older clients do."""
+    renamed = {
+        "Pod": "pod", "NodeNameToMetaVictims": "nodeNameToMetaVictims", "Nodes": "nodes",
+        "NodeNameToVictims": "nodeNameToVictims", "NodeNames": "nodenames", "Pods": "pods",
+        "NumPDBViolations": "numPDBViolations", "UID": "uid",
+    }  # fmt: skip
+    if isinstance(value, dict):
+        return {renamed.get(k, k): v if k == "Pod" else lowered(v) for k, v in value.items()}
+    return [lowered(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_lower_case_keys_are_tolerated(full: bool) -> None:
+    extender = make_extender(make_cache(full_node()))
+    request = meta_victims({"n0": ["uid-n0-b3", "uid-n0-b5"]})
+    if full:
+        pods = [pod("n0-b3", "n0"), pod("n0-b5", "n0")]
+        request["NodeNameToMetaVictims"] = None
+        request["NodeNameToVictims"] = {"n0": {"Pods": pods, "NumPDBViolations": 0}}
+    expected = ask(extender, "preempt", request)
+    assert len(expected["NodeNameToMetaVictims"]["n0"]["Pods"]) == 2
+    assert ask(extender, "preempt", lowered(request)) == expected
+    # Victims must not get lost where only the inner keys are of another case.
+    mixed = {k: v if k == "Pod" else lowered(v) for k, v in request.items()}
+    assert ask(extender, "preempt", mixed) == expected
+    names = nodes_request(["n0"], preemptor(2))
+    assert ask(extender, "filter", lowered(names)) == ask(extender, "filter", names)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"Pod": 1}', b'{"Pod": {}}', b'{"Pod": {"metadata": {}}}',
+     b"\xff", b'{"Pod": ' + b"[" * 100_000, json.dumps({"Pod": preemptor(2)}).encode(),
+     json.dumps({"Pod": preemptor(2), "NodeNameToMetaVictims": {"n0": {"Pods": [{}]}}}).encode(),
+     json.dumps({"Pod": preemptor(2), "NodeNameToMetaVictims": {"n0": 3}}).encode(),
+     json.dumps({"Pod": preemptor(2, cpu="-1"), "NodeNameToMetaVictims": {}}).encode()],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["preempt", "filter", "prioritize"])
+def test_bad_bodies_are_one_sentence(verb: str, body: bytes) -> None:
+    with pytest.raises(ObjectError) as error:
+        ask(make_extender(make_cache(full_node())), verb, body)
+    assert "\n" not in str(error.value)
+
+
+def test_deep_unknown_fields_do_no_harm() -> None:
+    body = json.dumps(meta_victims({"n0": []})).encode()
+    deep = body[:-1] + b', "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    with pytest.raises(ObjectError):
+        ask(make_extender(make_cache(full_node())), "preempt", deep)
+
+
+def test_unknown_nodes_are_an_error_and_unknown_victims_are_not_evicted() -> None:
+    extender = make_extender(make_cache(full_node()))
+    with pytest.raises(UndecidableError):
+        ask(extender, "preempt", meta_victims({"nowhere": ["x"]}))
+    assert ask(extender, "preempt", meta_victims({})) == {"NodeNameToMetaVictims": {}}
+    answer = ask(extender, "preempt", meta_victims({"n0": ["stranger"]}))
+    assert "stranger" not in json.dumps(answer)
+    assert len(answer["NodeNameToMetaVictims"]["n0"]["Pods"]) == 2
+
+
+def test_victims_go_by_descending_priority_with_true_violations() -> None:
+    documents = full_node()
+    for i, priority in enumerate((5, 300, 20, 100, 1, 1, 1, 1)):
+        documents[2 + i] = pod(f"n0-b{i}", "n0", priority=priority)
+    cache = make_cache(documents)
+    request = meta_victims({"n0": [f"uid-n0-b{i}" for i in range(4)]}, preemptor(8))
+    answer = ask(make_extender(cache), "preempt", request)
+    check_accepted(request, answer, cache)
+    assert [p["UID"] for p in answer["NodeNameToMetaVictims"]["n0"]["Pods"]][:3] == [
+        "uid-n0-b1", "uid-n0-b3", "uid-n0-b2",
+    ]  # fmt: skip
+
+
+def test_shadow_answers_what_came_and_logs_both() -> None:
+    lines: list[bytes] = []
+    extender = make_extender(make_cache(full_node()), lines, shadow=True)
+    request = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b7"]})
+    answer = ask(extender, "preempt", request)
+    assert answer["NodeNameToMetaVictims"] == request["NodeNameToMetaVictims"]
+    (event,) = map(json.loads, lines)
+    assert event["shadow"] is True
+    assert event["default"]["victims"] == ["batch/n0-b0", "batch/n0-b7"]
+    assert event["default"]["level"] == "cross_socket"
+    assert event["default"]["aligned"] is False
+    assert event["level"] == "socket"
+    assert event["default"]["cost_gpu_h"] > event["cost_gpu_h"]
+    # Nothing is refused either.
+    names = nodes_request(["n0"], preemptor(2))
+    assert ask(extender, "filter", names)["NodeNames"] == ["n0"]

@@ -1,0 +1,296 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from kube_objects import (
+    budget,
+    flextopo,
+    full_node,
+    make_cache,
+    node,
+    pod,
+    preemptor,
+    read,
+    read_record,
+)
+
+from flextopo.cluster.arrays import NOMINATED, RUNNING, TERMINATING
+from flextopo.cluster.server_model import PRESETS
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.node_state import NodeState
+
+
+def state_of(documents: Sequence[Mapping[str, Any]], name: str = "n0") -> NodeState:
+    return make_cache(documents).nodes.states[name]
+
+
+def held(state: NodeState) -> dict[str, list[int]]:
+    return {
+        record.name: [gpu for gpu in range(16) if mask >> gpu & 1]
+        for record, mask in zip(state.records, state.live["gpu_mask"].tolist(), strict=True)
+    }
+
+
+def test_flextopo_tells_who_holds_what() -> None:
+    state = state_of(full_node(count=6))
+    assert held(state) == {f"n0-b{i}": [i] for i in range(6)}
+    assert state.gpu_free == 0b11000000
+    # GPU 0 sits on NUMA node 3; seven of its eight cores are used.
+    assert state.cores.sum(0).tolist() == [7, 7, 7, 7, 0, 0, 7, 7]
+    assert state.cores_free.tolist() == [1, 1, 1, 1, 8, 8, 1, 1]
+    assert state.known
+    assert state.worst_case()[0] == state.gpu_free
+
+
+def test_an_annotation_tells_more_than_flextopo() -> None:
+    documents = [node("n0"), flextopo("n0", {"p": [0]}), pod("p", "n0")]
+    documents[2]["metadata"]["annotations"] = {"flextopo/gpus": "5", "flextopo/cores": "48-54"}
+    assert held(state_of(documents)) == {"p": [5]}
+
+
+def without_gpu_marks(document: dict[str, Any]) -> dict[str, Any]:
+    """Drop the marks of GPUs, which real objects often lack."""
+    for vertex in document["spec"]["nodes"]:
+        if vertex["type"] == "GPU":
+            vertex["attributes"] = {"status": "free"}
+    return document
+
+
+def test_gpus_of_one_pod_are_known_by_elimination_only_when_none_is_free() -> None:
+    documents = full_node()
+    for vertex in documents[1]["spec"]["nodes"]:
+        if vertex["id"] == "gpu-3":
+            vertex["attributes"] = {"status": "free"}
+    state = state_of(documents)
+    assert held(state)["n0-b3"] == [3]
+    assert state.known
+    # With one pod less there are two GPUs it may hold, and the other is not free for sure.
+    state = state_of([d for d in documents if d["metadata"]["name"] != "n0-b7"])
+    assert not state.known
+    assert (state.num_known, state.unknown_gpus) == (6, 1)
+    assert state.gpu_free.bit_count() == 1
+    assert state.worst_case()[0] == 0
+
+
+def test_unknown_pods_keep_counts_and_take_the_worst_case() -> None:
+    documents = full_node(count=4)
+    documents[1] = without_gpu_marks(documents[1])
+    state = state_of(documents)
+    assert state.num_known == 0
+    assert state.gpu_free.bit_count() == 4
+    assert sorted(len(gpus) for gpus in held(state).values()) == [1, 1, 1, 1]
+    gpus, cores = state.worst_case()
+    assert gpus == 0
+    # Their cores are known, so these are not guessed at.
+    assert cores.tolist() == [1, 1, 1, 1, 8, 8, 8, 8]
+
+
+def test_unknown_cores_are_taken_from_every_numa_node() -> None:
+    documents = [node("n0"), flextopo("n0", {}), pod("p", "n0", annotations={"flextopo/gpus": "0"})]
+    state = state_of(documents)
+    assert (state.unknown_gpus, state.unknown_cores) == (0, 7)
+    assert state.worst_case()[0] == 0b11111110
+    assert state.worst_case()[1].tolist() == [1] * 8
+
+
+def test_pods_without_gpus_and_pinned_cores_block_nothing() -> None:
+    state = state_of([*full_node(count=0), pod("web", "n0", gpus=0, cpu="3")])
+    assert state.records == []
+    assert state.requested["cpu"] == 3000
+    assert state.known
+
+
+def test_marks_under_a_name_that_two_pods_have_are_nobodys() -> None:
+    twin = pod("p", "n0")
+    twin["metadata"] |= {"namespace": "other", "uid": "uid-other"}
+    state = state_of([node("n0"), flextopo("n0", {"p": [0]}), pod("p", "n0"), twin])
+    assert state.num_known == 0
+    qualified = flextopo("n0", {"batch/p": [0], "other/p": [1]})
+    assert state_of([node("n0"), qualified, pod("p", "n0"), twin]).num_known == 2
+
+
+def test_two_pods_cannot_hold_one_gpu() -> None:
+    documents = [node("n0"), flextopo("n0", {})]
+    for name in ("a", "b"):
+        documents.append(
+            pod(name, "n0", annotations={"flextopo/gpus": "0", "flextopo/cores": "24-30"})
+        )
+    state = state_of(documents)
+    assert state.num_known == 1
+    assert state.gpu_free.bit_count() == 6
+
+
+def test_a_faulty_gpu_may_be_any() -> None:
+    documents = full_node(count=2)
+    documents[0] = node("n0", gpus=7)
+    state = state_of(documents)
+    assert state.gpu_free.bit_count() == 5
+    assert state.worst_case()[0] == 0
+
+
+def test_pods_beyond_the_gpus_break_a_node() -> None:
+    state = state_of([node("n0"), flextopo("n0", {}), *(pod(f"p{i}", "n0") for i in range(9))])
+    assert "more than its 8 GPUs" in state.broken
+
+
+def test_statuses_follow_the_pod() -> None:
+    documents = full_node(count=2)
+    documents[2]["metadata"]["deletionTimestamp"] = "2027-01-15T07:59:00Z"
+    nominated = pod("q", status={"nominatedNodeName": "n0"})
+    state = state_of([*documents, nominated, pod("done", "n0", status={"phase": "Succeeded"})])
+    assert dict(
+        zip([r.name for r in state.records], state.live["status"].tolist(), strict=True)
+    ) == {"n0-b0": TERMINATING, "n0-b1": RUNNING, "q": NOMINATED}
+    assert state.gpu_free.bit_count() == 5
+    # What is kept for a pod is free for that pod itself.
+    cache = make_cache([*documents, nominated])
+    mine = cache.state_of("n0", read_record(nominated))
+    assert mine is not None
+    assert mine.gpu_free.bit_count() == 6
+    assert mine.known
+
+
+def test_a_node_without_flextopo_has_counts_alone() -> None:
+    cache = make_cache([node("n0"), pod("p", "n0")])
+    state = cache.nodes.states["n0"]
+    assert not state.known
+    assert state.gpu_free.bit_count() == 7
+    assert cache.nodes.sums["flat"] == 1
+    assert cache.nodes.sums["unknown"] == 1
+    assert make_cache([node("cpu", gpus=0)]).nodes.states == {}
+
+
+def test_equal_servers_share_a_model() -> None:
+    cache = make_cache(
+        [*full_node("n0"), *full_node("n1"), node("n2"), flextopo("n2", {}, PRESETS["a100"])]
+    )
+    assert len(cache.table) == 2
+    assert cache.nodes.sums["gpus"] == 24
+
+
+def change(document: dict[str, Any], version: int, **status: Any) -> dict[str, Any]:
+    meta = {**document["metadata"], "resourceVersion": str(version)}
+    return {**document, "metadata": meta, "status": {**document["status"], **status}}
+
+
+def test_duplicate_and_old_events_change_nothing() -> None:
+    cache = make_cache(full_node(count=0))
+    new, old = change(pod("p", "n0"), 7), change(pod("p", "n0"), 6, phase="Succeeded")
+    for document in (new, old, new, old):
+        cache.put(read(document))
+    assert cache.nodes.states["n0"].gpu_free.bit_count() == 7
+    cache.put(read(change(pod("p", "n0"), 8, phase="Succeeded")))
+    assert cache.nodes.states["n0"].gpu_free.bit_count() == 8
+
+
+def test_a_late_event_does_not_bring_a_deleted_pod_back() -> None:
+    cache = make_cache([*full_node(count=0), change(pod("p", "n0"), 7)])
+    cache.remove(read(change(pod("p", "n0"), 9)))
+    cache.remove(read(change(pod("p", "n0"), 9)))
+    cache.put(read(change(pod("p", "n0"), 8)))
+    cache.put(read(change(pod("p", "n0"), 10)))
+    assert "uid-p" not in cache.pods
+    assert cache.nodes.states["n0"].gpu_free.bit_count() == 8
+
+
+def test_a_fresh_list_takes_out_what_is_gone() -> None:
+    cache = make_cache([*full_node("n0"), *full_node("n1"), budget("b", 1, {"a": "b"})])
+    for kind in ("Pod", "Node", "FlexTopo", "PodDisruptionBudget"):
+        documents = [d for d in full_node("n0") if d["kind"] == kind]
+        objects = [read(document) for document in documents]
+        cache.replace(
+            type(read(budget("b", 1, {}) if kind == "PodDisruptionBudget" else documents[0])),
+            objects,
+        )
+    assert list(cache.nodes.states) == ["n0"]
+    assert len(cache.pods) == 8
+    assert not cache.budgets
+    fresh = make_cache(full_node("n0"))
+    assert cache.nodes.sums == fresh.nodes.sums
+
+
+def test_sums_follow_every_change() -> None:
+    cache = make_cache([*full_node("n0"), *full_node("n1", count=3)])
+    for uid in ("uid-n0-b1", "uid-n0-b2", "uid-n1-b0"):
+        name = uid.removeprefix("uid-")
+        cache.remove(read(pod(name, name[:2])))
+    cache.remove(read(node("n1")))
+    cache.put(read(pod("n0-c", "n0", gpus=2)))
+    kept = [d for d in full_node("n0") if d["metadata"]["name"] not in ("n0-b1", "n0-b2")]
+    assert +cache.nodes.sums == +make_cache([*kept, pod("n0-c", "n0", gpus=2)]).nodes.sums
+
+
+def test_a_pod_that_cannot_be_read_closes_its_node() -> None:
+    cache = make_cache(full_node(count=0))
+    bad = pod("p", "n0", annotations={"flextopo/gpus": "x"})
+    cache.put(read(bad))
+    assert "batch/p" in cache.nodes.states["n0"].broken
+    assert "Pod uid-p" in cache.problems
+    cache.remove(read(bad))
+    assert cache.nodes.states["n0"].broken == ""
+    assert not cache.problems
+
+
+def test_a_flextopo_that_is_none_counts_as_missing() -> None:
+    cache = make_cache(full_node(count=1))
+    document = flextopo("n0", {})
+    document["spec"]["edges"].append({"source": "numa-0", "target": "nothing", "type": "contains"})
+    cache.put(read(document))
+    assert not cache.nodes.states["n0"].hardware.known
+    assert "nothing" in cache.problems["FlexTopo n0"]
+
+
+def test_the_view_holds_what_the_cache_does() -> None:
+    cache = make_cache([*full_node("n0"), *full_node("n1", count=3), *full_node("n2", count=5)])
+    asking = read_record(preemptor(4))
+    nodes = {name: cache.nodes.states[name] for name in ("n2", "n0")}
+    view = cache.view(asking, nodes, worst_case=False)
+    assert view.node_names == ["n2", "n0"]
+    assert view.pod(0).gpus == 4
+    assert [p.name for p in view.pods_on(1)] == [f"batch/n0-b{i}" for i in range(8)]
+    assert view.whole.nodes["gpu_free"].tolist() == [0b11100000, 0, 0b11111000]
+    assert view.arrays.totals[0]["batch_gpus"] == 16
+    assert view.arrays.totals[0]["wait_gpus"] == 4
+    assert view.pods_on(0)[0].start_s == cache.clock() - 3600
+    found = view.candidates(view.pod(0), True)
+    assert found
+    assert all(view.is_aligned(candidate, view.pod(0)) for candidate in found)
+    # Nothing is shared: what a selector does to its view does not reach the cache.
+    view.arrays.pods["priority"] = 0
+    view.arrays.cores_free[:] = 0
+    again = cache.view(asking, nodes, worst_case=False)
+    assert (again.arrays.pods["priority"][1:] == 100).all()
+    assert np.array_equal(again.arrays.cores_free[0], cache.nodes.states["n2"].cores_free)
+
+
+def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
+    def grouped(name: str, node_name: str) -> dict[str, Any]:
+        labels = {"scheduling.x-k8s.io/pod-group": "g"}
+        return pod(name, node_name, meta={"labels": labels})
+
+    documents = [
+        node("n0"), flextopo("n0", {"a": [0], "x": [1]}), grouped("a", "n0"), pod("x", "n0"),
+        node("n1"), flextopo("n1", {"b": [0], "c": [1]}), grouped("b", "n1"), grouped("c", "n1"),
+    ]  # fmt: skip
+    asking = read_record(preemptor(8))
+
+    def cost(cache: ClusterCache) -> dict[str, float]:
+        view = cache.view(asking, {"n0": cache.nodes.states["n0"]}, worst_case=False)
+        rows = {p.name: p.index for p in view.pods_on(0)}
+        return {
+            name: view.cost_of(view.candidate(0, list(rows.values()), view.pod(0)), view.pod(0))  # type: ignore[arg-type]
+            for name in rows
+        } | {"members": float(view.num_pods)}
+
+    alone = cost(make_cache(documents))
+    assert alone["members"] == 5
+    group = {
+        "kind": "PodGroup",
+        "metadata": {"name": "g", "namespace": "batch", "uid": "g"},
+        "spec": {"minMember": 2},
+    }
+    # Three run and two suffice: losing one stops nobody else.
+    spare = cost(make_cache([*documents, group]))
+    assert spare["members"] == 3
+    assert alone["batch/a"] == pytest.approx(2 * spare["batch/a"])
