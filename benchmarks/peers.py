@@ -275,6 +275,7 @@ def main() -> None:
     children, missing = start(options.only, options.cores)
     rows, broken = play(children, options.rounds, options.seconds)
     missing += broken
+    notes = [note for child in children for note in child.start["notes"]]
     for child in children:
         child.close()
     print(
@@ -283,10 +284,10 @@ def main() -> None:
         f"{options.seconds} s a case, medians"
     )
     show(rows)
-    for line in missing:
-        print(f"Not measured: {line}")
+    for line in [*notes, *(f"Not measured: {name}" for name in missing)]:
+        print(line)
     if options.json:
-        content = {"missing": missing, "rows": [row._asdict() for row in rows]}
+        content = {"missing": missing, "notes": notes, "rows": [row._asdict() for row in rows]}
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

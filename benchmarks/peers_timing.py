@@ -72,18 +72,38 @@ def measure(case: Case, seconds: float) -> dict[str, float | None]:
     return {"alone": alone, "drawn": steps / (stepping + drawing)}
 
 
-def serve(cases: Sequence[Case], missing: Sequence[tuple[str, str]] = ()) -> None:
+def warm_up(case: Case, longest_s: float = 40.0) -> float:
+    """Step until it gets no faster for three seconds; return the first second's steps/s.
+
+    For an environment that keeps what it prepared for later episodes.
+    """
+    first = best = measure(case, 1.0)["drawn"] or 0.0
+    begin, still = time.perf_counter(), 0
+    while still < 3 and time.perf_counter() - begin < longest_s:
+        rate = measure(case, 1.0)["drawn"] or 0.0
+        still = 0 if rate > 1.02 * best else still + 1
+        best = max(best, rate)
+    return first
+
+
+def serve(
+    cases: Sequence[Case],
+    missing: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+) -> None:
     """Announce the cases as one JSON line, then answer each line "seconds" with one round.
 
     Args:
         cases: what this script can measure; each is run once first, so that it is compiled.
         missing: (case, reason) of what it cannot.
+        notes: sentences to print below the table.
     """
     answers, sys.stdout = sys.stdout, sys.stderr  # what a peer prints itself is not an answer
     for case in cases:
         measure(case, 0.1)
     shown = [(c.environment, c.variant, c.num_envs, c.meaning) for c in cases]
-    print(json.dumps({"cases": shown, "missing": list(missing)}), file=answers, flush=True)
+    start = {"cases": shown, "missing": list(missing), "notes": list(notes)}
+    print(json.dumps(start), file=answers, flush=True)
     for line in sys.stdin:
         rates = [measure(case, float(line)) for case in cases]
         print(json.dumps(rates), file=answers, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -176,14 +177,20 @@ def steps() -> Run:
     return run
 
 
-def resets() -> Run:
-    """Reset the scalar environment: a tape is drawn and the cluster warms up."""
+def resets(new: bool) -> Run:
+    """Reset the scalar environment 8 times: to days it has not seen, or to one that it has."""
     env: Any = gym.make(ENV_ID)
-    return repeated(lambda: env.reset(options={"tape_seed": 3}))
+    seeds = itertools.count() if new else itertools.repeat(3)
+
+    def reset() -> None:
+        env.reset(options={"tape_seed": next(seeds)})
+
+    reset()
+    return lambda: timed(reset, 8)
 
 
 def vector_steps() -> Run:
-    """Step 64 environments 20 times from the same start; resets inside the steps are."""
+    """Step 64 environments 20 times from the same start; resets within are timed, days are known."""
     env: Any = gym.make_vec(ENV_ID, num_envs=64, vectorization_mode="vector_entry_point")
 
     def run() -> float:
@@ -223,7 +230,8 @@ def all_cases() -> dict[str, Case]:
     cases = {f"find_candidates, {n} nodes": Case("compiled", partial(find, n)) for n in SIZES}
     cases["observe, 16 nodes"] = Case("compiled", describe)
     cases["environment step"] = Case("python", steps)
-    cases["environment reset"] = Case("python", resets)
+    cases["environment reset, new day"] = Case("python", partial(resets, True))
+    cases["environment reset, same day"] = Case("python", partial(resets, False))
     if gym.spec(ENV_ID).vector_entry_point is not None:
         cases["vector environment step, 64"] = Case("compiled", vector_steps)
     cases["day, 16 servers"] = Case("python", day)
