@@ -42,8 +42,12 @@ def serve(
     snapshot: Annotated[
         Path | None, typer.Option(help="YAML or JSON file of pods, nodes and FlexTopo objects.")
     ] = None,
+    kube: Annotated[bool, typer.Option(help="Watch the cluster around, or of KUBECONFIG.")] = False,
+    controller: Annotated[
+        bool, typer.Option(help="Also evict for pods that kube-scheduler <= 1.37 leaves pending.")
+    ] = False,
     shadow: Annotated[
-        bool, typer.Option(help="Decide and log; answer kube-scheduler's own victims.")
+        bool, typer.Option(help="Decide and log; change nothing that kube-scheduler does.")
     ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
@@ -61,41 +65,35 @@ def serve(
 ) -> None:
     """Serve a selector: kube-scheduler's extender verbs, POST /v1/decide, health, metrics.
 
-    Without --snapshot only /v1/decide is answered.
+    Without --snapshot and --kube only /v1/decide is answered.
 
-    Examples: `flextopo serve --snapshot cluster.json`, `flextopo serve --selector exported
-    --snapshot cluster.yaml --shadow`.
+    Examples: `flextopo serve --snapshot cluster.json`, `flextopo serve --kube --shadow`.
     """
     from flextopo.baselines.registry import make_selector
     from flextopo.policies.selectors import find_selector
 
     if budget_ms < 1:
         raise FlextopoError(f"--budget-ms {budget_ms}; legal: 1 or more")
+    if kube and snapshot is not None:
+        raise FlextopoError("--kube with --snapshot; legal: one of them")
+    if controller and not kube:
+        raise FlextopoError("--controller without --kube; legal: with it")
     try:
-        from flextopo.policies.serving import server
-        from flextopo.policies.serving.cache import ClusterCache
-        from flextopo.policies.serving.decider import Decider
-        from flextopo.policies.serving.extender import Extender
-        from flextopo.policies.serving.service import Service
-        from flextopo.policies.serving.snapshot_file import load_snapshot
-        from flextopo.policies.serving.telemetry import Telemetry
+        from flextopo.policies.serving.server import Listen, Plan, start
     except ImportError as error:
         raise FlextopoError(f"{error.name} is not installed; legal: flextopo[serve]") from None
-    listen = server.Listen(host, port, health_port, tls_cert, tls_key, client_ca)
-    chosen, fallback = find_selector(selector), make_selector(FALLBACK)
-    cache = ClusterCache() if snapshot is None else load_snapshot(snapshot)
-    telemetry = Telemetry(cache)
-    decider = Decider(cache, chosen, fallback, budget_ms / 1000.0)
-    service = Service(
-        chosen,
-        fallback,
-        telemetry,
-        None if snapshot is None else Extender(decider, telemetry, shadow),
-        budget_s=budget_ms / 1000.0,
+    start(
+        Plan(
+            selector=find_selector(selector),
+            fallback=make_selector(FALLBACK),
+            snapshot=snapshot,
+            kube=kube,
+            controller=controller,
+            shadow=shadow,
+            budget_s=budget_ms / 1000.0,
+        ),
+        Listen(host, port, health_port, tls_cert, tls_key, client_ca),
     )
-    server.warm_up(decider)
-    telemetry.log("ready", selector=chosen.name, nodes=len(cache.nodes.states), port=port)
-    server.run(service, listen)
 
 
 def shadow_report(

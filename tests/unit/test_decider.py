@@ -261,3 +261,12 @@ def test_equal_questions_get_equal_answers() -> None:
     serving = decider([*full_node("n0"), *full_node("n1")])
     first, second = (serving.decide(ASKING, ["n1", "n0"]) for _ in range(2))
     assert (first.node, first.victims) == (second.node, second.victims)
+
+
+def test_a_start_in_the_future_counts_as_now() -> None:
+    documents = full_node()
+    for i in (6, 7):
+        documents[2 + i] = pod(f"n0-b{i}", "n0", status={"startTime": "2027-01-15T09:00:00Z"})
+    found = decider(documents).decide(ASKING, ["n0"])
+    assert {victim.name for victim in found.victims} == {"n0-b6", "n0-b7"}
+    assert "batch/n0-b6: priority 100, 1 GPUs, running 0 s" in found.reasons

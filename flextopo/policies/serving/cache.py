@@ -12,7 +12,13 @@ import numpy.typing as npt
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.server_model import compile_models
 from flextopo.policies.serving.budgets import covers
-from flextopo.policies.serving.hardware import Hardware, HardwareCatalogue, Marks, read_marks
+from flextopo.policies.serving.hardware import (
+    Hardware,
+    HardwareCatalogue,
+    Marks,
+    read_marks,
+    read_spec,
+)
 from flextopo.policies.serving.node_state import NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
@@ -95,10 +101,21 @@ class ClusterCache:
         """Return the pods that have no node."""
         return list(self._pending.values())
 
+    def pods_on(self, node: str) -> list[PodRecord]:
+        """Return the pods that are bound to a node or nominated for it."""
+        return list(self._on_node.get(node, {}).values())
+
+    def mark_terminating(self, uid: str) -> None:
+        """Remember that a pod's eviction was accepted, until the watch shows it."""
+        pod = self.pods.get(uid)
+        if pod is not None:
+            pod.terminating = True
+            self._dirty.add(pod.node)
+
     def put(self, obj: KubeObject) -> None:
         """Add or change an object; an older version than the known one is ignored."""
-        kind = type(obj).__name__.removesuffix("Object")
-        name = f"{kind} {obj.metadata.uid if kind == 'Pod' else key_of(obj.metadata)}"
+        by_uid = isinstance(obj, PodObject)
+        name = f"{obj.KIND} {obj.metadata.uid if by_uid else key_of(obj.metadata)}"
         version = parse_version(obj.metadata.resourceVersion)
         if version and version <= self._versions.get(name, 0):
             return
@@ -125,8 +142,9 @@ class ClusterCache:
             case FlexTopoObject():
                 self._dirty.add(name)
                 self._hardware.pop(name, None)
-                self._marks[name] = read_marks(obj)
-                self._hardware[name] = self._catalogue.of_flextopo(obj)
+                spec = read_spec(obj)
+                self._marks[name] = read_marks(spec)
+                self._hardware[name] = self._catalogue.of_flextopo(name, spec)
             case BudgetObject():
                 old = self.budgets.get(key_of(obj.metadata))
                 self.budgets[key_of(obj.metadata)] = obj
@@ -194,7 +212,7 @@ class ClusterCache:
             case BudgetObject():
                 self.budgets.pop(key, None)
                 self._dirty |= self._nodes.keys()
-                self._versions.pop(f"Budget {key}", None)
+                self._versions.pop(f"PodDisruptionBudget {key}", None)
             case PriorityClassObject():
                 self.classes.pop(name, None)
                 self._versions.pop(f"PriorityClass {name}", None)
@@ -204,7 +222,7 @@ class ClusterCache:
 
     def replace(self, kind: type[KubeObject], objects: Iterable[KubeObject]) -> None:
         """Take a fresh list of all objects of a kind: what is not in it is gone."""
-        keep, word = set(), kind.__name__.removesuffix("Object")
+        keep, word = set(), kind.KIND
         for obj in objects:
             self.put(obj)
             keep.add(obj.metadata.uid if kind is PodObject else key_of(obj.metadata))
@@ -220,7 +238,7 @@ class ClusterCache:
         known: dict[str, dict[str, Any]] = {
             "Node": self._nodes,
             "FlexTopo": self._marks,
-            "Budget": self.budgets,
+            "PodDisruptionBudget": self.budgets,
             "PriorityClass": self.classes,
             "PodGroup": self._groups,
         }

@@ -270,7 +270,7 @@ class Decider:
         reasons = [f"placed on {level} level" if sure else "its placement is not known"]
         reasons += [
             f"{victim.key}: priority {victim.priority}, {victim.gpus} GPUs, "
-            f"running {now_s - (now_s if victim.start_s is None else victim.start_s)} s"
+            f"running {victim.age_s(now_s)} s"
             for victim in victims
         ]
         return Decision(
@@ -317,9 +317,7 @@ class Decider:
             pod = self.cache.pods.get(uid)
             if pod is None or pod.node != node or pod.priority >= preemptor.priority:
                 return False
-            age_s = now_s - (now_s if pod.start_s is None else pod.start_s)
-            protected = not pod.preemptible or age_s < pod.protection_s
-            if protected or pod.daemon or pod.static or pod.terminating:
+            if pod.is_protected(now_s) or pod.daemon or pod.static or pod.terminating:
                 return False
         return preemptor.requirement != TopologyRequirement.GUARANTEED or self._aligns(
             preemptor, node, uids

@@ -107,8 +107,7 @@ def not_terminating(p: Proposal) -> str:
 def not_protected(p: Proposal) -> str:
     """Refuse victims that forbid preemption or are in their protected time."""
     for victim in p.victims:
-        age_s = p.now_s - (p.now_s if victim.start_s is None else victim.start_s)
-        if not victim.preemptible or age_s < victim.protection_s:
+        if victim.is_protected(p.now_s):
             return f"{victim.key} is protected"
     return ""
 

@@ -13,7 +13,7 @@ from flextopo.cluster.topology import DAEMON_PODS
 from flextopo.cluster.topology_graph import VertexType, vertex_index, vertices_of
 from flextopo.cluster.topology_model import server_model_from_graph
 from flextopo.cluster.topology_resource import API_VERSION, KIND, graph_from_resource
-from flextopo.policies.serving.objects import FlexTopoObject
+from flextopo.policies.serving.objects import FlexTopoObject, FlexTopoSpec, ObjectError
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +56,18 @@ class HardwareCatalogue:
         self._by_graph: dict[object, Hardware] = {}
         self._flat: dict[tuple[int, int], Hardware] = {}
 
-    def of_flextopo(self, resource: FlexTopoObject) -> Hardware:
-        """Return the hardware that an object describes.
+    def of_flextopo(self, name: str, spec: FlexTopoSpec) -> Hardware:
+        """Return the hardware that a node's FlexTopo describes.
 
         Raises:
             TopologyError: the object is no legal FlexTopo graph.
         """
-        key = _hardware_key(resource)
+        key = _hardware_key(spec)
         found = self._by_graph.get(key)
         if found is None:
-            document = msgspec.to_builtins(resource)
-            document |= {"apiVersion": API_VERSION, "kind": KIND}
-            graph = graph_from_resource(document, f"FlexTopo {resource.metadata.name!r}")
+            document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}}
+            document["spec"] = msgspec.to_builtins(spec)
+            graph = graph_from_resource(document, f"FlexTopo {name!r}")
             server, warnings = server_model_from_graph(graph)
             numbers = [vertex_index(gpu) for gpu in vertices_of(graph, VertexType.GPU)]
             found = Hardware(
@@ -102,14 +102,26 @@ class HardwareCatalogue:
         return len(self.models) - 1
 
 
-def read_marks(resource: FlexTopoObject) -> dict[str, Marks]:
+def read_spec(resource: FlexTopoObject) -> FlexTopoSpec:
+    """Return an object's graph.
+
+    Raises:
+        ObjectError: it has another form.
+    """
+    try:
+        return msgspec.convert(resource.spec, FlexTopoSpec)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ObjectError(f"FlexTopo {resource.metadata.name!r}: spec: {error}") from None
+
+
+def read_marks(spec: FlexTopoSpec) -> dict[str, Marks]:
     """Return what each pod holds by its name as `usedBy` says it; daemons hold nothing.
 
     Raises:
         TopologyError: a core or GPU has no number.
     """
     held: dict[str, tuple[list[int], list[int]]] = {}
-    for vertex in resource.spec.nodes:
+    for vertex in spec.nodes:
         attributes = vertex.attributes
         if not attributes or vertex.type not in ("CPUCore", "GPU"):
             continue
@@ -129,14 +141,14 @@ def is_daemon(pod: str) -> bool:
     return any(name == daemon or name.startswith(f"{daemon}-") for daemon in DAEMON_PODS)
 
 
-def _hardware_key(resource: FlexTopoObject) -> object:
+def _hardware_key(spec: FlexTopoSpec) -> object:
     """Return all of an object but its name and who uses what."""
     vertices = []
-    for vertex in resource.spec.nodes:
+    for vertex in spec.nodes:
         attributes = vertex.attributes or {}
         kept: tuple[object, ...] = ()
         if vertex.type == "GPU":
             kept = (attributes.get("name"), attributes.get("memoryTotal"))
         vertices.append((vertex.id, vertex.type, *kept))
-    edges = [(edge.source, edge.target, edge.type) for edge in resource.spec.edges or ()]
+    edges = [(edge.source, edge.target, edge.type) for edge in spec.edges or ()]
     return tuple(vertices), tuple(edges)

@@ -274,7 +274,7 @@ def _as_arrays(
     cores = np.zeros((len(records), width), np.int16)
     if not records:
         return pods, live, cores
-    starts = [now_s if record.start_s is None else record.start_s for record in records]
+    starts = [now_s - record.age_s(now_s) for record in records]
     pods["depart_s"], pods["duration_s"], pods["start_s"] = 2**61, 2**40, starts
     for name in ("gpus", "priority", "checkpoint_s", "protection_s", "online"):
         pods[name] = [getattr(record, name) for record in records]

@@ -82,7 +82,7 @@ class NodeTable:
         found = {}
         for group, nodes in self._members.items():
             size = sum(nodes.values())
-            least = known[group].spec.minMember if group in known else None
+            least = known[group].least if group in known else None
             if size <= (least or size):
                 found[group] = [
                     (self.states[name], row)

@@ -6,7 +6,7 @@ msgspec skips all other fields while it parses, which makes a pod of 10 kB as ch
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -105,6 +105,8 @@ class PodStatus(msgspec.Struct):
 class PodObject(msgspec.Struct):
     """A Pod."""
 
+    KIND: ClassVar[str] = "Pod"
+
     metadata: Meta
     spec: PodSpec = msgspec.field(default_factory=PodSpec)
     status: PodStatus = msgspec.field(default_factory=PodStatus)
@@ -118,6 +120,8 @@ class NodeStatus(msgspec.Struct):
 
 class NodeObject(msgspec.Struct):
     """A Node."""
+
+    KIND: ClassVar[str] = "Node"
 
     metadata: Meta
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
@@ -147,10 +151,16 @@ class FlexTopoSpec(msgspec.Struct):
 
 
 class FlexTopoObject(msgspec.Struct):
-    """A FlexTopo custom resource, named after its node."""
+    """A FlexTopo custom resource, named after its node.
+
+    The apiserver may hold anything under `spec`, so it is checked object by object: one that is
+    wrong must not keep the others from being read.
+    """
+
+    KIND: ClassVar[str] = "FlexTopo"
 
     metadata: Meta
-    spec: FlexTopoSpec
+    spec: Any = None
 
 
 class Expression(msgspec.Struct):
@@ -184,6 +194,8 @@ class BudgetStatus(msgspec.Struct):
 class BudgetObject(msgspec.Struct):
     """A PodDisruptionBudget."""
 
+    KIND: ClassVar[str] = "PodDisruptionBudget"
+
     metadata: Meta
     spec: BudgetSpec = msgspec.field(default_factory=BudgetSpec)
     status: BudgetStatus = msgspec.field(default_factory=BudgetStatus)
@@ -192,23 +204,27 @@ class BudgetObject(msgspec.Struct):
 class PriorityClassObject(msgspec.Struct):
     """A PriorityClass."""
 
+    KIND: ClassVar[str] = "PriorityClass"
+
     metadata: Meta
     value: int = 0
     globalDefault: bool | None = None
     preemptionPolicy: str | None = None
 
 
-class PodGroupSpec(msgspec.Struct):
-    """How many members a PodGroup needs to run."""
-
-    minMember: int | None = None
-
-
 class PodGroupObject(msgspec.Struct):
-    """A PodGroup."""
+    """A PodGroup; `spec.minMember` says how many members it needs to run."""
+
+    KIND: ClassVar[str] = "PodGroup"
 
     metadata: Meta
-    spec: PodGroupSpec = msgspec.field(default_factory=PodGroupSpec)
+    spec: Any = None
+
+    @property
+    def least(self) -> int | None:
+        """Return how many members it needs, None where it does not say."""
+        found = self.spec.get("minMember") if isinstance(self.spec, dict) else None
+        return found if isinstance(found, int) else None
 
 
 KubeObject = (
@@ -216,13 +232,11 @@ KubeObject = (
 )
 
 KINDS: dict[str, type[KubeObject]] = {
-    "Pod": PodObject,
-    "Node": NodeObject,
-    "FlexTopo": FlexTopoObject,
-    "PodDisruptionBudget": BudgetObject,
-    "PriorityClass": PriorityClassObject,
-    "PodGroup": PodGroupObject,
-}
+    kind.KIND: kind
+    for kind in (
+        PodObject, NodeObject, FlexTopoObject, BudgetObject, PriorityClassObject, PodGroupObject,
+    )
+}  # fmt: skip
 
 
 def parse_quantity(value: str | float, where: str) -> int:

@@ -106,6 +106,14 @@ class PodRecord:
         """Return the bare name, as `usedBy` says it."""
         return self.key.rpartition("/")[2]
 
+    def age_s(self, now_s: int) -> int:
+        """Return for how long it has run; 0 before its start, and where clocks disagree."""
+        return 0 if self.start_s is None else max(now_s - self.start_s, 0)
+
+    def is_protected(self, now_s: int) -> bool:
+        """Say whether it forbids preemption or is in its protected time."""
+        return not self.preemptible or self.age_s(now_s) < self.protection_s
+
     @property
     def online(self) -> bool:
         """Say whether it is an online service's: such pods state a topology requirement."""

@@ -14,10 +14,14 @@ import uvicorn
 from starlette.applications import Starlette
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.selector import VictimSelector
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.objects import Meta, NodeObject, NodeStatus, PodObject
 from flextopo.policies.serving.service import Service, make_app, make_health_app
+from flextopo.policies.serving.snapshot_file import load_snapshot
+from flextopo.policies.serving.telemetry import Telemetry
 
 WARM_UP: Sequence[tuple[str, str]] = (("warm-up/batch", "node"), ("warm-up/preemptor", ""))
 
@@ -53,7 +57,68 @@ class Listen:
                 raise FlextopoError(f"{name} {getattr(self, name)}; legal: 0 to 65535")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is served.
+
+    Attributes:
+        selector: decides.
+        fallback: the deterministic baseline.
+        snapshot: file that stands for the cluster.
+        kube: watch a real cluster.
+        controller: also evict for pods that kube-scheduler leaves pending.
+        shadow: decide and log, and change nothing.
+        budget_s: time of the selector for one decision.
+    """
+
+    selector: VictimSelector
+    fallback: VictimSelector
+    snapshot: Path | None = None
+    kube: bool = False
+    controller: bool = False
+    shadow: bool = False
+    budget_s: float = 0.2
+
+
 Task = Callable[[], Awaitable[None]]
+
+
+def start(plan: Plan, listen: Listen) -> None:
+    """Build the service, warm it up and run it.
+
+    Raises:
+        FlextopoError: the snapshot is illegal, there is no cluster, or it cannot listen.
+    """
+    cache = ClusterCache() if plan.snapshot is None else load_snapshot(plan.snapshot)
+    decider = Decider(cache, plan.selector, plan.fallback, plan.budget_s)
+    telemetry = Telemetry(cache, lambda: decider.age_s())
+    service = Service(plan.selector, plan.fallback, telemetry, budget_s=plan.budget_s)
+    if plan.kube or plan.snapshot is not None:
+        service.extender = Extender(decider, telemetry, plan.shadow)
+    tasks: list[Task] = []
+    if plan.kube:
+        tasks = _follow(plan, decider, service)
+    warm_up(decider)
+    telemetry.log("serving", selector=plan.selector.name, host=listen.host, port=listen.port)
+    run(service, listen, tasks)
+
+
+def _follow(plan: Plan, decider: Decider, service: Service) -> list[Task]:
+    """Return what keeps the cache in step with the cluster, and the controller if there is one."""
+    try:
+        from flextopo.policies.serving.controller import Controller
+        from flextopo.policies.serving.kube import KubeWatch, connect
+    except ImportError as error:
+        raise FlextopoError(f"{error.name} is not installed; legal: flextopo[kube]") from None
+    watch = KubeWatch(connect(), decider.cache, service.telemetry)
+    decider.age_s = watch.age_s
+    service.ready = watch.ready
+    tasks: list[Task] = [watch.run]
+    if plan.controller:
+        controller = Controller(decider, watch, service.telemetry, shadow=plan.shadow)
+        watch.changed = controller.wake
+        tasks.append(controller.run)
+    return tasks
 
 
 def run(service: Service, listen: Listen, tasks: Sequence[Task] = ()) -> None:
@@ -72,7 +137,6 @@ def run(service: Service, listen: Listen, tasks: Sequence[Task] = ()) -> None:
     if listen.health_port:
         servers.append(_Beside(_config(make_health_app(service), listen.host, listen.health_port)))
     try:
-        config.get_loop_factory()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_serve(servers, tasks))
     except SystemExit:

@@ -1,0 +1,281 @@
+"""Follow a real cluster: list, watch, and list again when the watch cannot go on.
+
+lightkube's client decodes straight into the structs of `objects`. Its higher-level `watch` has no
+bookmarks, so requests are prepared here: a bookmark comes at the end of every quiet watch, which
+tells a quiet cluster from a dead connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import msgspec
+from lightkube.config.client_adapter import ConnectionParams
+from lightkube.config.kubeconfig import KubeConfig
+from lightkube.core import resource as res
+from lightkube.core.exceptions import ApiError, ConfigError
+from lightkube.core.generic_client import ALL_NS, GenericAsyncClient
+from lightkube.generic_resource import create_api_info
+from lightkube.resources.core_v1 import Node, Pod, PodEviction, PodStatus
+from lightkube.resources.policy_v1 import PodDisruptionBudget
+from lightkube.resources.scheduling_v1 import PriorityClass
+
+from flextopo.cluster.errors import FlextopoError
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.objects import (
+    BudgetObject,
+    FlexTopoObject,
+    KubeObject,
+    NodeObject,
+    PodGroupObject,
+    PodObject,
+    PriorityClassObject,
+)
+from flextopo.policies.serving.telemetry import Telemetry
+
+WATCH_S = 15
+"""Seconds of one watch request; at its end a bookmark shows that the stream lives."""
+SILENCE_S = 2 * WATCH_S
+"""A stream that says nothing for so long is taken for dead."""
+PAGE = 500
+"""Objects a page of a list."""
+RETRY_S = (0.2, 5.0)
+"""Shortest and longest wait after an error; it doubles in between."""
+ABSENT_S = 30.0
+"""Wait before a kind that the cluster does not have is asked for again."""
+
+
+class WatchedPod(res.NamespacedResourceG, PodObject):
+    """Pods of all namespaces."""
+
+    _api_info = Pod._api_info
+
+
+class WatchedNode(res.GlobalResource, NodeObject):
+    """Nodes."""
+
+    _api_info = Node._api_info
+
+
+class WatchedFlexTopo(res.GlobalResource, FlexTopoObject):
+    """FlexTopo objects."""
+
+    _api_info = create_api_info("flextopo.baichuan-inc.com", "v1alpha1", "FlexTopo", "flextopos")
+
+
+class WatchedBudget(res.NamespacedResourceG, BudgetObject):
+    """PodDisruptionBudgets of all namespaces."""
+
+    _api_info = PodDisruptionBudget._api_info
+
+
+class WatchedPriorityClass(res.GlobalResource, PriorityClassObject):
+    """PriorityClasses."""
+
+    _api_info = PriorityClass._api_info
+
+
+class WatchedPodGroup(res.NamespacedResourceG, PodGroupObject):
+    """PodGroups of all namespaces."""
+
+    _api_info = create_api_info("scheduling.x-k8s.io", "v1alpha1", "PodGroup", "podgroups")
+
+
+class PatchedPod(res.NamespacedSubResource, PodObject):
+    """The status of a pod."""
+
+    _api_info = PodStatus._api_info
+
+
+WATCHED: dict[type[Any], type[KubeObject]] = {
+    WatchedPriorityClass: PriorityClassObject,
+    WatchedNode: NodeObject,
+    WatchedFlexTopo: FlexTopoObject,
+    WatchedBudget: BudgetObject,
+    WatchedPodGroup: PodGroupObject,
+    WatchedPod: PodObject,
+}
+"""What is listed and watched, and the kind it is kept as."""
+
+OPTIONAL = (WatchedFlexTopo, WatchedPodGroup)
+"""Kinds of custom resources, which a cluster may lack."""
+
+
+def connect(config: KubeConfig | None = None) -> GenericAsyncClient:
+    """Return a client of the cluster around, or of the kubeconfig file's.
+
+    Raises:
+        FlextopoError: neither tells of a cluster.
+    """
+    try:
+        params = ConnectionParams(timeout=httpx2.Timeout(10.0))
+        return GenericAsyncClient(params, config, field_manager="flextopo")
+    except (ConfigError, OSError, KeyError, ValueError) as error:
+        raise FlextopoError(
+            f"no cluster: {error}; legal: inside a pod, or with KUBECONFIG set"
+        ) from None
+
+
+@dataclass
+class KubeWatch:
+    """Keeps a cache in step with a cluster.
+
+    Attributes:
+        client: of the cluster.
+        cache: kept in step.
+        telemetry: told of errors.
+        changed: called after every change.
+    """
+
+    client: GenericAsyncClient
+    cache: ClusterCache
+    telemetry: Telemetry | None = None
+    changed: Callable[[], None] = lambda: None
+    _version: dict[type[Any], str | None] = field(default_factory=dict)
+    _alive_at: dict[type[Any], float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.monotonic)
+
+    def ready(self) -> bool:
+        """Say whether every kind has been listed once."""
+        return len(self._alive_at) == len(WATCHED)
+
+    def age_s(self) -> float:
+        """Return for how long the quietest of the watches has given no sign of life, in seconds."""
+        oldest = min(self._alive_at.values()) if self.ready() else self._since
+        return time.monotonic() - oldest
+
+    async def run(self) -> None:
+        """Follow all kinds until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for kind in WATCHED:
+                    group.create_task(self._follow(kind))
+        finally:
+            await self.client.close()  # type: ignore[no-untyped-call]
+
+    async def _follow(self, kind: type[Any]) -> None:
+        wait_s = RETRY_S[0]
+        while True:
+            try:
+                if self._version.get(kind) is None:
+                    await self._list(kind)
+                async for _ in self._watch(kind):
+                    wait_s = RETRY_S[0]
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001  nothing may end the watch
+                status = http_status(error)
+                if status == 404 and kind in OPTIONAL:
+                    self.cache.replace(WATCHED[kind], [])
+                    self._alive(kind)
+                    await self._sleep_as_absent(kind)
+                    continue
+                self._tell(kind, error)
+                # What cannot be resumed, or not be read, is listed again.
+                if status == 410 or isinstance(error, msgspec.MsgspecError):
+                    self._version[kind] = None
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_S[1])
+
+    async def _sleep_as_absent(self, kind: type[Any]) -> None:
+        """Wait; that a kind is absent stays true meanwhile."""
+        until = time.monotonic() + ABSENT_S
+        while time.monotonic() < until:
+            await asyncio.sleep(1.0)
+            self._alive(kind)
+
+    async def _list(self, kind: type[Any]) -> None:
+        namespace = ALL_NS if issubclass(kind, res.NamespacedResourceG) else None
+        request = self.client.prepare_request(
+            "list", kind, namespace=namespace, params={"limit": str(PAGE)}
+        )
+        objects: list[KubeObject] = []
+        pages = [page async for page in self.client.list_chunks(request)]
+        for _, page in pages:
+            objects += page
+        self._version[kind] = pages[-1][0]
+        self.cache.replace(WATCHED[kind], objects)
+        self._alive(kind)
+        if self.ready():
+            self.cache.refresh()
+        self.changed()
+
+    async def _watch(self, kind: type[Any]) -> AsyncIterator[str]:
+        """Apply events as they come; yield what each was."""
+        namespace = ALL_NS if issubclass(kind, res.NamespacedResourceG) else None
+        params = {
+            "timeoutSeconds": str(WATCH_S),
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version[kind],
+        }
+        request = self.client.prepare_request(
+            "list", kind, namespace=namespace, watch=True, params=params
+        )
+        events = self.client.watch(request)
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_S):
+                    event, obj = await anext(events)
+                if event in ("ADDED", "MODIFIED"):
+                    self.cache.put(obj)
+                elif event == "DELETED":
+                    self.cache.remove(obj)
+                self._version[kind] = obj.metadata.resourceVersion
+                self._alive(kind)
+                if event != "BOOKMARK":
+                    self.changed()
+                yield event
+        finally:
+            await events.aclose()
+
+    def _alive(self, kind: type[Any]) -> None:
+        self._alive_at[kind] = time.monotonic()
+
+    def _tell(self, kind: type[Any], error: Exception) -> None:
+        if self.telemetry is not None:
+            about = f"{type(error).__name__}: {error}"
+            self.telemetry.log("watch_error", kind=WATCHED[kind].__name__, error=about)
+
+    async def nominate(self, namespace: str, name: str, uid: str, version: int, node: str) -> None:
+        """Write a pod's `status.nominatedNodeName`, if nobody has changed the pod meanwhile.
+
+        Raises:
+            httpx2.HTTPError: the apiserver refused, with status 409 if somebody has.
+        """
+        patch = {
+            "metadata": {"uid": uid, "resourceVersion": str(version)},
+            "status": {"nominatedNodeName": node},
+        }
+        changed = await self.client.request(
+            "patch",
+            PatchedPod,
+            obj=patch,
+            name=name,
+            namespace=namespace,
+            headers={"Content-Type": "application/merge-patch+json"},
+        )
+        # Until the watch shows it, the next decision must know that this place is taken.
+        self.cache.put(changed)
+
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """Evict a pod through the Eviction API, which honours disruption budgets.
+
+        Raises:
+            httpx2.HTTPError: the apiserver refused, with status 429 where a budget forbids it.
+        """
+        meta = {"name": name, "namespace": namespace}
+        options = {"preconditions": {"uid": uid}}
+        eviction = PodEviction.from_dict({"metadata": meta, "deleteOptions": options})
+        await self.client.request("post", PodEviction, obj=eviction, name=name, namespace=namespace)
+
+
+def http_status(error: Exception) -> int:
+    """Return the HTTP status behind an error, 0 where there is none."""
+    if isinstance(error, ApiError):
+        return error.status.code or 0
+    return error.response.status_code if isinstance(error, httpx2.HTTPStatusError) else 0

@@ -1,0 +1,299 @@
+"""The controller against a fake apiserver, end to end."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from fake_apiserver import FakeApiserver, running
+from kube_objects import NOW_S, budget, flextopo, node, pod, preemptor
+
+pytest.importorskip("lightkube")
+
+from lightkube.config.kubeconfig import KubeConfig
+from lightkube.config.models import Cluster, User
+
+from flextopo.baselines.registry import make_selector
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.controller import Controller
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.kube import KubeWatch, connect
+from flextopo.policies.serving.telemetry import Telemetry
+
+Scenario = Callable[[FakeApiserver, Controller], Awaitable[None]]
+REFUSED = {
+    "conditions": [
+        {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/1 nodes are available: 1 its free GPUs are on different sockets.",
+        }
+    ]
+}
+WAITING = preemptor(2, status=REFUSED)
+
+
+def spread(taken: tuple[int, ...] = (0, 1, 2, 4, 5, 6)) -> list[dict[str, Any]]:
+    """Return a node with one GPU free on each socket, and one-card pods on the others."""
+    pods = [pod(f"b{i}", "n0", meta={"labels": {"app": f"a{i}"}}) for i in taken]
+    return [node("n0"), flextopo("n0", {f"b{i}": [i] for i in taken}), *pods]
+
+
+def control(
+    documents: list[dict[str, Any]],
+    scenario: Scenario,
+    lines: list[bytes] | None = None,
+    **more: Any,
+) -> None:
+    """Run a scenario beside a controller."""
+
+    async def run() -> None:
+        server = FakeApiserver()
+        for document in documents:
+            server.put(document)
+        async with running(server):
+            controller = make_controller(server, lines, **more)
+            tasks = [asyncio.create_task(run()) for run in (controller.watch.run, controller.run)]
+            try:
+                await scenario(server, controller)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                assert all(task.cancelled() for task in tasks)
+
+    asyncio.run(run())
+
+
+def make_controller(
+    server: FakeApiserver, lines: list[bytes] | None = None, **more: Any
+) -> Controller:
+    config = KubeConfig.from_one(cluster=Cluster(server=server.url), user=User())
+    cache = ClusterCache(lambda: NOW_S)
+    telemetry = Telemetry(cache, write=(lines if lines is not None else []).append)
+    watch = KubeWatch(connect(config), cache, telemetry)
+    decider = Decider(
+        cache, make_selector("greedy-cost"), make_selector("flextopo-best-effort"), budget_s=60
+    )
+    quick = {"settle_s": 0.1, "backoff_s": (0.1, 0.4), "look_s": 0.05}
+    controller = Controller(decider, watch, telemetry, **{**quick, **more})
+    watch.changed = controller.wake
+    return controller
+
+
+async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    assert condition()
+
+
+def dying(server: FakeApiserver) -> list[str]:
+    names = [f"b{i}" for i in range(8)]
+    found = [(name, server.get("Pod", f"batch/{name}")) for name in names]
+    return [name for name, doc in found if doc and "deletionTimestamp" in doc["metadata"]]
+
+
+def nominated(server: FakeApiserver, name: str = "online") -> str:
+    document = server.get("Pod", f"batch/{name}")
+    return str(document["status"].get("nominatedNodeName", "")) if document else ""
+
+
+def evictions(server: FakeApiserver) -> int:
+    return server.calls.count("create pods/eviction")
+
+
+async def settle() -> None:
+    await asyncio.sleep(0.6)
+
+
+def test_it_nominates_then_evicts_once_and_leaves_the_rest_to_the_scheduler() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(dying(server)) == 1)
+        # One card is free on each socket, so one victim aligns the pod.
+        assert nominated(server) == "n0"
+        calls = [call for call in server.calls if "list" not in call and "watch" not in call]
+        assert calls == ["patch pods/status", "create pods/eviction"]
+        (victim,) = dying(server)
+        await settle()
+        assert evictions(server) == 1
+        server.delete("Pod", f"batch/{victim}")
+        await settle()
+        assert evictions(server) == 1
+        bound = preemptor(2, status=REFUSED)
+        bound["spec"]["nodeName"] = "n0"
+        server.put(bound)
+        await settle()
+        assert (evictions(server), server.calls.count("patch pods/status")) == (1, 1)
+
+    control([*spread(), WAITING], scenario)
+
+
+def test_a_restart_goes_on_where_the_last_one_stopped() -> None:
+    # The last controller died after the nomination, or after one of two evictions.
+    chosen = preemptor(4, status={**REFUSED, "nominatedNodeName": "n0"})
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(dying(server)) == 3)
+        await settle()
+        assert (evictions(server), server.calls.count("patch pods/status")) == (3, 0)
+
+    control([*spread(), chosen], scenario)
+
+    half = spread()
+    half[2]["metadata"]["deletionTimestamp"] = "2027-01-15T07:59:00Z"
+
+    async def later(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        await settle()
+        # One is on its way out: nothing more is taken until it is gone.
+        assert evictions(server) == 0
+        server.delete("Pod", "batch/b0")
+        await until(lambda: len(dying(server)) == 2)
+        await settle()
+        assert evictions(server) == 2
+        assert {"b4", "b5", "b6"}.isdisjoint(dying(server))
+
+    control([*half, chosen], later)
+
+
+def test_a_budget_is_honoured_with_growing_waits() -> None:
+    # The cache knows of no budget that forbids it; the apiserver knows better.
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        server.faults["create pods/eviction"] = 429
+        await until(lambda: evictions(server) >= 3)
+        begun = evictions(server)
+        await asyncio.sleep(1.0)
+        assert evictions(server) - begun <= 4
+        assert dying(server) == []
+        server.faults.clear()
+        await until(lambda: len(dying(server)) == 1)
+        await settle()
+        assert len(dying(server)) == 1
+
+    control([*spread(), WAITING], scenario)
+
+
+def test_pods_under_a_budget_without_disruptions_are_never_asked_for() -> None:
+    budgets = [budget(f"budget{i}", 0, {"app": f"a{i}"}) for i in (0, 1, 2, 4, 5)]
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: dying(server) == ["b6"])
+
+    control([*spread(), *budgets, WAITING], scenario)
+
+    async def none(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        await settle()
+        assert evictions(server) == 0
+        assert nominated(server) == ""
+
+    control([*spread(), *budgets, budget("budget6", 0, {"app": "a6"}), WAITING], none)
+
+
+def test_two_preemptors_do_not_get_the_same_place() -> None:
+    second = preemptor(2, status=REFUSED, name="online2")
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: nominated(server) == nominated(server, "online2") == "n0")
+        await settle()
+        # Where the first will sit is not known before it does, so the second takes no free card
+        # for granted; with the victims gone there is an aligned pair for each.
+        free = [3, 7, *(int(name[1:]) for name in dying(server))]
+        assert sum(sum(gpu // 4 == socket for gpu in free) // 2 for socket in (0, 1)) >= 2
+        assert evictions(server) == len(dying(server)) <= 3
+
+    control([*spread(), WAITING, second], scenario)
+
+
+def test_two_controllers_do_not_preempt_for_one_pod() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        other = make_controller(server)
+        tasks = [asyncio.create_task(run()) for run in (other.watch.run, other.run)]
+        server.put(WAITING)
+        await until(lambda: len(dying(server)) >= 1)
+        await asyncio.sleep(1.0)
+        # The second one's nomination is refused: somebody has changed the pod.
+        assert len(dying(server)) == 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    control(spread(), scenario)
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        preemptor(2),  # not refused yet
+        preemptor(2, "best-effort", status=REFUSED),
+        preemptor(2, "none", status=REFUSED),
+        preemptor(2, status=REFUSED, spec={"preemptionPolicy": "Never"}),
+        preemptor(2, status=REFUSED, meta={"deletionTimestamp": "2027-01-15T08:00:00Z"}),
+        preemptor(2, status=REFUSED, priority=50),
+        preemptor(9, status=REFUSED),
+    ],
+)
+def test_whom_it_leaves_alone(asking: dict[str, Any]) -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        await settle()
+        assert "patch pods/status" not in server.calls
+        assert evictions(server) == 0
+
+    control([*spread(), asking], scenario)
+
+
+def test_it_waits_for_kube_schedulers_own_preemption() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        await settle()
+        assert evictions(server) == 0
+
+    control([*spread(), WAITING], scenario, settle_s=60.0)
+
+
+def test_shadow_only_tells() -> None:
+    lines: list[bytes] = []
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: any(b'"verb":"controller"' in line for line in lines))
+        assert "patch pods/status" not in server.calls
+        assert evictions(server) == 0
+
+    control([*spread(), WAITING], scenario, lines, shadow=True)
+
+
+def test_an_apiserver_that_fails_evicts_nobody_twice() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        server.faults["patch pods/status"] = 500
+        await until(lambda: server.calls.count("patch pods/status") >= 2)
+        assert evictions(server) == 0
+        server.faults = {"create pods/eviction": 500}
+        await until(lambda: evictions(server) >= 2)
+        assert dying(server) == []
+        server.faults.clear()
+        await until(lambda: len(dying(server)) == 1)
+        await settle()
+        assert len(dying(server)) == 1
+
+    control([*spread(), WAITING], scenario)
+
+
+def test_a_pod_that_was_made_anew_under_the_same_name_is_spared() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        server.faults["watch pods"] = "slow"
+        server.break_watches()
+        for i in (0, 1, 2, 4, 5, 6):
+            server.delete("Pod", f"batch/b{i}")
+            server.put(pod(f"b{i}", "n0", meta={"uid": f"other-{i}"}))
+        pods = [p for p in controller.decider.cache.pods.values() if p.key == "batch/b0"]
+        assert pods
+        with pytest.raises(Exception, match="uid differs"):
+            await controller.watch.evict("batch", "b0", pods[0].uid)
+        assert dying(server) == []
+
+    control(spread(), scenario)

@@ -1,0 +1,211 @@
+"""The cache follows a cluster through everything that a watch can do."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from fake_apiserver import FakeApiserver, running
+from kube_objects import NOW_S, budget, flextopo, full_node, make_cache, node, pod
+
+pytest.importorskip("lightkube")
+
+from lightkube.config.kubeconfig import KubeConfig
+from lightkube.config.models import Cluster, User
+
+from flextopo.policies.serving import kube
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.kube import KubeWatch, connect
+
+Scenario = Callable[[FakeApiserver, KubeWatch], Awaitable[None]]
+
+
+def follow(documents: list[dict[str, Any]], scenario: Scenario) -> None:
+    """Run a scenario beside a watch of a fake apiserver."""
+
+    async def run() -> None:
+        server = FakeApiserver()
+        for document in documents:
+            server.put(document)
+        async with running(server):
+            config = KubeConfig.from_one(cluster=Cluster(server=server.url), user=User())
+            watch = KubeWatch(connect(config), ClusterCache(lambda: NOW_S))
+            task = asyncio.create_task(watch.run())
+            try:
+                await scenario(server, watch)
+            finally:
+                task.cancel()
+                await asyncio.wait([task])
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    assert condition()
+
+
+def same(watch: KubeWatch, documents: list[dict[str, Any]]) -> bool:
+    """Say whether the cache holds what one of these objects would hold."""
+    expected = make_cache(documents)
+    states, here = expected.nodes.states, watch.cache.nodes.states
+    return (
+        watch.cache.pods.keys() == expected.pods.keys()
+        and here.keys() == states.keys()
+        and all(here[name].gpu_free == states[name].gpu_free for name in states)
+        and watch.cache.budgets.keys() == expected.budgets.keys()
+    )
+
+
+FULL = [*full_node("n0"), *full_node("n1", 3), budget("b", 1, {"a": "b"})]
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube, "RETRY_S", (0.02, 0.1))
+    monkeypatch.setattr(kube, "WATCH_S", 1)
+    monkeypatch.setattr(kube, "SILENCE_S", 2)
+
+
+def test_all_kinds_are_listed_page_by_page_and_watched() -> None:
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        assert not watch.ready()
+        await until(watch.ready)
+        assert same(watch, FULL)
+        # Eleven pods in pages of three.
+        assert server.calls.count("list pods") == 4
+        server.put(pod("late", "n1"))
+        server.delete("Pod", "batch/n0-b0")
+        server.put(budget("c", 0, {"x": "y"}))
+        server.put(node("n2"))
+        left = [d for d in FULL if d["metadata"]["name"] != "n0-b0"]
+        more = [pod("late", "n1"), budget("c", 0, {"x": "y"}), node("n2")]
+        await until(lambda: same(watch, [*left, *more]))
+        assert server.calls.count("list pods") == 4
+
+    follow(FULL, scenario)
+
+
+def test_a_cluster_without_custom_resources_is_ready_too() -> None:
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        server.kinds -= {"flextopos", "podgroups"}
+        await until(watch.ready)
+        assert watch.cache.nodes.sums["flat"] == 1
+        assert watch.age_s() < 3
+
+    follow([node("n0"), pod("p", "n0")], scenario)
+
+
+def test_bookmarks_keep_a_quiet_watch_young_and_a_dead_one_grows_old() -> None:
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        await until(watch.ready)
+        await asyncio.sleep(1.2)
+        assert watch.age_s() < 0.8
+        for plural in ("pods", "nodes"):
+            server.faults[plural] = "slow"
+        server.break_watches()
+        await asyncio.sleep(1.0)
+        assert watch.age_s() > 0.8
+        server.faults.clear()
+
+    follow(FULL, scenario)
+
+
+def test_a_dropped_watch_goes_on_where_it_was() -> None:
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        await until(watch.ready)
+        lists = server.calls.count("list pods")
+        for i in range(3):
+            server.break_watches()
+            server.put(pod(f"late{i}", "n1"))
+            await until(lambda i=i: f"uid-late{i}" in watch.cache.pods)  # type: ignore[misc]
+        # A line that was cut off cannot be read, so there may be fresh lists, and never a gap.
+        assert server.calls.count("list pods") >= lists
+        assert same(watch, [*FULL, *(pod(f"late{i}", "n1") for i in range(3))])
+
+    follow(FULL, scenario)
+
+
+def test_an_expired_version_is_listed_anew() -> None:
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        await until(watch.ready)
+        lists = server.calls.count("list pods")
+        server.delete("Pod", "batch/n0-b1")
+        server.put(pod("late", "n1"))
+        server.forget_history()
+        server.break_watches()
+        left = [d for d in FULL if d["metadata"]["name"] != "n0-b1"]
+        await until(lambda: same(watch, [*left, pod("late", "n1")]))
+        assert server.calls.count("list pods") > lists
+
+    follow(FULL, scenario)
+
+
+@pytest.mark.parametrize("fault", [500, 429, 403, "garbage"])
+def test_a_failing_apiserver_is_asked_again_and_nothing_is_lost(fault: int | str) -> None:
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        server.faults = dict.fromkeys(("list pods", "list nodes"), fault)
+        await asyncio.sleep(0.3)
+        assert not watch.ready()
+        server.faults.clear()
+        await until(watch.ready)
+        server.faults = {"watch pods": fault, "watch flextopos": fault}
+        server.break_watches()
+        server.put(pod("late", "n1"))
+        await asyncio.sleep(0.3)
+        assert len(watch.cache.pods) in (11, 12)
+        server.faults.clear()
+        await until(lambda: same(watch, [*FULL, pod("late", "n1")]))
+        # It waits longer and longer, and does not hammer.
+        assert server.calls.count("watch pods") < 60
+
+    follow(FULL, scenario)
+
+
+def test_events_that_come_twice_change_nothing() -> None:
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        await until(watch.ready)
+        server.put(pod("late", "n1"))
+        server.delete("Pod", "batch/late")
+        server.put(pod("late2", "n1"))
+        await until(lambda: "uid-late2" in watch.cache.pods)
+        server.replay("pods", 3)
+        server.put(pod("last", "n1"))
+        await until(lambda: "uid-last" in watch.cache.pods)
+        assert same(watch, [*FULL, pod("late2", "n1"), pod("last", "n1")])
+
+    follow(FULL, scenario)
+
+
+def test_an_object_that_cannot_be_used_does_not_stop_the_others() -> None:
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        await until(watch.ready)
+        broken = flextopo("n1", {})
+        broken["spec"] = {"nodes": "none"}
+        server.put(broken)
+        server.put(pod("bad", "n0", annotations={"flextopo/gpus": "x"}))
+        server.put(pod("late", "n1"))
+        await until(lambda: "uid-late" in watch.cache.pods)
+        assert not watch.cache.nodes.states["n1"].hardware.known
+        assert "batch/bad" in watch.cache.nodes.states["n0"].broken
+        server.put(flextopo("n1", {"n1-b0": [0], "n1-b1": [1], "n1-b2": [2]}))
+        server.delete("Pod", "batch/bad")
+        await until(lambda: not watch.cache.problems)
+        assert same(watch, [*FULL, pod("late", "n1")])
+        assert watch.cache.nodes.states["n1"].hardware.known
+
+    follow(FULL, scenario)
+
+
+def test_a_clock_that_jumps_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    from flextopo.policies.serving.cache import make_clock
+
+    clock = make_clock()
+    before = clock()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert before <= clock() <= before + 2
