@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,3 +99,12 @@ def hand_tape(
         service=column("service", 0, -1),
         pdb_allowed=np.array(pdb_allowed, np.int64),
     )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Compare two observations or infos bit by bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, np.ndarray):
+        return bool(a.dtype == b.dtype and a.tobytes() == b.tobytes())
+    return repr(a) == repr(b)

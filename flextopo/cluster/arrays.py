@@ -6,17 +6,13 @@ also runs as plain Python under `NUMBA_DISABLE_JIT=1`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from flextopo.cluster.server_model import ModelTables
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from flextopo.cluster.kernels import copying_kernel, inlined
+from flextopo.cluster.server_model import MAX_GPUS
 
 MAX_PODS_PER_NODE = 64
 
@@ -95,67 +91,74 @@ TOTALS_DTYPE = np.dtype(
 )
 
 
-def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a kernel that allocates nothing, on first use, cached on disk.
-
-    Without numba's run time it counts no references to arrays either, which took more than half of
-    the time. Such a kernel calls only such kernels, and copies slices in loops.
-    """
-    compiled: Callable[P, R] = njit(cache=True, _nrt=False)(function)  # type: ignore[call-overload]
-    return compiled
-
-
 class Cluster(NamedTuple):
     """Arrays of one cluster; N nodes, P pods, U NUMA nodes, B disruption budgets.
 
-    Fields: `models` tables of the server models; `pods` (P,) POD_DTYPE; `live` (P,) LIVE_DTYPE;
+    Fields: `models` (M,) MODEL_DTYPE; `pods` (P,) POD_DTYPE; `live` (P,) LIVE_DTYPE;
     `pod_cores` (P, U) int16 cores held in each NUMA node; `nodes` (N,) NODE_DTYPE; `cores_free`
     (N, U) int16; `node_pods` (N, 64) int32 pods holding resources, the first `num_pods` count;
-    `pdb_left` (B,) int64 disruptions allowed; `totals` (1,) TOTALS_DTYPE; `scratch` (2, U) int16,
-    room for the kernels: free cores of the node in hand, and cores taken from them.
+    `by_free` (17, W + 1) int64, row f: bit n % 64 of entry n // 64 = node n has f free GPUs; the
+    last entry counts them; `pdb_left` (B,) int64 disruptions allowed; `totals` (1,) TOTALS_DTYPE;
+    `scratch` (2, U) int16, room for the kernels: free cores of the node in hand, and cores taken.
     """
 
-    models: ModelTables
+    models: npt.NDArray[Any]
     pods: npt.NDArray[Any]
     live: npt.NDArray[Any]
     pod_cores: npt.NDArray[np.int16]
     nodes: npt.NDArray[Any]
     cores_free: npt.NDArray[np.int16]
     node_pods: npt.NDArray[np.int32]
+    by_free: npt.NDArray[np.int64]
     pdb_left: npt.NDArray[np.int64]
     totals: npt.NDArray[Any]
     scratch: npt.NDArray[np.int16]
 
 
 def empty_cluster(
-    models: ModelTables, node_model: npt.NDArray[np.int64], num_pods: int, num_pdbs: int
+    models: npt.NDArray[Any], node_model: npt.NDArray[np.int64], num_pods: int, num_pdbs: int
 ) -> Cluster:
     """Return a cluster with all resources free and `num_pods` blank pods."""
-    n, u = len(node_model), models.numa_cores.shape[1]
+    n, u = len(node_model), int(models["num_numa"].max())
+    gpus = models["num_gpus"][node_model].astype(np.int64)
+    cores = models["numa_cores"][node_model, :u]
     nodes = np.zeros(n, NODE_DTYPE)
     nodes["model"] = node_model
-    nodes["gpu_free"] = (1 << models.num_gpus[node_model]) - 1
-    nodes["cores_free"] = models.numa_cores[node_model].sum(1)
+    nodes["gpu_free"] = (1 << gpus) - 1
+    nodes["cores_free"] = cores.sum(1)
     live = np.zeros(num_pods, LIVE_DTYPE)
     live["node"] = live["heap_at"] = live["tried"] = -1
     live["since_s"] = NEVER_PLACED_S
     totals = np.zeros(1, TOTALS_DTYPE)
-    totals["gpus"] = totals["free_gpus"] = models.num_gpus[node_model].sum()
+    totals["gpus"] = totals["free_gpus"] = gpus.sum()
     return Cluster(
         models=models,
         pods=np.zeros(num_pods, POD_DTYPE),
         live=live,
         pod_cores=np.zeros((num_pods, u), np.int16),
         nodes=nodes,
-        cores_free=models.numa_cores[node_model].astype(np.int16),
+        cores_free=cores.copy(),
         node_pods=np.full((n, MAX_PODS_PER_NODE), -1, np.int32),
+        by_free=index_by_free(gpus),
         pdb_left=np.zeros(num_pdbs, np.int64),
         totals=totals,
         scratch=np.zeros((2, u), np.int16),
     )
 
 
-@kernel
+def index_by_free(free: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Return `Cluster.by_free` for nodes with these numbers of free GPUs, (N,) integers."""
+    words = -(-len(free) // 64)
+    index = np.zeros((MAX_GPUS + 1, words + 1), np.int64)
+    for count in range(MAX_GPUS + 1):
+        here = np.zeros(64 * words, np.bool_)
+        here[: len(free)] = free == count
+        index[count, :words] = np.packbits(here, bitorder="little").view(np.int64)
+        index[count, words] = here.sum()
+    return index
+
+
+@inlined
 def popcount(mask: int) -> int:
     """Count the bits set (LLVM turns the loop into one instruction)."""
     count = 0
@@ -165,7 +168,13 @@ def popcount(mask: int) -> int:
     return count
 
 
-@njit(cache=True)
+@inlined
+def lowest_bit(mask: int) -> int:
+    """Return the number of the lowest bit set in a mask that is not 0."""
+    return popcount((mask & -mask) - 1)
+
+
+@copying_kernel
 def copy_cluster(source: Cluster, target: Cluster) -> None:
     """Copy everything that changes from `source` to `target`; what never changes is shared."""
     target.live[:] = source.live
@@ -173,11 +182,12 @@ def copy_cluster(source: Cluster, target: Cluster) -> None:
     target.nodes[:] = source.nodes
     target.cores_free[:] = source.cores_free
     target.node_pods[:] = source.node_pods
+    target.by_free[:] = source.by_free
     target.pdb_left[:] = source.pdb_left
     target.totals[:] = source.totals
 
 
-@kernel
+@inlined
 def add_to_node(c: Cluster, pod: int, node: int) -> None:
     """List the pod on the node; the caller sees to the resources and to a free place."""
     count = c.nodes[node]["num_pods"]
@@ -186,13 +196,26 @@ def add_to_node(c: Cluster, pod: int, node: int) -> None:
     c.live[pod]["node"] = node
 
 
-@kernel
+@inlined
+def set_free_gpus(c: Cluster, node: int, gpu_free: int) -> None:
+    """Set which GPUs of a node are free, and keep count of it."""
+    before, after = popcount(c.nodes[node]["gpu_free"]), popcount(gpu_free)
+    c.nodes[node]["gpu_free"] = gpu_free
+    c.totals[0]["free_gpus"] += after - before
+    word, last = node >> 6, c.by_free.shape[1] - 1
+    bit = 1 << (node & 63)
+    c.by_free[before, word] ^= bit
+    c.by_free[before, last] -= 1
+    c.by_free[after, word] ^= bit
+    c.by_free[after, last] += 1
+
+
+@inlined
 def allocate(c: Cluster, pod: int, node: int, gpu_mask: int, cores: npt.NDArray[np.int16]) -> None:
     """Give free GPUs and cores of a node to a pod; the caller sets the pod's status."""
     add_to_node(c, pod, node)
     c.live[pod]["gpu_mask"] = gpu_mask
-    c.nodes[node]["gpu_free"] &= ~gpu_mask
-    c.totals[0]["free_gpus"] -= popcount(gpu_mask)
+    set_free_gpus(c, node, c.nodes[node]["gpu_free"] & ~gpu_mask)
     taken = 0
     for u in range(cores.shape[0]):
         c.pod_cores[pod, u] = cores[u]
@@ -201,13 +224,12 @@ def allocate(c: Cluster, pod: int, node: int, gpu_mask: int, cores: npt.NDArray[
     c.nodes[node]["cores_free"] -= taken
 
 
-@kernel
+@inlined
 def release(c: Cluster, pod: int) -> None:
     """Take back all that a pod holds; the caller sets the pod's status."""
     node = c.live[pod]["node"]
     mask = c.live[pod]["gpu_mask"]
-    c.nodes[node]["gpu_free"] |= mask
-    c.totals[0]["free_gpus"] += popcount(mask)
+    set_free_gpus(c, node, c.nodes[node]["gpu_free"] | mask)
     freed = 0
     for u in range(c.pod_cores.shape[1]):
         freed += c.pod_cores[pod, u]
@@ -226,7 +248,7 @@ def release(c: Cluster, pod: int) -> None:
     c.totals[0]["releases"] += 1
 
 
-@kernel
+@inlined
 def lost_work_s(c: Cluster, pod: int) -> int:
     """Return the run time that evicting a batch pod now would throw away, in seconds.
 
@@ -243,7 +265,7 @@ def lost_work_s(c: Cluster, pod: int) -> int:
     return int(progress % interval if interval > 0 else progress)
 
 
-@kernel
+@inlined
 def may_evict(c: Cluster, pod: int, priority: int) -> bool:
     """Say whether a preemptor of that priority may evict a pod, disruption budgets aside.
 
@@ -261,7 +283,7 @@ def may_evict(c: Cluster, pod: int, priority: int) -> bool:
     return bool(spec["priority"] < priority)
 
 
-@kernel
+@inlined
 def is_eligible(c: Cluster, pod: int, priority: int) -> bool:
     """Say whether a pod may be a victim: `may_evict`, and its budget has a disruption left.
 

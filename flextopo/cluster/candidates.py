@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, is_eligible, kernel, popcount
+from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, is_eligible, popcount
+from flextopo.cluster.kernels import inlined, kernel
 from flextopo.cluster.loss import Costs, eviction_cost, misalignment_cost
 from flextopo.cluster.placement import (
     CROSS_SOCKET,
@@ -93,13 +94,13 @@ def workspace() -> Workspace:
     )
 
 
-@kernel
+@inlined
 def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: Workspace) -> int:
     """Collect a node's eligible pods, largest first, and what each domain is short of."""
     model = c.nodes[node]["model"]
     m = c.models
     priority = c.pods[pod]["priority"]
-    domains = m.num_sockets[model] if by_socket else 1
+    domains = m[model]["num_sockets"] if by_socket else 1
     count = 0
     for slot in range(c.nodes[node]["num_pods"]):
         other = c.node_pods[node, slot]
@@ -122,15 +123,22 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
         count += 1
     gpus, cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
     free = c.nodes[node]["gpu_free"]
+    if not by_socket:  # one domain, and an eligible pod holds all that it asked for
+        w.need_gpus[0] = gpus - popcount(free)
+        w.need_cores[0] = cores - c.nodes[node]["cores_free"]
+        for i in range(count):
+            w.gpus[i, 0] = c.pods[w.pod[i]]["gpus"]
+            w.cores[i, 0] = c.pods[w.pod[i]]["cores"]
+        return count
     for d in range(domains):
-        mask = m.socket_gpus[model, d] if by_socket else -1
-        w.need_gpus[d] = gpus - popcount(free & mask & 0xFFFF)
+        mask = m[model]["socket_gpus"][d]
+        w.need_gpus[d] = gpus - popcount(free & mask)
         w.need_cores[d] = cores
         for i in range(count):
-            w.gpus[i, d] = popcount(c.live[w.pod[i]]["gpu_mask"] & mask & 0xFFFF)
+            w.gpus[i, d] = popcount(c.live[w.pod[i]]["gpu_mask"] & mask)
             w.cores[i, d] = 0
-        for u in range(m.num_numa[model]):
-            if by_socket and m.numa_socket[model, u] != d:
+        for u in range(m[model]["num_numa"]):
+            if m[model]["numa_socket"][u] != d:
                 continue
             w.need_cores[d] -= c.cores_free[node, u]
             for i in range(count):
@@ -138,7 +146,7 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
     return count
 
 
-@kernel
+@inlined
 def _is_minimal(c: Cluster, w: Workspace, depth: int, domains: int, domain: int) -> bool:
     """Say whether the taken pods are a minimal set that no earlier domain has reported."""
     for d in range(domains):
@@ -160,7 +168,7 @@ def _is_minimal(c: Cluster, w: Workspace, depth: int, domains: int, domain: int)
     return True
 
 
-@kernel
+@inlined
 def _keep(
     out: CandidateArrays, kept: int, node: int, slots: int, level: int, deficit: int, cost: float
 ) -> int:
@@ -183,7 +191,7 @@ def _keep(
     return kept
 
 
-@kernel
+@inlined
 def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> int:
     """Return the GPUs free on a node without the pods in `slots`; `cores` gets its free cores."""
     gpu_free = c.nodes[node]["gpu_free"]
@@ -201,7 +209,7 @@ def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> in
     return int(gpu_free)
 
 
-@kernel
+@inlined
 def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
     """Return what taking pod i adds: nothing when a member of its PodGroup is taken already."""
     group = c.pods[w.pod[i]]["group"]
@@ -212,7 +220,7 @@ def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
     return float(w.cost[i])
 
 
-@kernel
+@inlined
 def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     """Say whether the disruption budget of pod i allows it beside the pods taken."""
     pdb = c.pods[w.pod[i]]["pdb"]
@@ -225,7 +233,7 @@ def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     return bool(used <= c.pdb_left[pdb])
 
 
-@kernel
+@inlined
 def _search_domain(
     c: Cluster,
     costs: Costs,
@@ -320,7 +328,7 @@ def find_candidates(
         if best == NO_FIT or c.nodes[node]["num_pods"] >= MAX_PODS_PER_NODE:
             continue
         by_socket = aligned and best <= SOCKET
-        domains = c.models.num_sockets[model] if by_socket else 1
+        domains = c.models[model]["num_sockets"] if by_socket else 1
         count = _gather(c, costs, pod, node, by_socket, w)
         fits = False
         for d in range(domains):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from flextopo.cluster.arrays import Cluster, kernel
+from flextopo.cluster.arrays import Cluster
 from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candidates
 from flextopo.cluster.events import Events
 from flextopo.cluster.features import Observation, observe, observe_nothing
+from flextopo.cluster.kernels import kernel
 from flextopo.cluster.loss import Costs, weighted_gpu_s
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
 

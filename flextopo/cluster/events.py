@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from flextopo.cluster.arrays import Cluster, kernel
+from flextopo.cluster.arrays import Cluster
+from flextopo.cluster.kernels import copying_kernel, inlined
 
 CLOCK_DTYPE = np.dtype(
     [
@@ -16,6 +16,9 @@ CLOCK_DTYPE = np.dtype(
         ("next_departure", "i8"),  # position in `departures`
         ("heap_size", "i8"),
         ("queue_size", "i8"),
+        ("online_queued", "i8"),  # online pods in the queue
+        ("online_left", "i8"),  # those that the present scheduling pass has not reached
+        ("in_vain", "i8"),  # release count at which no queued batch pod fitted, -1 = not known
         ("cursor", "i8"),  # place in the queue that the scheduling pass has reached
         ("in_pass", "i8"),
         ("asked", "i8"),  # pod that waits for a decision, -1 = none
@@ -38,7 +41,7 @@ class Events(NamedTuple):
     account: npt.NDArray[Any]
 
 
-@njit(cache=True)
+@copying_kernel
 def copy_events(source: Events, target: Events) -> None:
     """Copy everything that changes from `source` to `target`."""
     size = source.clock[0]["heap_size"]
@@ -49,14 +52,14 @@ def copy_events(source: Events, target: Events) -> None:
     target.account[:] = source.account
 
 
-@kernel
+@inlined
 def _earlier(c: Cluster, a: int, b: int) -> bool:
     """Order two pods in the event heap."""
     at, bt = c.live[a]["next_s"], c.live[b]["next_s"]
     return bool(at < bt or (at == bt and a < b))
 
 
-@kernel
+@inlined
 def _settle(c: Cluster, e: Events, at: int, pod: int) -> None:
     """Put a pod where it belongs in the heap, starting from the free place `at`."""
     size = e.clock[0]["heap_size"]
@@ -82,7 +85,7 @@ def _settle(c: Cluster, e: Events, at: int, pod: int) -> None:
     c.live[pod]["heap_at"] = at
 
 
-@kernel
+@inlined
 def schedule_event(c: Cluster, e: Events, pod: int, time_s: int) -> None:
     """Set the time of a pod's next event; a pod has one at most."""
     c.live[pod]["next_s"] = time_s
@@ -93,7 +96,7 @@ def schedule_event(c: Cluster, e: Events, pod: int, time_s: int) -> None:
     _settle(c, e, at, pod)
 
 
-@kernel
+@inlined
 def cancel_event(c: Cluster, e: Events, pod: int) -> None:
     """Take a pod out of the event heap if it is there."""
     at = c.live[pod]["heap_at"]
@@ -106,7 +109,7 @@ def cancel_event(c: Cluster, e: Events, pod: int) -> None:
         _settle(c, e, at, e.heap[size])
 
 
-@kernel
+@inlined
 def _before(c: Cluster, a: int, b: int) -> bool:
     """Order two pods in the scheduling queue."""
     pa, pb = c.pods[a]["priority"], c.pods[b]["priority"]
@@ -116,7 +119,7 @@ def _before(c: Cluster, a: int, b: int) -> bool:
     return bool(ta < tb or (ta == tb and a < b))
 
 
-@kernel
+@inlined
 def _queue_place(c: Cluster, e: Events, pod: int) -> int:
     """Return the place of a pod in the queue: its own if it is there, else where it belongs."""
     low, high = 0, e.clock[0]["queue_size"]
@@ -129,7 +132,7 @@ def _queue_place(c: Cluster, e: Events, pod: int) -> int:
     return low
 
 
-@kernel
+@inlined
 def enqueue(c: Cluster, e: Events, pod: int) -> None:
     """Put a pod into the scheduling queue."""
     at = _queue_place(c, e, pod)
@@ -141,11 +144,13 @@ def enqueue(c: Cluster, e: Events, pod: int) -> None:
     c.live[pod]["queued_s"] = c.totals[0]["now_s"]
     if c.pods[pod]["online"]:
         c.totals[0]["wait_gpus"] += c.pods[pod]["gpus"]
+        e.clock[0]["online_queued"] += 1
     else:
+        e.clock[0]["in_vain"] = -1
         c.totals[0]["batch_wait_gpus"] += c.pods[pod]["gpus"]
 
 
-@kernel
+@inlined
 def dequeue(c: Cluster, e: Events, pod: int) -> None:
     """Take a pod out of the scheduling queue; an online pod waits on until it is bound."""
     at = _queue_place(c, e, pod)
@@ -153,5 +158,7 @@ def dequeue(c: Cluster, e: Events, pod: int) -> None:
     for i in range(at, size):
         e.queue[i] = e.queue[i + 1]
     e.clock[0]["queue_size"] = size
-    if not c.pods[pod]["online"]:
+    if c.pods[pod]["online"]:
+        e.clock[0]["online_queued"] -= 1
+    else:
         c.totals[0]["batch_wait_gpus"] -= c.pods[pod]["gpus"]

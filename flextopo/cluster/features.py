@@ -18,11 +18,11 @@ from flextopo.cluster.arrays import (
     STARTING,
     Cluster,
     is_eligible,
-    kernel,
     lost_work_s,
     popcount,
 )
 from flextopo.cluster.candidates import CandidateArrays, freed
+from flextopo.cluster.kernels import inlined, kernel
 from flextopo.cluster.loss import Costs
 from flextopo.cluster.placement import CROSS_SOCKET, NUMA, SOCKET, alignment_level, place
 
@@ -118,23 +118,22 @@ def empty_observation(k: int) -> Observation:
     )
 
 
-@kernel
-def _log_share(value: float, unit: float, top: float) -> float:
-    """Map 0..top to 0..1 on a logarithmic scale that is linear below `unit`."""
-    return min(1.0, math.log1p(value / unit) / math.log1p(top / unit))
+RUN_UNIT_S, RUN_TOP = 60.0, math.log1p(86400.0 / 60.0)
+GPU_UNIT_S, GPU_TOP = 900.0, math.log1p(400.0 * 3600.0 / 900.0)
+"""Logarithmic scales: linear below the unit, 1 at a day and at 400 GPU-hours."""
 
 
-@kernel
+@inlined
 def _log_run(seconds: float) -> float:
-    return _log_share(max(seconds, 0.0), 60.0, 86400.0)
+    return min(1.0, math.log1p(max(seconds, 0.0) / RUN_UNIT_S) / RUN_TOP)
 
 
-@kernel
+@inlined
 def _log_gpu_h(gpu_s: float) -> float:
-    return _log_share(max(gpu_s, 0.0), 900.0, 400.0 * 3600.0)
+    return min(1.0, math.log1p(max(gpu_s, 0.0) / GPU_UNIT_S) / GPU_TOP)
 
 
-@kernel
+@inlined
 def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> None:
     """Fill in what all candidates share."""
     t, spec = c.totals[0], c.pods[pod]
@@ -149,7 +148,7 @@ def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> Non
     for node in range(c.nodes.shape[0]):
         free = popcount(c.nodes[node]["gpu_free"])
         largest = max(largest, free)
-        if free == c.models.num_gpus[c.nodes[node]["model"]]:
+        if free == c.models[c.nodes[node]["model"]]["num_gpus"]:
             empty += 1
         elif free > 0:
             broken += 1
@@ -162,7 +161,7 @@ def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> Non
     f[10], f[11] = largest / 16.0, filled
 
 
-@kernel
+@inlined
 def _observe_victims(
     c: Cluster, costs: Costs, pod: int, node: int, slots: int, f: npt.NDArray[np.float32]
 ) -> None:
@@ -219,7 +218,7 @@ def _observe_victims(
     f[24] = budgeted / max(victims, 1)
 
 
-@kernel
+@inlined
 def _observe_node(
     c: Cluster, pod: int, node: int, slots: int, level: int, deficit: int,
     cores: npt.NDArray[np.int16], taken: npt.NDArray[np.int16], f: npt.NDArray[np.float32],
@@ -227,7 +226,7 @@ def _observe_node(
     """Fill in the features of the server, the placement and the node afterwards."""
     spec, m = c.pods[pod], c.models
     model = c.nodes[node]["model"]
-    size = float(max(m.num_gpus[model], 1))
+    size = float(max(m[model]["num_gpus"], 1))
     before = alignment_level(
         m, model, c.nodes[node]["gpu_free"], c.cores_free[node], spec["gpus"], spec["cores"]
     )
@@ -235,8 +234,8 @@ def _observe_node(
     _, mask = place(m, model, gpu_free, cores, spec["gpus"], spec["cores"], taken)
     after = gpu_free & ~mask
     most, fewest = 0, 1 << 30
-    for s in range(m.num_sockets[model]):
-        free = popcount(after & m.socket_gpus[model, s])
+    for s in range(m[model]["num_sockets"]):
+        free = popcount(after & m[model]["socket_gpus"][s])
         most, fewest = max(most, free), min(fewest, free)
     online, evictable = spec["gpus"] if spec["online"] else 0, 0
     for slot in range(c.nodes[node]["num_pods"]):
@@ -248,7 +247,7 @@ def _observe_node(
             online += held
         elif is_eligible(c, other, spec["priority"]):
             evictable += held
-    f[0], f[1] = m.num_gpus[model] / 16.0, m.num_numa[model] / 32.0
+    f[0], f[1] = m[model]["num_gpus"] / 16.0, m[model]["num_numa"] / 32.0
     f[2] = 1.0 if level == NUMA else 0.0
     f[3] = 1.0 if level == SOCKET else 0.0
     f[4] = 1.0 if level == CROSS_SOCKET else 0.0

@@ -11,18 +11,18 @@ from flextopo.cluster.arrays import (
     STARTING,
     TERMINATING,
     Cluster,
-    kernel,
     lost_work_s,
     release,
 )
 from flextopo.cluster.events import Events, cancel_event, dequeue, enqueue, schedule_event
+from flextopo.cluster.kernels import inlined
 from flextopo.cluster.placement import CROSS_SOCKET, best_level, is_aligned, level_deficit
 
 GUARANTEED = 2
 """`TopologyRequirement.GUARANTEED` as the kernels see it."""
 
 
-@kernel
+@inlined
 def _count_misaligned(c: Cluster, pod: int, sign: int) -> None:
     """Enter or leave the account of online pods that serve below their best level."""
     if c.live[pod]["deficit"] == 1:
@@ -31,7 +31,7 @@ def _count_misaligned(c: Cluster, pod: int, sign: int) -> None:
         c.totals[0]["cross_gpus"] += sign * c.pods[pod]["gpus"]
 
 
-@kernel
+@inlined
 def bind(c: Cluster, e: Events, pod: int) -> None:
     """Start a pod on the resources that it holds."""
     now = c.totals[0]["now_s"]
@@ -52,7 +52,7 @@ def bind(c: Cluster, e: Events, pod: int) -> None:
         schedule_event(c, e, pod, now + run)
 
 
-@kernel
+@inlined
 def stop(c: Cluster, e: Events, pod: int) -> None:
     """Let a pod give up what it is doing, but not yet its resources."""
     status = c.live[pod]["status"]
@@ -70,7 +70,7 @@ def stop(c: Cluster, e: Events, pod: int) -> None:
     cancel_event(c, e, pod)
 
 
-@kernel
+@inlined
 def set_level(c: Cluster, e: Events, pod: int, level: int, by_preemption: bool) -> None:
     """Record how well an online pod was placed; preemptions after time 0 are counted."""
     spec = c.pods[pod]
@@ -97,7 +97,7 @@ def set_level(c: Cluster, e: Events, pod: int, level: int, by_preemption: bool) 
             a["cross_socket"] += 1
 
 
-@kernel
+@inlined
 def finish_event(c: Cluster, e: Events, pod: int) -> None:
     """Let the event happen that a pod had in the heap."""
     live = c.live[pod]
@@ -122,7 +122,7 @@ def finish_event(c: Cluster, e: Events, pod: int) -> None:
             enqueue(c, e, pod)
 
 
-@kernel
+@inlined
 def depart(c: Cluster, e: Events, pod: int) -> None:
     """Scale an online pod down, wherever it is."""
     status = c.live[pod]["status"]
@@ -136,7 +136,7 @@ def depart(c: Cluster, e: Events, pod: int) -> None:
     c.live[pod]["status"] = DONE
 
 
-@kernel
+@inlined
 def evict(c: Cluster, e: Events, pod: int, grace_s: int, restart_s: int) -> None:
     """Evict one pod: charge what is lost, start its grace period."""
     live, spec = c.live[pod], c.pods[pod]

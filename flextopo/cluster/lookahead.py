@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from flextopo.cluster.arrays import Cluster, copy_cluster, kernel
+from flextopo.cluster.arrays import Cluster, copy_cluster
 from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candidates
 from flextopo.cluster.events import Events, copy_events
+from flextopo.cluster.kernels import copying_kernel, kernel
 from flextopo.cluster.loss import Costs, weighted_gpu_s
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
 
@@ -28,7 +28,7 @@ def run_greedy(
             preempt(c, e, rules, one.node[0], one.slots[0])
 
 
-@njit(cache=True)
+@copying_kernel
 def branch_losses(
     c: Cluster,
     e: Events,

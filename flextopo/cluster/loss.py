@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import RUNNING, STARTING, Cluster, kernel, lost_work_s
+from flextopo.cluster.arrays import RUNNING, STARTING, Cluster, lost_work_s
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.kernels import inlined
 
 ACCOUNT_DTYPE = np.dtype(
     [
@@ -106,7 +107,7 @@ def compile_costs(weights: LossWeights, grace_s: int, restart_s: int) -> Costs:
     )
 
 
-@kernel
+@inlined
 def weighted_gpu_s(account: npt.NDArray[Any], costs: Costs) -> float:
     """Return the weighted loss so far in GPU-seconds."""
     a = account[0]
@@ -132,7 +133,7 @@ def loss_terms(account: npt.NDArray[Any], costs: Costs) -> dict[str, float]:
     }
 
 
-@kernel
+@inlined
 def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
     """Return the loss of evicting a pod now, its whole PodGroup included, in GPU-seconds."""
     total = 0.0
@@ -152,7 +153,7 @@ def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
             return total
 
 
-@kernel
+@inlined
 def misalignment_cost(gpus: int, deficit: int, costs: Costs) -> float:
     """Return the expected loss of an online pod of that deficit, in GPU-seconds."""
     if deficit == 0:

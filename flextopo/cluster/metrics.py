@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import FUTURE, NEVER_PLACED_S, NOMINATED, PENDING
-from flextopo.cluster.loss import loss_terms, weighted_gpu_s
-from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.arrays import FUTURE, NEVER_PLACED_S, NOMINATED, PENDING, Cluster
+from flextopo.cluster.kernels import inlined, kernel
+from flextopo.cluster.loss import Costs, weighted_gpu_s
+
+if TYPE_CHECKING:
+    from flextopo.cluster.simulator import Simulator
 
 METRICS: dict[str, str] = {
     "weighted_loss": "weighted GPU-hours lost per GPU-hour demanded; the sum of its five terms",
@@ -34,52 +40,115 @@ METRICS: dict[str, str] = {
 """Every metric of a run with its meaning; tables and results files iterate over it."""
 
 
+@inlined
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+@inlined
+def _wait_s(c: Cluster, pod: int) -> int:
+    """Return how long an online pod was pending so far; -1 for pods that do not count."""
+    spec, live = c.pods[pod], c.live[pod]
+    status = live["status"]
+    if not spec["online"] or spec["arrive_s"] < 0 or status == FUTURE:
+        return -1
+    if status == PENDING or status == NOMINATED:
+        return int(live["wait_s"] + c.totals[0]["now_s"] - live["queued_s"])
+    return int(live["wait_s"])
+
+
+@inlined
+def _sort_waits(c: Cluster, waits: npt.NDArray[np.int32]) -> tuple[int, int]:
+    """Sort the waits above 0 into `waits`; return how many pods count, and how many are sorted."""
+    counted, size = 0, 0
+    for pod in range(c.pods.shape[0]):
+        wait = _wait_s(c, pod)
+        counted += wait >= 0
+        if wait <= 0:
+            continue
+        at = size
+        while at > 0 and waits[at - 1] > wait:
+            waits[at] = waits[at - 1]
+            at -= 1
+        waits[at] = wait
+        size += 1
+    return counted, size
+
+
+@inlined
+def _percentile(waits: npt.NDArray[np.int32], counted: int, size: int, q: float) -> float:
+    """Return a percentile of the waits with linear interpolation, as numpy's default."""
+    if counted == 0:
+        return math.nan
+    at = (counted - 1) * q
+    rank = int(at)
+    share = at - rank
+    rank -= counted - size  # so many waited for no time at all
+    a = float(waits[rank]) if rank >= 0 else 0.0
+    b = float(waits[rank + 1]) if -1 <= rank < size - 1 else a
+    return a + (b - a) * share if share < 0.5 else b - (b - a) * (1.0 - share)
+
+
+@kernel
+def measure(
+    c: Cluster,
+    account: npt.NDArray[Any],
+    costs: Costs,
+    end_s: int,
+    demanded: int,
+    waits: npt.NDArray[np.int32],
+    out: npt.NDArray[np.float64],
+) -> None:
+    """Write every metric in `METRICS` for a finished episode, in their order.
+
+    Args:
+        c: the cluster at the end.
+        account: (1,) ACCOUNT_DTYPE.
+        costs: the loss in GPU-seconds.
+        end_s: seconds in the account.
+        demanded: GPU-seconds asked for.
+        waits: (P,) scratch memory.
+        out: (M,) output; NaN where nothing was counted.
+    """
+    a = account[0]
+    whole = float(max(demanded, 1))
+    capacity = float(c.totals[0]["gpus"]) * end_s
+    per_day = 86400.0 / end_s
+    counted, waited = _sort_waits(c, waits)
+    preemptors, placed = 0, 0
+    for pod in range(c.pods.shape[0]):
+        if _wait_s(c, pod) < 0:
+            continue
+        live = c.live[pod]
+        if live["preemptor"]:
+            preemptors += 1
+            placed += live["since_s"] != NEVER_PLACED_S or live["status"] == NOMINATED
+    out[1] = costs.waiting * a["waiting"] / whole
+    out[2] = (costs.late * a["late"] + costs.cross * a["cross"]) / whole
+    out[3] = costs.discarded * a["discarded_weighted"] / whole
+    out[4] = costs.eviction * a["evicted_gpus"] / whole
+    out[5] = costs.idle * a["idle"] / whole
+    out[0] = weighted_gpu_s(account, costs) / whole
+    out[6] = _share(a["hits"], a["preemptions"])
+    out[7] = _share(a["guaranteed_hits"], a["guaranteed_preemptions"])
+    out[8] = _share(placed, preemptors)
+    out[9] = a["violations"] * per_day
+    out[10] = a["cross_socket"] * per_day
+    out[11] = a["evicted_gpus"] * per_day
+    out[12] = a["victims"] * per_day
+    out[13] = a["discarded"] / 3600.0 * per_day
+    out[14] = _percentile(waits, counted, waited, 0.5)
+    out[15] = _percentile(waits, counted, waited, 0.99)
+    out[16] = (a["batch"] - a["discarded"]) / capacity
+    out[17] = (a["online"] + a["batch"]) / capacity
+    out[18] = a["decisions"]
+    out[19] = a["preemptions"]
+
+
 def episode_metrics(sim: Simulator) -> dict[str, float]:
     """Return every metric in `METRICS` for a finished episode; NaN where nothing was counted."""
-    account = sim.events.account[0]
-    costs, tape = sim.costs, sim.tape
-    demanded = float(max(sim.tape.demanded_gpu_s(), 1))
-    capacity = float(sim.state.arrays.totals[0]["gpus"]) * tape.end_s
-    per_day = 86400.0 / tape.end_s
-    waits, placed = _online_pods(sim)
-    out = {
-        "weighted_loss": weighted_gpu_s(sim.events.account, costs) / demanded,
-        **{name: lost / demanded for name, lost in loss_terms(sim.events.account, costs).items()},
-        "hit_rate": _share(account["hits"], account["preemptions"]),
-        "guaranteed_hit_rate": _share(
-            account["guaranteed_hits"], account["guaranteed_preemptions"]
-        ),
-        "success_rate": _share(int(placed.sum()), len(placed)),
-        "guarantee_violations": account["violations"] * per_day,
-        "cross_socket": account["cross_socket"] * per_day,
-        "gpus_evicted": account["evicted_gpus"] * per_day,
-        "victims": account["victims"] * per_day,
-        "discarded_gpu_h": account["discarded"] / 3600.0 * per_day,
-        "wait_p50_s": _percentile(waits, 50),
-        "wait_p99_s": _percentile(waits, 99),
-        "batch_goodput": (account["batch"] - account["discarded"]) / capacity,
-        "utilisation": (account["online"] + account["batch"]) / capacity,
-        "decisions": account["decisions"],
-        "preemptions": account["preemptions"],
-    }
-    return {name: float(out[name]) for name in METRICS}
-
-
-def _online_pods(sim: Simulator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Return the waits of online pods that arrived, and for those that fitted nowhere: placed?"""
-    pods, live = sim.state.arrays.pods, sim.state.arrays.live
-    counted = (pods["online"] == 1) & (pods["arrive_s"] >= 0) & (live["status"] != FUTURE)
-    waits = live["wait_s"].astype(float)
-    pending = np.isin(live["status"], (PENDING, NOMINATED))
-    waits[pending] += (sim.state.now_s - live["queued_s"])[pending]
-    preemptors = counted & (live["preemptor"] == 1)
-    placed = (live["since_s"] != NEVER_PLACED_S) | (live["status"] == NOMINATED)
-    return waits[counted], placed[preemptors]
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
-
-
-def _percentile(values: npt.NDArray[np.float64], q: float) -> float:
-    return float(np.percentile(values, q)) if len(values) else float("nan")
+    out = np.empty(len(METRICS))
+    c, tape = sim.state.arrays, sim.tape
+    waits = np.empty(len(c.pods), np.int32)
+    measure(c, sim.events.account, sim.costs, tape.end_s, tape.demanded_gpu_s(), waits, out)
+    return dict(zip(METRICS, out.tolist(), strict=True))

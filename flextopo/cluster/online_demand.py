@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.kernels import kernel
 from flextopo.cluster.pods import TopologyRequirement
 from flextopo.cluster.tape import NEVER_S
 from flextopo.cluster.workload_config import REPLICA_GPUS, WorkloadConfig
@@ -97,13 +98,32 @@ def service_rates(config: WorkloadConfig, services: int, rng: list[np.random.Gen
     noise = math.sqrt(corr) * shared + math.sqrt(1 - corr) * own
     # The first step is drawn from the stationary law, so that no step is calmer than another.
     noise[1:] *= math.sqrt(1 - phi * phi)
-    for step in range(1, steps):
-        noise[step] += phi * noise[step - 1]
+    _carry_over(noise, phi)
     bursts = np.where(
         rng[1].random((services, steps)) < config.burst_share, config.burst_factor, 1.0
     )
     rates: Floats = np.exp(waves + config.residual_sd * noise.T) * bursts
     return rates
+
+
+@kernel
+def _carry_over(noise: Floats, phi: float) -> None:
+    """Add to each row of (T, S) `phi` times the row before it."""
+    for step in range(1, noise.shape[0]):
+        for service in range(noise.shape[1]):
+            noise[step, service] += phi * noise[step - 1, service]
+
+
+@kernel
+def _peak_demand(held: Floats, gpus: Ints, n_max: float) -> int:
+    """Return the highest GPU demand of the steps of (S, T) held relative rates."""
+    most = 0
+    for step in range(held.shape[1]):
+        demand = 0
+        for service in range(held.shape[0]):
+            demand += gpus[service] * max(math.ceil(held[service, step] * n_max - 1e-9), 1)
+        most = max(most, demand)
+    return most
 
 
 def held_rates(rates: Floats, steps: int) -> Floats:
@@ -163,12 +183,12 @@ def common_n_max(rates: Floats, gpus: Ints, limit: float, config: WorkloadConfig
     warmup, account = num_steps(config)
     first = min(warmup, max(0, warmup + account - DAY_STEPS))
     hold = math.ceil(config.scale_down_s / STEP_S)
-    held = held_rates(relative_rates(rates), hold + 1)[:, first:]
+    held = np.ascontiguousarray(held_rates(relative_rates(rates), hold + 1)[:, first:])
     low, high = 0.0, max(1.0, 2.0 * limit)
     while high - low > 1e-6 * high:
         middle = (low + high) / 2
-        demand = gpus @ np.maximum(np.ceil(held * middle - 1e-9), 1)
-        low, high = (middle, high) if demand.max() <= limit else (low, middle)
+        fits = _peak_demand(held, gpus, middle) <= limit
+        low, high = (middle, high) if fits else (low, middle)
     return low
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, kernel, popcount
-from flextopo.cluster.server_model import ModelTables
+from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, lowest_bit, popcount
+from flextopo.cluster.kernels import inlined, kernel
 
 NUMA, SOCKET, CROSS_SOCKET, NO_FIT = 0, 1, 2, 3
 """`AlignmentLevel` as plain integers for the kernels; NO_FIT where nothing does."""
@@ -14,7 +16,7 @@ NUMA, SOCKET, CROSS_SOCKET, NO_FIT = 0, 1, 2, 3
 
 @kernel
 def alignment_level(
-    models: ModelTables,
+    models: npt.NDArray[Any],
     model: int,
     gpu_free: int,
     cores_free: npt.NDArray[np.int16],
@@ -27,18 +29,18 @@ def alignment_level(
     one socket, else the whole server, else NO_FIT.
     """
     all_cores = 0
-    for u in range(models.num_numa[model]):
-        if cores_free[u] >= cores and popcount(gpu_free & models.numa_gpus[model, u]) >= gpus:
+    for u in range(models[model]["num_numa"]):
+        if cores_free[u] >= cores and popcount(gpu_free & models[model]["numa_gpus"][u]) >= gpus:
             return NUMA
         all_cores += cores_free[u]
     if all_cores < cores or popcount(gpu_free) < gpus:
         return NO_FIT
-    for s in range(models.num_sockets[model]):
-        if popcount(gpu_free & models.socket_gpus[model, s]) < gpus:
+    for s in range(models[model]["num_sockets"]):
+        if popcount(gpu_free & models[model]["socket_gpus"][s]) < gpus:
             continue
         socket_cores = 0
-        for u in range(models.num_numa[model]):
-            if models.numa_socket[model, u] == s:
+        for u in range(models[model]["num_numa"]):
+            if models[model]["numa_socket"][u] == s:
                 socket_cores += cores_free[u]
         if socket_cores >= cores:
             return SOCKET
@@ -46,13 +48,13 @@ def alignment_level(
 
 
 @kernel
-def best_level(models: ModelTables, model: int, gpus: int, cores: int) -> int:
+def best_level(models: npt.NDArray[Any], model: int, gpus: int, cores: int) -> int:
     """Return the level an empty server of that model gives, NO_FIT if it never fits."""
-    everything = (1 << models.num_gpus[model]) - 1
-    return alignment_level(models, model, everything, models.numa_cores[model], gpus, cores)
+    everything = (1 << models[model]["num_gpus"]) - 1
+    return alignment_level(models, model, everything, models[model]["numa_cores"], gpus, cores)
 
 
-@kernel
+@inlined
 def level_deficit(level: int, best: int) -> int:
     """Return 0 for the best possible level, 1 for a socket instead of a NUMA node, 2 for across."""
     if level <= best:
@@ -60,15 +62,15 @@ def level_deficit(level: int, best: int) -> int:
     return 1 if level == SOCKET else 2
 
 
-@kernel
+@inlined
 def is_aligned(level: int, best: int) -> bool:
     """Say whether the guaranteed filter accepts the level: a socket, or the best there is."""
     return level <= SOCKET or level == best
 
 
-@kernel
+@inlined
 def _tightest(
-    models: ModelTables,
+    models: npt.NDArray[Any],
     model: int,
     gpu_free: int,
     cores_free: npt.NDArray[np.int16],
@@ -78,16 +80,16 @@ def _tightest(
 ) -> int:
     """Return the NUMA node or socket of that level with the fewest GPUs, then cores, to spare."""
     chosen, least_gpus, least_cores = -1, 0, 0
-    count = models.num_numa[model] if level == NUMA else models.num_sockets[model]
+    count = models[model]["num_numa"] if level == NUMA else models[model]["num_sockets"]
     for d in range(count):
         free_cores = 0
         if level == NUMA:
-            free_gpus = popcount(gpu_free & models.numa_gpus[model, d])
+            free_gpus = popcount(gpu_free & models[model]["numa_gpus"][d])
             free_cores = int(cores_free[d])
         else:
-            free_gpus = popcount(gpu_free & models.socket_gpus[model, d])
-            for u in range(models.num_numa[model]):
-                if models.numa_socket[model, u] == d:
+            free_gpus = popcount(gpu_free & models[model]["socket_gpus"][d])
+            for u in range(models[model]["num_numa"]):
+                if models[model]["numa_socket"][u] == d:
                     free_cores += cores_free[u]
         if free_gpus < gpus or free_cores < cores:
             continue
@@ -100,9 +102,9 @@ def _tightest(
     return chosen
 
 
-@kernel
+@inlined
 def _next_numa_node(
-    models: ModelTables,
+    models: npt.NDArray[Any],
     model: int,
     gpu_free: int,
     cores_free: npt.NDArray[np.int16],
@@ -116,14 +118,14 @@ def _next_numa_node(
     on the NUMA node, then most free cores, then the lowest number.
     """
     chosen, most = -1, -1
-    for u in range(models.num_numa[model]):
-        socket = models.numa_socket[model, u]
+    for u in range(models[model]["num_numa"]):
+        socket = models[model]["numa_socket"][u]
         if (used >> u) & 1 or (level == NUMA and u != domain):
             continue
         if level == SOCKET and socket != domain:
             continue
-        in_socket = popcount(gpu_free & models.socket_gpus[model, socket])
-        in_numa = popcount(gpu_free & models.numa_gpus[model, u])
+        in_socket = popcount(gpu_free & models[model]["socket_gpus"][socket])
+        in_numa = popcount(gpu_free & models[model]["numa_gpus"][u])
         key = ((in_socket * 64 + (63 - socket)) * 64 + in_numa) * 2048 + cores_free[u]
         if key > most:
             chosen, most = u, key
@@ -132,7 +134,7 @@ def _next_numa_node(
 
 @kernel
 def place(
-    models: ModelTables,
+    models: npt.NDArray[Any],
     model: int,
     gpu_free: int,
     cores_free: npt.NDArray[np.int16],
@@ -171,7 +173,7 @@ def place(
         if u < 0:
             break
         used |= 1 << u
-        free = gpu_free & models.numa_gpus[model, u]
+        free = gpu_free & models[model]["numa_gpus"][u]
         here = 0
         while free != 0 and gpus_left > 0:
             mask |= free & -free
@@ -181,6 +183,8 @@ def place(
         share = min(-(-cores * here // max(gpus, 1)), cores_left, cores_free[u])
         taken[u] = share
         cores_left -= share
+        if gpus_left == 0 and cores_left == 0:
+            return level, mask
     used = 0
     while cores_left > 0:
         u = _next_numa_node(models, model, gpu_free, cores_free, level, domain, used)
@@ -206,29 +210,33 @@ def find_node(c: Cluster, pod: int, aligned: bool, by_alignment: bool) -> int:
     """
     gpus, cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
     last_model, best = -1, NO_FIT
-    chosen, least = -1, 1 << 40
-    for node in range(c.nodes.shape[0]):
-        state = c.nodes[node]
-        free = popcount(state["gpu_free"])
-        if free < gpus or state["cores_free"] < cores or state["num_pods"] >= MAX_PODS_PER_NODE:
+    chosen, least = -1, NO_FIT
+    last = c.by_free.shape[1] - 1
+    for free in range(gpus, c.by_free.shape[0]):
+        if c.by_free[free, last] == 0:
             continue
-        model = state["model"]
-        if not aligned and not by_alignment:
-            key = free - gpus
-        else:
-            if free - gpus >= least:
-                continue
-            if model != last_model:
-                best = best_level(c.models, model, gpus, cores)
-                last_model = model
-            level = alignment_level(
-                c.models, model, state["gpu_free"], c.cores_free[node], gpus, cores
-            )
-            if aligned and not is_aligned(level, best):
-                continue
-            key = free - gpus
-            if by_alignment:
-                key += level_deficit(level, best) * 1024
-        if key < least:
-            chosen, least = node, key
+        for word in range(last):
+            nodes = c.by_free[free, word]
+            while nodes != 0:
+                node = 64 * word + lowest_bit(nodes)
+                nodes &= nodes - 1
+                state = c.nodes[node]
+                if state["cores_free"] < cores or state["num_pods"] >= MAX_PODS_PER_NODE:
+                    continue
+                if not aligned and not by_alignment:
+                    return node
+                model = state["model"]
+                if model != last_model:
+                    best = best_level(c.models, model, gpus, cores)
+                    last_model = model
+                level = alignment_level(
+                    c.models, model, state["gpu_free"], c.cores_free[node], gpus, cores
+                )
+                if aligned and not is_aligned(level, best):
+                    continue
+                deficit = level_deficit(level, best) if by_alignment else 0
+                if deficit == 0:
+                    return node
+                if deficit < least:
+                    chosen, least = node, deficit
     return chosen

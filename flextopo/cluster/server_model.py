@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -165,53 +165,35 @@ class Fleet:
         return max(1, int(min(shares) * 7 / 8))
 
 
-class ModelTables(NamedTuple):
-    """The server models of a cluster as arrays; M models, padded with -1 or 0.
-
-    Fields: `num_gpus`, `num_numa`, `num_sockets` (M,) int64; `gpu_numa` (M, 16) int64, -1 = none;
-    `gpu_socket` (M, 16) int64; `numa_socket` (M, U) int64, -1 = none; `numa_cores` (M, U) int64;
-    `numa_gpus` (M, U) and `socket_gpus` (M, S) int64 bit masks of GPUs. U and S are the largest
-    counts among the models.
-    """
-
-    num_gpus: npt.NDArray[np.int64]
-    num_numa: npt.NDArray[np.int64]
-    num_sockets: npt.NDArray[np.int64]
-    gpu_numa: npt.NDArray[np.int64]
-    gpu_socket: npt.NDArray[np.int64]
-    numa_socket: npt.NDArray[np.int64]
-    numa_cores: npt.NDArray[np.int64]
-    numa_gpus: npt.NDArray[np.int64]
-    socket_gpus: npt.NDArray[np.int64]
+MODEL_DTYPE = np.dtype(
+    [
+        ("num_gpus", "i8"),
+        ("num_numa", "i8"),
+        ("num_sockets", "i8"),
+        ("numa_socket", "i8", (MAX_NUMA_NODES,)),  # -1 = no such NUMA node
+        ("numa_gpus", "i8", (MAX_NUMA_NODES,)),  # bit masks of GPUs
+        ("socket_gpus", "i8", (MAX_SOCKETS,)),  # the same a socket
+        ("numa_cores", "i2", (MAX_NUMA_NODES,)),
+    ],
+    align=True,
+)
+"""A server model as the kernels read it; what is beyond its sizes is 0."""
 
 
-def compile_models(models: Sequence[ServerModel]) -> ModelTables:
-    """Compile server models into the arrays that the kernels read."""
-    m = len(models)
-    u = max(model.num_numa_nodes for model in models)
-    s = max(model.num_sockets for model in models)
-    tables = ModelTables(
-        num_gpus=np.array([model.num_gpus for model in models]),
-        num_numa=np.array([model.num_numa_nodes for model in models]),
-        num_sockets=np.array([model.num_sockets for model in models]),
-        gpu_numa=np.full((m, MAX_GPUS), -1, np.int64),
-        gpu_socket=np.full((m, MAX_GPUS), -1, np.int64),
-        numa_socket=np.full((m, u), -1, np.int64),
-        numa_cores=np.zeros((m, u), np.int64),
-        numa_gpus=np.zeros((m, u), np.int64),
-        socket_gpus=np.zeros((m, s), np.int64),
-    )
-    for i, model in enumerate(models):
-        tables.numa_socket[i, : model.num_numa_nodes] = model.numa_socket
-        tables.numa_cores[i, : model.num_numa_nodes] = model.numa_cores
+def compile_models(models: Sequence[ServerModel]) -> npt.NDArray[Any]:
+    """Compile server models into the table that the kernels read, (M,) MODEL_DTYPE, read-only."""
+    tables = np.zeros(len(models), MODEL_DTYPE)
+    tables["numa_socket"] = -1
+    for table, model in zip(tables, models, strict=True):
+        table["num_gpus"] = model.num_gpus
+        table["num_numa"] = model.num_numa_nodes
+        table["num_sockets"] = model.num_sockets
+        table["numa_socket"][: model.num_numa_nodes] = model.numa_socket
+        table["numa_cores"][: model.num_numa_nodes] = model.numa_cores
         for gpu, numa_node in enumerate(model.gpu_numa):
-            socket = model.numa_socket[numa_node]
-            tables.gpu_numa[i, gpu] = numa_node
-            tables.gpu_socket[i, gpu] = socket
-            tables.numa_gpus[i, numa_node] |= 1 << gpu
-            tables.socket_gpus[i, socket] |= 1 << gpu
-    for array in tables:
-        array.setflags(write=False)
+            table["numa_gpus"][numa_node] |= 1 << gpu
+            table["socket_gpus"][model.numa_socket[numa_node]] |= 1 << gpu
+    tables.setflags(write=False)
     return tables
 
 

@@ -21,12 +21,12 @@ from flextopo.cluster.arrays import (
     Cluster,
     add_to_node,
     allocate,
-    kernel,
-    popcount,
     release,
+    set_free_gpus,
 )
 from flextopo.cluster.candidates import can_preempt, freed
 from flextopo.cluster.events import Events, dequeue, enqueue, schedule_event
+from flextopo.cluster.kernels import inlined, kernel
 from flextopo.cluster.lifecycle import GUARANTEED, bind, depart, evict, finish_event, set_level
 from flextopo.cluster.placement import best_level, find_node, is_aligned, place
 
@@ -51,7 +51,7 @@ class Rules(NamedTuple):
     end_s: int
 
 
-@kernel
+@inlined
 def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
     """Say whether the guaranteed filter binds this pod."""
     if not c.pods[pod]["online"] or rules.filter == BLIND:
@@ -59,7 +59,7 @@ def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
     return rules.filter == ALL_GUARANTEED or c.pods[pod]["requirement"] == GUARANTEED
 
 
-@kernel
+@inlined
 def _accrue(c: Cluster, e: Events, until_s: int) -> None:
     """Move the clock, and charge what the time costs."""
     t = c.totals[0]
@@ -75,7 +75,7 @@ def _accrue(c: Cluster, e: Events, until_s: int) -> None:
     t["now_s"] = until_s
 
 
-@kernel
+@inlined
 def _place_on(c: Cluster, pod: int, node: int, taken: npt.NDArray[np.int16]) -> tuple[int, int]:
     """Return level and GPU mask of a pod among a node's free resources; `taken` gets the cores."""
     return place(
@@ -89,7 +89,7 @@ def _place_on(c: Cluster, pod: int, node: int, taken: npt.NDArray[np.int16]) -> 
     )
 
 
-@kernel
+@inlined
 def _start(c: Cluster, e: Events, pod: int, node: int) -> None:
     """Place a pending pod on a node where it fits and start it at once."""
     level, mask = _place_on(c, pod, node, c.scratch[1])
@@ -99,7 +99,7 @@ def _start(c: Cluster, e: Events, pod: int, node: int) -> None:
     bind(c, e, pod)
 
 
-@kernel
+@inlined
 def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
     """Say whether restricted admission turns the pod away from a node where it fits by count."""
     spec = c.pods[pod]
@@ -145,7 +145,7 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
     return complete
 
 
-@kernel
+@inlined
 def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
     """Try to start a pending batch pod; the cursor moves on when it does not fit."""
     clock = e.clock[0]
@@ -168,12 +168,17 @@ def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
     return False
 
 
-@kernel
+@inlined
 def _pass(c: Cluster, e: Events, rules: Rules) -> int:
-    """Go on with the scheduling pass; return the pod that needs a decision, or END."""
+    """Go on with the scheduling pass; return the pod that needs a decision, or END.
+
+    Where nothing was released since all batch pods failed, only the online pods are looked at.
+    """
     clock = e.clock[0]
     small_gpus, small_cores = 1 << 30, 1 << 30  # the smallest batch request that failed so far
     while clock["cursor"] < clock["queue_size"]:
+        if clock["online_left"] == 0 and clock["in_vain"] == c.totals[0]["releases"]:
+            return END
         pod = int(e.queue[clock["cursor"]])
         spec = c.pods[pod]
         if spec["online"] == 0:
@@ -187,6 +192,7 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
             ):
                 small_gpus, small_cores = spec["gpus"], spec["cores"]
             continue
+        clock["online_left"] -= 1
         aligned = must_align(c, rules, pod)
         node = find_node(c, pod, aligned, rules.filter != BLIND and spec["requirement"] > 0)
         if node >= 0:
@@ -201,10 +207,11 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
             clock["asked"] = pod
             return pod
         clock["cursor"] += 1
+    clock["in_vain"] = c.totals[0]["releases"]
     return END
 
 
-@kernel
+@inlined
 def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
     """Return the time of the next event, or the end."""
     clock = e.clock[0]
@@ -218,7 +225,7 @@ def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
     return time
 
 
-@kernel
+@inlined
 def _happen(c: Cluster, e: Events, now: int) -> None:
     """Let everything happen that is due now."""
     clock = e.clock[0]
@@ -256,6 +263,7 @@ def advance(c: Cluster, e: Events, rules: Rules) -> int:
         _happen(c, e, now)
         clock["in_pass"] = 1
         clock["cursor"] = 0
+        clock["online_left"] = clock["online_queued"]
 
 
 @kernel
@@ -265,7 +273,7 @@ def decline(e: Events) -> None:
     e.clock[0]["cursor"] += 1
 
 
-@kernel
+@inlined
 def _hand_over(
     c: Cluster, pod: int, node: int, slots: int, gpu_mask: int, taken: npt.NDArray[np.int16]
 ) -> None:
@@ -287,8 +295,7 @@ def _hand_over(
             c.pod_cores[victim, u] -= given
             taken[u] -= given
     free_part = gpu_mask & ~from_victims
-    c.nodes[node]["gpu_free"] &= ~free_part
-    c.totals[0]["free_gpus"] -= popcount(free_part)
+    set_free_gpus(c, node, c.nodes[node]["gpu_free"] & ~free_part)
     c.live[pod]["gpu_mask"] = gpu_mask
     for u in range(taken.shape[0]):
         c.cores_free[node, u] -= taken[u]

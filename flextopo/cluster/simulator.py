@@ -52,6 +52,7 @@ class Simulator:
         fleet: the servers.
         filter_: whom the guaranteed filter binds; a selector's own.
         scenario: loss weights and node admission.
+        arrays: go on with these, at whatever time they stand; None = warm up a cluster of its own.
 
     Raises:
         WorkloadError: a pod of the tape fits on no server even when it is empty.
@@ -63,6 +64,7 @@ class Simulator:
         fleet: Fleet,
         filter_: AlignmentFilter = AlignmentFilter.OWN,
         scenario: Scenario | None = None,
+        arrays: tuple[Cluster, Events] | None = None,
     ) -> None:
         self.tape = tape
         self.scenario = scenario or Scenario()
@@ -74,14 +76,15 @@ class Simulator:
             restart_s=tape.restart_s,
             end_s=tape.end_s,
         )
-        cluster = _load(tape, fleet)
-        self.state = ClusterState(cluster, fleet.models, self.costs, simulator=self)
-        self.events = _empty_events(tape)
         self._one = candidate_arrays(1)
         self._workspace = workspace()
         self._scratch: tuple[Cluster, Events] | None = None
-        warmup = self.rules._replace(filter=int(AlignmentFilter.OWN), end_s=0)
-        run_greedy(cluster, self.events, warmup, self.costs, self._workspace, self._one)
+        if arrays is None:
+            arrays = _load(tape, fleet), _empty_events(tape)
+            warmup = self.rules._replace(filter=int(AlignmentFilter.OWN), end_s=0)
+            run_greedy(*arrays, warmup, self.costs, self._workspace, self._one)
+        cluster, self.events = arrays
+        self.state = ClusterState(cluster, fleet.models, self.costs, simulator=self)
 
     def next_decision(self) -> Pod | None:
         """Run on until a pod needs a decision and return it; None at the end of the tape."""
@@ -167,9 +170,9 @@ def _load(tape: Tape, fleet: Fleet) -> Cluster:
     link_groups(cluster)
     cluster.pdb_left[:] = tape.pdb_allowed
     cluster.totals["now_s"] = -tape.warmup_s
-    sizes = np.unique(np.stack([tape.gpus, tape.cores]), axis=1).T
-    for gpus, cores in sizes:
-        levels = [best_level(tables, m, gpus, cores) for m in np.unique(node_model)]
+    kinds = sorted(set(fleet.node_model))
+    for gpus, cores in sorted(set(zip(tape.gpus.tolist(), tape.cores.tolist(), strict=True))):
+        levels = [best_level(tables, m, gpus, cores) for m in kinds]
         if min(levels) == NO_FIT:
             raise WorkloadError(
                 f"a pod asks for {gpus} GPUs and {cores} cores; legal: what one of the servers "
@@ -199,6 +202,7 @@ def _scratch_cluster(c: Cluster) -> Cluster:
         nodes=np.empty_like(c.nodes),
         cores_free=np.empty_like(c.cores_free),
         node_pods=np.empty_like(c.node_pods),
+        by_free=np.empty_like(c.by_free),
         pdb_left=np.empty_like(c.pdb_left),
         totals=np.empty_like(c.totals),
         scratch=np.empty_like(c.scratch),

@@ -55,10 +55,9 @@ class ClusterState:
         self._rooms: dict[int, CandidateArrays] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle; the tables become read-only again, or every kernel would compile anew."""
+        """Unpickle; the models become read-only again, or every kernel would compile anew."""
         self.__dict__.update(state)
-        for table in self.arrays.models:
-            table.setflags(write=False)
+        self.arrays.models.setflags(write=False)
 
     @classmethod
     def from_pods(
@@ -296,9 +295,11 @@ class ClusterState:
                     raise PodError(f"node {node}: GPUs {_bits(owned & mask)} have two owners")
                 owned |= mask
                 cores = cores + c.pod_cores[pod]
-            if owned != (1 << int(models.num_gpus[model])) - 1:
+            if owned != (1 << int(models[model]["num_gpus"])) - 1:
                 raise PodError(f"node {node}: GPUs {_bits(owned)} are owned; legal: all of them")
-            if (cores != models.numa_cores[model]).any() or (c.cores_free[node] < 0).any():
+            if (cores != models[model]["numa_cores"][: len(cores)]).any() or (
+                c.cores_free[node] < 0
+            ).any():
                 raise PodError(f"node {node}: cores a NUMA node {cores.tolist()} do not add up")
             if c.nodes[node]["cores_free"] != c.cores_free[node].sum():
                 raise PodError(f"node {node}: {c.nodes[node]['cores_free']} free cores is not true")

@@ -162,7 +162,9 @@ def _columns(online: OnlinePods, jobs: BatchJobs, attributes: BatchAttributes) -
     replicas, pods = len(online.service), len(job)
 
     def join(replica: Any, pod: Any) -> Any:
-        return np.concatenate((np.broadcast_to(replica, replicas), np.broadcast_to(pod, pods)))
+        both = np.empty(replicas + pods, np.asarray(pod).dtype)
+        both[:replicas], both[replicas:] = replica, pod
+        return both
 
     return {
         "arrive_s": join(online.arrive_s, jobs.submit_s[job]),

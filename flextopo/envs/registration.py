@@ -32,5 +32,6 @@ def register_environments() -> None:
         register(
             id=name,
             entry_point="flextopo.envs.preemption:PreemptionEnv",
+            vector_entry_point="flextopo.envs.vector:PreemptionVectorEnv",
             kwargs={"servers": servers, "workload": WORKLOADS.get(name)},
         )

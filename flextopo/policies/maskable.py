@@ -33,7 +33,7 @@ class ScorerPolicy(MaskableActorCriticPolicy):
         return {**super()._get_constructor_parameters(), "scorer": self._scorer_config}
 
     def _run(self, obs: Any) -> tuple[Tensor, Tensor]:
-        scores, value = self.scorer(
+        scores, value = self.scorer.packed(
             obs["preemptor"], obs["cluster"], obs["candidates"], obs["action_mask"]
         )
         return scores, value.unsqueeze(-1)

@@ -71,6 +71,32 @@ class CandidateScorer(nn.Module):
         scores = torch.cat([scores, self.wait(pooled)], -1)
         return scores.masked_fill(~legal, MASKED), self.critic(pooled).squeeze(-1)
 
+    def packed(
+        self, preemptor: Tensor, cluster: Tensor, candidates: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, computed for the legal candidates alone.
+
+        Most of the K places are empty most of the time, so this trains several times faster. The
+        sums run in another order, so results differ in the last bits.
+        """
+        legal = mask[:, :-1] != 0
+        decision, place = legal.nonzero(as_tuple=True)
+        shared = self.shared(torch.cat([preemptor, cluster], -1))
+        encoded = torch.relu(self.candidate(candidates[decision, place]) + shared[decision])
+        empty = torch.zeros_like(shared)
+        mean = empty.index_add(0, decision, encoded)
+        mean = mean / legal.sum(-1, keepdim=True).clamp(min=1).to(mean.dtype)
+        # Encodings are 0 or more, so the zeros that it starts with take nothing away.
+        most = empty.scatter_reduce(0, decision.unsqueeze(-1).expand_as(encoded), encoded, "amax")
+        pooled = torch.cat([mean, most], -1)
+        hidden = self.own(encoded)
+        if self.config.context:
+            hidden = hidden + self.pooled(pooled)[decision]
+        scores = torch.full_like(mask, MASKED, dtype=encoded.dtype)
+        scores = scores.index_put((decision, place), self.score(torch.relu(hidden)).squeeze(-1))
+        wait = torch.where(mask[:, -1:] != 0, self.wait(pooled), MASKED)
+        return torch.cat([scores[:, :-1], wait], -1), self.critic(pooled).squeeze(-1)
+
 
 def pool(encoded: Tensor, legal: Tensor) -> Tensor:
     """Return mean and maximum of the (B, K, h) encodings over the (B, K) legal ones: (B, 2h)."""

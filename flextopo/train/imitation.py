@@ -193,7 +193,7 @@ def expected_loss(
 ) -> torch.Tensor:
     """Return the mean over decisions of sum_i p_i L_i, less the entropy bonus."""
     preemptor, cluster, candidates, mask, losses = batch
-    scores, _ = network(preemptor, cluster, candidates, mask)
+    scores, _ = network.packed(preemptor, cluster, candidates, mask)
     log_p = torch.log_softmax(scores, -1)
     p = log_p.exp()
     bonus = -(p * log_p).sum(-1)

@@ -16,16 +16,14 @@ import numpy as np
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.output_files import make_folder, write_whole
-from flextopo.envs.preemption import PreemptionEnv
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.maskable import ScorerPolicy, use_threads
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.train.results import versions
+from flextopo.train.vec_env import PreemptionVecEnv
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class PPOConfig:
         num_envs: environments played side by side.
         rollout: decisions each plays between two updates.
         k: candidates shown.
+        days: different days to train on.
         hidden: width of the network, when it begins from scratch.
         learning_rate: of Adam.
         epochs: passes over a rollout.
@@ -61,6 +60,7 @@ class PPOConfig:
     num_envs: int = 8
     rollout: int = 256
     k: int = 16
+    days: int = 4096
     hidden: int = 64
     learning_rate: float = 3e-4
     epochs: int = 4
@@ -73,7 +73,16 @@ class PPOConfig:
     allow_wait: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("timesteps", "num_envs", "rollout", "k", "hidden", "batch_size", "threads"):
+        for name in (
+            "timesteps",
+            "num_envs",
+            "rollout",
+            "k",
+            "days",
+            "hidden",
+            "batch_size",
+            "threads",
+        ):
             if getattr(self, name) < 1:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
         if self.seed < 0:
@@ -121,15 +130,16 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
     temporary.replace(folder / "checkpoint.zip")
 
 
-def make_envs(config: PPOConfig) -> DummyVecEnv:
+def make_envs(config: PPOConfig) -> PreemptionVecEnv:
     """Return the training environments, with randomised workloads."""
-
-    def make() -> Monitor[Any, Any]:
-        return Monitor(
-            PreemptionEnv(config.servers, k=config.k, randomise=True, allow_wait=config.allow_wait)
-        )
-
-    return DummyVecEnv([make] * config.num_envs)
+    return PreemptionVecEnv(
+        config.num_envs,
+        config.servers,
+        k=config.k,
+        randomise=True,
+        allow_wait=config.allow_wait,
+        days=config.days,
+    )
 
 
 def train_ppo(
@@ -189,7 +199,7 @@ def train_ppo(
     )
 
 
-def _new_model(config: PPOConfig, envs: DummyVecEnv, folder: Path) -> MaskablePPO:
+def _new_model(config: PPOConfig, envs: PreemptionVecEnv, folder: Path) -> MaskablePPO:
     network = load_network(config.start) if config.start else None
     size = network.config if network is not None else ScorerConfig(config.hidden)
     model = MaskablePPO(

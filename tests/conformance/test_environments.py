@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tapes
 from gymnasium.utils.env_checker import check_env
+from tapes import same
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import FlextopoError
@@ -26,15 +27,6 @@ def make(id_: str, **options: Any) -> PreemptionEnv:
     env = gym.make(id_, disable_env_checker=True, **options).unwrapped
     assert isinstance(env, PreemptionEnv)
     return env
-
-
-def same(a: Any, b: Any) -> bool:
-    """Compare two observations or infos bit by bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, np.ndarray):
-        return bool(a.dtype == b.dtype and a.tobytes() == b.tobytes())
-    return repr(a) == repr(b)
 
 
 def legal_action(env: PreemptionEnv, rng: np.random.Generator) -> int:
@@ -157,7 +149,6 @@ def test_an_empty_place_counts_as_waiting_and_is_reported(id_: str) -> None:
     assert expected[4].pop("invalid_action") is False
     assert same(observation, expected[0])
     assert reward == expected[1]
-    assert env.simulator is not None
     assert env.simulator.events.account[0]["invalid_actions"] == 1
 
 
@@ -205,7 +196,6 @@ def test_rendering(id_: str) -> None:
 def test_action_zero_is_greedy_cost_and_rewards_sum_to_the_account(id_: str) -> None:
     env = make(id_)
     env.reset(seed=0, options={"tape_seed": 3})
-    assert env.simulator is not None
     account = env.simulator.events.account
     before = sum(loss_terms(account, env.simulator.costs).values())
     total, truncated = 0.0, False
@@ -216,7 +206,7 @@ def test_action_zero_is_greedy_cost_and_rewards_sum_to_the_account(id_: str) -> 
     assert -total * 36.0 * env.fleet.num_gpus == pytest.approx(after - before, rel=1e-9)
     assert after > before
 
-    simulator = Simulator(env.tape_source(3), env.fleet)
+    simulator = Simulator(env.simulator.tape, env.fleet)
     simulator.run(make_selector("greedy-cost"))
     mine, theirs = account[0], simulator.events.account[0]
     # Decisions without any candidate are passed over by the environment.
@@ -229,7 +219,6 @@ def test_waiting_where_it_is_forbidden_is_reported_and_counted() -> None:
     env.reset(options={"tape_seed": 3})
     assert not env.action_masks()[env.k]
     assert env.step(env.k)[4]["invalid_action"] is True
-    assert env.simulator is not None
     assert env.simulator.events.account[0]["invalid_actions"] == 1
 
 

@@ -268,7 +268,6 @@ def test_the_papers_environment_has_its_servers_pods_and_priorities() -> None:
     env = gymnasium.make("flextopo/Preempt-Paper-v0", disable_env_checker=True).unwrapped
     assert isinstance(env, PreemptionEnv)
     env.reset(seed=0)
-    assert env.simulator is not None
     state = env.simulator.state
     pods = state.arrays.pods
     assert state.num_nodes == 100

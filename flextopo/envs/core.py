@@ -1,0 +1,229 @@
+"""What the scalar and the vector environments share: a batch of episodes, and who feeds it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from flextopo.cluster.batch import DRAWS, Batch, empty_batch, empty_observations, play
+from flextopo.cluster.episodes import Episodes, cluster_of, events_of
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR, Observation
+from flextopo.cluster.metrics import METRICS
+from flextopo.cluster.seeds import TRAINING
+from flextopo.cluster.server_model import Fleet
+from flextopo.cluster.servers import parse_servers
+from flextopo.cluster.simulator import Scenario, Simulator
+from flextopo.cluster.tape import Tape
+from flextopo.cluster.workload import WorkloadConfig
+from flextopo.envs.days import DayStore, TapeSource, workload_of
+
+NO_ACTIONS = np.zeros(0, np.int64)
+
+MAX_BUFFERS = 4
+"""Observations kept to be written again once nobody holds them."""
+
+ENVS_PER_THREAD = 16
+"""Fewer environments than that in a thread are not worth a second one."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def _holders(buffer: Observation) -> int:
+    """Count the references to the arrays of a buffer, views of them included."""
+    return sum(sys.getrefcount(array) for array in buffer)
+
+
+UNUSED = _holders(empty_observations(1, 1))
+"""What `_holders` counts where only the buffer itself holds its arrays."""
+
+
+def observation_space(k: int) -> spaces.Dict:
+    """Return the space of one environment's observations with K candidates."""
+    return spaces.Dict(
+        {
+            "preemptor": spaces.Box(-1.0, 1.0, (NUM_PREEMPTOR,), np.float32),
+            "cluster": spaces.Box(-1.0, 1.0, (NUM_CLUSTER,), np.float32),
+            "candidates": spaces.Box(-1.0, 1.0, (k, NUM_CANDIDATE), np.float32),
+            "action_mask": spaces.Box(0, 1, (k + 1,), np.int8),
+        }
+    )
+
+
+def named(o: Observation) -> Arrays:
+    """Return an observation under the names of its space."""
+    return {
+        "preemptor": o.preemptor,
+        "cluster": o.cluster,
+        "candidates": o.candidates,
+        "action_mask": o.mask,
+    }
+
+
+class Core:
+    """B environments; the arguments are those of `PreemptionEnv`.
+
+    Attributes:
+        fleet: the servers.
+        batch: the arrays; replaced when a day needs more room.
+        k: candidates shown.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        autoreset: int,
+        servers: str | Fleet,
+        workload: WorkloadConfig | dict[str, Any] | None,
+        scenario: Scenario | None,
+        k: int,
+        allow_wait: bool,
+        randomise: bool,
+        tape_source: Callable[[int], Tape] | None,
+        days: int,
+        threads: int = 1,
+    ) -> None:
+        for name, value in (("num_envs", num_envs), ("k", k), ("days", days), ("threads", threads)):
+            if value < 1:
+                raise FlextopoError(f"{name} = {value}; legal: 1 or more")
+        if days > len(TRAINING):
+            raise FlextopoError(f"days = {days}; legal: 1 to {len(TRAINING)}")
+        self.fleet = servers if isinstance(servers, Fleet) else Fleet(*parse_servers(servers))
+        self.scenario = scenario or Scenario()
+        self.source = tape_source or TapeSource(self.fleet, workload_of(workload), randomise)
+        self.k, self.num_envs, self.days = k, num_envs, days
+        self._how = (k, threads, allow_wait, autoreset)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)  # starts none before there is work
+        self._store = DayStore(self.fleet, self.scenario, self.source, days)
+        self._random: list[np.random.Generator] = []
+        self._buffers: list[Observation] = []
+        self.batch: Batch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without threads; see also `DayStore`."""
+        return {**self.__dict__, "_pool": None, "_buffers": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; the models become read-only again, or every kernel would compile anew."""
+        self.__dict__.update(state)
+        self._pool = ThreadPoolExecutor(self._threads)
+        if self.batch is not None:
+            self.batch.running.models.setflags(write=False)
+            self.batch.stored.models.setflags(write=False)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown()
+
+    def reset(
+        self,
+        which: npt.NDArray[np.bool_],
+        random: list[np.random.Generator],
+        given: npt.NDArray[np.int64] | None = None,
+    ) -> Batch:
+        """Start new days in some environments.
+
+        Args:
+            which: (B,) the environments.
+            random: one generator each; a new one throws away the days drawn ahead.
+            given: (B,) seeds of the tapes instead of drawn ones.
+
+        Returns:
+            The arrays, with the first decisions.
+        """
+        if self.batch is None:
+            self._grow(self._store.load(TRAINING.start))
+        assert self.batch is not None
+        b = self.batch
+        for i in range(self.num_envs):
+            if which[i] and (not self._random or self._random[i] is not random[i]):
+                b.cursor[i] = DRAWS
+        self._random = list(random)
+        shown = self._buffer()
+        for at in range(len(shown)):
+            shown[at][:] = b.observation[at]
+        self.batch = b = b._replace(observation=shown)
+        b.starting[which] = 1
+        b.tries[which] = 0
+        b.invalid[which] = 0
+        b.given[which] = -1 if given is None else given[which]
+        self._run(NO_ACTIONS)
+        return self.batch
+
+    def step(self, actions: npt.NDArray[np.int64]) -> Batch:
+        """Step every environment; return the arrays, with the observations in fresh ones."""
+        assert self.batch is not None
+        self.batch = self.batch._replace(observation=self._buffer())
+        self._run(actions)
+        return self.batch
+
+    def _buffer(self) -> Observation:
+        """Return arrays for an observation that nobody holds: used ones again, or new ones."""
+        for at, buffer in enumerate(self._buffers):
+            if _holders(buffer) == UNUSED:
+                self._buffers.append(self._buffers.pop(at))
+                return buffer
+        buffer = empty_observations(self.num_envs, self.k)
+        self._buffers = [*self._buffers[1 - MAX_BUFFERS :], buffer]
+        return buffer
+
+    def _run(self, actions: npt.NDArray[np.int64]) -> None:
+        assert self.batch is not None
+        b = self.batch
+        b.taken[0] = 0
+        others = [self._pool.submit(play, b, actions, t) for t in range(1, self._threads)]
+        waiting = play(b, actions, 0) + sum(other.result() for other in others)
+        while waiting:
+            for i in np.flatnonzero(self.batch.starting):
+                self._help(int(i))
+            self.batch.taken[0] = 0
+            waiting = play(self.batch, NO_ACTIONS, 0)
+
+    def _help(self, i: int) -> None:
+        """Draw days for an environment that has none left, and load the one it waits for."""
+        b = self.batch
+        assert b is not None
+        if b.given[i] < 0 and b.cursor[i] == DRAWS:
+            begin = TRAINING.start
+            b.draws[i] = self._random[i].integers(begin, begin + self.days, DRAWS)
+            b.cursor[i] = 0
+        day = int(b.given[i] if b.given[i] >= 0 else b.draws[i, b.cursor[i]])
+        if b.stored.day[day % len(b.stored.day)] != day:
+            self._grow(self._store.load(day))
+
+    def _grow(self, stored: Episodes) -> None:
+        """Give the environments as much room as the stored days have."""
+        b = self.batch
+        if b is not None and b.stored is stored:
+            return
+        k, threads, allow_wait, autoreset = self._how
+        like = cluster_of(stored, 0, np.zeros((2, stored.cores_free.shape[2]), np.int16))
+        fresh = empty_batch(like, stored, self.num_envs, k, threads, allow_wait, autoreset)
+        if b is not None:
+            # What the environments are playing moves into the wider rows.
+            for name in Episodes._fields[1:]:
+                old = getattr(b.running, name)
+                getattr(fresh.running, name)[tuple(map(slice, old.shape))] = old
+            fresh = b._replace(running=fresh.running, stored=stored)
+        self.batch = fresh._replace(gpus=self.fleet.num_gpus)
+
+    def simulator(self, i: int) -> Simulator:
+        """Return environment i as a simulation, over its own arrays."""
+        assert self.batch is not None
+        running = self.batch.running
+        scratch = np.zeros((2, running.cores_free.shape[2]), np.int16)
+        arrays = cluster_of(running, i, scratch), events_of(running, i)
+        tape = self.source(int(running.day[i]))
+        return Simulator(tape, self.fleet, scenario=self.scenario, arrays=arrays)
+
+    def metrics(self, i: int) -> dict[str, float]:
+        """Return the metrics of the episode that environment i ended last."""
+        assert self.batch is not None
+        return dict(zip(METRICS, self.batch.metrics[i].tolist(), strict=True))
