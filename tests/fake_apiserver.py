@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from typing import Any
@@ -262,6 +262,15 @@ async def running(server: FakeApiserver) -> AsyncIterator[FakeApiserver]:
         server.break_watches()
         await task
         listening.close()
+
+
+async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Wait for a condition, and fail when it does not come."""
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    assert condition()
 
 
 def _nothing() -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from fake_apiserver import FakeApiserver, running
+from fake_apiserver import FakeApiserver, running, until
 from kube_objects import NOW_S, budget, flextopo, full_node, make_cache, node, pod
 
 pytest.importorskip("lightkube")
@@ -38,14 +38,6 @@ def follow(documents: list[dict[str, Any]], scenario: Scenario) -> None:
                 await asyncio.wait([task])
 
     asyncio.run(run())
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    assert condition()
 
 
 def same(watch: KubeWatch, documents: list[dict[str, Any]]) -> bool:

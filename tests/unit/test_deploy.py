@@ -1,0 +1,185 @@
+"""The manifests: sound objects, and no more rights than the calls that the code makes."""
+
+import asyncio
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from fake_apiserver import FakeApiserver, running, until
+
+import flextopo
+from flextopo.cli.app import app
+
+pytest.importorskip("lightkube")
+
+from controllers import WAITING, dying, make_controller, spread
+from lightkube import codecs
+
+DEPLOY = Path(flextopo.__file__).parents[1] / "deploy"
+if not DEPLOY.is_dir():
+    pytest.skip("installed without the repository's root", allow_module_level=True)
+
+Document = dict[str, Any]
+
+
+def documents(*folders: str) -> list[Document]:
+    found: list[Document] = []
+    for folder in folders:
+        for path in sorted((DEPLOY / folder).glob("*.yaml")):
+            found += [entry for entry in yaml.safe_load_all(path.read_text()) if entry]
+    return found
+
+
+def objects(kind: str, *folders: str) -> list[Document]:
+    return [entry for entry in documents(*folders) if entry["kind"] == kind]
+
+
+def without_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_empty(item) for key, item in value.items() if item not in ({}, [])}
+    return [without_empty(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("folder", ["base", "controller"])
+def test_every_field_is_one_of_the_api(folder: str) -> None:
+    for document in documents(folder):
+        if document["kind"] == "Kustomization":
+            continue
+        (typed,) = codecs.load_all_yaml(yaml.safe_dump(document))
+        # A field that the API does not know would be lost on the way.
+        known = typed.to_dict()  # type: ignore[no-untyped-call]
+        assert without_empty(known) == without_empty(document), document["metadata"]
+
+
+def rights(folder: str) -> set[str]:
+    """Return the rights of a folder's ClusterRoles, such as `list pods`."""
+    return {
+        f"{verb} {resource}"
+        for role in objects("ClusterRole", folder)
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_rights_are_exactly_the_calls_that_are_made() -> None:
+    async def calls() -> set[str]:
+        server = FakeApiserver()
+        for document in [*spread(), WAITING]:
+            server.put(document)
+        async with running(server):
+            controller = make_controller(server)
+            tasks = [asyncio.create_task(run()) for run in (controller.watch.run, controller.run)]
+            await until(lambda: bool(dying(server)))
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        return set(server.calls)
+
+    made = asyncio.run(calls())
+    assert {call for call in made if call.split()[0] in ("list", "watch")} == rights("base")
+    assert {call for call in made if call.split()[0] not in ("list", "watch")} == rights(
+        "controller"
+    )
+
+
+def test_api_groups_are_those_that_are_asked() -> None:
+    from flextopo.policies.serving.kube import WATCHED
+
+    asked = {kind._api_info.plural: kind._api_info.resource.group for kind in WATCHED}
+    told = {
+        resource: rule["apiGroups"][0]
+        for role in objects("ClusterRole", "base")
+        for rule in role["rules"]
+        for resource in rule["resources"]
+    }
+    assert told == asked
+
+
+def serve_options() -> set[str]:
+    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def test_arguments_are_options_of_serve() -> None:
+    deployments = objects("Deployment", "base", "controller")
+    assert len(deployments) == 2
+    for deployment in deployments:
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        command, *arguments = container["args"]
+        assert command == "serve"
+        assert {argument.partition("=")[0] for argument in arguments} <= serve_options()
+        ports = {port["containerPort"] for port in container["ports"]}
+        told = {int(text) for text in re.findall(r"port=(\d+)", " ".join(arguments))}
+        assert told == ports
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    for option in re.findall(r'"(--[a-z-]+)"', dockerfile):
+        assert option in serve_options()
+
+
+def test_pods_run_with_no_rights_on_their_machine() -> None:
+    for deployment in objects("Deployment", "base", "controller"):
+        spec = deployment["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["limits"]["memory"]
+        assert {"readinessProbe", "livenessProbe"} <= set(container)
+
+
+def test_names_and_ports_fit_together() -> None:
+    (service,) = objects("Service", "base")
+    (extender,) = objects("Deployment", "base")
+    template = extender["spec"]["template"]
+    assert extender["spec"]["replicas"] == 2
+    labels = template["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert extender["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    accounts = {
+        account["metadata"]["name"] for account in objects("ServiceAccount", "base", "controller")
+    }
+    for deployment in objects("Deployment", "base", "controller"):
+        assert deployment["spec"]["template"]["spec"]["serviceAccountName"] in accounts
+    for binding in objects("ClusterRoleBinding", "base", "controller"):
+        assert {subject["name"] for subject in binding["subjects"]} <= accounts
+    (policy,) = objects("NetworkPolicy", "base")
+    allowed = {port["port"] for port in policy["spec"]["ingress"][0]["ports"]}
+    assert allowed == {port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+
+
+def test_kube_scheduler_is_told_what_the_service_is() -> None:
+    (config,) = documents("scheduler")
+    (extender,) = config["extenders"]
+    (service,) = objects("Service", "base")
+    name = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
+    assert extender["urlPrefix"] == f"https://{name}:{service['spec']['ports'][0]['port']}"
+    assert extender["tlsConfig"]["serverName"] == name
+    routes = {"filterVerb": "filter", "prioritizeVerb": "prioritize", "preemptVerb": "preempt"}
+    assert {key: extender[key] for key in routes} == routes
+    assert extender["ignorable"] is True
+    assert extender["nodeCacheCapable"] is True
+    (resource,) = extender["managedResources"]
+    assert resource == {"name": "nvidia.com/gpu", "ignoredByScheduler": False}
+
+
+@pytest.mark.parametrize("folder", ["base", "controller"])
+def test_kustomize_builds_it(folder: str) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    built = subprocess.run(
+        ["kubectl", "kustomize", str(DEPLOY / folder)], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    found = list(yaml.safe_load_all(built.stdout))
+    images = re.findall(r"image: (\S+)", built.stdout)
+    assert set(images) == {f"flextopo:{flextopo.__version__}"}
+    assert {entry["kind"] for entry in found} >= {"Deployment", "Service", "NetworkPolicy"}
