@@ -111,7 +111,9 @@ async def load(port: int, body: bytes, rate: float, seconds: float) -> tuple[lis
     begin = time.perf_counter() + 0.1
     for i in range(int(rate * seconds)):
         due = begin + i / rate
-        await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+        await asyncio.sleep(max(due - time.perf_counter() - 0.002, 0.0))
+        while time.perf_counter() < due:  # a timer alone is late by up to a millisecond
+            pass
         writer.write(head + body)
         answer = await reader.readuntil(b"\r\n\r\n")
         length = int(answer.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])

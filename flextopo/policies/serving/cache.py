@@ -328,6 +328,17 @@ class ClusterCache:
             return self._derive(name, without=preemptor.uid)
         return self._table.states.get(name)
 
+    def states_of(self, names: Iterable[str], preemptor: PodRecord) -> dict[str, NodeState]:
+        """Return those of the nodes that can be decided about, as `state_of` does."""
+        self.refresh()
+        table = self._table.states
+        found = {name: table[name] for name in names if name in table}
+        if preemptor.nominated in found:
+            mine = self.state_of(preemptor.nominated, preemptor)
+            if mine is not None:
+                found[preemptor.nominated] = mine
+        return {name: state for name, state in found.items() if not state.broken}
+
     def view(
         self,
         preemptor: PodRecord,

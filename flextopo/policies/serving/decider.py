@@ -81,11 +81,7 @@ class Decider:
         came: Mapping[str, Sequence[str]],
         may_violate: bool,
     ) -> Decision:
-        states: dict[str, NodeState] = {}
-        for name in nodes:
-            state = self.cache.state_of(name, preemptor)
-            if state is not None and not state.broken:
-                states[name] = state
+        states = self.cache.states_of(nodes, preemptor)
         if not states:
             raise UndecidableError(
                 f"pod {preemptor.key!r}: none of {len(nodes)} nodes can be decided about; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -99,6 +100,7 @@ def start(plan: Plan, listen: Listen) -> None:
     if plan.kube:
         tasks = _follow(plan, decider, service)
     warm_up(decider)
+    keep_memory()
     telemetry.log("serving", selector=plan.selector.name, host=listen.host, port=listen.port)
     run(service, listen, tasks)
 
@@ -204,6 +206,15 @@ def _tls(listen: Listen) -> dict[str, str | int | None] | None:
         "ssl_ca_certs": str(listen.client_ca) if listen.client_ca else None,
         "ssl_cert_reqs": int(required),
     }
+
+
+def keep_memory() -> None:
+    """Have glibc keep memory that is freed: bodies of 500 kB would be mapped anew each time."""
+    mmap_threshold, trim_threshold = -3, -1
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 8 << 20)
+        libc.mallopt(trim_threshold, 32 << 20)
 
 
 def warm_up(decider: Decider) -> None:

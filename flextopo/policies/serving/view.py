@@ -9,10 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.arrays import (
+    LIVE_DTYPE,
+    MAX_PODS_PER_NODE,
+    NEVER_PLACED_S,
     NODE_DTYPE,
     PENDING,
+    POD_DTYPE,
+    TOTALS_DTYPE,
     Cluster,
-    empty_cluster,
     index_by_free,
 )
 from flextopo.cluster.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
@@ -113,14 +117,12 @@ def build_view(
         records += state.records[:count]
     members = _members_elsewhere(records, states, groups)
     records += [state.records[row] for state, row in members]
-    node_model = np.array([state.hardware.model for state in states], np.int64)
-    c = empty_cluster(table, node_model, len(records), len(pdb_left))
-    c.pdb_left[:] = pdb_left
+    c = _arrays(states, len(records), table, pdb_left)
     here = sum(counts)
     _fill_pods(c, states, counts, members, here)
     _fill_preemptor(c, preemptor, totals["now_s"])
     _fill_groups(c, records, groups)
-    _fill_nodes(c, states, worst_case)
+    c = _with_nodes(c, states, worst_case)
     for name, value in totals.items():
         c.totals[0][name] = value
     whole = c._replace(nodes=np.concatenate((c.nodes, others)))
@@ -146,12 +148,13 @@ def _fill_pods(
     pairs += [(state, slice(row, row + 1)) for state, row in members]
     if pairs:
         # numpy's concatenate would compare all fields of all pieces, which takes milliseconds.
-        for target, pieces in (
+        joins: tuple[tuple[npt.NDArray[Any], list[Any]], ...] = (
             (c.pods, [state.pods[rows] for state, rows in pairs]),
             (c.live, [state.live[rows] for state, rows in pairs]),
             (c.pod_cores, [state.cores[rows] for state, rows in pairs]),
-        ):
-            joined = np.frombuffer(b"".join([piece.data for piece in pieces]), target.dtype)
+        )
+        for target, pieces in joins:
+            joined = np.frombuffer(b"".join(pieces), target.dtype)
             target[1:] = joined.reshape(target[1:].shape)
     node_of = np.repeat(np.arange(len(states)), counts)
     c.live["node"][1 : here + 1] = node_of
@@ -171,20 +174,48 @@ def _fill_preemptor(c: Cluster, preemptor: PodRecord, now_s: int) -> None:
     row["online"] = row["preemptible"] = 1
     row["group"] = row["pdb"] = -1
     row["depart_s"], row["duration_s"] = 2**61, 2**40
-    c.live[0]["status"] = PENDING
-    c.live[0]["queued_s"] = preemptor.created_s or now_s
+    live = c.live[0]
+    live["node"] = live["heap_at"] = live["tried"] = -1
+    live["since_s"] = NEVER_PLACED_S
+    live["status"] = PENDING
+    live["queued_s"] = preemptor.created_s or now_s
 
 
-def _fill_nodes(c: Cluster, states: Sequence[NodeState], worst_case: bool) -> None:
+def _arrays(
+    states: Sequence[NodeState],
+    num_pods: int,
+    table: npt.NDArray[Any],
+    pdb_left: Sequence[int],
+) -> Cluster:
+    """Return arrays of the right sizes; unlike `empty_cluster` it works nothing out."""
+    n, u = len(states), len(states[0].cores_free)
+    nodes = np.zeros(n, NODE_DTYPE)
+    nodes["model"] = [state.hardware.model for state in states]
+    return Cluster(
+        models=table,
+        pods=np.zeros(num_pods, POD_DTYPE),
+        live=np.zeros(num_pods, LIVE_DTYPE),
+        pod_cores=np.zeros((num_pods, u), np.int16),
+        nodes=nodes,
+        cores_free=np.zeros((n, u), np.int16),
+        node_pods=np.full((n, MAX_PODS_PER_NODE), -1, np.int32),
+        by_free=np.zeros((0, 0), np.int64),
+        pdb_left=np.array(pdb_left, np.int64),
+        totals=np.zeros(1, TOTALS_DTYPE),
+        scratch=np.zeros((2, u), np.int16),
+    )
+
+
+def _with_nodes(c: Cluster, states: Sequence[NodeState], worst_case: bool) -> Cluster:
+    """Fill in what is free on the nodes."""
     free = [
         state.worst_case() if worst_case else (state.gpu_free, state.cores_free) for state in states
     ]
-    if not free:
-        return
     c.nodes["gpu_free"] = [gpus for gpus, _ in free]
     c.cores_free[:] = [cores for _, cores in free]
     c.nodes["cores_free"] = c.cores_free.sum(1)
-    c.by_free[:] = index_by_free(np.array([gpus.bit_count() for gpus, _ in free]))
+    counts = np.array([gpus.bit_count() for gpus, _ in free])
+    return c._replace(by_free=index_by_free(counts))
 
 
 def _members_elsewhere(
@@ -207,11 +238,11 @@ def _members_elsewhere(
 def _fill_groups(c: Cluster, records: Sequence[PodRecord], groups: Groups) -> None:
     """Number the PodGroups and make each a ring; a pod without one is its own ring."""
     c.pods["next_member"] = np.arange(len(records))
+    if not groups:
+        return
     numbers: dict[str, int] = {}
-    found = False
     for row, record in enumerate(records):
         if row and record.group in groups:
             c.pods[row]["group"] = numbers.setdefault(record.group, len(numbers))
-            found = True
-    if found:
+    if numbers:
         link_groups(c)
