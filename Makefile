@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 SOURCES := pyproject.toml constraints.txt
 PATHS := flextopo tests benchmarks examples
 
-.PHONY: install format lint type test test-slow cover compare results reproduce report serve train-zoo bench bench-peers bench-compare bench-baseline wheel check clean
+.PHONY: install format lint type test test-slow cover compare results reproduce report serve train-zoo bench-serve bench bench-peers bench-compare bench-baseline wheel check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -66,8 +66,11 @@ report: $(VENV)/.core  ## write the generated tables into README.md
 train-zoo: $(VENV)/.dev  ## train the shipped policy again, into runs/zoo
 	$(BIN)/flextopo train --algorithm imitation --out runs/zoo
 
-serve: $(VENV)/.dev  ## POST /v1/decide on port 8080
+serve: $(VENV)/.dev  ## the service on port 8080; ARGS="--snapshot cluster.json"
 	$(BIN)/flextopo serve $(ARGS)
+
+bench-serve: $(VENV)/.dev  ## latencies of the extender under load
+	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 bench: $(VENV)/.dev  ## speeds, as ratios measured in one run
 	$(BIN)/python benchmarks/speed.py

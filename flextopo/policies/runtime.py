@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,8 +184,11 @@ def load_policy(name: str | Path) -> LearnedSelector:
     if path.name == "model.onnx":
         session = _open_session(blob, path)
         return OnnxSelector(meta["name"], {}, meta["k"], allow_wait=wait, session=session)
-    with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
-        weights = {key: arrays[key] for key in arrays.files}
+    try:
+        with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
+            weights = {key: arrays[key] for key in arrays.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{path}: no arrays ({error}); legal: plain numbers") from None
     return LearnedSelector(meta["name"], weights, meta["k"], allow_wait=wait)
 
 

@@ -72,6 +72,15 @@ def test_a_served_policy_needs_no_torch_and_no_gymnasium() -> None:
     assert not {"stable_baselines3", "matplotlib", "flextopo.train", "flextopo.envs"} & names
 
 
+def test_the_service_needs_no_torch_and_no_gymnasium() -> None:
+    modules = [name.replace("/", ".") for name in modules_of("policies/serving")]
+    names = loaded([*modules, "flextopo.policies.selectors"], hidden=("gymnasium", "torch"))
+    assert not {"stable_baselines3", "matplotlib", "flextopo.train", "flextopo.envs"} & names
+    # Only `--kube` needs a Kubernetes client.
+    rest = [name for name in modules if name.rpartition(".")[2] not in ("kube", "controller")]
+    assert not {"lightkube", "httpx2"} & loaded(rest)
+
+
 def test_importing_the_package_is_light() -> None:
     names = loaded(["flextopo"], hidden=())
     heavy = {"torch", "stable_baselines3", "sb3_contrib", "matplotlib", "scipy", "numba"}

@@ -1,4 +1,7 @@
+import hashlib
+import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -133,6 +136,32 @@ def test_damaged_artifacts_are_refused(change: str, match: str, tmp_path: Path) 
     damage(folder, change)
     with pytest.raises(ArtifactError, match=match):
         load_policy(folder)
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("trap", [True, False])
+def test_nothing_is_unpickled(trap: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(ZOO / zoo_names()[0], folder)
+    buffer = io.BytesIO(b"rubbish")
+    if trap:
+        np.savez(buffer, a=np.array([Trap(tmp_path / "sprung")], dtype=object))
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "weights.npz").write_bytes(buffer.getvalue())
+    with pytest.raises(ArtifactError, match="plain numbers"):
+        load_policy(folder)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_unknown_policies_are_refused() -> None:
