@@ -303,6 +303,9 @@ class ClusterState:
                 raise PodError(f"node {node}: cores a NUMA node {cores.tolist()} do not add up")
             if c.nodes[node]["cores_free"] != c.cores_free[node].sum():
                 raise PodError(f"node {node}: {c.nodes[node]['cores_free']} free cores is not true")
+        free = np.bitwise_count(c.nodes["gpu_free"]).astype(np.int64)
+        if (c.by_free != arrays.index_by_free(free)).any():
+            raise PodError("the index of nodes by free GPUs is not true")
         self._check_totals()
 
     def _check_totals(self) -> None:

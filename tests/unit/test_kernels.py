@@ -1,0 +1,135 @@
+"""Where compiled kernels are kept, and that what changes makes them anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numba import config
+
+import flextopo
+from flextopo.cluster import kernels
+from flextopo.cluster.arrays import index_by_free, lowest_bit, popcount
+from flextopo.cluster.kernels import fetch_and_add, kernel
+
+PACKAGE = Path(flextopo.__file__).parent
+
+CALL = """
+import sys
+sys.path.insert(0, {root!r})
+from flextopo.cluster.arrays import lowest_bit
+import flextopo
+print(flextopo.__file__, lowest_bit(8))
+"""
+
+
+def call(root: Path, cache: str = "") -> str:
+    """Run a kernel of a copy of the package in a fresh interpreter; return what it says."""
+    environment = {name: os.environ[name] for name in os.environ if name != "NUMBA_CACHE_DIR"}
+    environment["HOME"] = str(root)
+    environment.pop("XDG_CACHE_HOME", None)
+    if cache:
+        environment["NUMBA_CACHE_DIR"] = cache
+    done = subprocess.run(
+        [sys.executable, "-c", CALL.format(root=str(root))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    shutil.copytree(PACKAGE, tmp_path / "flextopo", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_a_change_anywhere_makes_kernels_anew_and_old_ones_go(package: Path) -> None:
+    cluster = package / "flextopo" / "cluster"
+    assert call(package) == "3"
+    [before] = (cluster / "__pycache__").glob("flextopo-*")
+    assert list(before.glob("*.nbi"))
+    # `lowest_bit` calls `popcount`: numba's own cache would look at neither's change of meaning
+    # if they stood in two files.
+    source = cluster / "arrays.py"
+    source.write_text(
+        source.read_text().replace("count += 1\n    return count", "count += 2\n    return count")
+    )
+    assert call(package) == "6"
+    [after] = (cluster / "__pycache__").glob("flextopo-*")
+    assert after != before
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_installation_keeps_them_with_the_user(package: Path) -> None:
+    cluster = package / "flextopo" / "cluster"
+    cluster.chmod(0o500)
+    try:
+        assert call(package) == "3"
+    finally:
+        cluster.chmod(0o700)
+    assert list((package / ".cache").rglob("flextopo-*"))
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_a_folder_that_was_given_is_used(package: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    assert call(package, str(given)) == "3"
+    assert list(given.rglob("flextopo-*/*.nbi"))
+    assert not list((package / "flextopo" / "cluster" / "__pycache__").glob("flextopo-*"))
+
+
+def test_the_hash_covers_every_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    first = kernels._hash_sources()
+    (tmp_path / "b.py").write_text("2")
+    assert kernels._hash_sources() != first
+
+
+@kernel
+def _count(counter: np.ndarray, times: int) -> int:
+    last = -1
+    for _ in range(times):
+        last = fetch_and_add(counter)
+    return last
+
+
+def test_fetch_and_add_inside_and_outside_kernels() -> None:
+    counter = np.zeros(1, np.int64)
+    assert [fetch_and_add(counter) for _ in range(3)] == [0, 1, 2]
+    assert _count(counter, 4) == 6
+    assert counter[0] == 7
+
+
+@pytest.mark.parametrize("mask", [1, 2, 0b1011000, 1 << 62, -(1 << 63), -1])
+def test_bits(mask: int) -> None:
+    assert popcount(np.int64(mask)) == (mask & (1 << 64) - 1).bit_count()
+    expected = (mask & -mask).bit_length() - 1
+    assert lowest_bit(np.int64(mask)) == expected
+
+
+@pytest.mark.parametrize("nodes", [1, 63, 64, 65, 200])
+def test_index_by_free(nodes: int) -> None:
+    free = np.random.default_rng(nodes).integers(0, 17, nodes)
+    index = index_by_free(free)
+    for count in range(17):
+        listed = [
+            64 * word + bit
+            for word in range(index.shape[1] - 1)
+            for bit in range(64)
+            if int(index[count, word]) >> bit & 1
+        ]
+        assert listed == np.flatnonzero(free == count).tolist()
+        assert index[count, -1] == len(listed)

@@ -1,0 +1,68 @@
+"""Stable-Baselines3's interface to the native vector environment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tapes import BUSY, same
+
+pytest.importorskip("sb3_contrib")
+
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+
+from flextopo.envs.preemption import PreemptionEnv
+from flextopo.policies.maskable import ScorerPolicy
+from flextopo.train.vec_env import PreemptionVecEnv
+
+SMALL = "2*rtx4090,2*a100"
+
+
+def test_it_gives_what_the_scalar_environments_give() -> None:
+    """Autoreset in the same step, with what Stable-Baselines3 wants to know of the end."""
+    envs = PreemptionVecEnv(3, SMALL, workload=BUSY, days=8)
+    scalar = [PreemptionEnv(SMALL, workload=BUSY, days=8) for _ in range(3)]
+    envs.seed(4)
+    shown = envs.reset()
+    for i, env in enumerate(scalar):
+        assert same(env.reset(seed=4 + i)[0]["candidates"], shown["candidates"][i])
+    returns, lengths, ended = np.zeros(3), [0, 0, 0], 0
+    for _ in range(120):
+        shown, rewards, over, infos = envs.step(np.zeros(3, np.int64))
+        for i, env in enumerate(scalar):
+            observation, reward, _, truncated, info = env.step(0)
+            assert (np.float32(reward), truncated) == (rewards[i], over[i])
+            returns[i] += reward
+            lengths[i] += 1
+            if truncated:
+                ended += 1
+                last = infos[i]["terminal_observation"]
+                assert all(same(observation[name], last[name]) for name in observation)
+                assert infos[i]["TimeLimit.truncated"]
+                assert infos[i]["episode"] == {"r": returns[i], "l": lengths[i]}
+                assert infos[i]["metrics"] == pytest.approx(info["metrics"], nan_ok=True)
+                returns[i], lengths[i] = 0.0, 0
+                observation = env.reset()[0]
+            assert all(same(observation[name], shown[name][i]) for name in observation)
+        assert (get_action_masks(envs) == shown["action_mask"].astype(bool)).all()
+    assert ended > 0
+    assert is_masking_supported(envs)
+    assert envs.env_method("action_masks", indices=1)[0].shape == (65,)
+    with pytest.raises(AttributeError, match="legal: action_masks"):
+        envs.env_method("render")
+    with pytest.raises(AttributeError, match="no attributes of their own"):
+        envs.set_attr("k", 3)
+    envs.close()
+
+
+def test_training_on_it_is_repeatable_and_counts_episodes() -> None:
+    def train() -> tuple[list[float], list[float]]:
+        envs = PreemptionVecEnv(4, SMALL, k=8, days=8)
+        model = MaskablePPO(ScorerPolicy, envs, n_steps=32, batch_size=64, n_epochs=2, seed=3)
+        model.learn(256)
+        weights = [float(p.detach().sum()) for p in model.policy.parameters()]
+        return weights, [episode["r"] for episode in model.ep_info_buffer or ()]
+
+    first, second = train(), train()
+    assert first == second
+    assert first[1]
