@@ -102,11 +102,12 @@ def make_body(node_cache: bool, k: int) -> bytes:
     return json.dumps(body).encode()
 
 
-async def load(port: int, body: bytes, rate: float, seconds: float) -> tuple[list[float], int]:
-    """Send the body at a fixed rate; return seconds from when each was due, and the errors."""
+async def load(
+    port: int, request: bytes, expected: bytes, rate: float, seconds: float
+) -> tuple[list[float], int]:
+    """Send a request at a fixed rate; return seconds from when each was due, and the errors."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    head = f"POST /preempt HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     latencies, errors = [], 0
     begin = time.perf_counter() + 0.1
     for i in range(int(rate * seconds)):
@@ -114,12 +115,12 @@ async def load(port: int, body: bytes, rate: float, seconds: float) -> tuple[lis
         await asyncio.sleep(max(due - time.perf_counter() - 0.002, 0.0))
         while time.perf_counter() < due:  # a timer alone is late by up to a millisecond
             pass
-        writer.write(head + body)
+        writer.write(request)
         answer = await reader.readuntil(b"\r\n\r\n")
         length = int(answer.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
         content = await reader.readexactly(length)
         latencies.append(time.perf_counter() - due)
-        errors += not answer.startswith(b"HTTP/1.1 200") or b"NodeNameToMetaVictims" not in content
+        errors += not answer.startswith(b"HTTP/1.1 200") or expected not in content
     writer.close()
     return sorted(latencies), errors
 
@@ -166,12 +167,19 @@ def main() -> None:
         try:
             print(f"{platform.processor() or platform.machine()}, {options.selector}")
             print(f"{options.nodes} nodes of {PODS} pods; ready after {ready_s:.2f} s")
+            bare = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+            rows = [("bare handler", bare, b"ok")]  # what client, HTTP and neighbours cost
             for name, node_cache in (("nodeCacheCapable", True), ("full bodies", False)):
                 body = make_body(node_cache, options.gpus)
-                found, errors = asyncio.run(load(port, body, options.rate, options.seconds))
+                head = f"POST /preempt HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+                rows.append((name, head.encode() + body, b"NodeNameToMetaVictims"))
+            for name, request, expected in rows:
+                found, errors = asyncio.run(
+                    load(port, request, expected, options.rate, options.seconds)
+                )
                 p50, p99 = found[len(found) // 2] * 1e3, found[len(found) * 99 // 100] * 1e3
                 print(
-                    f"{name:16} {len(body) / 1000:5.0f} kB, {len(found)} requests, {errors} errors: "
+                    f"{name:16} {len(request) / 1000:5.0f} kB, {len(found)} requests, {errors} errors: "
                     f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {found[-1] * 1e3:.2f} ms"
                 )
             print(f"memory {memory_mib(process.pid):.0f} MiB")

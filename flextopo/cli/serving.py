@@ -69,9 +69,13 @@ def serve(
 
     Examples: `flextopo serve --snapshot cluster.json`, `flextopo serve --kube --shadow`.
     """
-    from flextopo.baselines.registry import make_selector
+    from flextopo.baselines.registry import LOOKAHEAD, make_selector
     from flextopo.policies.selectors import find_selector
 
+    if selector in LOOKAHEAD:
+        raise FlextopoError(
+            f"--selector {selector}: sees the future of a simulation; legal: others"
+        )
     if budget_ms < 1:
         raise FlextopoError(f"--budget-ms {budget_ms}; legal: 1 or more")
     if kube and snapshot is not None:

@@ -25,7 +25,7 @@ SERVICE = Service(
 schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(SERVICE))
 
 
-@schema.parametrize()
+@schema.parametrize()  # type: ignore[untyped-decorator]
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_answers_follow_the_document(case: Any) -> None:
     # A body may be of the right form and still be refused: a quantity, a name, a number out of range.

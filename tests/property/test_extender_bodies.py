@@ -132,7 +132,8 @@ def clusters(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 @st.composite
 def residents(draw: st.DrawFn, name: str, where: str, gpus: int) -> dict[str, Any]:
-    annotations, meta = {}, {}
+    annotations: dict[str, str] = {}
+    meta: dict[str, Any] = {}
     kind = draw(st.integers(0, 15))
     if kind == 0:
         annotations["godel.bytedance.com/can-be-preempted"] = "false"
@@ -196,7 +197,9 @@ def test_no_cluster_gets_a_wrong_victim(
         priorities = [victim.priority for victim in victims]
         if found["Pods"] != came[name]["Pods"]:
             assert priorities == sorted(priorities, reverse=True)
-            assert found["NumPDBViolations"] == violations(victims, list(cache.budgets.values()))
+            assert found["NumPDBViolations"] == violations(
+                victims, list(cache.budgets.by_key.values())
+            )
         # By counts it fits, and with any of them back it would not: unless alignment asks for more.
         freed = state.gpu_free.bit_count() + sum(victim.gpus for victim in victims)
         assert freed >= gpus

@@ -205,7 +205,7 @@ def test_a_fresh_list_takes_out_what_is_gone() -> None:
         )
     assert list(cache.nodes.states) == ["n0"]
     assert len(cache.pods) == 8
-    assert not cache.budgets
+    assert not cache.budgets.by_key
     fresh = make_cache(full_node("n0"))
     assert cache.nodes.sums == fresh.nodes.sums
 

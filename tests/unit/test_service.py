@@ -14,7 +14,7 @@ import httpx
 import pytest
 from kube_objects import full_node, make_cache, node, preemptor
 
-from flextopo.baselines.registry import SELECTORS, make_selector
+from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.pods import Pod
@@ -64,7 +64,7 @@ def encode(document: object) -> bytes:
     return json.dumps(document).encode()
 
 
-@pytest.mark.parametrize("name", sorted(set(SELECTORS) - {"oracle-lookahead"}))
+@pytest.mark.parametrize("name", sorted(set(SELECTORS) - set(LOOKAHEAD)))
 def test_selectors_decide_about_a_snapshot(name: str) -> None:
     found = decide(decode(encode(FULL)), make_selector(name), FALLBACK)
     assert found["node"] == "n0"

@@ -4,8 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from flextopo.policies.serving.objects import BudgetObject, LabelSelector
+from flextopo.policies.serving.objects import BudgetObject, LabelSelector, key_of
 from flextopo.policies.serving.records import PodRecord
+
+
+class BudgetBook:
+    """All PodDisruptionBudgets, looked up by namespace: there may be thousands.
+
+    Attributes:
+        by_key: budgets by `namespace/name`; their order numbers them.
+    """
+
+    def __init__(self) -> None:
+        self.by_key: dict[str, BudgetObject] = {}
+        self._by_namespace: dict[str, list[tuple[int, BudgetObject]]] | None = None
+
+    def put(self, budget: BudgetObject) -> bool:
+        """Add or change a budget; say whether it covers other pods than before."""
+        key = key_of(budget.metadata)
+        old = self.by_key.get(key)
+        self.by_key[key] = budget
+        self._by_namespace = None
+        # The apiserver writes the status at every disruption; that alone moves no pod.
+        return old is None or (old.spec, old.status.disruptedPods) != (
+            budget.spec,
+            budget.status.disruptedPods,
+        )
+
+    def remove(self, key: str) -> None:
+        """Remove a budget, if it is there."""
+        self.by_key.pop(key, None)
+        self._by_namespace = None
+
+    def left(self) -> list[int]:
+        """Return the disruptions that each budget still allows."""
+        return [budget.status.disruptionsAllowed for budget in self.by_key.values()]
+
+    def index_of(self, pod: PodRecord) -> int:
+        """Return the number of the tightest budget that covers a pod, -1 = none."""
+        covering = self._covering(pod)
+        return min(covering, key=lambda x: x[1].status.disruptionsAllowed)[0] if covering else -1
+
+    def of(self, pods: Iterable[PodRecord]) -> list[BudgetObject]:
+        """Return the budgets that cover any of the pods, in the order of `by_key`."""
+        found = {i: budget for pod in pods for i, budget in self._covering(pod)}
+        return [found[i] for i in sorted(found)]
+
+    def _covering(self, pod: PodRecord) -> list[tuple[int, BudgetObject]]:
+        if self._by_namespace is None:
+            self._by_namespace = {}
+            for i, budget in enumerate(self.by_key.values()):
+                namespace = budget.metadata.namespace or ""
+                self._by_namespace.setdefault(namespace, []).append((i, budget))
+        found = self._by_namespace.get(pod.namespace, ())
+        return [(i, budget) for i, budget in found if covers(budget, pod)]
 
 
 def covers(budget: BudgetObject, pod: PodRecord) -> bool:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.server_model import compile_models
-from flextopo.policies.serving.budgets import covers
+from flextopo.policies.serving.budgets import BudgetBook
 from flextopo.policies.serving.hardware import (
     Hardware,
     HardwareCatalogue,
@@ -57,14 +57,14 @@ class ClusterCache:
     Attributes:
         clock: Unix time in seconds.
         pods: every pod by uid.
-        budgets: PodDisruptionBudgets by key.
+        budgets: PodDisruptionBudgets.
         problems: what is wrong with objects, by kind and name; such objects are left out.
     """
 
     def __init__(self, clock: Callable[[], int] | None = None) -> None:
         self.clock = clock or make_clock()
         self.pods: dict[str, PodRecord] = {}
-        self.budgets: dict[str, BudgetObject] = {}
+        self.budgets = BudgetBook()
         self.problems: dict[str, str] = {}
         self._objects: dict[str, PodObject] = {}
         self._on_node: dict[str, dict[str, PodRecord]] = {}
@@ -146,13 +146,7 @@ class ClusterCache:
                 self._marks[name] = read_marks(spec)
                 self._hardware[name] = self._catalogue.of_flextopo(name, spec)
             case BudgetObject():
-                old = self.budgets.get(key_of(obj.metadata))
-                self.budgets[key_of(obj.metadata)] = obj
-                # The apiserver writes the status at every disruption; that alone moves no pod.
-                if old is None or (old.spec, old.status.disruptedPods) != (
-                    obj.spec,
-                    obj.status.disruptedPods,
-                ):
+                if self.budgets.put(obj):
                     self._touch(obj.metadata.namespace or "")
             case PriorityClassObject():
                 self.classes[name] = obj
@@ -210,7 +204,7 @@ class ClusterCache:
                 self._dirty.add(name)
                 self._versions.pop(f"FlexTopo {name}", None)
             case BudgetObject():
-                self.budgets.pop(key, None)
+                self.budgets.remove(key)
                 self._dirty |= self._nodes.keys()
                 self._versions.pop(f"PodDisruptionBudget {key}", None)
             case PriorityClassObject():
@@ -238,12 +232,15 @@ class ClusterCache:
         known: dict[str, dict[str, Any]] = {
             "Node": self._nodes,
             "FlexTopo": self._marks,
-            "PodDisruptionBudget": self.budgets,
+            "PodDisruptionBudget": self.budgets.by_key,
             "PriorityClass": self.classes,
             "PodGroup": self._groups,
         }
         for key in known[word].keys() - keep:
-            del known[word][key]
+            if kind is BudgetObject:
+                self.budgets.remove(key)
+            else:
+                del known[word][key]
             self._hardware.pop(key, None) if word == "FlexTopo" else None
             self._versions.pop(f"{word} {key}", None)
             self._dirty |= self._nodes.keys() | {key}
@@ -300,26 +297,12 @@ class ClusterCache:
             allocatable,
             [pod for uid, pod in self._on_node.get(name, {}).items() if uid != without],
             self._marks.get(name, {}),
-            self._budget_of,
+            self.budgets.index_of,
             self.clock(),
         )
         for key in self._unread.get(name, {}).values():
             state.broken = f"pod {key!r} on it cannot be read"
         return state
-
-    def _budget_of(self, pod: PodRecord) -> int:
-        """Return the index of the tightest budget that covers a pod, -1 = none."""
-        covering = [
-            (budget.status.disruptionsAllowed, i)
-            for i, budget in enumerate(self.budgets.values())
-            if covers(budget, pod)
-        ]
-        return min(covering)[1] if covering else -1
-
-    def budgets_of(self, pods: Iterable[PodRecord]) -> list[BudgetObject]:
-        """Return the budgets that cover any of the pods."""
-        pods = list(pods)
-        return [b for b in self.budgets.values() if any(covers(b, pod) for pod in pods)]
 
     def state_of(self, name: str, preemptor: PodRecord) -> NodeState | None:
         """Return a node as the preemptor finds it: what is kept for itself there is free."""
@@ -357,7 +340,7 @@ class ClusterCache:
         """
         self.refresh()
         assert self._models is not None
-        left = [budget.status.disruptionsAllowed for budget in self.budgets.values()]
+        left = self.budgets.left()
         sums, waiting = self._table.sums, self._pending.values()
         online = [pod.gpus for pod in waiting if pod.online and pod.uid != preemptor.uid]
         batch = [pod.gpus for pod in waiting if not pod.online and pod.uid != preemptor.uid]

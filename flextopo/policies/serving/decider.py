@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flextopo.cluster.errors import FlextopoError, PodError
@@ -23,6 +23,9 @@ from flextopo.policies.serving.runner import (
     UndecidableError,
 )
 from flextopo.policies.serving.view import ClusterView
+
+PART = 100
+"""Nodes that the baseline looks at together; as many as kube-scheduler's smallest search."""
 
 
 class _ShortOfResourcesError(FlextopoError):
@@ -102,7 +105,7 @@ class Decider:
         try:
             found = self._try(preemptor, known, rest, came, may_violate)
         except _ShortOfResourcesError as error:
-            foreign, found = set(came), None
+            foreign, found = {name for name in came if came[name]}, None
             why = f"the conflict is not about GPUs or topology ({error})"
         else:
             why = "the conflict is not about GPUs or topology"
@@ -110,6 +113,12 @@ class Decider:
             return found
         unchanged = tuple(n for n in nodes if n in foreign and self._stands(preemptor, n, came[n]))
         cause, detail = self._stale()
+        strangers = {uid for uids in came.values() for uid in uids} - self.cache.pods.keys()
+        if not unchanged and strangers:
+            raise UndecidableError(
+                f"pod {preemptor.key!r}: {len(strangers)} victims that the watch has not seen, such "
+                f"as {min(strangers)!r}; legal: pods of the cluster"
+            )
         if not unchanged:
             return Decision(None, selector=self.selector.name, fallback=cause, detail=detail,
                             reasons=("no victim set helps",))  # fmt: skip
@@ -173,10 +182,13 @@ class Decider:
                 cause, detail = "model_error", f"{type(error).__name__}: {error}"
         if cause:
             selector = self.fallback
-            view = self.cache.view(preemptor, nodes, worst_case=guaranteed)
             try:
-                chosen = self._run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
-                self._check(preemptor, view, chosen, came)
+                for some in _parts(nodes):
+                    view = self.cache.view(preemptor, some, worst_case=guaranteed)
+                    chosen = self._run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
+                    self._check(preemptor, view, chosen, came)
+                    if chosen is not None:
+                        break
             except Exception as error:
                 if isinstance(error, GuardError) and error.guard == "fits_all_resources":
                     raise _ShortOfResourcesError(str(error)) from error
@@ -216,7 +228,7 @@ class Decider:
                 view=view,
                 victims=victims,
                 now=self.cache.pods,
-                budgets=self.cache.budgets_of(victims),
+                budgets=self.cache.budgets.of(victims),
                 may_violate=may_violate,
                 came_with_victims=bool(came.get(view.node_names[chosen.node])),
                 now_s=self.cache.clock(),
@@ -235,7 +247,7 @@ class Decider:
         best: tuple[int, Candidate] | None = None
         for candidate in view.candidates(view.pod(0), guaranteed):
             victims = view.victims_of(candidate)
-            count = violations(victims, self.cache.budgets_of(victims))
+            count = violations(victims, self.cache.budgets.of(victims))
             if best is not None and count >= best[0]:
                 continue
             try:
@@ -274,7 +286,7 @@ class Decider:
             victims=tuple(victims),
             gpus=tuple(i for i in range(64) if chosen.gpu_mask >> i & 1) if sure else (),
             level=level,
-            violations=violations(victims, self.cache.budgets_of(victims)),
+            violations=violations(victims, self.cache.budgets.of(victims)),
             selector=selector,
             fallback=cause,
             detail=detail,
@@ -331,3 +343,10 @@ class Decider:
         except PodError:
             return False
         return found is not None and view.is_aligned(found, view.pod(0))
+
+
+def _parts(nodes: dict[str, NodeState]) -> Iterator[dict[str, NodeState]]:
+    """Return the nodes in parts: the baseline takes a millisecond a node, and the first will do."""
+    names = list(nodes)
+    for at in range(0, len(names), PART):
+        yield {name: nodes[name] for name in names[at : at + PART]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -135,6 +136,7 @@ def read_marks(spec: FlexTopoSpec) -> dict[str, Marks]:
     return {pod: Marks(tuple(cores), tuple(gpus)) for pod, (cores, gpus) in held.items()}
 
 
+@lru_cache(maxsize=100_000)
 def is_daemon(pod: str) -> bool:
     """Say whether a `usedBy` names a daemon, whose marks say nothing of what is taken."""
     name = pod.rpartition("/")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,29 @@ def load_snapshot(path: Path, clock: Callable[[], int] | None = None) -> Cluster
     if len(data) > MAX_BYTES:
         raise ObjectError(f"{path}: over {MAX_BYTES >> 20} MiB; legal: up to that")
     cache = ClusterCache(clock)
+    # Millions of objects are made and none is let go: the collector would only walk them.
+    gc.disable()
+    try:
+        _fill(cache, data, str(path))
+    finally:
+        gc.enable()
+    for place, problem in cache.problems.items():
+        raise ObjectError(f"{path}: {place}: {problem}")
+    if not cache.nodes.states:
+        raise ObjectError(f"{path}: no node with GPUs; legal: one at least")
+    return cache
+
+
+def _fill(cache: ClusterCache, data: bytes, source: str) -> None:
     objects = _from_json if data.lstrip()[:1] in (b"{", b"[") else _from_yaml
     # Classes and groups say how pods are to be read, so they come first.
-    read = sorted(objects(data, str(path)), key=lambda obj: isinstance(obj, PodObject))
+    read = sorted(objects(data, source), key=lambda obj: isinstance(obj, PodObject))
     for obj in read:
         if isinstance(obj, PodObject):
             obj.metadata.namespace = obj.metadata.namespace or "default"
             obj.metadata.uid = obj.metadata.uid or key_of(obj.metadata)
         cache.put(obj)
     cache.refresh()
-    for place, problem in cache.problems.items():
-        raise ObjectError(f"{path}: {place}: {problem}")
-    if not cache.nodes.states:
-        raise ObjectError(f"{path}: no node with GPUs; legal: one at least")
-    return cache
 
 
 def _from_json(data: bytes, source: str) -> Iterator[KubeObject]:

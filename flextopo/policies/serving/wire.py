@@ -183,7 +183,8 @@ def _in_go_case(document: Any) -> Any:
                 node: _renamed(victims, ("Pods", "NumPDBViolations"))
                 for node, victims in found[name].items()
             }
-    for victims in (found.get("NodeNameToMetaVictims") or {}).values():
+    by_uid = found.get("NodeNameToMetaVictims")
+    for victims in by_uid.values() if isinstance(by_uid, dict) else ():
         if isinstance(victims, dict) and isinstance(victims.get("Pods"), list):
             victims["Pods"] = [_renamed(pod, ("UID",)) for pod in victims["Pods"]]
     return found
