@@ -6,8 +6,8 @@ import asyncio
 import ctypes
 import gc
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,8 +151,10 @@ def run(service: Service, listen: Listen, tasks: Sequence[Task] = ()) -> None:
 class _Beside(uvicorn.Server):
     """A second server in the process, which leaves signals to the first."""
 
-    def install_signal_handlers(self) -> None:
-        """Do nothing."""
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
 
 
 async def _serve(servers: Sequence[uvicorn.Server], tasks: Sequence[Task]) -> None:
