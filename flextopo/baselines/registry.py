@@ -15,6 +15,7 @@ from flextopo.baselines.policies import (
     OracleLookahead,
     RandomCandidate,
 )
+from flextopo.baselines.rollout import Rollout
 from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.selector import VictimSelector
 
@@ -46,8 +47,18 @@ SELECTORS: dict[str, tuple[Callable[[int], VictimSelector], str]] = {
         lambda _: OracleLookahead(),
         "tries its best candidates on the same tape for 4 hours; knows the future",
     ),
+    "rollout": (
+        lambda seed: Rollout(seed),
+        "the same over futures sampled from the workload model: what a policy can hope to know",
+    ),
 }
-"""Name to (seed -> selector, what it does). Only `random` uses the seed."""
+"""Name to (seed -> selector, what it does). Only `random` and `rollout` use the seed."""
+
+LOOKAHEAD = ("oracle-lookahead", "rollout")
+"""Selectors that branch a simulation: no snapshot will do, and they take their time."""
+
+COMPARED = tuple(name for name in SELECTORS if name != "rollout")
+"""Selectors of a comparison that names none; `rollout` costs more than all the others."""
 
 
 def make_selector(name: str, seed: int = 0) -> VictimSelector:

@@ -73,12 +73,14 @@ def list_names() -> None:
 @app.command()
 def compare(
     servers: Servers = "rtx4090x16",
-    selectors: Annotated[str, typer.Option(help="Names, joined by commas; all = all.")] = "all",
+    selectors: Annotated[
+        str, typer.Option(help="Names, joined by commas; all = all but rollout.")
+    ] = "all",
     policies: Annotated[
         str, typer.Option(help="Shipped policies or folders, joined by commas; all or none.")
     ] = "all",
     seeds: Seeds = 40,
-    oracle_seeds: Annotated[int, typer.Option(help="Seeds for the oracle; 0 = all.")] = 0,
+    oracle_seeds: Annotated[int, typer.Option(help="Seeds for oracle and rollout; 0 = all.")] = 0,
     services: Annotated[str | None, typer.Option(help="Trace of online demand.")] = None,
     batch: Annotated[str | None, typer.Option(help="Trace of batch jobs.")] = None,
     peak: Annotated[float, typer.Option(help="Online peak, share of all GPUs.")] = 0.6,
@@ -94,7 +96,7 @@ def compare(
     Examples: `flextopo compare --seeds 10`, `flextopo compare --servers a100x16 --peak 0.95`,
     `flextopo compare --services rates.csv.gz --batch jobs.csv.gz --servers rtx4090x16`.
     """
-    from flextopo.baselines.registry import SELECTORS
+    from flextopo.baselines.registry import COMPARED
     from flextopo.cluster.simulator import Scenario
     from flextopo.cluster.workload import WorkloadConfig
     from flextopo.policies.runtime import zoo_names
@@ -102,7 +104,7 @@ def compare(
 
     config = ComparisonConfig(
         servers=servers,
-        selectors=tuple(SELECTORS) if selectors == "all" else _names(selectors),
+        selectors=COMPARED if selectors == "all" else _names(selectors),
         policies=tuple(zoo_names()) if policies == "all" else _names(policies),
         seeds=seeds,
         oracle_seeds=oracle_seeds,
@@ -232,7 +234,9 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
         typer.echo(format_table(saved.paired_rows(results)))
     typer.echo("\ncells: mean over seeds ± half of the 95 % bootstrap interval")
     if config.oracle_seeds:
-        typer.echo(f"oracle-lookahead played {config.oracle_seeds} of {config.seeds} seeds")
+        typer.echo(
+            f"selectors that look ahead played {config.oracle_seeds} of {config.seeds} seeds"
+        )
     figure = out / "compare.png"
     saved.draw_comparison(results, figure)
     typer.echo(f"results: {path}\nfigure:  {figure}")

@@ -10,7 +10,7 @@ from functools import lru_cache
 from multiprocessing import get_context
 from typing import Any
 
-from flextopo.baselines.registry import SELECTORS
+from flextopo.baselines.registry import COMPARED, LOOKAHEAD
 from flextopo.cluster.batch_jobs import BatchJobs
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.metrics import METRICS, episode_metrics
@@ -39,7 +39,7 @@ class ComparisonConfig:
         policies: names of the zoo, or folders.
         seeds: how many seeds, each one tape.
         split: where they come from: `comparison`, or `validation` while a policy is developed.
-        oracle_seeds: seeds that `oracle-lookahead` plays, which costs most; 0 = all.
+        oracle_seeds: seeds that `oracle-lookahead` and `rollout` play, which cost most; 0 = all.
         services: trace of online demand, None = the generator.
         batch: trace of batch jobs, None = the generator; traces go together.
         workload: the generator's parameters.
@@ -47,7 +47,7 @@ class ComparisonConfig:
     """
 
     servers: str = "16*rtx4090"
-    selectors: tuple[str, ...] = tuple(SELECTORS)
+    selectors: tuple[str, ...] = COMPARED
     policies: tuple[str, ...] = field(default_factory=lambda: tuple(zoo_names()))
     seeds: int = 40
     split: str = "comparison"
@@ -78,9 +78,7 @@ class ComparisonConfig:
 
     def seeds_of(self, name: str) -> list[int]:
         """Return the seeds that a selector plays."""
-        fewer = (
-            self.oracle_seeds if name == "oracle-lookahead" and self.oracle_seeds else self.seeds
-        )
+        fewer = self.oracle_seeds if name in LOOKAHEAD and self.oracle_seeds else self.seeds
         return take(SPLITS[self.split], fewer)
 
 

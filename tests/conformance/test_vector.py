@@ -12,7 +12,7 @@ import tapes
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tapes import same
 
-from flextopo.baselines.registry import SELECTORS, make_selector
+from flextopo.baselines.registry import COMPARED, make_selector
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.selector import AlignmentFilter
 from flextopo.envs.preemption import PreemptionEnv
@@ -83,7 +83,7 @@ def test_vector_equals_scalar(id_: str, mode: AutoresetMode) -> None:
     assert ended > 0
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_vector_equals_scalar_on_a_selectors_actions(name: str) -> None:
     """Whatever a selector picks among the shown candidates leads both to the same states."""
     selector = make_selector(name)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tapes
 
-from flextopo.baselines.registry import SELECTORS, make_selector
+from flextopo.baselines.registry import COMPARED, make_selector
 from flextopo.cluster.arrays import DONE, FUTURE, PENDING, RUNNING, TERMINATING
 from flextopo.cluster.candidates import candidate_arrays
 from flextopo.cluster.loss import weighted_gpu_s
@@ -15,7 +15,7 @@ from flextopo.cluster.simulator import Scenario, Simulator
 
 CHECKED_DECISIONS = 40
 
-every_selector = pytest.mark.parametrize("name", SELECTORS)
+every_selector = pytest.mark.parametrize("name", COMPARED)
 every_cluster = pytest.mark.parametrize("servers", tapes.SERVERS)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from flextopo.baselines.policies import FLEXTOPO_BEST_EFFORT, FLEXTOPO_GUARANTEED, KUBERNETES
-from flextopo.baselines.registry import SELECTORS, make_selector
+from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
 from flextopo.baselines.residents import NodeView
 from flextopo.baselines.scores import (
     FLEXTOPO_SCORES,
@@ -234,7 +234,7 @@ def test_kubernetes_evicts_over_budget_if_nothing_else_helps_and_godel_does_not(
     answers = {
         name: make_selector(name).select(state, asked)
         for name in SELECTORS
-        if name != "oracle-lookahead"
+        if name not in LOOKAHEAD
     }
     assert answers.pop("kubernetes") == state.candidate(0, [0], asked)
     assert set(answers.values()) == {None}

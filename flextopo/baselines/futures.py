@@ -1,0 +1,353 @@
+"""Futures as a policy can imagine them: sampled from the workload model and from what has been seen.
+
+`Known` is the one place that reads a simulation's tape. It blanks what has not happened yet (run
+times, departures, later arrivals, start-up times), so that nothing behind it can look ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.baselines.replica_forecast import (
+    Runs,
+    filter_demand,
+    replica_runs,
+    sample_counts,
+    size_prior,
+    within_limit,
+)
+from flextopo.cluster.arrays import (
+    DONE,
+    NOMINATED,
+    POD_DTYPE,
+    RUNNING,
+    STARTING,
+    TERMINATING,
+)
+from flextopo.cluster.batch_jobs import BatchJobs, draw_attributes, generate_jobs
+from flextopo.cluster.online_demand import P90_Z, STEP_S
+from flextopo.cluster.server_model import Fleet
+from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.tape import BATCH_PRIORITIES, NEVER_S
+from flextopo.cluster.workload_config import WorkloadConfig
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+DRAWS = 4
+"""Futures of services drawn for each that is used, to choose those within the day's limit."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known at a decision; P pods present, H replicas seen so far.
+
+    Attributes:
+        now_s: the present.
+        begin_s: when the record begins.
+        rows: (P,) int64, rows of the present pods (arrived and not done) in the simulation's table.
+        pods: (P,) POD_DTYPE; `duration_s`, `depart_s` and `start_s` are 0: not known.
+        live: (P,) LIVE_DTYPE; `next_s` is known where a grace period ends, elsewhere 0.
+        service: (P,) int64, -1 for batch pods.
+        replica_service: (H,) int64.
+        replica_gpus: (H,) int64.
+        replica_arrive_s: (H,) int64.
+        replica_depart_s: (H,) int64, NEVER_S where it has not left yet.
+        num_gpus, gpus_per_server, cores_per_gpu: the cluster's shape.
+    """
+
+    now_s: int
+    begin_s: int
+    rows: Ints
+    pods: npt.NDArray[Any]
+    live: npt.NDArray[Any]
+    service: Ints
+    replica_service: Ints
+    replica_gpus: Ints
+    replica_arrive_s: Ints
+    replica_depart_s: Ints
+    num_gpus: int
+    gpus_per_server: int
+    cores_per_gpu: int
+
+    @classmethod
+    def of(cls, sim: Simulator) -> Known:
+        """Return what is known of a simulation now."""
+        c, now = sim.state.arrays, sim.state.now_s
+        arrived = int(sim.events.clock[0]["next_arrival"])
+        seen, live = c.pods[:arrived], c.live[:arrived]
+        rows = np.flatnonzero(live["status"] != DONE)
+        pods, state = seen[rows], live[rows]
+        for name in ("duration_s", "depart_s", "start_s"):
+            pods[name] = 0
+        state["next_s"][(state["status"] != NOMINATED) & (state["status"] != TERMINATING)] = 0
+        service = sim.tape.service[:arrived]
+        online = np.flatnonzero(seen["online"])
+        left = seen["depart_s"][online]
+        fleet = Fleet(sim.state.models, tuple(c.nodes["model"].tolist()))
+        return cls(
+            now_s=now,
+            begin_s=-sim.tape.warmup_s,
+            rows=rows,
+            pods=pods,
+            live=state,
+            service=service[rows],
+            replica_service=service[online],
+            replica_gpus=seen["gpus"][online].astype(np.int64),
+            replica_arrive_s=seen["arrive_s"][online],
+            replica_depart_s=np.where(left <= now, left, NEVER_S),
+            num_gpus=fleet.num_gpus,
+            gpus_per_server=fleet.gpus_per_server,
+            cores_per_gpu=fleet.cores_per_gpu,
+        )
+
+
+@dataclass(frozen=True)
+class Future:
+    """One sampled future of P present pods, and A pods to come.
+
+    Attributes:
+        present: (P,) POD_DTYPE, with sampled `duration_s`, `depart_s` and `start_s`.
+        arrivals: (A,) POD_DTYPE by arrival, all after now; groups and budgets count from 0.
+        num_pdbs: budgets of the arrivals; each allows one disruption.
+    """
+
+    present: npt.NDArray[Any]
+    arrivals: npt.NDArray[Any]
+    num_pdbs: int
+
+
+def sample_futures(
+    config: WorkloadConfig,
+    known: Known,
+    samples: int,
+    horizon_s: int,
+    history_s: int,
+    rng: np.random.Generator,
+) -> list[Future]:
+    """Sample futures of the present state.
+
+    Args:
+        config: the workload model.
+        known: what is known.
+        samples: how many futures.
+        horizon_s: how far they reach.
+        history_s: how far back replicas are looked at.
+        rng: generator.
+
+    Returns:
+        The futures.
+    """
+    runs = _sample_replicas(config, known, samples, horizon_s, history_s, rng)
+    fresh = replace(config, initial_jobs=False)
+    shape = (known.num_gpus, known.gpus_per_server, known.now_s + 1, known.now_s + horizon_s)
+    futures = []
+    for sample in range(samples):
+        present = _sample_present(config, known, rng)
+        replicas = _replicas(config, known, present, runs, sample, rng)
+        jobs, num_pdbs = _jobs(config, known, generate_jobs(fresh, *shape, rng.spawn(4)), rng)
+        arrivals = np.concatenate((replicas, jobs))
+        arrivals = arrivals[np.argsort(arrivals["arrive_s"], kind="stable")]
+        arrivals["group"][arrivals["group"] >= 0] += present["group"].max(initial=-1) + 1
+        futures.append(Future(present, arrivals, num_pdbs))
+    return futures
+
+
+def log_normal_beyond(mu: Floats, sigma: Floats, age: Floats, share: Floats) -> Floats:
+    """Return log-normal values given that they lie above an age, by inversion.
+
+    Args:
+        mu: (P,) float64, mean of the logarithm.
+        sigma: (P,) float64, its standard deviation, above 0.
+        age: (P,) float64, 0 or more.
+        share: (P,) float64 in (0, 1], uniform: the share of the tail that lies above the value.
+
+    Returns:
+        (P,) float64, above `age`.
+    """
+    from scipy.special import ndtr, ndtri
+
+    above = ndtr((mu - np.log(np.maximum(age, 1e-9))) / sigma)
+    drawn: Floats = np.maximum(np.exp(mu - sigma * ndtri(share * above)), age)
+    return drawn
+
+
+def remaining_beyond(
+    mu: float, sigma: float, low: float, high: float, age: Floats, share: Floats
+) -> Floats:
+    """Return what remained of jobs found in progress, given that it is more than an age.
+
+    A job found at a random moment is length-biased and uniformly through: what remains of it
+    exceeds r with probability proportional to the integral of the survival function beyond r.
+
+    Args:
+        mu: mean of the logarithm of the run time.
+        sigma: its standard deviation.
+        low: shortest run time, s; shorter ones are lengthened to it.
+        high: longest, s; longer ones are cut to it.
+        age: (P,) float64, seconds that they have run since they were found, below `high`.
+        share: (P,) float64 in (0, 1], uniform.
+
+    Returns:
+        (P,) float64 seconds, above `age`, at most `high`.
+    """
+    from scipy.special import ndtr
+
+    grid = np.concatenate(([0.0], np.geomspace(low, high, 256)))
+    survival = ndtr((mu - np.log(np.maximum(grid, 1e-9))) / sigma)
+    survival[grid < low] = 1.0
+    pieces = np.diff(grid) * (survival[:-1] + survival[1:]) / 2
+    beyond = np.append(np.cumsum(pieces[::-1])[::-1], 0.0)
+    target = share * np.interp(age, grid, beyond)
+    found: Floats = np.interp(-target, -beyond, grid)
+    return np.maximum(found, age)
+
+
+def _sample_present(
+    config: WorkloadConfig, known: Known, rng: np.random.Generator
+) -> npt.NDArray[Any]:
+    """Draw the run times and start-up times of the present pods, given how long they have run."""
+    pods, live, now = known.pods.copy(), known.live, known.now_s
+    share = 1.0 - rng.random(len(pods))
+    group = pods["group"]
+    if (group >= 0).any():  # members of a PodGroup run for the same time
+        share = np.where(group >= 0, (1.0 - rng.random(group.max() + 1))[group], share)
+    span = now - live["since_s"]
+    running = live["status"] == RUNNING
+    done = live["done_s"] + np.where(running, np.maximum(span - live["overhead_s"], 0), 0)
+    pods["duration_s"] = np.where(pods["online"], 0, _run_times(config, known, done, share))
+    started = np.where(live["status"] == STARTING, span, 0).astype(np.float64)
+    pods["start_s"] = np.where(pods["online"], _start_up(config, started, share), 0)
+    return pods
+
+
+def _run_times(config: WorkloadConfig, known: Known, done: Ints, share: Floats) -> Ints:
+    """Return run times of batch pods, (P,) whole seconds above what they have done."""
+    age, low, high = done.astype(np.float64), config.min_duration_s, config.max_duration_s
+    large = (known.pods["gpus"] > 2) | (known.pods["group"] >= 0)
+    mu = np.where(large, config.large_job_mu, config.small_job_mu)
+    sigma = np.maximum(np.where(large, config.large_job_sigma, config.small_job_sigma), 1e-6)
+    total = log_normal_beyond(mu, sigma, np.where(age < low, 0.0, age), share)
+    total = np.clip(total, low, high)
+    if config.initial_jobs:
+        found = known.pods["arrive_s"] == known.begin_s
+        for size in (False, True):
+            rows = np.flatnonzero(found & (large == size) & (age < high))
+            if len(rows):
+                total[rows] = remaining_beyond(
+                    float(mu[rows[0]]), float(sigma[rows[0]]), low, high, age[rows], share[rows]
+                )
+    # Longer than any job of the model: as likely to go on for its age again as not.
+    total = np.where(age >= high, np.minimum(age / share, 10 * age), total)
+    whole: Ints = np.maximum(np.ceil(total).astype(np.int64), done + 1)
+    return whole
+
+
+def _start_up(config: WorkloadConfig, started: Floats, share: Floats) -> Ints:
+    """Return start-up times of replicas, (P,) whole seconds, above what they have taken."""
+    if config.start_p50_s == 0 or config.start_factor == 0:
+        return np.maximum(started, 0).astype(np.int64) + (started > 0)
+    mu = np.full(len(share), math.log(config.start_p50_s * config.start_factor))
+    sigma = np.full(len(share), max(math.log(config.start_p90_s / config.start_p50_s), 1e-6))
+    drawn = np.rint(log_normal_beyond(mu, sigma / P90_Z, started, share)).astype(np.int64)
+    return np.where(started > 0, np.maximum(drawn, started.astype(np.int64) + 1), drawn)
+
+
+def _sample_replicas(
+    config: WorkloadConfig,
+    known: Known,
+    samples: int,
+    horizon_s: int,
+    history_s: int,
+    rng: np.random.Generator,
+) -> Runs:
+    services = int(known.replica_service.max(initial=-1)) + 1
+    step = known.now_s // STEP_S
+    first = min(max(known.begin_s, known.now_s - history_s) // STEP_S, step)
+    ends_s = np.arange(first + 1, step + 2) * STEP_S - 1
+    counts = _counts_at(known, services, np.minimum(ends_s, known.now_s))
+    begin_s = step * STEP_S
+    changed = np.zeros(services, np.bool_)
+    for when in (known.replica_arrive_s, known.replica_depart_s):
+        changed[known.replica_service[(when >= begin_s) & (when <= known.now_s)]] = True
+    sure = np.where(changed, 1.0, (known.now_s - begin_s) / STEP_S)
+    gpus = np.ones(services, np.int64)
+    gpus[known.replica_service] = known.replica_gpus
+    prior = size_prior(config, tuple(gpus.tolist()), known.num_gpus)
+    demand = filter_demand(config, counts, first, sure, prior, rng)
+    ahead = (known.now_s + horizon_s) // STEP_S - step + 1
+    wanted = sample_counts(config, demand, step, ahead, DRAWS * samples, rng)
+    limit = max(config.online_peak_share * known.num_gpus, float((gpus @ counts).max(initial=1)))
+    wanted = within_limit(wanted, gpus, limit, samples, rng)
+    return replica_runs(wanted, counts[:, -1], changed, known.now_s, rng)
+
+
+def _counts_at(known: Known, services: int, times_s: Ints) -> Ints:
+    """Return the replicas of each service at some times, (S, T)."""
+    counts = np.zeros((services, len(times_s)), np.int64)
+    for when, sign in ((known.replica_arrive_s, 1), (known.replica_depart_s, -1)):
+        at = np.searchsorted(times_s, when)
+        inside = at < len(times_s)
+        np.add.at(counts, (known.replica_service[inside], at[inside]), sign)
+    return counts.cumsum(axis=1)
+
+
+def _replicas(
+    config: WorkloadConfig,
+    known: Known,
+    present: npt.NDArray[Any],
+    runs: Runs,
+    sample: int,
+    rng: np.random.Generator,
+) -> npt.NDArray[Any]:
+    """Write when present replicas leave, and return those to come; both of one sample."""
+    mine = runs.sample == sample
+    online = np.flatnonzero(known.service >= 0)
+    level = np.zeros(len(known.service), np.int64)
+    levels = int(runs.level.max(initial=0)) + 1
+    for service in np.unique(known.service[online]):
+        rows = online[known.service[online] == service]
+        level[rows] = np.arange(1, len(rows) + 1)
+    there = mine & (runs.present == 1)
+    leaves = dict(
+        zip(
+            (runs.service[there] * levels + runs.level[there]).tolist(),
+            runs.depart_s[there].tolist(),
+            strict=True,
+        )
+    )
+    keys = known.service[online] * levels + level[online]
+    present["depart_s"] = NEVER_S
+    present["depart_s"][online] = [leaves.get(key, NEVER_S) for key in keys.tolist()]
+    like = {int(known.service[row]): int(row) for row in online}
+    coming = np.flatnonzero(mine & (runs.present == 0))
+    coming = coming[[int(s) in like for s in runs.service[coming]]] if len(coming) else coming
+    pods = present[[like[int(s)] for s in runs.service[coming]]]
+    pods["arrive_s"], pods["depart_s"] = runs.arrive_s[coming], runs.depart_s[coming]
+    pods["start_s"] = _start_up(config, np.zeros(len(pods)), 1.0 - rng.random(len(pods)))
+    return pods
+
+
+def _jobs(
+    config: WorkloadConfig, known: Known, jobs: BatchJobs, rng: np.random.Generator
+) -> tuple[npt.NDArray[Any], int]:
+    """Return jobs as pods, groups and budgets from 0 on, and how many budgets there are."""
+    attributes = draw_attributes(config, jobs.pods, rng.spawn(3))
+    job = np.repeat(np.arange(len(jobs)), jobs.pods)
+    grouped = jobs.pods > 1
+    pods = np.zeros(len(job), POD_DTYPE)
+    pods["arrive_s"], pods["depart_s"] = jobs.submit_s[job], NEVER_S
+    pods["duration_s"], pods["gpus"] = jobs.duration_s[job], jobs.gpus[job]
+    pods["cores"] = pods["gpus"] * known.cores_per_gpu
+    pods["batch_class"] = attributes.batch_class[job]
+    pods["priority"] = np.array(BATCH_PRIORITIES)[attributes.batch_class[job]]
+    pods["preemptible"] = attributes.preemptible[job]
+    pods["checkpoint_s"] = attributes.checkpoint_s[job]
+    pods["group"] = np.where(grouped, np.cumsum(grouped) - 1, -1)[job]
+    pods["pdb"] = attributes.pdb[job]
+    return pods, attributes.num_pdbs

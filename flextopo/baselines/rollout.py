@@ -1,0 +1,210 @@
+"""Look ahead over sampled futures: what the lookahead oracle does, without knowing the tape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.baselines.futures import Future, Known, sample_futures
+from flextopo.cluster.arrays import (
+    LIVE_DTYPE,
+    NEVER_PLACED_S,
+    NOMINATED,
+    RUNNING,
+    STARTING,
+    TERMINATING,
+    Cluster,
+)
+from flextopo.cluster.candidates import CandidateArrays, candidate_arrays, workspace
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.events import Events
+from flextopo.cluster.lookahead import branch_losses
+from flextopo.cluster.loss import weighted_gpu_s
+from flextopo.cluster.pods import Pod
+from flextopo.cluster.selector import AlignmentFilter, Candidate
+from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.state import ClusterState
+from flextopo.cluster.tape import NEVER_S
+from flextopo.cluster.workload_config import WorkloadConfig
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Branch over the best candidates in sampled futures, and take the least mean loss.
+
+    After its own choice each branch is greedy, until the horizon, as with `OracleLookahead`. All
+    branches of a decision face the same futures. These start from the present state, and are
+    drawn from the workload model given what has been seen: how long batch jobs have run, and how
+    many replicas services have had. The draw depends on the seed, the time and the pod alone.
+
+    Attributes:
+        seed: of the futures.
+        samples: futures a decision; with fewer, chance chooses among the branches.
+        caution: standard errors that are added to the mean difference from the cheapest candidate,
+            or the branch with the luckiest futures would win.
+        branches: how many of the cheapest candidates are tried, beside waiting.
+        horizon_s: how far a branch looks ahead.
+        history_s: how far back the replicas of services are looked at.
+        workload: the model that futures are drawn from.
+    """
+
+    seed: int = 0
+    samples: int = 64
+    caution: float = 1.0
+    branches: int = 16
+    horizon_s: int = 4 * 3600
+    history_s: int = 12 * 3600
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    name: str = "rollout"
+    filter: AlignmentFilter = AlignmentFilter.OWN
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "branches", "horizon_s", "history_s"):
+            if getattr(self, name) < 1:
+                raise FlextopoError(f"rollout: {name} = {getattr(self, name)}; legal: 1 or more")
+        if self.seed < 0:
+            raise FlextopoError(f"rollout: seed = {self.seed}; legal: 0 or more")
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose the branch of the least mean loss; None where waiting loses least.
+
+        Raises:
+            FlextopoError: the cluster is a snapshot, which has no past to sample a future from.
+        """
+        if cluster.simulator is None:
+            raise FlextopoError(
+                f"selector {self.name!r} needs a simulated cluster; "
+                "legal for a snapshot: any other selector"
+            )
+        found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches)
+        if count == 0:
+            return None
+        losses = self.branch(cluster.simulator, preemptor, found, count)
+        above = losses - losses[:, :1]
+        error = above.std(0) / np.sqrt(len(above))
+        chosen = int(np.argmin(above.mean(0) + self.caution * error))
+        return None if chosen == count else cluster.candidate_at(found, chosen, preemptor)
+
+    def branch(
+        self, sim: Simulator, preemptor: Pod, found: CandidateArrays, count: int
+    ) -> npt.NDArray[np.float64]:
+        """Return the loss of each of the first `count` candidates and of waiting in each future.
+
+        Returns:
+            (samples, count + 1) float64, weighted GPU-seconds from now to the horizon.
+        """
+        known = Known.of(sim)
+        rng = np.random.default_rng((self.seed, known.now_s & 0xFFFFFFFF, preemptor.index))
+        futures = sample_futures(
+            self.workload, known, self.samples, self.horizon_s, self.history_s, rng
+        )
+        losses = np.empty((self.samples, count + 1))
+        room, one = workspace(), candidate_arrays(1)
+        for row, future in enumerate(futures):
+            c, e = imagine(sim, known, future)
+            branch_losses(
+                c,
+                e,
+                c._replace(**_copies(c, ("models", "pods"))),
+                e._replace(**_copies(e, ("departures",))),
+                sim.rules,
+                sim.costs,
+                self.horizon_s,
+                found,
+                count,
+                room,
+                one,
+                losses[row],
+            )
+        return losses - weighted_gpu_s(sim.events.account, sim.costs)
+
+
+def imagine(sim: Simulator, known: Known, future: Future) -> tuple[Cluster, Events]:
+    """Return the present state of a simulation with another future.
+
+    Its pod table has the present pods in their order, then the arrivals. Nodes list their pods in
+    the same places, so that candidates of the simulation are candidates here.
+
+    Args:
+        sim: at a decision; not modified.
+        known: what is known of it.
+        future: sampled.
+
+    Returns:
+        Arrays of their own; only the server models are shared.
+    """
+    c, e = sim.state.arrays, sim.events
+    pods = np.concatenate((future.present, future.arrivals))
+    here, coming = len(future.present), len(future.arrivals)
+    pods["pdb"][here:][pods["pdb"][here:] >= 0] += len(c.pdb_left)
+    pods["next_member"] = _rings(pods["group"])
+    new_row = np.full(len(c.pods) + 1, -1, np.int64)  # row -1 stays -1
+    new_row[known.rows] = np.arange(here)
+    live = np.zeros(len(pods), LIVE_DTYPE)
+    live["node"] = live["heap_at"] = live["tried"] = -1
+    live["since_s"] = NEVER_PLACED_S
+    live[:here] = known.live
+    heap = np.zeros(len(pods), np.int32)
+    events = _next_events(pods[:here], live[:here])
+    heap[: len(events)] = events
+    live["heap_at"][:here] = -1
+    live["heap_at"][events] = np.arange(len(events))
+    queue = np.zeros(len(pods), np.int32)
+    waiting = int(e.clock[0]["queue_size"])
+    queue[:waiting] = new_row[e.queue[:waiting]]
+    clock = e.clock.copy()
+    clock["next_arrival"], clock["next_departure"], clock["heap_size"] = here, 0, len(events)
+    clock["asked"] = new_row[e.clock[0]["asked"]]
+    leaving = np.flatnonzero((pods["online"] == 1) & (pods["depart_s"] < NEVER_S))
+    departures = leaving[np.argsort(pods["depart_s"][leaving], kind="stable")]
+    empty = np.zeros((coming, c.pod_cores.shape[1]), np.int16)
+    cluster = Cluster(
+        models=c.models,
+        pods=pods,
+        live=live,
+        pod_cores=np.concatenate((c.pod_cores[known.rows], empty)),
+        nodes=c.nodes.copy(),
+        cores_free=c.cores_free.copy(),
+        node_pods=new_row[c.node_pods].astype(np.int32),
+        by_free=c.by_free.copy(),
+        pdb_left=np.append(c.pdb_left, np.ones(future.num_pdbs, np.int64)),
+        totals=c.totals.copy(),
+        scratch=np.zeros_like(c.scratch),
+    )
+    return cluster, Events(departures, heap, queue, clock, e.account.copy())
+
+
+def _copies(arrays: Cluster | Events, shared: tuple[str, ...]) -> dict[str, Any]:
+    """Return copies of all arrays but those that never change."""
+    fields = arrays._asdict().items()
+    return {name: array.copy() for name, array in fields if name not in shared}
+
+
+def _next_events(pods: npt.NDArray[Any], live: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Write when runs and start-ups end, and return the pods with an event by (time, row).
+
+    Sorted pods are a binary heap.
+    """
+    status, online = live["status"], pods["online"] == 1
+    runs = (status == RUNNING) & ~online
+    left = live["overhead_s"] + pods["duration_s"] - live["done_s"]
+    live["next_s"][runs] = (live["since_s"] + left)[runs]
+    starts = status == STARTING
+    live["next_s"][starts] = (live["since_s"] + pods["start_s"])[starts]
+    rows = np.flatnonzero(runs | starts | (status == NOMINATED) | (status == TERMINATING))
+    return rows[np.argsort(live["next_s"][rows], kind="stable")]
+
+
+def _rings(group: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Return `next_member` of pods with these groups, -1 = none."""
+    ring = np.arange(len(group))
+    rows = np.flatnonzero(group >= 0)
+    rows = rows[np.argsort(group[rows], kind="stable")]
+    if len(rows):
+        first = np.flatnonzero(np.diff(group[rows], prepend=-1))
+        ring[rows[:-1]] = rows[1:]
+        ring[rows[np.append(first[1:], len(rows)) - 1]] = rows[first]
+    return ring

@@ -1,0 +1,232 @@
+"""The rollout selector samples futures; it must not see the real one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tapes
+
+from flextopo.baselines import rollout as rolling
+from flextopo.baselines.futures import (
+    Future,
+    Known,
+    log_normal_beyond,
+    remaining_beyond,
+    sample_futures,
+)
+from flextopo.baselines.policies import GreedyCost, OracleLookahead
+from flextopo.baselines.replica_forecast import filter_demand, replica_runs, within_limit
+from flextopo.baselines.rollout import Rollout, imagine
+from flextopo.cluster.arrays import DONE, RUNNING, STARTING
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.pods import Pod
+from flextopo.cluster.server_model import Fleet
+from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.state import ClusterState
+from flextopo.cluster.tape import NEVER_S, Tape
+from flextopo.cluster.workload_config import WorkloadConfig
+
+SERVERS = "4*rtx4090"
+MODEL = WorkloadConfig()
+
+
+def stop_at(tape: Tape, fleet: Fleet, decision: int) -> tuple[Simulator, Pod]:
+    """Play a tape greedily to one of its decisions."""
+    sim = Simulator(tape, fleet)
+    for _ in range(decision):
+        assert sim.next_decision() is not None
+        pod = sim.state.pod(int(sim.events.clock[0]["asked"]))
+        sim.apply(GreedyCost().select(sim.state, pod))
+    pod_now = sim.next_decision()
+    assert pod_now is not None
+    return sim, pod_now
+
+
+def with_another_future(tape: Tape, sim: Simulator, seed: int) -> Tape:
+    """Return a tape that was the same until now: what has not happened is drawn again."""
+    rng = np.random.default_rng(seed)
+    live, now = sim.state.arrays.live, sim.state.now_s
+    arrived = np.arange(tape.num_pods) < int(sim.events.clock[0]["next_arrival"])
+    unfinished = live["status"] != DONE
+    ran = live["done_s"] + np.maximum(now - live["since_s"] - live["overhead_s"], 0)
+    ran = np.where(live["status"] == RUNNING, ran, live["done_s"])
+    # A pod that has been evicted must have been able to run as long as it did before.
+    longer = tape.duration_s + rng.integers(1, 90_000, tape.num_pods)
+    shorter = np.minimum(ran + rng.integers(1, 600, tape.num_pods), tape.duration_s)
+    drawn = np.where((rng.random(tape.num_pods) < 0.5) & (live["evictions"] == 0), shorter, longer)
+    duration = np.where(tape.online, 0, np.where(unfinished, drawn, tape.duration_s))
+    here = tape.online & unfinished
+    leaves = now + rng.integers(1, 20_000, tape.num_pods)
+    depart = np.where(here, np.maximum(leaves, tape.arrive_s), tape.depart_s)
+    waits = here & (live["status"] != RUNNING)
+    started = np.where(live["status"] == STARTING, now - live["since_s"], 0)
+    start = np.where(waits, started + rng.integers(1, 500, tape.num_pods), tape.start_s)
+    kept = arrived | (rng.random(tape.num_pods) < 0.4)
+    # Members of a PodGroup stay together and run for the same time.
+    for group in np.unique(tape.group[tape.group >= 0]):
+        members = tape.group == group
+        kept[members] = kept[members].all()
+        duration[members] = duration[members].max()
+    columns = {
+        name: getattr(tape, name)[kept]
+        for name in Tape.__dataclass_fields__
+        if isinstance(getattr(tape, name), np.ndarray) and name != "pdb_allowed"
+    }
+    columns |= {"duration_s": duration[kept], "depart_s": depart[kept], "start_s": start[kept]}
+    return replace(tape, **columns)
+
+
+@pytest.mark.parametrize("decision", [0, 5, 11])
+def test_the_tapes_future_changes_no_choice(decision: int) -> None:
+    tape, fleet = tapes.make_tape(SERVERS, 3)
+    sim, pod = stop_at(tape, fleet, decision)
+    changed = with_another_future(tape, sim, seed=decision)
+    twin, twin_pod = stop_at(changed, fleet, decision)
+    assert twin_pod == pod
+    assert twin.state.now_s == sim.state.now_s
+    assert changed.num_pods < tape.num_pods
+    found, count = sim.state.find(pod, Rollout.filter.binds(pod), 16)
+    oracle = [s.branch(found, count, 4 * 3600) for s in (sim, twin)]
+    assert (oracle[0] != oracle[1]).any(), "the futures differ, and the oracle sees it"
+    rollout = Rollout(samples=12)
+    losses = [rollout.branch(s, pod, found, count) for s in (sim, twin)]
+    assert losses[0].tobytes() == losses[1].tobytes()
+    assert rollout.select(sim.state, pod) == rollout.select(twin.state, pod)
+
+
+def test_the_seed_draws_other_futures_and_equal_seeds_the_same() -> None:
+    sim, pod = stop_at(*tapes.make_tape(SERVERS, 3), 5)
+    found, count = sim.state.find(pod, Rollout.filter.binds(pod), 16)
+    one, again, other = (
+        Rollout(seed, samples=12).branch(sim, pod, found, count) for seed in (0, 0, 1)
+    )
+    assert one.shape == (12, count + 1)
+    assert one.tobytes() == again.tobytes()
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize(("servers", "decision"), [(SERVERS, 0), (SERVERS, 9), ("16*a100", 4)])
+def test_with_the_true_future_it_is_the_oracle(
+    servers: str, decision: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The present state is carried over whole: on the real tape the branches lose the same."""
+    tape, fleet = tapes.make_tape(servers, 3)
+    sim, pod = stop_at(replace(tape, pdb=np.full(tape.num_pods, -1)), fleet, decision)
+    c, known = sim.state.arrays, Known.of(sim)
+    arrived = int(sim.events.clock[0]["next_arrival"])
+    truth = Future(c.pods[known.rows].copy(), c.pods[arrived:].copy(), 0)
+    state, events = imagine(sim, known, truth)
+    Simulator(tape, fleet, arrays=(state, events)).state.check_invariants()
+    monkeypatch.setattr(rolling, "sample_futures", lambda *_: [truth])
+    found, count = sim.state.find(pod, Rollout.filter.binds(pod), 16)
+    (losses,) = Rollout(samples=1).branch(sim, pod, found, count)
+    assert losses.tobytes() == sim.branch(found, count, Rollout.horizon_s).tobytes()
+
+
+def test_futures_agree_with_what_is_known() -> None:
+    sim, _ = stop_at(*tapes.make_tape("16*rtx4090", 5, MODEL), 4)
+    known = Known.of(sim)
+    for name in ("duration_s", "depart_s", "start_s"):
+        assert not known.pods[name].any()
+    futures = sample_futures(MODEL, known, 12, 14400, 43200, np.random.default_rng(0))
+    live, batch = known.live, known.pods["online"] == 0
+    spent = np.where(live["status"] == RUNNING, known.now_s - live["since_s"], 0)
+    done = live["done_s"] + np.maximum(spent - live["overhead_s"], 0)
+    for future in futures:
+        assert (future.present["duration_s"][batch] > done[batch]).all()
+        assert (future.present["depart_s"][~batch] > known.now_s).all()
+        assert (future.arrivals["arrive_s"] > known.now_s).all()
+        assert (np.diff(future.arrivals["arrive_s"]) >= 0).all()
+        assert (future.arrivals["depart_s"] >= future.arrivals["arrive_s"]).all()
+        grouped = known.pods["group"]
+        for group in np.unique(grouped[grouped >= 0]):
+            assert len(set(future.present["duration_s"][grouped == group].tolist())) == 1
+    drawn = {future.present["duration_s"].tobytes() for future in futures}
+    assert len(drawn) == len({future.arrivals.tobytes() for future in futures}) == 12
+
+
+def test_the_newest_replica_leaves_first() -> None:
+    counts = np.array([[[3, 1, 2]]])
+    runs = replica_runs(counts, np.array([3]), np.array([True]), 600, np.random.default_rng(0))
+    assert runs.present.tolist() == [1, 1, 0, 1]
+    assert runs.level.tolist() == [1, 2, 2, 3]
+    assert runs.depart_s[0] == NEVER_S
+    assert 1200 <= runs.depart_s[1] == runs.depart_s[3] < 1800
+    assert 1800 <= runs.arrive_s[2] < 2400
+    assert runs.depart_s[2] == NEVER_S
+
+
+def test_hypotheses_explain_the_replicas_seen() -> None:
+    counts = np.repeat([[4], [9]], 30, axis=1)
+    flat = replace(MODEL, daily_amplitude=0.0, half_daily_amplitude=0.0)
+    prior = (np.zeros(2), np.ones(2))
+    demand = filter_demand(flat, counts, 0, np.ones(2), prior, np.random.default_rng(0))
+    wanted = np.ceil(np.exp(demand.window.max(0) + demand.log_size))
+    assert np.abs(wanted - counts[:, -1:]).mean() < 0.5
+
+
+def test_futures_far_beyond_the_days_limit_are_left_out() -> None:
+    counts = np.stack([np.full((2, 4), n) for n in (1, 2, 30, 40)])
+    chosen = within_limit(counts, np.array([1, 2]), 10.0, 2, np.random.default_rng(0))
+    assert sorted(chosen[:, 0, 0].tolist()) == [1, 2]
+
+
+def survivors(values: npt.NDArray[np.float64], age: float) -> npt.NDArray[np.float64]:
+    return values[values > age]
+
+
+@pytest.mark.parametrize("age", [0.0, 500.0, 20_000.0])
+def test_run_times_given_an_age_are_those_of_jobs_that_ran_so_long(age: float) -> None:
+    rng = np.random.default_rng(1)
+    drawn = np.exp(7.65 + 1.83 * rng.standard_normal(400_000))
+    n = 20_000
+    mu, sigma, share = np.full(n, 7.65), np.full(n, 1.83), 1 - rng.random(n)
+    found = log_normal_beyond(mu, sigma, np.full(n, age), share)
+    assert (found > age).all()
+    for q in (0.1, 0.5, 0.9):
+        truth = np.quantile(survivors(drawn, age), q)
+        assert np.quantile(found, q) == pytest.approx(truth, rel=0.06)
+
+
+@pytest.mark.parametrize("age", [0.0, 10_000.0])
+def test_what_remains_of_jobs_in_progress_is_length_biased(age: float) -> None:
+    rng = np.random.default_rng(2)
+    drawn = np.clip(np.exp(9.12 + 2.76 * rng.standard_normal(200_000)), 60, 86400)
+    biased = rng.choice(drawn, 200_000, p=drawn / drawn.sum())
+    remains = survivors(biased * (1 - rng.random(len(biased))), age)
+    n = 20_000
+    found = remaining_beyond(9.12, 2.76, 60, 86400, np.full(n, age), 1 - rng.random(n))
+    for q in (0.1, 0.5, 0.9):
+        assert np.quantile(found, q) == pytest.approx(np.quantile(remains, q), rel=0.06)
+
+
+def test_a_snapshot_is_refused() -> None:
+    pod = Pod(0, "ns/a", gpus=1, cores=1, priority=1000, online=True)
+    state = ClusterState.from_pods([tapes.DUO], [0], [pod])
+    with pytest.raises(FlextopoError, match="needs a simulated cluster"):
+        Rollout().select(state, pod)
+
+
+@pytest.mark.parametrize(("name", "value"), [("samples", 0), ("branches", 0), ("seed", -1)])
+def test_impossible_options_are_refused(name: str, value: int) -> None:
+    with pytest.raises(FlextopoError, match=f"rollout: {name} = {value}"):
+        replace(Rollout(), **{name: value})  # type: ignore[arg-type]
+
+
+def test_it_takes_what_every_future_favours() -> None:
+    """One victim has just begun, the other would lose an hour: no future makes that right."""
+    jobs = [{"arrive_s": 0, "duration_s": 50_000, "gpus": 4}]
+    online = {"depart_s": 20_000, "gpus": 4}
+    tape = tapes.hand_tape(
+        [*jobs, {"arrive_s": 3500, "duration_s": 50_000, "gpus": 4}, {"arrive_s": 3600, **online}],
+        30_000,
+    )
+    fleet = Fleet((tapes.DUO,), (0, 0))
+    sim, pod = stop_at(tape, fleet, 0)
+    chosen = Rollout(samples=12).select(sim.state, pod)
+    assert chosen is not None
+    assert chosen.victims == (1,)
+    assert OracleLookahead().select(sim.state, pod) is not None
