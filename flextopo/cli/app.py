@@ -227,6 +227,7 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
     for target in (path, json_path):
         if target is not None:
             saved.save_results(results, target)
+    saved.save_scores(results, out / "compare.npz")
     for columns in (saved.LOSS_COLUMNS, saved.OTHER_COLUMNS):
         typer.echo("\n" + format_table(saved.rows(results, columns)))
     if results["paired"]:
@@ -239,7 +240,7 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
         )
     figure = out / "compare.png"
     saved.draw_comparison(results, figure)
-    typer.echo(f"results: {path}\nfigure:  {figure}")
+    typer.echo(f"results: {path}\nscores:  {out / 'compare.npz'}\nfigure:  {figure}")
     if interrupted:
         raise KeyboardInterrupt("finished seeds were kept")
 

@@ -23,7 +23,7 @@ from flextopo.cluster.traces import ServiceRates, read_jobs, read_services, tape
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.policies.runtime import zoo_names
 from flextopo.policies.selectors import find_selector
-from flextopo.train.statistics import estimate, paired_difference
+from flextopo.train.statistics import estimate, interquartile_mean, paired_difference
 
 REFERENCE = "greedy-cost"
 """The selector that paired differences are taken from, where it is among those compared."""
@@ -206,10 +206,16 @@ def summarise(config: ComparisonConfig, scores: Scores, **about: Any) -> dict[st
     """Return the results as they are saved: means, intervals, per-seed values, paired differences.
 
     Returns:
-        `{"selectors": {name: {metric: {"mean", "low", "high", "per_seed"}}}, "paired": {name:
-        {"mean", "low", "high", "improvement"}}, "config": ...}`; NaN is None.
+        `{"selectors": {name: {metric: {"mean", "low", "high", "per_seed"}}}, "iqm": {name:
+        {"mean", "low", "high"}} of the weighted loss, "paired": {name: as `PairedDifference`},
+        "config": ...}`; NaN is None.
     """
-    out: dict[str, Any] = {"selectors": {}, "paired": {}, "config": {**_plain(config), **about}}
+    out: dict[str, Any] = {
+        "selectors": {},
+        "iqm": {},
+        "paired": {},
+        "config": {**_plain(config), **about},
+    }
     for name, found in scores.items():
         seeds = sorted(found)
         row = out["selectors"][name] = {}
@@ -219,6 +225,9 @@ def summarise(config: ComparisonConfig, scores: Scores, **about: Any) -> dict[st
                 **{key: _number(value) for key, value in asdict(estimate(values)).items()},
                 "per_seed": [_number(value) for value in values],
             }
+        losses = [found[seed]["weighted_loss"] for seed in seeds]
+        middle = asdict(estimate(losses, interquartile_mean))
+        out["iqm"][name] = {key: _number(value) for key, value in middle.items()}
     reference = scores.get(REFERENCE, {})
     for name, found in scores.items():
         both = sorted(set(found) & set(reference))

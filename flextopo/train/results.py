@@ -7,10 +7,14 @@ import json
 import math
 import platform
 import subprocess
+import zipfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 import flextopo
 from flextopo.cluster.errors import FlextopoError
@@ -52,6 +56,53 @@ def save_results(results: Results, path: Path) -> None:
     text = json.dumps(results, separators=(",", ":")) + "\n"
     make_folder(path.parent)
     write_whole(path, text.encode())
+
+
+def save_scores(results: Results, path: Path) -> None:
+    """Write every seed's value of every metric, so that others can analyse them again.
+
+    The file is numpy's npz: `selectors` (N,) names, `seeds` (S,) int64, and an array (N, S) float64
+    for each metric by its name, NaN where a selector did not play a seed or has no value.
+
+    Raises:
+        FlextopoError: the file cannot be written.
+    """
+    names = list(results["selectors"])
+    played = results["config"]["seeds_used"]
+    seeds = sorted({seed for name in names for seed in played[name]})
+    column = {seed: i for i, seed in enumerate(seeds)}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "selectors": np.array(names, np.str_),
+        "seeds": np.array(seeds, np.int64),
+    }
+    for metric in next(iter(results["selectors"].values())):
+        table = arrays[metric] = np.full((len(names), len(seeds)), np.nan)
+        for row, name in enumerate(names):
+            values = results["selectors"][name][metric]["per_seed"]
+            for seed, value in zip(played[name], values, strict=True):
+                table[row, column[seed]] = np.nan if value is None else value
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    make_folder(path.parent)
+    write_whole(path, content.getvalue())
+
+
+def load_scores(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read what `save_scores` wrote.
+
+    Raises:
+        FlextopoError: it is missing or no scores file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError as error:
+        raise FlextopoError(f"{path}: {error.strerror or 'no scores file'}") from None
+    except (ValueError, zipfile.BadZipFile):
+        arrays = {}
+    if not {"selectors", "seeds"} <= set(arrays):
+        raise FlextopoError(f"{path}: no scores file; legal: what `flextopo compare` writes")
+    return arrays
 
 
 def load_results(path: Path) -> Results:

@@ -16,9 +16,11 @@ from flextopo.train.results import (
     LOSS_COLUMNS,
     draw_comparison,
     load_results,
+    load_scores,
     paired_rows,
     rows,
     save_results,
+    save_scores,
 )
 
 SMALL = ComparisonConfig(
@@ -97,6 +99,29 @@ def test_results_survive_saving(results: dict[str, Any], tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["r.json"]
     draw_comparison(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_of_every_seed_survive_saving(results: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "scores.npz"
+    save_scores(results, path)
+    scores = load_scores(path)
+    assert scores["selectors"].tolist() == list(SMALL.names)
+    assert scores["seeds"].tolist() == results["config"]["seeds_used"]["kubernetes"]
+    for metric in METRICS:
+        for row, name in zip(scores[metric], SMALL.names, strict=True):
+            saved = results["selectors"][name][metric]["per_seed"]
+            assert [None if np.isnan(v) else v for v in row.tolist()] == saved
+    (tmp_path / "x.npz").write_text("nothing")
+    for wrong in ("x.npz", "absent.npz"):
+        with pytest.raises(FlextopoError, match=wrong):
+            load_scores(tmp_path / wrong)
+
+
+def test_seeds_that_a_selector_did_not_play_are_nan(tmp_path: Path) -> None:
+    config = replace(SMALL, oracle_seeds=1, selectors=("greedy-cost", "oracle-lookahead"), seeds=2)
+    save_scores(comparing.summarise(config, comparing.run(config, 1)[0]), tmp_path / "s.npz")
+    loss = load_scores(tmp_path / "s.npz")["weighted_loss"]
+    assert np.isnan(loss).tolist() == [[False, False], [False, True]]
 
 
 def test_tables_have_a_row_a_selector(results: dict[str, Any]) -> None:
