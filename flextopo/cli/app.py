@@ -182,14 +182,29 @@ def train(
 
 @app.command()
 def report(
+    pages: Annotated[
+        list[Path] | None, typer.Argument(metavar="RESULTS", help="Results files, or folders.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for page and figures.")] = Path(
+        "results/report"
+    ),
     readme: Annotated[Path, typer.Option(help="File with generated blocks.")] = Path("README.md"),
     results: Annotated[Path, typer.Option(help="Saved results.")] = Path("docs/results"),
     check: Annotated[bool, typer.Option(help="Only say whether it is up to date.")] = False,
 ) -> None:
-    """Write the generated tables into README.md.
+    """Write an HTML page and figures from results files; without any, README's generated tables.
 
-    Example: `flextopo report --check`.
+    Examples: `flextopo report results/a/compare.json results/b/compare.json --out results/report`,
+    `flextopo report docs/results`, `flextopo report --check`.
     """
+    if pages:
+        from flextopo.train.report_page import write_report
+
+        if check:
+            raise FlextopoError("--check with results files; legal: with README alone")
+        for path in write_report(pages, out):
+            typer.echo(path)
+        return
     from flextopo.train.report import fill
 
     try:

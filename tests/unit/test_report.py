@@ -1,0 +1,186 @@
+"""The report: one page that needs nothing else, its figures, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flextopo.cli.app import main
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.loss import LossWeights
+from flextopo.cluster.simulator import Scenario
+from flextopo.cluster.workload import WorkloadConfig
+from flextopo.train import compare as comparing
+from flextopo.train.compare import ComparisonConfig
+from flextopo.train.report_data import (
+    pooled_difference,
+    read_report_data,
+    reweighted,
+    scaling,
+    weight_series,
+)
+from flextopo.train.report_page import write_report
+from flextopo.train.results import save_results
+
+SAVED = Path(__file__).parents[2] / "docs" / "results"
+SMALL = ComparisonConfig(
+    servers="2*rtx4090",
+    selectors=("godel", "greedy-cost"),
+    policies=(),
+    seeds=3,
+    workload=WorkloadConfig(horizon_h=4.0, online_peak_share=0.9),
+)
+LEARNT = {
+    "learning_curves": {
+        "ppo": {"decisions": [0, 10, 20], "loss": [0.1, 0.08, 0.07], "low": [0.09, 0.07, 0.06],
+                "high": [0.11, 0.09, 0.08]},
+        "imitation": {"decisions": [0, 20], "loss": [0.1, 0.06]},
+    },
+    "importance": {"age": {"mean": 0.01, "low": 0.005, "high": 0.02}, "level": {"mean": 0.0}},
+}  # fmt: skip
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Comparisons that differ in servers, or in a weight, and what training measured."""
+    out = tmp_path_factory.mktemp("results")
+    heavier = Scenario(weights=LossWeights(speed_one_worse=0.5))
+    for name, config in {
+        "two": SMALL,
+        "three": replace(SMALL, servers="3*rtx4090"),
+        "slower": replace(SMALL, scenario=heavier),
+    }.items():
+        scores, _ = comparing.run(config, workers=1)
+        save_results(comparing.summarise(config, scores), out / f"{name}.json")
+    (out / "learnt.json").write_text(json.dumps(LEARNT))
+    return out
+
+
+def test_the_page_needs_nothing_else(folder: Path, tmp_path: Path) -> None:
+    page, *figures = write_report([folder], tmp_path / "deep" / "out")
+    text = page.read_text()
+    assert not re.search(r"https?://|<script|<link", text)
+    embedded = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
+    stems = {path.stem for path in figures}
+    assert stems == {
+        *("losses", "decomposition", "differences", "profile", "learning-curves"),
+        *("scaling", "weights-played", "weights", "importance"),
+    }
+    assert [base64.b64decode(data) for data in embedded] == [p.read_bytes() for p in figures]
+    assert all(path.read_bytes().startswith(PNG) for path in figures)
+    assert {path.name for path in page.parent.iterdir()} == {p.name for p in (page, *figures)}
+
+
+def test_every_number_of_a_table_is_on_the_page(folder: Path, tmp_path: Path) -> None:
+    text = write_report([folder / "two.json"], tmp_path)[0].read_text()
+    row = json.loads((folder / "two.json").read_text())["selectors"]["godel"]["weighted_loss"]
+    half = (row["high"] - row["low"]) / 2
+    assert f"<td>{100 * row['mean']:.2f} ±{100 * half:.2f}</td>" in text
+    assert "<h2>2*rtx4090</h2>" in text
+
+
+def test_figures_without_data_are_left_out(tmp_path: Path) -> None:
+    written = write_report([SAVED / "rtx4090.json"], tmp_path)
+    assert [path.stem for path in written] == [
+        *("report", "losses", "decomposition", "differences", "profile", "weights")
+    ]
+
+
+def test_comparisons_are_strata_of_the_pooled_difference() -> None:
+    data = read_report_data([SAVED / "rtx4090.json", SAVED / "a100.json"])
+    found = pooled_difference(data, "oracle-lookahead")
+    assert found is not None
+    means = [c.results["paired"]["oracle-lookahead"]["mean"] for c in data.comparisons]
+    assert found.mean == pytest.approx(np.mean(means))
+    assert found.low < found.mean < found.high < 0
+    assert pooled_difference(data, "nobody") is None
+
+
+def test_a_reweighted_loss_is_the_sum_of_its_terms() -> None:
+    (comparison,) = read_report_data([SAVED / "mixed.json"]).comparisons
+    unchanged = reweighted(comparison, "godel", "idle", 1.0)
+    without = reweighted(comparison, "godel", "idle", 0.0)
+    part = comparison.paired("godel", "idle")
+    assert unchanged is not None
+    assert without is not None
+    assert part is not None
+    assert unchanged.mean() == pytest.approx(comparison.results["paired"]["godel"]["mean"])
+    assert unchanged - without == pytest.approx(part[0] - part[1])
+
+
+def test_series_hold_what_differs_in_one_thing(folder: Path) -> None:
+    data = read_report_data([folder])
+    (sizes,) = scaling(data).values()
+    assert [size for size, _ in sizes] == [2, 3]
+    (played,) = weight_series(data).items()
+    assert played[0] == "speed_one_worse"
+    assert [value for value, _ in played[1]] == [0.5, 0.85]
+    assert len({comparison.label for comparison in data.comparisons}) == 3
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    results: dict[str, Any] = json.loads((SAVED / "rtx4090.json").read_text())
+    results["config"]["servers"] = "<script>alert(1)</script>"
+    save_results(results, tmp_path / "r.json")
+    page = write_report([tmp_path / "r.json"], tmp_path / "out")[0].read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "no results file"),
+        ("[]", "no results file"),
+        ('{"selectors": {"a": {}}, "config": {"seeds_used": {}}}', "no results file"),
+        ('{"learning_curves": 3}', "no results file"),
+        ('{"importance": {}}', "no selector in the results"),
+        (None, "No such file"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_nothing_is_written(
+    text: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(path), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert words in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_searched_and_an_empty_one_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(FlextopoError, match="no results file in it"):
+        read_report_data([tmp_path])
+    shutil.copy(SAVED / "a100.json", tmp_path / "deep")
+    shutil.copy(SAVED / "reproduce.json", tmp_path)
+    assert len(read_report_data([tmp_path]).comparisons) == 1
+
+
+def test_the_command_writes_the_page_and_leaves_readme_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(folder / "two.json"), "--out", str(tmp_path)])
+    assert stop.value.code == 0
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(folder / "two.json"), "--check"])
+    assert stop.value.code == 2
+    with pytest.raises(FlextopoError, match="cannot be"):
+        write_report([folder / "two.json"], folder / "two.json" / "out")
