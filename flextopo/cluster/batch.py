@@ -24,7 +24,7 @@ from flextopo.cluster.episodes import (
     view_events,
 )
 from flextopo.cluster.features import Observation, empty_observation
-from flextopo.cluster.kernels import fetch_and_add, inlined, kernel
+from flextopo.cluster.kernels import fetch_and_add, inlined, kernel, stage
 from flextopo.cluster.loss import LOSS_TERMS
 from flextopo.cluster.metrics import METRICS, measure
 from flextopo.cluster.simulation import END
@@ -131,7 +131,7 @@ def empty_batch(
     )
 
 
-@inlined
+@stage
 def decision_of(b: Batch, i: int, thread: int) -> Decision:
     """Return what environment i sees: views, no copies."""
     w, o, f = b.workspace, b.observation, b.found
@@ -158,7 +158,7 @@ def decision_of(b: Batch, i: int, thread: int) -> Decision:
     )
 
 
-@inlined
+@stage
 def _take_day(b: Batch, i: int) -> bool:
     """Copy the next day of environment i from the store; False if it is not there."""
     day = b.given[i]
@@ -175,7 +175,7 @@ def _take_day(b: Batch, i: int) -> bool:
     return True
 
 
-@inlined
+@stage
 def _finish(b: Batch, d: Decision, i: int) -> None:
     """Keep what an episode came to; its event heap, empty of meaning now, is scratch memory."""
     measure(
@@ -219,6 +219,7 @@ def play(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
         i = fetch_and_add(b.taken)
         if i >= b.options.shape[0]:
             return waiting
+        d = decision_of(b, i, thread)
         if actions.shape[0] == 0:
             if b.starting[i] == 0:
                 continue
@@ -227,7 +228,6 @@ def play(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
             b.reward[i] = 0.0
             b.truncated[i] = b.invalid[i] = 0
         else:
-            d = decision_of(b, i, thread)
             forbidden = b.allow_wait == 0 and b.options[i] > 0
             count, lost, invalid = step(d, b.options[i], actions[i])
             if forbidden and not invalid and b.found.cost.shape[1] == actions[i]:
@@ -243,13 +243,13 @@ def play(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
             if not _take_day(b, i):
                 waiting += 1
                 break
-            count = show_next(decision_of(b, i, thread))
+            d = decision_of(b, i, thread)
+            count = show_next(d)
             b.options[i] = count
             b.tries[i] += 1
             if count != END or b.given[i] >= 0 or b.tries[i] == MAX_REDRAWS:
                 b.starting[i] = b.ended[i] = b.tries[i] = 0
                 b.given[i] = -1
-        d = decision_of(b, i, thread)
         _write_loss(d, b.loss[i])
         b.time_s[i] = d.cluster.totals[0]["now_s"]
         b.asked[i] = d.events.clock[0]["asked"]

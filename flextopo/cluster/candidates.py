@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, is_eligible, popcount
-from flextopo.cluster.kernels import inlined, kernel
+from flextopo.cluster.kernels import inlined, kernel, stage
 from flextopo.cluster.loss import Costs, eviction_cost, misalignment_cost
 from flextopo.cluster.placement import (
     CROSS_SOCKET,
@@ -94,7 +94,7 @@ def workspace() -> Workspace:
     )
 
 
-@inlined
+@stage
 def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: Workspace) -> int:
     """Collect a node's eligible pods, largest first, and what each domain is short of."""
     model = c.nodes[node]["model"]
@@ -146,7 +146,7 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
     return count
 
 
-@inlined
+@stage
 def _is_minimal(c: Cluster, w: Workspace, depth: int, domains: int, domain: int) -> bool:
     """Say whether the taken pods are a minimal set that no earlier domain has reported."""
     for d in range(domains):
@@ -168,7 +168,7 @@ def _is_minimal(c: Cluster, w: Workspace, depth: int, domains: int, domain: int)
     return True
 
 
-@inlined
+@stage
 def _keep(
     out: CandidateArrays, kept: int, node: int, slots: int, level: int, deficit: int, cost: float
 ) -> int:
@@ -209,7 +209,7 @@ def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> in
     return int(gpu_free)
 
 
-@inlined
+@stage
 def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
     """Return what taking pod i adds: nothing when a member of its PodGroup is taken already."""
     group = c.pods[w.pod[i]]["group"]
@@ -220,7 +220,7 @@ def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
     return float(w.cost[i])
 
 
-@inlined
+@stage
 def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     """Say whether the disruption budget of pod i allows it beside the pods taken."""
     pdb = c.pods[w.pod[i]]["pdb"]
@@ -233,7 +233,7 @@ def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     return bool(used <= c.pdb_left[pdb])
 
 
-@inlined
+@stage
 def _search_domain(
     c: Cluster,
     costs: Costs,

@@ -8,7 +8,7 @@ from flextopo.cluster.arrays import Cluster
 from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candidates
 from flextopo.cluster.events import Events
 from flextopo.cluster.features import Observation, observe, observe_nothing
-from flextopo.cluster.kernels import kernel
+from flextopo.cluster.kernels import stage
 from flextopo.cluster.loss import Costs, weighted_gpu_s
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
 
@@ -25,7 +25,7 @@ class Decision(NamedTuple):
     observation: Observation
 
 
-@kernel
+@stage
 def show_next(d: Decision) -> int:
     """Run to the next decision that has candidates and observe it; return how many, or END."""
     while True:
@@ -41,7 +41,7 @@ def show_next(d: Decision) -> int:
         decline(d.events)
 
 
-@kernel
+@stage
 def step(d: Decision, count: int, action: int) -> tuple[int, float, bool]:
     """Carry out an action and run to the next decision.
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.arrays import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE, TOTALS_DTYPE, Cluster
 from flextopo.cluster.events import CLOCK_DTYPE, Events
-from flextopo.cluster.kernels import inlined
+from flextopo.cluster.kernels import inlined, stage
 from flextopo.cluster.loss import ACCOUNT_DTYPE, Costs
 from flextopo.cluster.simulation import Rules
 
@@ -97,7 +97,7 @@ def store(e: Episodes, row: int, day: int, sim: Simulator) -> None:
     e.day[row] = day
 
 
-@inlined
+@stage
 def copy_episode(source: Episodes, s: int, target: Episodes, t: int) -> None:
     """Copy one episode; the target has room for it."""
     target.day[t] = source.day[s]

@@ -106,7 +106,7 @@ def cancel_event(c: Cluster, e: Events, pod: int) -> None:
     size = e.clock[0]["heap_size"] - 1
     e.clock[0]["heap_size"] = size
     if at < size:
-        _settle(c, e, at, e.heap[size])
+        _settle(c, e, at, int(e.heap[size]))
 
 
 @inlined

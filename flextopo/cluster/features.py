@@ -22,7 +22,7 @@ from flextopo.cluster.arrays import (
     popcount,
 )
 from flextopo.cluster.candidates import CandidateArrays, freed
-from flextopo.cluster.kernels import inlined, kernel
+from flextopo.cluster.kernels import inlined, kernel, stage
 from flextopo.cluster.loss import Costs
 from flextopo.cluster.placement import CROSS_SOCKET, NUMA, SOCKET, alignment_level, place
 
@@ -133,7 +133,7 @@ def _log_gpu_h(gpu_s: float) -> float:
     return min(1.0, math.log1p(max(gpu_s, 0.0) / GPU_UNIT_S) / GPU_TOP)
 
 
-@inlined
+@stage
 def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> None:
     """Fill in what all candidates share."""
     t, spec = c.totals[0], c.pods[pod]
@@ -161,7 +161,7 @@ def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> Non
     f[10], f[11] = largest / 16.0, filled
 
 
-@inlined
+@stage
 def _observe_victims(
     c: Cluster, costs: Costs, pod: int, node: int, slots: int, f: npt.NDArray[np.float32]
 ) -> None:
@@ -218,7 +218,7 @@ def _observe_victims(
     f[24] = budgeted / max(victims, 1)
 
 
-@inlined
+@stage
 def _observe_node(
     c: Cluster, pod: int, node: int, slots: int, level: int, deficit: int,
     cores: npt.NDArray[np.int16], taken: npt.NDArray[np.int16], f: npt.NDArray[np.float32],

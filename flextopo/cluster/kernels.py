@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,6 +19,10 @@ from numba.np.arrayobj import make_array
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+KEEP_S = 7 * 86400
+"""Age at which the compiled kernels of another version are deleted; younger ones may be in use."""
 
 
 def _hash_sources() -> str:
@@ -37,11 +43,13 @@ class _OfThisVersion:
         return str(Path(super().get_cache_path()) / f"flextopo-{SOURCES}")  # type: ignore[misc]
 
     def ensure_cache_path(self) -> None:
-        """Create the folder; when it is new, those of older versions go."""
+        """Create the folder; when it is new, those go that nobody has written to for a week."""
         folder = Path(self.get_cache_path())
         if not folder.exists():
             for old in folder.parent.glob("flextopo-*"):
-                shutil.rmtree(old, ignore_errors=True)
+                with suppress(FileNotFoundError):  # somebody else was faster
+                    if time.time() - old.stat().st_mtime > KEEP_S:
+                        shutil.rmtree(old, ignore_errors=True)
         super().ensure_cache_path()  # type: ignore[misc]
 
 
@@ -85,11 +93,20 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a kernel into its callers: for small helpers, and for steps with one caller.
+    """Compile a small helper into its callers, as machine code.
 
     A call hands over a hundred words of array descriptions, which cost more than what these do.
     """
     return _compile(function, _nrt=False, forceinline=True)
+
+
+def stage(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a step of a kernel into its one or two callers, as Python.
+
+    It is never compiled by itself then: LLVM would optimise it alone and again in each caller,
+    which was most of the time of the first call.
+    """
+    return _compile(function, _nrt=False, inline="always")
 
 
 def copying_kernel(function: Callable[P, R]) -> Callable[P, R]:

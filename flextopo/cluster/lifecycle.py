@@ -15,7 +15,7 @@ from flextopo.cluster.arrays import (
     release,
 )
 from flextopo.cluster.events import Events, cancel_event, dequeue, enqueue, schedule_event
-from flextopo.cluster.kernels import inlined
+from flextopo.cluster.kernels import inlined, stage
 from flextopo.cluster.placement import CROSS_SOCKET, best_level, is_aligned, level_deficit
 
 GUARANTEED = 2
@@ -70,7 +70,7 @@ def stop(c: Cluster, e: Events, pod: int) -> None:
     cancel_event(c, e, pod)
 
 
-@inlined
+@stage
 def set_level(c: Cluster, e: Events, pod: int, level: int, by_preemption: bool) -> None:
     """Record how well an online pod was placed; preemptions after time 0 are counted."""
     spec = c.pods[pod]
@@ -97,7 +97,7 @@ def set_level(c: Cluster, e: Events, pod: int, level: int, by_preemption: bool) 
             a["cross_socket"] += 1
 
 
-@inlined
+@stage
 def finish_event(c: Cluster, e: Events, pod: int) -> None:
     """Let the event happen that a pod had in the heap."""
     live = c.live[pod]
@@ -122,7 +122,7 @@ def finish_event(c: Cluster, e: Events, pod: int) -> None:
             enqueue(c, e, pod)
 
 
-@inlined
+@stage
 def depart(c: Cluster, e: Events, pod: int) -> None:
     """Scale an online pod down, wherever it is."""
     status = c.live[pod]["status"]
@@ -136,7 +136,7 @@ def depart(c: Cluster, e: Events, pod: int) -> None:
     c.live[pod]["status"] = DONE
 
 
-@inlined
+@stage
 def evict(c: Cluster, e: Events, pod: int, grace_s: int, restart_s: int) -> None:
     """Evict one pod: charge what is lost, start its grace period."""
     live, spec = c.live[pod], c.pods[pod]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.arrays import FUTURE, NEVER_PLACED_S, NOMINATED, PENDING, Cluster
-from flextopo.cluster.kernels import inlined, kernel
+from flextopo.cluster.kernels import inlined, stage
 from flextopo.cluster.loss import Costs, weighted_gpu_s
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _wait_s(c: Cluster, pod: int) -> int:
     return int(live["wait_s"])
 
 
-@inlined
+@stage
 def _sort_waits(c: Cluster, waits: npt.NDArray[np.int32]) -> tuple[int, int]:
     """Sort the waits above 0 into `waits`; return how many pods count, and how many are sorted."""
     counted, size = 0, 0
@@ -89,7 +89,7 @@ def _percentile(waits: npt.NDArray[np.int32], counted: int, size: int, q: float)
     return a + (b - a) * share if share < 0.5 else b - (b - a) * (1.0 - share)
 
 
-@kernel
+@stage
 def measure(
     c: Cluster,
     account: npt.NDArray[Any],

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, lowest_bit, popcount
-from flextopo.cluster.kernels import inlined, kernel
+from flextopo.cluster.kernels import inlined, kernel, stage
 
 NUMA, SOCKET, CROSS_SOCKET, NO_FIT = 0, 1, 2, 3
 """`AlignmentLevel` as plain integers for the kernels; NO_FIT where nothing does."""
@@ -68,7 +68,7 @@ def is_aligned(level: int, best: int) -> bool:
     return level <= SOCKET or level == best
 
 
-@inlined
+@stage
 def _tightest(
     models: npt.NDArray[Any],
     model: int,

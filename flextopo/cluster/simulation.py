@@ -26,7 +26,7 @@ from flextopo.cluster.arrays import (
 )
 from flextopo.cluster.candidates import can_preempt, freed
 from flextopo.cluster.events import Events, dequeue, enqueue, schedule_event
-from flextopo.cluster.kernels import inlined, kernel
+from flextopo.cluster.kernels import inlined, kernel, stage
 from flextopo.cluster.lifecycle import GUARANTEED, bind, depart, evict, finish_event, set_level
 from flextopo.cluster.placement import best_level, find_node, is_aligned, place
 
@@ -59,7 +59,7 @@ def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
     return rules.filter == ALL_GUARANTEED or c.pods[pod]["requirement"] == GUARANTEED
 
 
-@inlined
+@stage
 def _accrue(c: Cluster, e: Events, until_s: int) -> None:
     """Move the clock, and charge what the time costs."""
     t = c.totals[0]
@@ -89,7 +89,7 @@ def _place_on(c: Cluster, pod: int, node: int, taken: npt.NDArray[np.int16]) -> 
     )
 
 
-@inlined
+@stage
 def _start(c: Cluster, e: Events, pod: int, node: int) -> None:
     """Place a pending pod on a node where it fits and start it at once."""
     level, mask = _place_on(c, pod, node, c.scratch[1])
@@ -99,7 +99,7 @@ def _start(c: Cluster, e: Events, pod: int, node: int) -> None:
     bind(c, e, pod)
 
 
-@inlined
+@stage
 def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
     """Say whether restricted admission turns the pod away from a node where it fits by count."""
     spec = c.pods[pod]
@@ -114,7 +114,7 @@ def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
     return True
 
 
-@kernel
+@stage
 def _start_group(c: Cluster, e: Events, first: int) -> bool:
     """Start all members of a PodGroup, or none; they stand next to each other in the queue."""
     placed = 0
@@ -128,7 +128,7 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
         allocate(c, member, node, mask, c.scratch[1])
         c.live[member]["level"] = level
         placed += 1
-        member = c.pods[member]["next_member"]
+        member = int(c.pods[member]["next_member"])
         if member == first:
             break
     complete = placed > 0 and member == first
@@ -140,12 +140,12 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
             bind(c, e, member)
         else:
             release(c, member)
-        member = c.pods[member]["next_member"]
+        member = int(c.pods[member]["next_member"])
     c.totals[0]["releases"] = releases
     return complete
 
 
-@inlined
+@stage
 def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
     """Try to start a pending batch pod; the cursor moves on when it does not fit."""
     clock = e.clock[0]
@@ -168,7 +168,7 @@ def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
     return False
 
 
-@inlined
+@stage
 def _pass(c: Cluster, e: Events, rules: Rules) -> int:
     """Go on with the scheduling pass; return the pod that needs a decision, or END.
 
@@ -211,7 +211,7 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
     return END
 
 
-@inlined
+@stage
 def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
     """Return the time of the next event, or the end."""
     clock = e.clock[0]
@@ -225,7 +225,7 @@ def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
     return time
 
 
-@inlined
+@stage
 def _happen(c: Cluster, e: Events, now: int) -> None:
     """Let everything happen that is due now."""
     clock = e.clock[0]
@@ -273,7 +273,7 @@ def decline(e: Events) -> None:
     e.clock[0]["cursor"] += 1
 
 
-@inlined
+@stage
 def _hand_over(
     c: Cluster, pod: int, node: int, slots: int, gpu_mask: int, taken: npt.NDArray[np.int16]
 ) -> None:

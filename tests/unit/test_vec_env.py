@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from tapes import BUSY, same
@@ -23,7 +25,7 @@ def test_it_gives_what_the_scalar_environments_give() -> None:
     envs = PreemptionVecEnv(3, SMALL, workload=BUSY, days=8)
     scalar = [PreemptionEnv(SMALL, workload=BUSY, days=8) for _ in range(3)]
     envs.seed(4)
-    shown = envs.reset()
+    shown: Any = envs.reset()
     for i, env in enumerate(scalar):
         assert same(env.reset(seed=4 + i)[0]["candidates"], shown["candidates"][i])
     returns, lengths, ended = np.zeros(3), [0, 0, 0], 0
