@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import flextopo
-from flextopo.cli import export, reproduce, serving, topology
-from flextopo.cli.terminal import format_table, num_workers, progress
+from flextopo.cli import export, reproduce, serving, sweep, topology
+from flextopo.cli.terminal import RayAddress, format_table, num_workers, progress
 from flextopo.cluster.captures import TopologyWarning
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.output_files import make_folder, write_whole
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(topology.app, name="topology")
 app.command()(reproduce.reproduce)
+app.command()(sweep.sweep)
 app.command()(export.export)
 app.command()(serving.decide)
 app.command()(serving.serve)
@@ -88,6 +89,7 @@ def compare(
     hours: Annotated[float, typer.Option(help="Simulated hours after the warm-up.")] = 24.0,
     admission: Annotated[str, typer.Option(help="best-effort or restricted.")] = "best-effort",
     workers: Workers = 0,
+    ray: RayAddress = None,
     out: Annotated[Path, typer.Option(help="Folder for results and figure.")] = Path("results"),
     json_path: JsonPath = None,
 ) -> None:
@@ -113,7 +115,7 @@ def compare(
         workload=WorkloadConfig(online_peak_share=peak, batch_load=load, horizon_h=hours),
         scenario=Scenario(admission=admission),
     )
-    _compare(config, workers, out, json_path)
+    _compare(config, workers, out, json_path, ray)
 
 
 @app.command()
@@ -219,7 +221,13 @@ def report(
     typer.echo(f"{readme}: {'up to date' if new == old else 'written'}")
 
 
-def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path | None) -> None:
+def _compare(
+    config: ComparisonConfig,
+    workers: int,
+    out: Path,
+    json_path: Path | None,
+    ray: str | None = None,
+) -> None:
     from flextopo.train import compare as comparing
     from flextopo.train import results as saved
 
@@ -232,7 +240,7 @@ def _compare(config: ComparisonConfig, workers: int, out: Path, json_path: Path 
     if json_path is not None:
         make_folder(json_path.parent)
     with progress("playing") as done:
-        scores, interrupted = comparing.run(config, processes, done)
+        scores, interrupted = comparing.run(config, processes, done, ray)
     if not any(scores.values()):
         raise KeyboardInterrupt("no seed was finished")
     results = comparing.summarise(

@@ -6,8 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Annotated
+
+import typer
 
 from flextopo.cluster.errors import FlextopoError
+
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray", help="Play on a Ray cluster: its address, or local for one of its own."),
+]
 
 
 def format_table(rows: list[list[str]]) -> str:

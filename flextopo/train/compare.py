@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from multiprocessing import get_context
 from typing import Any
 
 from flextopo.baselines.registry import COMPARED, LOOKAHEAD
@@ -23,6 +21,7 @@ from flextopo.cluster.traces import ServiceRates, read_jobs, read_services, tape
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.policies.runtime import zoo_names
 from flextopo.policies.selectors import find_selector
+from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import estimate, interquartile_mean, paired_difference
 
 REFERENCE = "greedy-cost"
@@ -132,7 +131,10 @@ Scores = dict[str, dict[int, dict[str, float]]]
 
 
 def run(
-    config: ComparisonConfig, workers: int, done: Callable[[int, int], None] | None = None
+    config: ComparisonConfig,
+    workers: int,
+    done: Callable[[int, int], None] | None = None,
+    ray: str | None = None,
 ) -> tuple[Scores, bool]:
     """Play every selector on every seed.
 
@@ -140,6 +142,7 @@ def run(
         config: what to compare.
         workers: processes; 1 plays in this one. The numbers do not depend on it.
         done: is told how many of how many games are over.
+        ray: where to play; see `run_jobs`.
 
     Returns:
         The scores so far, and whether an interrupt (SIGINT) cut it short. Seeds are played one
@@ -154,7 +157,8 @@ def run(
     scores: Scores = {name: {} for name in config.names}
     count = 0
     try:
-        for _, name, seed, metrics in _play_all(jobs, workers):
+        for i, metrics in run_jobs(_play_job, jobs, workers, ray):
+            _, name, seed = jobs[i]
             scores[name][seed] = metrics
             count += 1
             if done is not None:
@@ -164,32 +168,8 @@ def run(
     return scores, False
 
 
-Job = tuple[ComparisonConfig, str, int]
-
-
-def _play_job(job: Job) -> tuple[ComparisonConfig, str, int, dict[str, float]]:
-    return (*job, play(*job))
-
-
-def _play_all(
-    jobs: Sequence[Job], workers: int
-) -> Iterator[tuple[ComparisonConfig, str, int, dict[str, float]]]:
-    if workers == 1:
-        yield from map(_play_job, jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting: set[Future[tuple[ComparisonConfig, str, int, dict[str, float]]]] = set()
-        rest = iter(jobs)
-        try:
-            for job in rest:
-                waiting.add(pool.submit(_play_job, job))
-                if len(waiting) >= 2 * workers:
-                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in finished)
-            yield from (future.result() for future in waiting)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _play_job(job: tuple[ComparisonConfig, str, int]) -> dict[str, float]:
+    return play(*job)
 
 
 def _complete_seeds(config: ComparisonConfig, scores: Scores) -> Scores:

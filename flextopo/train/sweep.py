@@ -1,0 +1,289 @@
+"""Search hyper-parameters: an Optuna study in a file, which an interrupted search goes on from.
+
+Trials are asked for in batches of fixed size and told in their order, and the sampler is seeded by
+the batch. So the study depends neither on how many workers there are nor on interruptions, and
+only this process opens the file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flextopo.cluster.errors import FlextopoError, UnknownNameError
+from flextopo.cluster.output_files import make_folder
+from flextopo.cluster.seeds import VALIDATION, take
+from flextopo.train.compare import ComparisonConfig, check, play
+from flextopo.train.scale_out import run_jobs
+
+FIRST_TAPE = 5000
+"""Validation seeds from here on judge trials; training chooses its checkpoints on earlier ones."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where a hyper-parameter may lie.
+
+    Attributes:
+        low: lowest value.
+        high: highest value.
+        log: uniform in the logarithm.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+
+SPACES: dict[str, dict[str, Space]] = {
+    "ppo": {
+        "learning_rate": Space(1e-4, 3e-3, log=True),
+        "entropy": Space(1e-4, 3e-2, log=True),
+        "clip": Space(0.1, 0.4),
+        "gamma": Space(0.9, 0.999),
+        "epochs": Space(2, 10),
+        "hidden": Space(32, 128, log=True),
+    },
+    "imitation": {
+        "learning_rate": Space(2e-4, 5e-3, log=True),
+        "entropy": Space(2e-3, 0.2, log=True),
+        "epochs": Space(10, 60),
+        "hidden": Space(32, 128, log=True),
+        "batch_size": Space(128, 1024, log=True),
+    },
+}
+"""Algorithm to field of its configuration to range."""
+
+DEFAULT_SEARCH = {"ppo": ("learning_rate", "entropy"), "imitation": ("learning_rate", "entropy")}
+BUDGETS = {"ppo": "timesteps", "imitation": "tapes"}
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What is searched, and how a trial is judged.
+
+    Attributes:
+        algorithm: `ppo` or `imitation`.
+        search: fields of the algorithm's configuration; () = learning rate and entropy.
+        trials: how many in all.
+        budget: decisions (ppo) or tapes a round (imitation) of a trial.
+        fixed: other fields of the configuration, such as `servers`; the rest keeps its default.
+        judged_on: servers of the tapes that judge a trial.
+        tapes: how many validation tapes judge it.
+        batch: trials asked for at a time; changes the study, unlike the number of workers.
+        seed: of the search and of every training.
+    """
+
+    algorithm: str = "ppo"
+    search: tuple[str, ...] = ()
+    trials: int = 8
+    budget: int = 20_000
+    fixed: dict[str, Any] = field(default_factory=dict)
+    judged_on: str = "16*rtx4090"
+    tapes: int = 16
+    batch: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in SPACES:
+            raise UnknownNameError("algorithm", self.algorithm, list(SPACES))
+        for name in ("trials", "budget", "batch"):
+            if getattr(self, name) < 1:
+                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
+        if self.seed < 0:
+            raise FlextopoError(f"seed = {self.seed}; legal: 0 or more")
+        take(VALIDATION, self.tapes, FIRST_TAPE)
+        for name in self.searched:
+            if name not in SPACES[self.algorithm]:
+                raise UnknownNameError("hyper-parameter", name, list(SPACES[self.algorithm]))
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The fields that are searched."""
+        return self.search or DEFAULT_SEARCH[self.algorithm]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: its number, what was drawn, its folder."""
+
+    config: SweepConfig
+    number: int
+    drawn: dict[str, Any]
+    folder: str
+
+
+def training_config(config: SweepConfig, drawn: dict[str, Any]) -> Any:
+    """Return the algorithm's configuration of a trial.
+
+    Raises:
+        FlextopoError: a field does not exist, or a value is not legal.
+    """
+    if config.algorithm == "ppo":
+        from flextopo.train.ppo import PPOConfig as Config
+    else:
+        from flextopo.train.imitation import ImitationConfig as Config  # type: ignore[assignment]
+    values = {
+        **config.fixed,
+        BUDGETS[config.algorithm]: config.budget,
+        "seed": config.seed,
+        **drawn,
+    }
+    known = [spec.name for spec in fields(Config)]
+    for name in values:
+        if name not in known:
+            raise UnknownNameError("hyper-parameter", name, known)
+    return Config(**values)
+
+
+def run_trial(trial: Trial) -> float:
+    """Train, and return the mean weighted loss on the tapes that judge."""
+    folder = Path(trial.folder)
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted search left of it
+    config = training_config(trial.config, trial.drawn)
+    if trial.config.algorithm == "ppo":
+        from flextopo.train.ppo import train_ppo
+
+        policy = train_ppo(config, folder)
+    else:
+        from flextopo.train.imitation import train_imitation
+
+        policy = train_imitation(config, folder, 1, lambda _: None)
+    judge = _judge(trial.config, str(policy))
+    seeds = take(VALIDATION, trial.config.tapes, FIRST_TAPE)
+    return float(np.mean([play(judge, str(policy), seed)["weighted_loss"] for seed in seeds]))
+
+
+def _judge(config: SweepConfig, policy: str) -> ComparisonConfig:
+    return ComparisonConfig(
+        servers=config.judged_on, selectors=(), policies=(policy,), split="validation"
+    )
+
+
+def run_sweep(
+    config: SweepConfig,
+    out: Path,
+    workers: int,
+    ray: str | None = None,
+    done: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Search, or go on searching, with the study in `out / "study.db"`.
+
+    Args:
+        config: what is searched; only `trials` may change when a study goes on.
+        out: folder of the study and of the trials' runs; on a cluster one that all machines share.
+        workers: see `run_jobs`.
+        ray: see `run_jobs`.
+        done: is told how many of how many trials are over.
+
+    Returns:
+        `{"config", "trials": [{"number", "loss", "drawn"}], "best": one of them}`.
+
+    Raises:
+        FlextopoError: Optuna is not installed, or the folder holds another study.
+    """
+    check(ComparisonConfig(servers=config.judged_on, selectors=("greedy-cost",), policies=()))
+    training_config(config, {})
+    study = _open(config, out)
+    sampler = _optuna().samplers.TPESampler
+    while _finished(study) < config.trials:
+        over = _finished(study)
+        size = min(config.batch, config.trials - over)
+        numbers = _left_running(config, study)
+        while len(numbers) < size:
+            study.sampler = sampler(seed=config.seed * 100_003 + over + len(numbers))
+            trial = study.ask()
+            numbers.append((trial.number, _draw(config, trial)))
+        jobs = [
+            Trial(config, number, drawn, str(out / "trials" / f"{number:04d}"))
+            for number, drawn in numbers[:size]
+        ]
+        losses: dict[int, float] = {}
+        for i, loss in run_jobs(run_trial, jobs, workers, ray):
+            losses[i] = loss
+            if done is not None:
+                done(over + len(losses), config.trials)
+        for i, job in enumerate(jobs):
+            study.tell(job.number, losses[i])
+    return _summary(config, study)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise FlextopoError("a sweep needs optuna; legal: pip install 'flextopo[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _open(config: SweepConfig, out: Path) -> Any:
+    """Return the study of a folder, new or as it was left."""
+    optuna = _optuna()
+    make_folder(out)
+    said = json.dumps({**asdict(config), "trials": None}, sort_keys=True)
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{out / 'study.db'}",
+            study_name="flextopo",
+            load_if_exists=True,
+            direction="minimize",
+        )
+        before = study.user_attrs.get("config")
+        if before is None:
+            study.set_user_attr("config", said)
+    except Exception as error:
+        if not type(error).__module__.startswith(("optuna", "sqlalchemy")):
+            raise
+        raise FlextopoError(f"{out / 'study.db'}: no study; legal: an empty folder") from None
+    if before not in (None, said):
+        raise FlextopoError(
+            f"{out}: holds a study with other options; legal: another folder, or {before}"
+        )
+    return study
+
+
+def _left_running(config: SweepConfig, study: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Return the trials that an interrupted search has drawn and not finished."""
+    left = []
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished():
+            continue
+        if len(trial.params) == len(config.searched):
+            left.append((trial.number, dict(trial.params)))
+        else:  # interrupted while it was drawn
+            study.tell(trial.number, state=_optuna().trial.TrialState.FAIL)
+    return left
+
+
+def _draw(config: SweepConfig, trial: Any) -> dict[str, Any]:
+    """Let the sampler choose; whole numbers where the configuration has whole numbers."""
+    drawn: dict[str, Any] = {}
+    default = training_config(config, {})
+    for name in config.searched:
+        space = SPACES[config.algorithm][name]
+        if isinstance(getattr(default, name), int):
+            drawn[name] = trial.suggest_int(name, int(space.low), int(space.high), log=space.log)
+        else:
+            drawn[name] = trial.suggest_float(name, space.low, space.high, log=space.log)
+    return drawn
+
+
+def _finished(study: Any) -> int:
+    return sum(trial.value is not None for trial in study.get_trials(deepcopy=False))
+
+
+def _summary(config: SweepConfig, study: Any) -> dict[str, Any]:
+    trials = [
+        {"number": trial.number, "loss": trial.value, "drawn": dict(trial.params)}
+        for trial in study.get_trials(deepcopy=False)
+        if trial.value is not None
+    ]
+    best = min(trials, key=lambda trial: (trial["loss"], trial["number"]))
+    return {"config": asdict(config), "trials": trials, "best": best}

@@ -1,0 +1,134 @@
+"""Jobs fan out over processes or Ray, and come back as if they had been done here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lost_worker
+import pytest
+
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.workload import WorkloadConfig
+from flextopo.train import compare as comparing
+from flextopo.train import scale_out
+from flextopo.train.compare import ComparisonConfig
+from flextopo.train.results import load_results
+from flextopo.train.scale_out import run_jobs
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed (extra `ray`)"
+)
+quiet = pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and files open
+SMALL = ComparisonConfig(
+    servers="2*rtx4090",
+    selectors=("godel", "greedy-cost"),
+    policies=(),
+    seeds=3,
+    workload=WorkloadConfig(horizon_h=14.0, online_peak_share=0.9),
+)
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_these_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_job_is_done_once(workers: int) -> None:
+    jobs = list(range(9))
+    found = list(run_jobs(lost_worker.square, jobs, workers))
+    assert sorted(found) == [(i, i * i) for i in jobs]
+
+
+def test_the_jobs_of_a_lost_process_are_done_again(tmp_path: Path) -> None:
+    jobs = [(i, str(tmp_path / "marker")) for i in range(6)]
+    assert sorted(run_jobs(lost_worker.dies_once, jobs, 2)) == [(i, i * i) for i in range(6)]
+    assert (tmp_path / "marker").exists()
+
+
+def test_processes_that_die_again_and_again_are_a_mistake() -> None:
+    with pytest.raises(FlextopoError, match="lost 3 times"):
+        list(run_jobs(lost_worker.always_dies, [1, 2], 2))
+
+
+def test_a_mistake_in_a_job_is_said_as_it_is() -> None:
+    with pytest.raises(FlextopoError, match="number 1; legal: none"):
+        list(run_jobs(lost_worker.mistake, [1], 2))
+
+
+def test_ray_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(scale_out, "import_module", missing)
+    with pytest.raises(FlextopoError, match=r"pip install 'flextopo\[ray\]'"):
+        list(run_jobs(lost_worker.square, [1], 1, "local"))
+    with pytest.raises(FlextopoError, match="legal: local"):
+        list(run_jobs(lost_worker.square, [1], 1, ""))
+
+
+@pytest.mark.slow
+@needs_ray
+@quiet
+def test_ray_plays_the_same_numbers() -> None:
+    here, _ = comparing.run(SMALL, workers=1)
+    there, interrupted = comparing.run(SMALL, workers=2, ray="local")
+    assert not interrupted
+    assert comparing.summarise(SMALL, there) == comparing.summarise(SMALL, here)
+
+
+@pytest.mark.slow
+@needs_ray
+@quiet
+def test_the_jobs_of_a_lost_ray_worker_are_done_again(tmp_path: Path) -> None:
+    jobs = [(i, str(tmp_path / "marker")) for i in range(6)]
+    found = run_jobs(lost_worker.dies_once, jobs, 2, "local")
+    assert sorted(found) == [(i, i * i) for i in range(6)]
+    assert (tmp_path / "marker").exists()
+    with pytest.raises(FlextopoError, match="lost 3 times"):
+        list(run_jobs(lost_worker.always_dies, [1], 2, "local"))
+    with pytest.raises(FlextopoError, match="number 1; legal: none"):
+        list(run_jobs(lost_worker.mistake, [1], 2, "local"))
+
+
+@needs_ray
+@quiet
+def test_a_cluster_that_does_not_answer_is_one_sentence() -> None:
+    with pytest.raises(FlextopoError, match=r"ray '127\.0\.0\.1:1': "):
+        list(run_jobs(lost_worker.square, [1], 1, "127.0.0.1:1"))
+
+
+@pytest.mark.slow
+@needs_ray
+def test_the_command_compares_on_a_cluster(tmp_path: Path) -> None:
+    """A cluster of two nodes that runs already; one is lost on the way, and nothing is missing."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    other = cluster.add_node(num_cpus=1)
+    try:
+        options = ["--servers", "2*rtx4090", "--selectors", "godel,greedy-cost", "--seeds", "6"]
+        options += ["--policies", "none", "--hours", "14", "--peak", "0.9"]
+        command = [sys.executable, "-m", "flextopo", "compare", *options, "--out"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        there = subprocess.Popen(
+            [*command, str(tmp_path / "there"), "--ray", cluster.address],
+            env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(8)
+        cluster.remove_node(other, allow_graceful=False)
+        _, said = there.communicate(timeout=300)
+        assert there.returncode == 0, said
+    finally:
+        cluster.shutdown()
+    here, _ = comparing.run(replace(SMALL, seeds=6), workers=1)
+    expected = comparing.summarise(replace(SMALL, seeds=6), here)
+    found = load_results(tmp_path / "there" / "compare.json")
+    assert found["selectors"] == expected["selectors"]
