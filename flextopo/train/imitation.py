@@ -54,16 +54,16 @@ class ImitationConfig:
     """
 
     servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
-    tapes: int = 600
-    rounds: int = 3
-    epochs: int = 30
+    tapes: int = 800
+    rounds: int = 6
+    epochs: int = 15
     k: int = 16
     horizon_s: int = 4 * 3600
     hidden: int = 64
     learning_rate: float = 1e-3
     batch_size: int = 512
     entropy: float = 0.02
-    validation_tapes: int = 48
+    validation_tapes: int = 96
     seed: int = 0
 
 
