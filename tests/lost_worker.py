@@ -16,6 +16,12 @@ def square(number: int) -> int:
     return number * number
 
 
+def slow_square(number: int) -> int:
+    """Return the square after a second."""
+    time.sleep(1.0)
+    return number * number
+
+
 def dies_once(job: tuple[int, str]) -> int:
     """Return the square; the first time, job 2 takes its worker along."""
     number, marker = job
