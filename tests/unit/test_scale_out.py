@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import lost_worker
 import pytest
 
+from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.workload import WorkloadConfig
 from flextopo.train import compare as comparing
@@ -69,6 +71,17 @@ def test_ray_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPat
         list(run_jobs(lost_worker.square, [1], 1, "local"))
     with pytest.raises(FlextopoError, match="legal: local"):
         list(run_jobs(lost_worker.square, [1], 1, ""))
+
+
+def test_the_page_names_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale-out.md").read_text()
+    commands = re.findall(r"flextopo (compare|sweep) ([^`\n#]*)", page)
+    assert {command for command, _ in commands} == {"compare", "sweep"}
+    for command, options in commands:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert all(option in shown for option in re.findall(r"--[a-z-]+", options))
 
 
 @pytest.mark.slow
