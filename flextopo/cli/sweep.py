@@ -51,8 +51,11 @@ def sweep(
         batch=batch,
         seed=seed,
     )
-    with progress("searching") as done:
-        found = run_sweep(config, out, num_workers(workers), ray, done)
+    try:
+        with progress("searching") as done:
+            found = run_sweep(config, out, num_workers(workers), ray, done)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the study is kept; the same command goes on with it") from None
     table = [["trial", *config.search, "weighted\nloss %"]]
     for trial in sorted(found["trials"], key=lambda trial: trial["loss"]):
         drawn = [f"{trial['drawn'][name]:.4g}" for name in config.search]

@@ -140,6 +140,21 @@ def test_mistakes_are_said_before_anything_is_trained(
     assert not (tmp_path / "out").exists()
 
 
+@needs_optuna
+def test_an_interrupt_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: Trial) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "run_trial", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", "--workers", "1", "--out", str(tmp_path)])
+    assert stop.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "sweep.json").exists()
+
+
 def test_optuna_that_is_not_installed_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
