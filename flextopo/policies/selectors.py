@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from flextopo.baselines.registry import SELECTORS, make_selector
@@ -13,6 +14,8 @@ from flextopo.policies.runtime import load_policy, zoo_names
 def find_selector(name: str, seed: int = 0) -> VictimSelector:
     """Return a selector of the registry, or a policy of the zoo or in a folder.
 
+    `POLICY@300` is the policy that lets no pod wait for more than 300 seconds by its own choice.
+
     Raises:
         UnknownNameError: it is none of them.
         ArtifactError: the policy is damaged or was made for another layout.
@@ -21,4 +24,9 @@ def find_selector(name: str, seed: int = 0) -> VictimSelector:
         return make_selector(name, seed)
     if name in zoo_names() or Path(name).is_dir():
         return load_policy(name)
-    raise UnknownNameError("selector", name, [*SELECTORS, *zoo_names(), "the folder of a policy"])
+    policy, at, seconds = name.rpartition("@")
+    if at and seconds.isdecimal() and (policy in zoo_names() or Path(policy).is_dir()):
+        return replace(load_policy(policy), name=name, max_wait_s=int(seconds))
+    raise UnknownNameError(
+        "selector", name, [*SELECTORS, *zoo_names(), "the folder of a policy, also with @SECONDS"]
+    )

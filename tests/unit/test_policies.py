@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tapes import BUSY
 
 from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.features import (
@@ -17,12 +18,15 @@ from flextopo.cluster.features import (
     Observation,
     empty_observation,
 )
+from flextopo.cluster.selector import AlignmentFilter
 from flextopo.cluster.server_model import PRESETS, Fleet
+from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Simulator
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.network import MASKED, CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import ZOO, ArtifactError, load_policy, score, zoo_names
+from flextopo.policies.selectors import find_selector
 
 
 def random_observation(rng: np.random.Generator, k: int, count: int) -> Observation:
@@ -185,3 +189,33 @@ def test_a_policy_that_may_not_wait_does_not(tmp_path: Path) -> None:
         chosen.append(policy.select(sim.state, pod))
     assert chosen[0] is None
     assert chosen[1] is not None
+
+
+def test_a_limit_on_waiting_holds() -> None:
+    """With a limit of 0 it never waits; with 300 s no pod is left waiting for longer by choice."""
+    free, never = find_selector("deepset-imitation"), find_selector("deepset-imitation@0")
+    limited = find_selector("deepset-imitation@300")
+    assert limited.name == "deepset-imitation@300"
+    fleet = Fleet(*parse_servers("4*rtx4090"))
+    waits = {0: 0, 300: 0, None: 0}
+    longest = 0
+    for limit, selector in ((0, never), (300, limited), (None, free)):
+        sim = Simulator(generate_tape(BUSY, 32, 1), fleet)
+        while (pod := sim.next_decision()) is not None:
+            chosen = selector.select(sim.state, pod)
+            possible = bool(sim.state.candidates(pod, AlignmentFilter.OWN.binds(pod), 1))
+            waited = sim.state.now_s - int(sim.state.arrays.live[pod.index]["queued_s"])
+            if chosen is None and possible:
+                waits[limit] += 1
+                if limit == 300:
+                    longest = max(longest, waited)
+            sim.apply(chosen)
+    assert waits[0] == 0
+    assert waits[None] > 0
+    assert longest < 300
+
+
+@pytest.mark.parametrize("name", ["deepset-imitation@", "deepset-imitation@soon", "godel@3", "x@3"])
+def test_a_limit_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(UnknownNameError, match="SECONDS"):
+        find_selector(name)
