@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from flextopo.baselines.registry import COMPARED, LOOKAHEAD
+from flextopo.baselines.rollout import Rollout
 from flextopo.cluster.batch_jobs import BatchJobs
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.metrics import METRICS, episode_metrics
@@ -120,6 +121,8 @@ def play(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
     """Play one tape with one selector and return its metrics."""
     fleet = _fleet(config.servers)
     selector = find_selector(name, seed)
+    if isinstance(selector, Rollout):  # a reference: it knows the model, not the tape
+        selector = replace(selector, workload=config.workload)
     tape, _ = make_tape(config, fleet, seed)
     sim = Simulator(tape, fleet, selector.filter, config.scenario)
     sim.run(selector)

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flextopo.baselines.rollout import Rollout
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.loss import LOSS_TERMS
 from flextopo.cluster.metrics import METRICS
+from flextopo.cluster.pods import Pod
+from flextopo.cluster.state import ClusterState
 from flextopo.cluster.workload import WorkloadConfig
 from flextopo.train import compare as comparing
 from flextopo.train.compare import ComparisonConfig
@@ -76,6 +79,20 @@ def test_the_oracle_may_play_fewer_seeds() -> None:
     assert len(scores["oracle-lookahead"]) == 1
     assert len(scores["greedy-cost"]) == 3
     assert comparing.summarise(config, scores)["paired"]["oracle-lookahead"]["low"] is not None
+
+
+def test_rollout_draws_its_futures_from_the_comparisons_workload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = set()
+
+    def select(self: Rollout, cluster: ClusterState, preemptor: Pod) -> None:
+        models.add(self.workload)
+
+    monkeypatch.setattr(Rollout, "select", select)
+    busy = WorkloadConfig(horizon_h=14.0, online_peak_share=0.9)
+    comparing.play(replace(SMALL, selectors=("rollout",), workload=busy), "rollout", 2_000_000)
+    assert models == {busy}
 
 
 def test_an_interrupt_keeps_the_finished_seeds(monkeypatch: pytest.MonkeyPatch) -> None:

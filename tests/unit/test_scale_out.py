@@ -123,7 +123,7 @@ def test_the_jobs_of_a_lost_node_are_done_again_and_commands_reach_a_cluster(
 ) -> None:
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     other = cluster.add_node(num_cpus=1)
     try:
         found = run_jobs(lost_worker.slow_square, list(range(12)), 2, cluster.address)

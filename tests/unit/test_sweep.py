@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     ("algorithm", "config"), [("ppo", PPOConfig), ("imitation", ImitationConfig)]
 )
 def test_what_is_searched_are_fields_of_the_configuration(algorithm: str, config: Any) -> None:
-    defaults = {spec.name: spec.default for spec in fields(config)}
+    defaults: dict[str, Any] = {spec.name: spec.default for spec in fields(config)}
     for name, space in SPACES[algorithm].items():
         assert space.low <= defaults[name] <= space.high
     made = training_config(SweepConfig(algorithm=algorithm, budget=7), {"learning_rate": 0.002})
