@@ -189,13 +189,18 @@ def num_servers(comparison: Comparison) -> tuple[str, int] | None:
 
 
 def scaling(data: ReportData) -> dict[str, list[tuple[int, Comparison]]]:
-    """Return comparisons that differ in the number of servers alone, two at least, by size."""
+    """Return comparisons that differ in the number of servers alone, two at least, by size.
+
+    Of several of one size the one with the most selectors counts.
+    """
     series: dict[str, dict[int, Comparison]] = {}
-    for comparison in data.comparisons:
+    for comparison in sorted(data.comparisons, key=lambda c: -len(c.results["selectors"])):
         size = num_servers(comparison)
         if size is not None:
             config = comparison.config
             parts = [size[0], f"peak {config['workload']['online_peak_share']:g}"]
+            hours = config["workload"].get("horizon_h", 24.0)
+            parts += [] if hours == 24.0 else [f"{hours:g} h"]
             parts += [Path(config["services"]).name] if config.get("services") else []
             parts += [] if config["scenario"] == default_scenario() else [comparison.label]
             series.setdefault(", ".join(parts), {}).setdefault(size[1], comparison)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -210,7 +211,7 @@ def draw_scaling(data: ReportData) -> Figure | None:
 
 def _lines(ax: Axes, data: ReportData, points: Sequence[tuple[float, Comparison]]) -> None:
     """Draw relative paired differences of the best selectors along an axis."""
-    for name in best_names(data):
+    for name in best_names(replace(data, comparisons=tuple(c for _, c in points))):
         found = [(x, _mean_ratio(c, name)) for x, c in points if c.reference != name]
         given = [(x, ratio) for x, ratio in found if ratio is not None]
         if given:
