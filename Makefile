@@ -50,18 +50,29 @@ wheel: $(VENV)/.dev  ## build the wheel and install it alone in a fresh environm
 	build/bare/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd build && bare/bin/python -c "import flextopo; print(flextopo.__file__)" && bare/bin/flextopo --version
 
-results: $(VENV)/.core  ## the comparisons behind the README's tables
-	$(BIN)/flextopo compare --servers "16*rtx4090" --out results/rtx4090 --json docs/results/rtx4090.json
-	$(BIN)/flextopo compare --servers "16*a100" --out results/a100 --json docs/results/a100.json
-	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --out results/mixed --json docs/results/mixed.json
+EVERYBODY := random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,exact,oracle-lookahead,rollout
+STRONGEST := flextopo-guaranteed,greedy-cost,exact
+
+results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/results.md
+	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(EVERYBODY) --seeds 50 --out results/rtx4090 --json docs/results/rtx4090.json
+	$(BIN)/flextopo compare --servers "16*a100" --selectors $(EVERYBODY) --seeds 50 --out results/a100 --json docs/results/a100.json
+	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(EVERYBODY) --seeds 50 --out results/mixed --json docs/results/mixed.json
+	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --seeds 50 --hours 168 --out results/week --json docs/results/week.json
+	for peak in 50 70 95; do \
+	  $(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST),oracle-lookahead --seeds 50 --peak 0.$$peak --out results/peak$$peak --json docs/results/peak$$peak.json || exit; \
+	done
+	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST),oracle-lookahead --policies deepset-imitation@300 --seeds 50 --out results/limit --json docs/results/limit.json
+	$(BIN)/flextopo compare --servers "128*rtx4090" --selectors $(STRONGEST) --seeds 20 --out results/s128 --json docs/results/s128.json
+	$(BIN)/flextopo compare --servers "1000*rtx4090" --selectors greedy-cost --seeds 10 --out results/s1000 --json docs/results/s1000.json
 	cp results/rtx4090/compare.png docs/results/rtx4090.png
 
 reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
 	$(BIN)/flextopo reproduce --json docs/results/reproduce.json --markdown docs/reproduction.md
 	cp results/reproduce/reproduce.png docs/results/reproduce.png
 
-report: $(VENV)/.core  ## write the generated tables into README.md
+report: $(VENV)/.core  ## write the generated tables into README.md and docs/results.md
 	$(BIN)/flextopo report
+	$(BIN)/flextopo report --readme docs/results.md
 
 train-zoo: $(VENV)/.dev  ## train the shipped policy again, into runs/zoo
 	$(BIN)/flextopo train --algorithm imitation --out runs/zoo
@@ -73,7 +84,7 @@ bench-serve: $(VENV)/.dev  ## latencies of the extender under load
 	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 bench: $(VENV)/.dev  ## speeds, as ratios measured in one run
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --out docs/results
 
 bench-peers: $(VENV)/.dev  ## other scheduling environments in the same run, each installed by itself
 	$(BIN)/python benchmarks/peers.py $(ARGS)

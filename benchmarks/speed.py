@@ -1,7 +1,8 @@
 """Speeds of environments, kernels and selectors; every figure stands beside a reference loop.
 
 The machine is noisy, so compare the ratios: the reference is a fixed plain-Python loop, timed in
-the same process right before. `--out FOLDER` also writes `speed.json` and `scaling.png`.
+the same process right before. `--out FOLDER` also writes `speed.json` and `scaling.png`, and the
+generated blocks of `docs/performance.md`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from flextopo.cluster.simulator import Simulator
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.envs.vector import PreemptionVectorEnv
+from flextopo.train.report import fill_blocks
 
 RESULTS: dict[str, Any] = {}
 
@@ -286,6 +288,35 @@ def draw(path: Path) -> None:
     pyplot.close(figure)
 
 
+def tables(results: dict[str, Any], block: str) -> str:
+    """Return a generated block of `docs/performance.md`: `speed` or `decision`."""
+    if block == "decision":
+        rows = [
+            "| servers | median us | p99 us | godel / ours | kubernetes / ours |",
+            "| --- " * 5 + "|",
+        ]
+        for p in results["decision"]["points"]:
+            slow = p["times_slower"]
+            rows.append(
+                f"| {p['servers']:,} | {p['p50_us']:,.0f} | {p['p99_us']:,.0f} "
+                f"| {slow['godel']:,.0f} | {slow['kubernetes']:,.0f} |"
+            )
+        exponent = results["decision"]["exponent"]
+        return "\n".join([*rows, "", f"Exponent between 1,000 and 10,000 servers: {exponent:.2f}."])
+    rows = ["| what | a second | of the Python loop |", "| --- | --- | --- |"]
+    for name, row in results.items():
+        if isinstance(row, dict) and "per_s" in row:
+            per_s = f"{row['per_s']:,.0f}" if row["per_s"] >= 10 else f"{row['per_s']:.2f}"
+            ratio = f"{row['of_the_loop']:.3f}" if "of_the_loop" in row else ""
+            rows.append(f"| {name} | {per_s} | {ratio} |")
+    first = results["first step"]
+    note = (
+        f"{results['machine']}. Import to first step: {first['compiling_s']:.0f} s with nothing "
+        f"compiled, {first['cached_s']:.1f} s after that."
+    )
+    return "\n".join([note, "", *rows])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for speed.json and scaling.png")
@@ -312,6 +343,9 @@ def main() -> None:
         make_folder(out)
         write_whole(out / "speed.json", (json.dumps(RESULTS, indent=1) + "\n").encode())
         draw(out / "scaling.png")
+        page = Path(__file__).parents[1] / "docs" / "performance.md"
+        filled = fill_blocks(page.read_text(), lambda block: tables(RESULTS, block))
+        write_whole(page, filled.encode())
 
 
 if __name__ == "__main__":

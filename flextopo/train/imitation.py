@@ -55,7 +55,7 @@ class ImitationConfig:
 
     servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
     tapes: int = 800
-    rounds: int = 6
+    rounds: int = 3
     epochs: int = 15
     k: int = 16
     horizon_s: int = 4 * 3600

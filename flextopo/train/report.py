@@ -13,6 +13,7 @@ from flextopo.policies.runtime import ZOO, read_meta, zoo_names
 from flextopo.train.results import (
     LOSS_COLUMNS,
     OTHER_COLUMNS,
+    against_rows,
     load_results,
     markdown,
     paired_rows,
@@ -27,7 +28,8 @@ def generated(name: str, results: Path) -> str:
 
     Args:
         name: `environments`, `selectors`, `policies`, or the stem of a results file, with
-            `-paired` for its paired differences.
+            `-paired` for its paired differences, with `-against` for those of its last policy from
+            every other selector.
         results: folder of the saved results.
 
     Raises:
@@ -52,9 +54,11 @@ def generated(name: str, results: Path) -> str:
             meta = read_meta(ZOO / policy)
             body.append([f"`{policy}`", f"`{meta['trained_by']}`", f"`{meta['sha256'][:12]}`"])
         return markdown([["name", "trained by", "SHA-256"], *body])
-    stem, _, paired = name.partition("-")
+    stem, _, kind = name.partition("-")
     saved = load_results(results / f"{stem}.json")
-    if paired:
+    if kind == "against":
+        return markdown(against_rows(saved))
+    if kind:
         return markdown(paired_rows(saved))
     tables = (rows(saved, columns) for columns in (LOSS_COLUMNS, OTHER_COLUMNS))
     return "\n\n".join(map(markdown, tables))

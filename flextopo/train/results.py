@@ -20,6 +20,7 @@ import flextopo
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.loss import LOSS_TERMS
 from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.train.statistics import paired_difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,6 +174,37 @@ def paired_rows(results: Results) -> list[list[str]]:
                 f"[{low:+.2f}, {high:+.2f}]",
                 f"{row['improvement']:.0%} of seeds",
                 verdict,
+            ]
+        )
+    return out
+
+
+def against_rows(results: Results) -> list[list[str]]:
+    """Return the paired differences of the last policy from every selector, seed by seed.
+
+    Where a selector played fewer seeds, those are compared.
+    """
+    policy = results["config"]["policies"][-1]
+    losses = {
+        name: np.array(row["weighted_loss"]["per_seed"], float)
+        for name, row in results["selectors"].items()
+    }
+    out = [["against", "its loss %", f"{policy} %", "difference, points", "95 % interval",
+            "P(better)", "seeds"]]  # fmt: skip
+    for name, theirs in losses.items():
+        if name == policy:
+            continue
+        mine = losses[policy][: len(theirs)]
+        found = paired_difference(mine, theirs)
+        out.append(
+            [
+                name,
+                f"{theirs.mean() * 100:.2f}",
+                f"{mine.mean() * 100:.2f}",
+                f"{found.mean * 100:+.2f}",
+                f"[{found.low * 100:+.2f}, {found.high * 100:+.2f}]",
+                f"{found.improvement:.2f}",
+                str(len(theirs)),
             ]
         )
     return out
