@@ -76,15 +76,11 @@ def test_a_change_anywhere_makes_kernels_anew_and_very_old_ones_go(package: Path
 
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_installation_keeps_them_with_the_user(package: Path) -> None:
+def test_an_installation_that_takes_no_files_keeps_them_with_the_user(package: Path) -> None:
     cluster = package / "flextopo" / "cluster"
-    cluster.chmod(0o500)
-    try:
-        assert call(package) == "3"
-    finally:
-        cluster.chmod(0o700)
-    assert list((package / ".cache").rglob("flextopo-*"))
+    (cluster / "__pycache__").write_text("in the way, for root too")
+    assert call(package) == "3"
+    assert list((package / ".cache").rglob("flextopo-*/*.nbi"))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
