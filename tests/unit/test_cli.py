@@ -114,10 +114,18 @@ def test_bad_traces_name_file_and_line(
     assert not (tmp_path / "out").exists()
 
 
+HEARING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("flextopo", run_name="__main__", alter_sys=True)
+"""
+"""`python -m flextopo`, also where the tests run in the background and are deaf to interrupts."""
+
+
 def interrupt(arguments: list[str], seconds: float, folder: Path) -> str:
     """Run a command, interrupt it as a terminal would, and return what it said."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "flextopo", *arguments],
+        [sys.executable, "-c", HEARING, *arguments],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -125,7 +133,10 @@ def interrupt(arguments: list[str], seconds: float, folder: Path) -> str:
     )
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    try:
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert "interrupted" in said
     assert "Traceback" not in said
