@@ -128,8 +128,9 @@ def vector(num_envs: int, threads: int, days: int = 1024) -> None:
     while (now := rate(env.step, 2.0)) > 1.05 * best:  # until the days are in memory
         best = now
     whole, bare = rate(env.step, 3.0), rate(env.core.step, 3.0)
-    show(f"vector of {num_envs}, {threads} threads", whole, "decisions")
-    show(f"its bare kernel, {threads} threads", bare, "decisions")
+    name = f"{num_envs} environments, {threads} threads, {days:,} days"
+    show(f"vector, {name}", whole, "decisions")
+    show(f"bare kernel, {name}", bare, "decisions")
     batch = env.core.batch
     assert batch is not None
     each = bytes_of_episode(batch.running) + sum(a[0].nbytes for a in batch.observation)

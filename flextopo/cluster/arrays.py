@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.kernels import copying_kernel, inlined
+from flextopo.cluster.kernels import copying_kernel, inlined, stage
 from flextopo.cluster.server_model import MAX_GPUS
 
 MAX_PODS_PER_NODE = 64
@@ -187,7 +187,7 @@ def copy_cluster(source: Cluster, target: Cluster) -> None:
     target.totals[:] = source.totals
 
 
-@inlined
+@stage
 def add_to_node(c: Cluster, pod: int, node: int) -> None:
     """List the pod on the node; the caller sees to the resources and to a free place."""
     count = c.nodes[node]["num_pods"]
@@ -265,7 +265,7 @@ def lost_work_s(c: Cluster, pod: int) -> int:
     return int(progress % interval if interval > 0 else progress)
 
 
-@inlined
+@stage
 def may_evict(c: Cluster, pod: int, priority: int) -> bool:
     """Say whether a preemptor of that priority may evict a pod, disruption budgets aside.
 

@@ -24,7 +24,7 @@ from flextopo.cluster.episodes import (
     view_events,
 )
 from flextopo.cluster.features import Observation, empty_observation
-from flextopo.cluster.kernels import fetch_and_add, inlined, kernel, stage
+from flextopo.cluster.kernels import fetch_and_add, kernel, stage
 from flextopo.cluster.loss import LOSS_TERMS
 from flextopo.cluster.metrics import METRICS, measure
 from flextopo.cluster.simulation import END
@@ -191,7 +191,7 @@ def _finish(b: Batch, d: Decision, i: int) -> None:
     b.final_time_s[i] = d.cluster.totals[0]["now_s"]
 
 
-@inlined
+@stage
 def _write_loss(d: Decision, out: npt.NDArray[np.float64]) -> None:
     """Write the five terms of the loss in GPU-hours."""
     a, costs = d.events.account[0], d.costs

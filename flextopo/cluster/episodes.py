@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.arrays import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE, TOTALS_DTYPE, Cluster
 from flextopo.cluster.events import CLOCK_DTYPE, Events
-from flextopo.cluster.kernels import inlined, stage
+from flextopo.cluster.kernels import stage
 from flextopo.cluster.loss import ACCOUNT_DTYPE, Costs
 from flextopo.cluster.simulation import Rules
 
@@ -165,19 +165,19 @@ def events_of(e: Episodes, row: int) -> Events:
     )
 
 
-view_cluster = inlined(cluster_of)
-view_events = inlined(events_of)
+view_cluster = stage(cluster_of)
+view_events = stage(events_of)
 """The same inside kernels; a view made by a kernel must not leave it."""
 
 
-@inlined
+@stage
 def rules_of(e: Episodes, row: int) -> Rules:
     """Return the rules of an episode."""
     r = e.rules[row]
     return Rules(r[0], r[1], r[2], r[3], r[4])
 
 
-@inlined
+@stage
 def costs_of(e: Episodes, row: int) -> Costs:
     """Return the costs of an episode."""
     c = e.costs[row]

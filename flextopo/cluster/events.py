@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.arrays import Cluster
-from flextopo.cluster.kernels import copying_kernel, inlined
+from flextopo.cluster.kernels import copying_kernel, inlined, stage
 
 CLOCK_DTYPE = np.dtype(
     [
@@ -52,7 +52,7 @@ def copy_events(source: Events, target: Events) -> None:
     target.account[:] = source.account
 
 
-@inlined
+@stage
 def _earlier(c: Cluster, a: int, b: int) -> bool:
     """Order two pods in the event heap."""
     at, bt = c.live[a]["next_s"], c.live[b]["next_s"]
@@ -96,7 +96,7 @@ def schedule_event(c: Cluster, e: Events, pod: int, time_s: int) -> None:
     _settle(c, e, at, pod)
 
 
-@inlined
+@stage
 def cancel_event(c: Cluster, e: Events, pod: int) -> None:
     """Take a pod out of the event heap if it is there."""
     at = c.live[pod]["heap_at"]
@@ -109,7 +109,7 @@ def cancel_event(c: Cluster, e: Events, pod: int) -> None:
         _settle(c, e, at, int(e.heap[size]))
 
 
-@inlined
+@stage
 def _before(c: Cluster, a: int, b: int) -> bool:
     """Order two pods in the scheduling queue."""
     pa, pb = c.pods[a]["priority"], c.pods[b]["priority"]
@@ -119,7 +119,7 @@ def _before(c: Cluster, a: int, b: int) -> bool:
     return bool(ta < tb or (ta == tb and a < b))
 
 
-@inlined
+@stage
 def _queue_place(c: Cluster, e: Events, pod: int) -> int:
     """Return the place of a pod in the queue: its own if it is there, else where it belongs."""
     low, high = 0, e.clock[0]["queue_size"]

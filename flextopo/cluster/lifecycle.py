@@ -22,7 +22,7 @@ GUARANTEED = 2
 """`TopologyRequirement.GUARANTEED` as the kernels see it."""
 
 
-@inlined
+@stage
 def _count_misaligned(c: Cluster, pod: int, sign: int) -> None:
     """Enter or leave the account of online pods that serve below their best level."""
     if c.live[pod]["deficit"] == 1:
@@ -52,7 +52,7 @@ def bind(c: Cluster, e: Events, pod: int) -> None:
         schedule_event(c, e, pod, now + run)
 
 
-@inlined
+@stage
 def stop(c: Cluster, e: Events, pod: int) -> None:
     """Let a pod give up what it is doing, but not yet its resources."""
     status = c.live[pod]["status"]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.arrays import RUNNING, STARTING, Cluster, lost_work_s
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.kernels import inlined
+from flextopo.cluster.kernels import inlined, stage
 
 ACCOUNT_DTYPE = np.dtype(
     [
@@ -133,7 +133,7 @@ def loss_terms(account: npt.NDArray[Any], costs: Costs) -> dict[str, float]:
     }
 
 
-@inlined
+@stage
 def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
     """Return the loss of evicting a pod now, its whole PodGroup included, in GPU-seconds."""
     total = 0.0

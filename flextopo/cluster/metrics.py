@@ -45,7 +45,7 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
-@inlined
+@stage
 def _wait_s(c: Cluster, pod: int) -> int:
     """Return how long an online pod was pending so far; -1 for pods that do not count."""
     spec, live = c.pods[pod], c.live[pod]
@@ -75,7 +75,7 @@ def _sort_waits(c: Cluster, waits: npt.NDArray[np.int32]) -> tuple[int, int]:
     return counted, size
 
 
-@inlined
+@stage
 def _percentile(waits: npt.NDArray[np.int32], counted: int, size: int, q: float) -> float:
     """Return a percentile of the waits with linear interpolation, as numpy's default."""
     if counted == 0:

@@ -26,7 +26,7 @@ from flextopo.cluster.arrays import (
 )
 from flextopo.cluster.candidates import can_preempt, freed
 from flextopo.cluster.events import Events, dequeue, enqueue, schedule_event
-from flextopo.cluster.kernels import inlined, kernel, stage
+from flextopo.cluster.kernels import kernel, stage
 from flextopo.cluster.lifecycle import GUARANTEED, bind, depart, evict, finish_event, set_level
 from flextopo.cluster.placement import best_level, find_node, is_aligned, place
 
@@ -51,7 +51,7 @@ class Rules(NamedTuple):
     end_s: int
 
 
-@inlined
+@stage
 def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
     """Say whether the guaranteed filter binds this pod."""
     if not c.pods[pod]["online"] or rules.filter == BLIND:
@@ -75,7 +75,7 @@ def _accrue(c: Cluster, e: Events, until_s: int) -> None:
     t["now_s"] = until_s
 
 
-@inlined
+@stage
 def _place_on(c: Cluster, pod: int, node: int, taken: npt.NDArray[np.int16]) -> tuple[int, int]:
     """Return level and GPU mask of a pod among a node's free resources; `taken` gets the cores."""
     return place(
