@@ -171,7 +171,8 @@ class FakeApiserver:
                 status = {"kind": "Status", "code": 410, "message": "too old resource version"}
                 yield _line("ERROR", status)
                 return
-            changed = self._changed
+            # A bookmark promises that all before it was sent: what comes while the timer fires, was not.
+            changed, latest = self._changed, self._version
             for version, kind, event, document in list(self._history):
                 if version > since and kind == plural:
                     since = version
@@ -181,8 +182,8 @@ class FakeApiserver:
                     await changed.wait()
             except TimeoutError:
                 if bookmarks:
-                    since = max(since, self._version)
-                    meta = {"resourceVersion": str(self._version), "creationTimestamp": None}
+                    since = max(since, latest)
+                    meta = {"resourceVersion": str(since), "creationTimestamp": None}
                     yield _line("BOOKMARK", {"kind": "X", "metadata": meta})
 
     def _patch(self, plural: str, key: str, patch: Document) -> Response:

@@ -26,6 +26,7 @@ from flextopo.baselines.search import (
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.pods import Pod, TopologyRequirement
 from flextopo.cluster.selector import AlignmentFilter, Candidate
+from flextopo.cluster.simulator import Simulator
 from flextopo.cluster.state import ClusterState
 
 NodeSearch = Callable[[NodeView, Pod, Sequence[int], bool], list[Option[Resident]]]
@@ -164,6 +165,20 @@ class GreedyCost:
         return cluster.candidate_at(found, 0, preemptor) if count else None
 
 
+def simulation_of(cluster: ClusterState, selector: str) -> Simulator:
+    """Return the simulation that a cluster belongs to, which looking ahead needs.
+
+    Raises:
+        FlextopoError: the cluster is a snapshot, which has neither a past nor a future.
+    """
+    if cluster.simulator is None:
+        raise FlextopoError(
+            f"selector {selector!r} needs a simulated cluster; "
+            "legal for a snapshot: any other selector"
+        )
+    return cluster.simulator
+
+
 @dataclass(frozen=True)
 class OracleLookahead:
     """Branch the simulation on the same tape over the best candidates; it knows the future.
@@ -187,14 +202,10 @@ class OracleLookahead:
         Raises:
             FlextopoError: the cluster is a snapshot, whose future nobody knows.
         """
-        if cluster.simulator is None:
-            raise FlextopoError(
-                f"selector {self.name!r} needs a simulated cluster; "
-                "legal for a snapshot: any other selector"
-            )
+        sim = simulation_of(cluster, self.name)
         found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches)
         if count == 0:
             return None
-        losses = cluster.simulator.branch(found, count, self.horizon_s)
+        losses = sim.branch(found, count, self.horizon_s)
         chosen = int(np.argmin(losses))
         return None if chosen == count else cluster.candidate_at(found, chosen, preemptor)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.baselines.futures import Future, Known, sample_futures
+from flextopo.baselines.policies import simulation_of
 from flextopo.cluster.arrays import (
     LIVE_DTYPE,
     NEVER_PLACED_S,
@@ -74,15 +75,11 @@ class Rollout:
         Raises:
             FlextopoError: the cluster is a snapshot, which has no past to sample a future from.
         """
-        if cluster.simulator is None:
-            raise FlextopoError(
-                f"selector {self.name!r} needs a simulated cluster; "
-                "legal for a snapshot: any other selector"
-            )
+        sim = simulation_of(cluster, self.name)
         found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches)
         if count == 0:
             return None
-        losses = self.branch(cluster.simulator, preemptor, found, count)
+        losses = self.branch(sim, preemptor, found, count)
         above = losses - losses[:, :1]
         error = above.std(0) / np.sqrt(len(above))
         chosen = int(np.argmin(above.mean(0) + self.caution * error))

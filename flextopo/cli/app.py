@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,8 +149,12 @@ def train(
     algorithm: Annotated[str, typer.Option(help="ppo or imitation.")] = "ppo",
     servers: Servers = "rtx4090x16",
     timesteps: Annotated[int, typer.Option(help="Decisions to learn from (ppo).")] = 100_000,
-    tapes: Annotated[int, typer.Option(help="Tapes a round (imitation).")] = 600,
-    rounds: Annotated[int, typer.Option(help="Rounds (imitation).")] = 3,
+    tapes: Annotated[
+        int | None, typer.Option(help="Tapes a round (imitation); else as the shipped policy.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds (imitation); else as the shipped policy.")
+    ] = None,
     start: Annotated[str, typer.Option(help="Policy to begin with (ppo).")] = "",
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
@@ -169,7 +174,11 @@ def train(
     if algorithm == "imitation":
         from flextopo.train.imitation import ImitationConfig, train_imitation
 
-        imitation = ImitationConfig(tapes=tapes, rounds=rounds, seed=seed)
+        imitation = ImitationConfig(seed=seed)
+        if tapes is not None:
+            imitation = replace(imitation, tapes=tapes)
+        if rounds is not None:
+            imitation = replace(imitation, rounds=rounds)
         policy = train_imitation(imitation, out, num_workers(workers), typer.echo)
     else:
         from flextopo.train.ppo import PPOConfig, train_ppo

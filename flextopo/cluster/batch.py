@@ -46,11 +46,11 @@ class Batch(NamedTuple):
     come next, from `cursor` (B,) on; `given` (B,) int64 a day asked for by name, -1 = none;
     `tries` (B,) days without a decision that the present reset skipped; `ended` and `starting` (B,)
     int8; `options` (B,) candidates of the present decision or END; `found` (B, K) arrays;
-    `observation` with a leading B, every row of which a step writes; `reward` (B,) GPU-hours per 100 GPUs; `truncated` and `invalid`
-    (B,) int8; `time_s` and `asked` (B,) int64; `loss` (B, 5) GPU-hours since time 0; `final_loss`,
-    `final_time_s` and `metrics` (B, M) of the episode that ended last; `taken` (1,) int64
-    environments that threads have taken in hand in this step; `workspace` and `scratch`
-    with a leading T; `allow_wait`, `autoreset`; `gpus` of the cluster.
+    `observation` with a leading B, every row of which a step writes; `reward` (B,) GPU-hours per
+    100 GPUs; `truncated` and `invalid` (B,) int8; `time_s` and `asked` (B,) int64; `loss` (B, 5)
+    GPU-hours since time 0; `final_loss`, `final_time_s` and `metrics` (B, M) of the episode that
+    ended last; `taken` (1,) int64 environments that threads have taken in hand in this step;
+    `workspace` and `scratch` with a leading T; `allow_wait`, `autoreset`; `gpus` of the cluster.
     """
 
     running: Episodes
@@ -89,7 +89,7 @@ def empty_observations(b: int, k: int) -> Observation:
 
 def empty_batch(
     like: Cluster, stored: Episodes, num_envs: int, k: int, threads: int, allow_wait: bool,
-    autoreset: int,
+    autoreset: int, gpus: int,
 ) -> Batch:  # fmt: skip
     """Return room for `num_envs` environments that have not started yet."""
     pods, budgets = stored.pods.shape[1], stored.pdb_left.shape[1]
@@ -127,7 +127,7 @@ def empty_batch(
         scratch=np.zeros((threads, *like.scratch.shape), np.int16),
         allow_wait=int(allow_wait),
         autoreset=autoreset,
-        gpus=int(like.totals[0]["gpus"]),
+        gpus=gpus,
     )
 
 

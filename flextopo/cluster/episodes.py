@@ -78,6 +78,14 @@ def empty_episodes(like: Cluster, count: int, pods: int, budgets: int) -> Episod
     )
 
 
+def no_days(like: Episodes) -> Episodes:
+    """Return one empty row that has as much room as those of `like`."""
+    rows: Any = (array[:1].copy() for array in like[1:])
+    empty = Episodes(like.models, *rows)
+    empty.day[:] = -1
+    return empty
+
+
 def bytes_of_episode(e: Episodes) -> int:
     """Return the memory of one episode."""
     return sum(array[0].nbytes for array in e[1:])

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from flextopo.cluster.batch import DRAWS, Batch, empty_batch, empty_observations, play
-from flextopo.cluster.episodes import Episodes, cluster_of, events_of
+from flextopo.cluster.episodes import Episodes, cluster_of, events_of, no_days
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR, Observation
 from flextopo.cluster.metrics import METRICS
@@ -66,6 +66,18 @@ def named(o: Observation) -> Arrays:
     }
 
 
+def given_day(options: dict[str, Any]) -> int | None:
+    """Take `tape_seed` out of the options of a reset; None where it is not given.
+
+    Raises:
+        FlextopoError: it is no seed.
+    """
+    seed = options.pop("tape_seed", None)
+    if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
+        raise FlextopoError(f"reset option tape_seed = {seed!r}; legal: a whole number, 0 or more")
+    return seed if seed is None else int(seed)
+
+
 class Core:
     """B environments; the arguments are those of `PreemptionEnv`.
 
@@ -107,8 +119,11 @@ class Core:
         self.batch: Batch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without threads; see also `DayStore`."""
-        return {**self.__dict__, "_pool": None, "_buffers": []}
+        """Pickle without threads, and without the days in memory: see `DayStore`."""
+        batch = self.batch
+        if batch is not None:
+            batch = batch._replace(stored=no_days(batch.stored))
+        return {**self.__dict__, "_pool": None, "_buffers": [], "batch": batch}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; the models become read-only again, or every kernel would compile anew."""
@@ -205,14 +220,15 @@ class Core:
             return
         k, threads, allow_wait, autoreset = self._how
         like = cluster_of(stored, 0, np.zeros((2, stored.cores_free.shape[2]), np.int16))
-        fresh = empty_batch(like, stored, self.num_envs, k, threads, allow_wait, autoreset)
+        gpus = self.fleet.num_gpus
+        fresh = empty_batch(like, stored, self.num_envs, k, threads, allow_wait, autoreset, gpus)
         if b is not None:
             # What the environments are playing moves into the wider rows.
             for name in Episodes._fields[1:]:
                 old = getattr(b.running, name)
                 getattr(fresh.running, name)[tuple(map(slice, old.shape))] = old
             fresh = b._replace(running=fresh.running, stored=stored)
-        self.batch = fresh._replace(gpus=self.fleet.num_gpus)
+        self.batch = fresh
 
     def simulator(self, i: int) -> Simulator:
         """Return environment i as a simulation, over its own arrays."""

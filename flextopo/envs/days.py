@@ -77,6 +77,7 @@ class DayStore:
     ) -> None:
         self.fleet, self.scenario, self.source, self.days = fleet, scenario, source, days
         self.episodes: Episodes | None = None
+        self._room = 0, 0  # pods and budgets of a row: never less than it was, pickled or not
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the days: they are made again."""
@@ -99,11 +100,8 @@ class DayStore:
 
     def _make_room(self, cluster: Cluster, pods: int, budgets: int) -> Episodes:
         """Return rows with a quarter more room than asked for; the days so far are forgotten."""
-        if self.episodes is not None:
-            pods = max(pods, self.episodes.pods.shape[1])
-            budgets = max(budgets, self.episodes.pdb_left.shape[1])
-        room = pods * 5 // 4 + 1, budgets * 5 // 4 + 1
-        each = bytes_of_episode(empty_episodes(cluster, 1, *room))
+        self._room = max(pods * 5 // 4 + 1, self._room[0]), max(budgets * 5 // 4 + 1, self._room[1])
+        each = bytes_of_episode(empty_episodes(cluster, 1, *self._room))
         rows = max(1, min(self.days, STORE_BYTES // each))
-        self.episodes = empty_episodes(cluster, rows, *room)
+        self.episodes = empty_episodes(cluster, rows, *self._room)
         return self.episodes

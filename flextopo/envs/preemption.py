@@ -17,7 +17,7 @@ from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.simulator import Scenario, Simulator
 from flextopo.cluster.tape import Tape
 from flextopo.cluster.workload import WorkloadConfig
-from flextopo.envs.core import Core, observation_space
+from flextopo.envs.core import Core, given_day, observation_space
 from flextopo.envs.rendering import draw_cluster, print_cluster
 
 ObsType = dict[str, npt.NDArray[Any]]
@@ -104,13 +104,14 @@ class PreemptionEnv(gym.Env[Any, Any]):
         """Start a new day; `options={"tape_seed": seed}` fixes its tape.
 
         Raises:
-            FlextopoError: `options` has another key.
+            FlextopoError: `options` has another key, or it is no seed.
         """
         super().reset(seed=seed)
-        unknown = set(options or {}) - {"tape_seed"}
-        if unknown:
-            raise FlextopoError(f"reset option {min(unknown)!r}; legal: tape_seed")
-        given = np.array([options["tape_seed"]], np.int64) if options else None
+        options = dict(options or {})
+        day = given_day(options)
+        if options:
+            raise FlextopoError(f"reset option {min(options)!r}; legal: tape_seed")
+        given = None if day is None else np.array([day])
         batch = self.core.reset(self._all, [self.np_random], given)
         return self._observe(batch), self._info(batch)
 

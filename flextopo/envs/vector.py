@@ -22,7 +22,7 @@ from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.simulator import Scenario
 from flextopo.cluster.tape import Tape
 from flextopo.cluster.workload import WorkloadConfig
-from flextopo.envs.core import ENVS_PER_THREAD, Core, named, observation_space
+from flextopo.envs.core import ENVS_PER_THREAD, Core, given_day, named, observation_space
 
 AUTORESET = {
     AutoresetMode.NEXT_STEP: NEXT_STEP,
@@ -126,7 +126,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         """
         options = dict(options or {})
         where = np.asarray(options.pop("reset_mask", self._everywhere))
-        tape_seed = options.pop("tape_seed", None)
+        day = given_day(options)
         if options:
             raise FlextopoError(f"reset option {min(options)!r}; legal: reset_mask, tape_seed")
         if where.shape != (self.num_envs,) or where.dtype != np.bool_ or not where.any():
@@ -143,7 +143,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
                 generator, used = gym.utils.seeding.np_random(own)
                 self._random[i : i + 1] = [generator]
                 self._seeds[i : i + 1] = [used]
-        given = None if tape_seed is None else np.full(self.num_envs, tape_seed, np.int64)
+        given = None if day is None else np.full(self.num_envs, day)
         batch = self.core.reset(where, self._random, given)
         return named(batch.observation), self._info(batch, where)
 

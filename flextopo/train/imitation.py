@@ -66,6 +66,13 @@ class ImitationConfig:
     validation_tapes: int = 96
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("tapes", "rounds", "epochs", "k", "hidden", "batch_size", "validation_tapes"):
+            if getattr(self, name) < 1:
+                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
+        if self.seed < 0:
+            raise FlextopoError(f"seed = {self.seed}; legal: 0 or more")
+
 
 @dataclass(frozen=True)
 class Demonstrations:

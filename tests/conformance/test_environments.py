@@ -160,6 +160,12 @@ def test_an_action_outside_the_space_raises(action: int) -> None:
         env.step(action)
 
 
+@pytest.mark.parametrize("seed", [-1, -7, 1.5, "3"])
+def test_a_tape_seed_that_is_none_is_refused(seed: Any) -> None:
+    with pytest.raises(FlextopoError, match=r"tape_seed = .*legal: a whole number, 0 or more"):
+        PreemptionEnv(SMALL).reset(options={"tape_seed": seed})
+
+
 def test_mistakes_name_what_is_legal() -> None:
     with pytest.raises(gym.error.ResetNeeded):
         PreemptionEnv(SMALL).step(0)

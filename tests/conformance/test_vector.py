@@ -207,6 +207,8 @@ def test_mistakes_name_what_is_legal() -> None:
         env.reset(seed=[1])
     with pytest.raises(FlextopoError, match="legal: reset_mask, tape_seed"):
         env.reset(options={"seed": 1})
+    with pytest.raises(FlextopoError, match="tape_seed = -2; legal"):
+        env.reset(options={"tape_seed": -2})
     with pytest.raises(FlextopoError, match="reset_mask of shape"):
         env.reset(options={"reset_mask": np.ones(3, bool)})
     for change in ({"num_envs": 0}, {"days": 0}, {"threads": 0}, {"days": 10**7}):
@@ -223,6 +225,24 @@ def test_pickled_environments_go_on_alike() -> None:
     twin = pickle.loads(pickle.dumps(env))
     for _ in range(40):
         one, two = env.step([0] * 20), twin.step([0] * 20)
+        assert agree(plain(one[0]), plain(two[0]))
+        assert agree(one[1], two[1])
+
+
+def test_a_pickle_holds_no_days_and_goes_on_into_others() -> None:
+    """Days are made again, in rows no smaller than what is being played needs."""
+    env = PreemptionVectorEnv(2, SMALL, days=512, randomise=True)
+    env.reset(seed=3)
+    for _ in range(200):
+        env.step([0, 0])
+    batch = env.core.batch
+    assert batch is not None
+    assert (batch.stored.day >= 0).sum() > 4
+    blob = pickle.dumps(env)
+    assert len(blob) < 8 * sum(array[0].nbytes for array in batch.running[1:])
+    twin = pickle.loads(blob)
+    for _ in range(200):
+        one, two = env.step([0, 0]), twin.step([0, 0])
         assert agree(plain(one[0]), plain(two[0]))
         assert agree(one[1], two[1])
 

@@ -4,12 +4,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flextopo.cli.app import main
 from flextopo.cluster.metrics import METRICS
+from flextopo.policies.runtime import ZOO, read_meta
 
 
 def run(*arguments: str) -> int:
@@ -162,3 +165,24 @@ def test_an_interrupted_comparison_keeps_finished_seeds(tmp_path: Path) -> None:
     counts = {len(row["weighted_loss"]["per_seed"]) for row in saved["selectors"].values()}
     assert len(counts) == 1
     assert counts.pop() >= 1
+
+
+def test_training_without_options_trains_what_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make train-zoo` gives the shipped policy again only if every default is the artifact's."""
+    imitation = pytest.importorskip("flextopo.train.imitation")
+    asked: list[Any] = []
+
+    def record(config: Any, folder: Path, *_: Any) -> Path:
+        asked.append(config)
+        return folder / "policy"
+
+    monkeypatch.setattr(imitation, "train_imitation", record)
+    assert run("train", "--algorithm", "imitation", "--out", str(tmp_path)) == 0
+    shipped = read_meta(ZOO / "deepset-imitation")["config"]
+    assert json.loads(json.dumps(asdict(asked[0]))) == shipped
+    arguments = ["train", "--algorithm", "imitation", "--tapes", "7", "--rounds", "2"]
+    assert run(*arguments) == 0
+    assert (asked[1].tapes, asked[1].rounds) == (7, 2)
+    assert run(*arguments[:3], "--rounds", "0") == 2

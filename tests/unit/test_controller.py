@@ -90,7 +90,6 @@ def test_a_restart_goes_on_where_the_last_one_stopped() -> None:
     control([*spread(), chosen], scenario)
 
 
-@pytest.mark.slow  # failed once in six runs, on a busy machine; the cause is not known yet
 def test_a_restart_between_two_evictions_goes_on() -> None:
     chosen = preemptor(4, status={**REFUSED, "nominatedNodeName": "n0"})
     half = spread()

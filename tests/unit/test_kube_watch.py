@@ -1,6 +1,7 @@
 """The cache follows a cluster through everything that a watch can do."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -201,3 +202,21 @@ def test_a_clock_that_jumps_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     before = clock()
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert before <= clock() <= before + 2
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_the_fake_apiserver_loses_nothing_beside_a_bookmark(turns: int) -> None:
+    """An object may be written in any turn of the event loop around a bookmark's timer."""
+
+    async def told() -> list[str]:
+        server = FakeApiserver()
+        server.bookmark_s = 0.0
+        events = server._events("pods", server._version, 5.0, bookmarks=True)
+        first = asyncio.ensure_future(anext(events))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        server.put(pod("late"))
+        lines = [await first, *[await anext(events) for _ in range(2)]]
+        return [json.loads(line)["type"] for line in lines]
+
+    assert asyncio.run(told()).count("ADDED") == 1
