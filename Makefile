@@ -14,7 +14,7 @@ $(VENV)/.core: $(SOURCES)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,report,export,serve,kube,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,report,export,serve,kube,sweep,dev]"
 	@touch $@
 
 install: $(VENV)/.dev  ## everything for development, in .venv
