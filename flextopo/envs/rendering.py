@@ -1,4 +1,4 @@
-"""Draw a cluster: every GPU of every server, by socket and NUMA node, coloured by its pod."""
+"""Draw a cluster as text or as a picture: every GPU of every server, coloured by its pod."""
 
 from __future__ import annotations
 
@@ -7,44 +7,40 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import NOMINATED, TERMINATING
-from flextopo.cluster.pods import TopologyRequirement
 from flextopo.cluster.state import ClusterState
+from flextopo.envs.scene import (
+    LEGEND,
+    LETTERS,
+    THEMES,
+    Box,
+    Colour,
+    Use,
+    first_gpus,
+    make_scene,
+    occupants,
+)
 
-LEGEND: dict[str, tuple[str, tuple[int, int, int]]] = {
-    ".": ("free", (235, 236, 240)),
-    "G": ("online, guaranteed", (31, 111, 180)),
-    "O": ("online, other", (120, 178, 224)),
-    "n": ("nominated, waits for its victims", (102, 81, 165)),
-    "m": ("batch, middle class", (217, 121, 33)),
-    "b": ("batch, low class", (246, 190, 114)),
-    "x": ("evicted, in its grace period", (200, 50, 60)),
-}
-"""Letter of a GPU's use to (meaning, RGB colour)."""
+COLUMNS = 80
+"""Width of a terminal."""
 
-_BACKGROUND = (255, 255, 255)
-_BOARD = (206, 208, 214)
-_CELL, _GAP, _SOCKET_GAP, _MARGIN = 12, 2, 6, 10
+THEME = "light"
+"""Colours of a picture."""
+
+MIN_WIDTH = 640
+"""A picture of few servers is enlarged, by a whole factor, to about this many pixels."""
+
+_GLYPHS = (
+    "111101101101111", "010110010010111", "111001111100111", "111001111001111",
+    "101101111001001", "111100111001111", "111100111101111", "111001001010010",
+    "111101111101111", "111101111001111",
+)  # fmt: skip
+"""The digits, 3 pixels wide and 5 high, row by row."""
 
 
 def gpu_uses(state: ClusterState, node: int) -> list[str]:
     """Return the letter of each GPU of a node, see `LEGEND`."""
-    c = state.arrays
-    uses = ["."] * state.model(node).num_gpus
-    for pod in c.node_pods[node, : c.nodes[node]["num_pods"]]:
-        spec, status = c.pods[pod], c.live[pod]["status"]
-        if status == NOMINATED:
-            letter = "n"
-        elif status == TERMINATING:
-            letter = "x"
-        elif spec["online"]:
-            letter = "G" if spec["requirement"] == TopologyRequirement.GUARANTEED else "O"
-        else:
-            letter = "m" if spec["batch_class"] else "b"
-        for gpu in range(len(uses)):
-            if c.live[pod]["gpu_mask"] >> gpu & 1:
-                uses[gpu] = letter
-    return uses
+    first, uses = first_gpus(state), occupants(state)[1]
+    return [LETTERS[use] for use in uses[first[node] : first[node + 1]]]
 
 
 def gpu_order(state: ClusterState, node: int) -> list[list[int]]:
@@ -66,43 +62,68 @@ def print_cluster(state: ClusterState) -> str:
     waiting = f"waiting online {totals['wait_gpus']}, batch {totals['batch_wait_gpus']} GPUs"
     lines = [f"day {day} {clock}  {free}  {waiting}"]
     cells = []
+    first, uses = first_gpus(state), occupants(state)[1]
     for node in range(state.num_nodes):
-        uses = gpu_uses(state, node)
-        sockets = ("".join(uses[gpu] for gpu in gpus) for gpus in gpu_order(state, node))
+        order = gpu_order(state, node)
+        sockets = ("".join(LETTERS[uses[first[node] + gpu]] for gpu in gpus) for gpus in order)
         cells.append(f"{node:>5} {'|'.join(sockets)}")
     width = max(map(len, cells)) + 2
-    columns = max(1, 80 // width)
-    for at in range(0, len(cells), columns):
-        lines.append("".join(cell.ljust(width) for cell in cells[at : at + columns]).rstrip())
-    legend = [f"{letter} {meaning}" for letter, (meaning, _) in LEGEND.items()]
+    across = max(1, COLUMNS // width)
+    for at in range(0, len(cells), across):
+        lines.append("".join(cell.ljust(width) for cell in cells[at : at + across]).rstrip())
+    legend = [f"{letter} {use.meaning}" for letter, use in LEGEND.items()]
     rows = (legend[:3], legend[3:5], legend[5:])
     return "\n".join([*lines, *map(", ".join, rows)])
 
 
 def draw_cluster(state: ClusterState) -> npt.NDArray[np.uint8]:
-    """Draw the cluster as a picture: a tile a server, a row a socket, a cell a GPU.
+    """Draw the cluster as a picture, laid out by `make_scene`.
 
     Returns:
-        (H, W, 3) uint8; its size depends on the servers alone.
+        (H, W, 3) uint8; H and W are even, as video encoders want it, and depend on the servers
+        alone.
     """
-    orders = [gpu_order(state, node) for node in range(state.num_nodes)]
-    across = max(len(gpus) for order in orders for gpus in order)
-    down = max(len(order) for order in orders)
-    tile_w = across * (_CELL + _GAP) + _GAP + 2 * _GAP
-    tile_h = down * (_CELL + _SOCKET_GAP) + _SOCKET_GAP
-    columns = max(1, math.ceil(math.sqrt(state.num_nodes * tile_h / tile_w)))
+    scene = make_scene(state.models, state.arrays.nodes["model"].tolist())
+    theme = THEMES[THEME]
+    columns = scene.columns()
     rows = math.ceil(state.num_nodes / columns)
-    height = rows * (tile_h + _MARGIN) + _MARGIN
-    width = columns * (tile_w + _MARGIN) + _MARGIN
-    picture = np.full((height, width, 3), _BACKGROUND, np.uint8)
-    for node, order in enumerate(orders):
-        top = _MARGIN + node // columns * (tile_h + _MARGIN)
-        left = _MARGIN + node % columns * (tile_w + _MARGIN)
-        picture[top : top + tile_h, left : left + tile_w] = _BOARD
-        uses = gpu_uses(state, node)
-        for socket, gpus in enumerate(order):
-            y = top + _SOCKET_GAP + socket * (_CELL + _SOCKET_GAP)
-            for place, gpu in enumerate(gpus):
-                x = left + 2 * _GAP + place * (_CELL + _GAP)
-                picture[y : y + _CELL, x : x + _CELL] = LEGEND[uses[gpu]][1]
-    return picture
+    width = scene.gap + columns * (scene.tile_width + scene.gap)
+    height = scene.gap + rows * (scene.tile_height + scene.gap)
+    picture = np.full((height + height % 2, width + width % 2, 3), theme["page"], np.uint8)
+    first, uses = first_gpus(state), occupants(state)[1]
+    for node in range(state.num_nodes):
+        left, top = scene.origin(node, columns)
+        view = picture[top : top + scene.tile_height, left : left + scene.tile_width]
+        view[:] = theme["server"]
+        _write_number(view, node, theme["label"])
+        tile = scene.tiles[scene.node_model[node]]
+        for kind, boxes in (("socket", tile.sockets), ("numa_node", tile.numa_nodes)):
+            for box in boxes:
+                _cut(view, box)[:] = theme[kind]
+        for box, use in zip(tile.gpus, uses[first[node] : first[node + 1]], strict=True):
+            _draw_gpu(_cut(view, box), LEGEND[LETTERS[use]])
+    factor = max(1, round(MIN_WIDTH / picture.shape[1]))
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def _cut(view: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
+    left, top, width, height = box
+    return view[top : top + height, left : left + width]
+
+
+def _draw_gpu(cell: npt.NDArray[np.uint8], use: Use) -> None:
+    cell[:] = use.light
+    paper = LEGEND["."].light
+    if use.mark == "ring":
+        cell[3:-3, 3:-3] = paper
+    elif use.mark == "cross":
+        for i in range(3, len(cell) - 3):
+            for j in (i, len(cell) - 1 - i):
+                cell[i, j] = paper
+
+
+def _write_number(view: npt.NDArray[np.uint8], number: int, colour: Colour) -> None:
+    for place, digit in enumerate(str(number)):
+        glyph = np.array([bit == "1" for bit in _GLYPHS[int(digit)]]).reshape(5, 3)
+        cell = view[2:7, 3 + 4 * place : 6 + 4 * place]
+        cell[glyph[:, : cell.shape[1]]] = colour

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.candidates import CandidateArrays
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.features import (
     NUM_CANDIDATE,
@@ -121,10 +122,26 @@ class LearnedSelector:
         Raises:
             ArtifactError: a score is not a finite number.
         """
+        found, count, scores = self.rank(cluster, preemptor)
+        if count == 0:
+            return None
+        chosen = int(np.argmax(scores))
+        return None if chosen == self.k else cluster.candidate_at(found, chosen, preemptor)
+
+    def rank(self, cluster: ClusterState, preemptor: Pod) -> tuple[CandidateArrays, int, Array]:
+        """Score what it may choose from.
+
+        Returns:
+            The candidates (valid until the next call), their number, and the scores of all actions,
+            (K + 1,), illegal ones at -1e8; without candidates no score is computed.
+
+        Raises:
+            ArtifactError: a score is not a finite number.
+        """
         aligned = self.filter.binds(preemptor)
         found, count = cluster.find(preemptor, aligned, self.k)
         if count == 0:
-            return None
+            return found, 0, np.full(self.k + 1, -1e8, np.float32)
         o = empty_observation(self.k)
         # A view of some nodes carries the others along, for what is said of the whole cluster.
         seen = getattr(cluster, "whole", cluster.arrays)
@@ -134,8 +151,7 @@ class LearnedSelector:
         scores = self.score(o)
         if not np.isfinite(scores).all():
             raise ArtifactError(f"policy {self.name!r}: a score is not finite; legal: numbers")
-        chosen = int(np.argmax(scores))
-        return None if chosen == self.k else cluster.candidate_at(found, chosen, preemptor)
+        return found, count, scores
 
 
 @dataclass(frozen=True, eq=False)

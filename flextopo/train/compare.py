@@ -14,6 +14,7 @@ from flextopo.cluster.batch_jobs import BatchJobs
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.metrics import METRICS, episode_metrics
 from flextopo.cluster.seeds import SPLITS, take
+from flextopo.cluster.selector import VictimSelector
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Scenario, Simulator
@@ -119,14 +120,19 @@ def make_tape(config: ComparisonConfig, fleet: Fleet, seed: int) -> tuple[Tape, 
 
 def play(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
     """Play one tape with one selector and return its metrics."""
+    sim, selector = open_game(config, name, seed)
+    sim.run(selector)
+    return episode_metrics(sim)
+
+
+def open_game(config: ComparisonConfig, name: str, seed: int) -> tuple[Simulator, VictimSelector]:
+    """Return a simulation of the tape of a seed, and the selector that plays on it."""
     fleet = _fleet(config.servers)
     selector = find_selector(name, seed)
     if isinstance(selector, Rollout):  # a reference: it knows the model, not the tape
         selector = replace(selector, workload=config.workload)
     tape, _ = make_tape(config, fleet, seed)
-    sim = Simulator(tape, fleet, selector.filter, config.scenario)
-    sim.run(selector)
-    return episode_metrics(sim)
+    return Simulator(tape, fleet, selector.filter, config.scenario), selector
 
 
 Scores = dict[str, dict[int, dict[str, float]]]
