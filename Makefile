@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 SOURCES := pyproject.toml constraints.txt
 PATHS := flextopo tests benchmarks examples
 
-.PHONY: install format lint type test test-slow cover compare results reproduce report serve train-zoo bench-serve bench bench-peers bench-compare bench-baseline wheel check clean
+.PHONY: install docs pages figures format lint type test test-slow cover compare results reproduce report serve train-zoo bench-serve bench bench-peers bench-compare bench-baseline wheel check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -14,7 +14,7 @@ $(VENV)/.core: $(SOURCES)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,report,export,serve,kube,sweep,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,report,export,serve,kube,sweep,docs,dev]"
 	@touch $@
 
 install: $(VENV)/.dev  ## everything for development, in .venv
@@ -70,9 +70,19 @@ reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
 	$(BIN)/flextopo reproduce --json docs/results/reproduce.json --markdown docs/reproduction.md
 	cp results/reproduce/reproduce.png docs/results/reproduce.png
 
-report: $(VENV)/.core  ## write the generated tables into README.md and docs/results.md
+report: $(VENV)/.core  ## write the generated blocks of README.md, docs/results.md and docs/environment.md
 	$(BIN)/flextopo report
 	$(BIN)/flextopo report --readme docs/results.md
+	$(BIN)/flextopo report --readme docs/environment.md
+
+docs: $(VENV)/.dev  ## the site, into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+figures: $(VENV)/.core  ## the drawings of docs/method.md
+	$(BIN)/python docs/figures/draw.py
+
+pages: $(VENV)/.dev  ## run the code of docs, and write what it prints into the pages; a minute
+	$(BIN)/python tests/pages.py docs/*.md docs/how-to/*.md
 
 train-zoo: $(VENV)/.dev  ## train the shipped policy again, into runs/zoo
 	$(BIN)/flextopo train --algorithm imitation --out runs/zoo

@@ -57,7 +57,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
     also `metrics` (see `flextopo.cluster.metrics`).
 
     ## Arguments
-    servers: such as "16*rtx4090" or "8*rtx4090,8*a100" or a `Fleet`. workload: parameters of the
+    servers: such as `16*rtx4090` or `8*rtx4090,8*a100`, or a `Fleet`. workload: parameters of the
     generator, or a dict of those that differ from the defaults. scenario: loss weights with node
     admission. k: candidates shown. allow_wait: False masks action K wherever a candidate exists.
     randomise: draw workload parameters anew for each episode. strict: raise on an invalid action.

@@ -1,4 +1,4 @@
-"""Write the generated tables into README.md, from the registries and from saved results."""
+"""Write the generated blocks of README and docs, from code, registries and saved results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from flextopo.baselines.registry import SELECTORS
 from flextopo.cluster.errors import FlextopoError
 from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.policies.runtime import ZOO, read_meta, zoo_names
+from flextopo.train.reference import REFERENCE
 from flextopo.train.results import (
     LOSS_COLUMNS,
     OTHER_COLUMNS,
@@ -27,14 +28,16 @@ def generated(name: str, results: Path) -> str:
     """Return the Markdown of one generated block.
 
     Args:
-        name: `environments`, `selectors`, `policies`, or the stem of a results file, with
-            `-paired` for its paired differences, with `-against` for those of its last policy from
-            every other selector.
+        name: `environments`, `selectors`, `policies`, a block of `REFERENCE`, or the stem of a
+            results file, with `-paired` for its paired differences, with `-against` for those of
+            its last policy from every other selector.
         results: folder of the saved results.
 
     Raises:
         FlextopoError: there is no such block, or its results file is missing.
     """
+    if name in REFERENCE:
+        return REFERENCE[name]()
     if name == "environments":
         return markdown(
             [["id", "servers", "what it is"]]
