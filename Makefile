@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 SOURCES := pyproject.toml constraints.txt
-PATHS := flextopo tests benchmarks examples
+PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures format lint type test test-slow cover compare results reproduce report serve train-zoo bench-serve bench bench-peers bench-compare bench-baseline wheel check clean
+.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce report serve train-zoo bench-serve bench bench-peers bench-compare bench-baseline wheel check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -38,7 +38,7 @@ format: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(PATHS)
 	$(BIN)/ruff check $(PATHS)
-	$(BIN)/codespell $(PATHS) README.md CHANGELOG.md CONTRIBUTING.md docs/*.md
+	$(BIN)/codespell $(PATHS) README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs/*.md docs/*/*.md .github
 
 type: $(VENV)/.dev
 	$(BIN)/mypy
@@ -80,6 +80,9 @@ docs: $(VENV)/.dev  ## the site, into build/site; warnings are errors
 
 figures: $(VENV)/.core  ## the drawings of docs/method.md
 	$(BIN)/python docs/figures/draw.py
+
+interop: $(VENV)/.core  ## other libraries, each in an environment of its own under build/interop; ARGS="rllib"
+	$(BIN)/python interop/run.py $(ARGS)
 
 pages: $(VENV)/.dev  ## run the code of docs, and write what it prints into the pages; a minute
 	$(BIN)/python tests/pages.py docs/*.md docs/how-to/*.md
