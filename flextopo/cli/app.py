@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import flextopo
-from flextopo.cli import export, reproduce, serving, sweep, topology
+from flextopo.cli import export, replay, reproduce, serving, sweep, topology
 from flextopo.cli.terminal import RayAddress, format_table, num_workers, progress
 from flextopo.cluster.captures import TopologyWarning
 from flextopo.cluster.errors import FlextopoError
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(topology.app, name="topology")
 app.command()(reproduce.reproduce)
+app.command()(replay.replay)
 app.command()(sweep.sweep)
 app.command()(export.export)
 app.command()(serving.decide)

@@ -1,0 +1,321 @@
+"""Describe a decision for people: its candidates, their scores, and in words why one was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.baselines.exact import Exact
+from flextopo.baselines.policies import (
+    FLEXTOPO_BEST_EFFORT,
+    GODEL,
+    FlexTopo,
+    GreedyCost,
+    OracleLookahead,
+    PreemptionPolicy,
+    RandomCandidate,
+)
+from flextopo.baselines.residents import NodeView
+from flextopo.baselines.rollout import Rollout
+from flextopo.baselines.scores import Option
+from flextopo.cluster.arrays import RUNNING, STARTING, lost_work_s
+from flextopo.cluster.loss import eviction_cost, misalignment_cost
+from flextopo.cluster.placement import best_level, level_deficit
+from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.selector import Candidate, VictimSelector
+from flextopo.cluster.state import ClusterState
+from flextopo.policies.runtime import LearnedSelector
+
+SHOWN = 8
+"""Candidates described beside the one taken, the cheapest first."""
+
+LOOKED_AT = 64
+"""Candidates searched for, where a selector does not say how many it looks at."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A candidate as it is shown.
+
+    Attributes:
+        node: index of the node.
+        victims: pods by descending importance.
+        stopped: PodGroup members that stop with them, on any node.
+        gpu_mask: GPUs the preemptor gets, bit i = GPU i.
+        level: an `AlignmentLevel`.
+        deficit: levels below the best of that server: 0, 1 or 2.
+        cost_gpu_s: its own loss in weighted GPU-seconds.
+        discarded_gpu_s: GPU-seconds of work lost or repeated.
+        score: by the selector, None where it gives none.
+    """
+
+    node: int
+    victims: tuple[int, ...]
+    stopped: tuple[int, ...]
+    gpu_mask: int
+    level: int
+    deficit: int
+    cost_gpu_s: float
+    discarded_gpu_s: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision.
+
+    Attributes:
+        pod: the preemptor.
+        waited_s: how long it has been pending.
+        num_candidates: that the selector looked at.
+        shown: some of them, by ascending cost, among them the one taken.
+        chosen: its place in `shown`; None = do not preempt now.
+        wait_score: of waiting, None where there is none.
+        reason: in words.
+    """
+
+    pod: int
+    waited_s: int
+    num_candidates: int
+    shown: tuple[Shown, ...]
+    chosen: int | None
+    wait_score: float | None
+    reason: str
+
+    @property
+    def taken(self) -> tuple[int, frozenset[int]] | None:
+        """Node and victims, None = do not preempt now."""
+        if self.chosen is None:
+            return None
+        return self.shown[self.chosen].node, frozenset(self.shown[self.chosen].victims)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """What a selector looked at: candidates by ascending cost, with scores where it has them."""
+
+    candidates: list[Candidate]
+    scores: list[float] | None = None
+    wait: float | None = None
+    label: str = ""
+
+
+def describe(
+    selector: VictimSelector, state: ClusterState, pod: Pod, taken: Candidate | None
+) -> tuple[Choice, str]:
+    """Describe a decision that has been made and not yet carried out.
+
+    Args:
+        selector: who decided.
+        state: the cluster, not modified.
+        pod: the preemptor.
+        taken: the selector's answer.
+
+    Returns:
+        The decision, and what the scores are, "" where there are none.
+    """
+    ranked = _rank(selector, state, pod)
+    rows = list(range(min(SHOWN, len(ranked.candidates))))
+    chosen = None
+    extra: list[Candidate] = []
+    if taken is not None:
+        at = _find(ranked.candidates, taken)
+        if at is None:
+            chosen, extra = len(rows), [taken]
+        else:
+            rows += [] if at in rows else [at]
+            chosen = rows.index(at)
+    shown = [_show(state, pod, ranked.candidates[i], _score(ranked, i)) for i in rows]
+    shown += [_show(state, pod, candidate, None) for candidate in extra]
+    choice = Choice(
+        pod=pod.index,
+        waited_s=state.now_s - int(state.arrays.live[pod.index]["queued_s"]),
+        num_candidates=len(ranked.candidates),
+        shown=tuple(shown),
+        chosen=chosen,
+        wait_score=ranked.wait,
+        reason=_reason(selector, state, pod, ranked, None if chosen is None else shown[chosen]),
+    )
+    return choice, ranked.label
+
+
+def own_cost(state: ClusterState, pod: Pod, candidate: Candidate) -> float:
+    """Return the loss of a candidate in GPU-seconds, as the candidate kernel has it."""
+    if candidate.cost_gpu_s == candidate.cost_gpu_s:  # not NaN: the kernel found it
+        return candidate.cost_gpu_s
+    c, costs = state.arrays, state.costs
+    total = float(misalignment_cost(pod.gpus, _deficit(state, pod, candidate), costs))
+    if candidate.victims:
+        total += costs.waiting * pod.gpus * costs.grace_s
+    counted: set[int] = set()
+    for victim in candidate.victims:
+        if victim not in counted:
+            counted |= {victim, *_members(state, victim)}
+            total += float(eviction_cost(c, victim, costs))
+    return total
+
+
+def _rank(selector: VictimSelector, state: ClusterState, pod: Pod) -> _Ranked:
+    """Look at a decision through the selector's eyes."""
+    if isinstance(selector, LearnedSelector):
+        found, count, scores = selector.rank(state, pod)
+        wait = float(scores[-1]) if count and scores[-1] > -1e7 else None
+        listed = [state.candidate_at(found, i, pod) for i in range(count)]
+        return _Ranked(listed, scores[:count].tolist(), wait, "score")
+    aligned = selector.filter.binds(pod)
+    if isinstance(selector, OracleLookahead | Rollout) and state.simulator is not None:
+        found, count = state.find(pod, aligned, selector.branches)
+        listed = [state.candidate_at(found, i, pod) for i in range(count)]
+        if not count:
+            return _Ranked([])
+        losses: npt.NDArray[Any]
+        if isinstance(selector, Rollout):
+            losses = selector.branch(state.simulator, pod, found, count).mean(0)
+        else:
+            losses = state.simulator.branch(found, count, selector.horizon_s)
+        *ahead, wait = (losses / 3600).tolist()
+        return _Ranked(listed, ahead, wait, f"loss in {selector.horizon_s / 3600:g} h")
+    return _Ranked(state.candidates(pod, aligned, LOOKED_AT))
+
+
+def _find(candidates: Sequence[Candidate], taken: Candidate) -> int | None:
+    for i, candidate in enumerate(candidates):
+        if candidate.node == taken.node and set(candidate.victims) == set(taken.victims):
+            return i
+    return None
+
+
+def _score(ranked: _Ranked, i: int) -> float | None:
+    return None if ranked.scores is None else ranked.scores[i]
+
+
+def _show(state: ClusterState, pod: Pod, candidate: Candidate, score: float | None) -> Shown:
+    victims = set(candidate.victims)
+    stopped = {m for victim in victims for m in _members(state, victim)} | victims
+    c, discarded = state.arrays, 0
+    for row in stopped:
+        if not c.pods[row]["online"]:
+            lost_s = int(lost_work_s(c, row)) + state.costs.restart_s
+            discarded += int(c.pods[row]["gpus"]) * lost_s
+    return Shown(
+        node=candidate.node,
+        victims=candidate.victims,
+        stopped=tuple(sorted(stopped - victims)),
+        gpu_mask=candidate.gpu_mask,
+        level=int(candidate.level),
+        deficit=_deficit(state, pod, candidate),
+        cost_gpu_s=own_cost(state, pod, candidate),
+        discarded_gpu_s=discarded,
+        score=score,
+    )
+
+
+def _members(state: ClusterState, pod: int) -> Iterator[int]:
+    """Yield the other members of a pod's PodGroup that stop when it is evicted."""
+    c = state.arrays
+    member = int(c.pods[pod]["next_member"])
+    while member != pod:
+        if c.live[member]["status"] in (RUNNING, STARTING):
+            yield member
+        member = int(c.pods[member]["next_member"])
+
+
+def _deficit(state: ClusterState, pod: Pod, candidate: Candidate) -> int:
+    model = state.arrays.nodes[candidate.node]["model"]
+    best = best_level(state.arrays.models, model, pod.gpus, pod.cores)
+    return int(level_deficit(int(candidate.level), best))
+
+
+def _reason(
+    selector: VictimSelector, state: ClusterState, pod: Pod, ranked: _Ranked, taken: Shown | None
+) -> str:
+    """Say in a sentence why the selector answers what it answers."""
+    if taken is None and not ranked.candidates:
+        return "It finds no victim set that lets the pod start, so the pod stays pending."
+    policy = selector if isinstance(selector, PreemptionPolicy) else None
+    if isinstance(selector, FlexTopo):
+        states_nothing = pod.requirement == TopologyRequirement.NONE
+        policy = GODEL if states_nothing else FLEXTOPO_BEST_EFFORT
+    if policy is not None and taken is not None:
+        return _by_ordered_scores(policy, state, pod)
+    if isinstance(selector, LearnedSelector):
+        return _by_score(ranked, taken)
+    if ranked.scores is not None:
+        return _by_loss_ahead(selector, ranked, taken)
+    if isinstance(selector, RandomCandidate):
+        return f"Drawn at random from {_count(len(ranked.candidates))}."
+    return _by_cost(selector, ranked, taken)
+
+
+def _by_score(ranked: _Ranked, taken: Shown | None) -> str:
+    scores = ranked.scores or []
+    best = max(scores)
+    among = _count(len(scores))
+    if taken is None:
+        return f"Waiting scores {ranked.wait:.2f}, the best of {among} {best:.2f}."
+    text = f"Scores {taken.score:.2f}, the highest of {among}"
+    text += "." if ranked.wait is None else f"; waiting scores {ranked.wait:.2f}."
+    if int(np.argmax(scores)) == 0:
+        return text + " It is also the cheapest."
+    extra = taken.cost_gpu_s - ranked.candidates[0].cost_gpu_s
+    return f"{text} The cheapest costs {_gpu_h(extra)} less and scores {scores[0]:.2f}."
+
+
+def _by_loss_ahead(selector: VictimSelector, ranked: _Ranked, taken: Shown | None) -> str:
+    scores = ranked.scores or []
+    tape = "on average over sampled futures" if isinstance(selector, Rollout) else "on this tape"
+    if taken is None:
+        what, loss, other = "Waiting", ranked.wait, f"the best candidate to {min(scores):.2f}"
+    else:
+        what, loss, other = "This choice", taken.score, f"waiting to {ranked.wait:.2f}"
+        if taken.cost_gpu_s > ranked.candidates[0].cost_gpu_s:
+            other += f", the cheapest candidate to {scores[0]:.2f}"
+    text = f"{what} leads to {loss:.2f} GPU-h lost {ranked.label[5:]} {tape}; {other}."
+    if loss is not None and loss > min(*scores, ranked.wait or 0.0):
+        text += " It leaves the cheapest only for more than chance would explain."
+    return text
+
+
+def _by_cost(selector: VictimSelector, ranked: _Ranked, taken: Shown | None) -> str:
+    if taken is None:
+        return f"It waits; the cheapest candidate costs {_gpu_h(ranked.candidates[0].cost_gpu_s)}."
+    cost = _gpu_h(taken.cost_gpu_s)
+    others = [c.cost_gpu_s for c in ranked.candidates[:2]]
+    if isinstance(selector, GreedyCost):
+        text = f"The least loss of its own, {cost}"
+        return text + (f"; the next costs {_gpu_h(others[1])}." if len(others) > 1 else ".")
+    text = f"Its own loss is {cost}"
+    if isinstance(selector, Exact):
+        text = f"The least loss of its own over all victim sets, {cost}"
+    return text + (f"; the cheapest minimal set costs {_gpu_h(others[0])}." if others else ".")
+
+
+def _by_ordered_scores(policy: PreemptionPolicy, state: ClusterState, pod: Pod) -> str:
+    """Name the score by which the policy's first victim set beats the second."""
+    aligned, allowed = policy.filter.binds(pod), state.arrays.pdb_left.tolist()
+    options: list[Option[Any]] = []
+    for node in range(state.num_nodes):
+        view = NodeView(state, node, policy.gpu_locality)
+        options += policy.search(view, pod, allowed, aligned)
+    ranked = sorted(tuple(score(option) for score in policy.scores) for option in options)
+    if len(ranked) < 2:
+        return "It is the only victim set that its search finds."
+    for score, first, second in zip(policy.scores, ranked[0], ranked[1], strict=True):
+        if first != second:
+            words = (score.__doc__ or score.__name__).partition("(")[0].strip(" .")
+            return (
+                f"First of the {len(ranked)} sets of its search by: {words[0].lower()}{words[1:]}."
+            )
+    return f"First of the {len(ranked)} sets of its search; ties go to the lower node."
+
+
+def _count(candidates: int) -> str:
+    return f"{candidates} candidate{'s' if candidates != 1 else ''}"
+
+
+def _gpu_h(gpu_s: float) -> str:
+    return f"{gpu_s / 3600:.2f} GPU-h"

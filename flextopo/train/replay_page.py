@@ -1,0 +1,220 @@
+"""The replay viewer: recordings of one tape as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.loss import LOSS_TERMS
+from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.cluster.simulator import Simulator
+from flextopo.envs.scene import LEGEND, THEMES, Colour, make_scene
+from flextopo.train.compare import ComparisonConfig, check, make_tape, open_game
+from flextopo.train.replay import Difference, Recording, differences, record
+from flextopo.train.replay_decision import Choice, Shown
+
+ASSETS = Path(__file__).parent / "replay_assets"
+
+SCRIPTS = ("recording.js", "drawing.js", "timeline.js", "panels.js", "player.js")
+"""Joined into one script, in this order."""
+
+MAX_SELECTORS = 2
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_replay` wrote.
+
+    Attributes:
+        path: of the page.
+        size_bytes: of the page.
+        recordings: what it shows.
+        found: where they differ.
+    """
+
+    path: Path
+    size_bytes: int
+    recordings: tuple[Recording, ...]
+    found: tuple[Difference, ...]
+
+
+def write_replay(
+    config: ComparisonConfig,
+    names: Sequence[str],
+    seed: int,
+    out: Path,
+    done: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Play one tape with one or two selectors, and write the page that replays it.
+
+    Args:
+        config: servers, workload, scenario and traces; its selectors and seeds do not matter.
+        names: the selectors, of the registry or the zoo, or folders of policies.
+        seed: of the tape; also of `random` and `rollout`, as in a comparison.
+        out: the page; its folder is made where it is missing.
+        done: is told how many of how many simulated seconds are over.
+
+    Raises:
+        FlextopoError: a selector is unknown, there are none or too many of them, the seed is
+            negative, or the page cannot be written.
+    """
+    if not 1 <= len(names) <= MAX_SELECTORS or len(set(names)) < len(names):
+        listed = ", ".join(names) or "none"
+        raise FlextopoError(f"selectors {listed}; legal: one, or two different ones")
+    if seed < 0:
+        raise FlextopoError(f"seed = {seed}; legal: a whole number, 0 or more")
+    if out.is_dir():
+        raise FlextopoError(f"{out}: is a folder; legal: a file to write")
+    config = replace(config, selectors=tuple(names), policies=())
+    _, source = make_tape(config, check(config), seed)
+    games = [open_game(config, name, seed) for name in names]
+    make_folder(out.parent)
+    recordings = []
+    for i, (sim, selector) in enumerate(games):
+        tell = _part(done, i, len(games))
+        recordings.append(record(sim, selector, tell))
+    found = differences(*recordings) if len(recordings) > 1 else []
+    facts = {
+        "servers": config.servers,
+        "tape seed": str(seed),
+        "demand": source,
+        "admission": config.scenario.admission,
+    }
+    content = render(games[0][0], recordings, found, facts).encode()
+    write_whole(out, content)
+    return Written(out, len(content), tuple(recordings), tuple(found))
+
+
+def render(
+    sim: Simulator,
+    recordings: Sequence[Recording],
+    found: Sequence[Difference],
+    facts: dict[str, str],
+) -> str:
+    """Return the page.
+
+    Args:
+        sim: any simulation of the tape.
+        recordings: one or two.
+        found: where they differ.
+        facts: shown under the title.
+    """
+    data = json.dumps(page_data(sim, recordings, found), separators=(",", ":"), allow_nan=False)
+    title = " and ".join(recording.name for recording in recordings)
+    listed = (f"<li><b>{html.escape(k)}</b> {html.escape(v)}</li>" for k, v in facts.items())
+    parts = {
+        "title": html.escape(title),
+        "facts": "".join(listed),
+        "style": _colour_rules() + (ASSETS / "style.css").read_text(),
+        "data": data.replace("<", "\\u003c"),  # no text may close the element
+        "script": "\n".join((ASSETS / name).read_text() for name in SCRIPTS),
+    }
+    pieces = (ASSETS / "page.html").read_text().split("{{")
+    filled = [pieces[0]]
+    for piece in pieces[1:]:
+        name, _, rest = piece.partition("}}")
+        filled += [parts[name], rest]
+    return "".join(filled)
+
+
+def page_data(
+    sim: Simulator, recordings: Sequence[Recording], found: Sequence[Difference]
+) -> dict[str, Any]:
+    """Return what the page's script reads; times and losses are differences from frame to frame."""
+    state, pods = sim.state, sim.state.arrays.pods
+    scene = make_scene(state.models, state.arrays.nodes["model"].tolist())
+    asked = ("gpus", "cores", "priority", "online", "requirement", "batch_class")
+    columns = (*asked, "checkpoint_s", "preemptible", "group", "pdb")
+    return {
+        "end_s": sim.tape.end_s,
+        "demanded_gpu_s": sim.tape.demanded_gpu_s(),
+        "terms": LOSS_TERMS,
+        "scene": scene.as_dict(),
+        "models": [
+            {"name": m.name, "gpu_numa": m.gpu_numa, "numa_socket": m.numa_socket}
+            for m in state.models
+        ],
+        "pods": {name: pods[name].tolist() for name in columns},
+        "sides": [_side(recording) for recording in recordings],
+        "differences": [[*difference.moment, difference.about] for difference in found],
+    }
+
+
+def _side(recording: Recording) -> dict[str, Any]:
+    frames = recording.frames
+    times = np.array([frame.time_s for frame in frames])
+    losses = np.round([frame.loss_gpu_s for frame in frames]).astype(np.int64)
+    at = {frame.moment: i for i, frame in enumerate(frames)}
+    return {
+        "name": recording.name,
+        "scores": recording.scores,
+        "time_s": np.diff(times, prepend=0).tolist(),
+        "rank": [frame.rank for frame in frames],
+        "sizes": [len(frame.changes) for frame in frames],
+        "changes": [x for frame in frames for change in frame.changes for x in change],
+        "loss_gpu_s": np.diff(losses, axis=0, prepend=0 * losses[:1]).ravel().tolist(),
+        "online_wait": [frame.online_wait for frame in frames],
+        "batch_wait": [frame.batch_wait for frame in frames],
+        "choices": [_choice(at[m], choice) for m, choice in sorted(recording.choices.items())],
+        "weighted_loss": _number(recording.metrics["weighted_loss"]),
+    }
+
+
+def _choice(frame: int, choice: Choice) -> dict[str, Any]:
+    return {
+        "frame": frame,
+        "pod": choice.pod,
+        "waited_s": choice.waited_s,
+        "candidates": choice.num_candidates,
+        "chosen": choice.chosen,
+        "wait_score": _number(choice.wait_score),
+        "reason": choice.reason,
+        "shown": [_shown(candidate) for candidate in choice.shown],
+    }
+
+
+def _shown(candidate: Shown) -> dict[str, Any]:
+    return {
+        "node": candidate.node,
+        "victims": candidate.victims,
+        "stopped": candidate.stopped,
+        "gpu_mask": candidate.gpu_mask,
+        "level": candidate.level,
+        "deficit": candidate.deficit,
+        "cost_gpu_h": round(candidate.cost_gpu_s / 3600, 4),
+        "discarded_gpu_h": round(candidate.discarded_gpu_s / 3600, 4),
+        "score": _number(candidate.score),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(float(value), 6)
+
+
+def _colour_rules() -> str:
+    """Return the scene's colours as CSS variables, such as `--use-0` and `--numa_node`, for both themes."""
+    uses = list(enumerate(LEGEND.values()))
+    light = _variables({f"use-{i}": use.light for i, use in uses} | THEMES["light"])
+    dark = _variables({f"use-{i}": use.dark for i, use in uses} | THEMES["dark"])
+    return f":root{{{light}}}\n@media(prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
+
+
+def _variables(colours: dict[str, Colour]) -> str:
+    return "".join(f"--{name}:#{bytes(colour).hex()};" for name, colour in colours.items())
+
+
+def _part(
+    done: Callable[[int, int], None] | None, i: int, count: int
+) -> Callable[[int, int], None] | None:
+    """Return a progress report for part i of `count` equal ones."""
+    if done is None:
+        return None
+    return lambda now, end: done(i * end + now, count * end)
