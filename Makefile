@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 SOURCES := pyproject.toml constraints.txt
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce report serve train-zoo bench-serve bench bench-peers bench-compare bench-baseline wheel check clean
+.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce report serve train-zoo bench-serve bench bench-peers bench-compare bench-baseline wheel dist check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,16 @@ wheel: $(VENV)/.dev  ## build the wheel and install it alone in a fresh environm
 	$(PYTHON) -m venv build/bare
 	build/bare/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd build && bare/bin/python -c "import flextopo; print(flextopo.__file__)" && bare/bin/flextopo --version
+
+dist: $(VENV)/.dev  ## sdist and wheel, checked and tried alone: what a release is made of
+	rm -rf dist build/release build/twine
+	$(BIN)/python -m build --quiet
+	$(PYTHON) -m venv build/twine
+	build/twine/bin/python -m pip install --quiet --constraint constraints.txt twine==6.2.0
+	build/twine/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build/release && bin/flextopo list && bin/flextopo topology show rtx4090 && bin/python -c "import gymnasium, flextopo; env = gymnasium.make('flextopo/Preempt-RTX4090-v0', servers='2*rtx4090'); env.reset(seed=0); print(env.step(0)[1])"
 
 EVERYBODY := random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,exact,oracle-lookahead,rollout
 STRONGEST := flextopo-guaranteed,greedy-cost,exact
@@ -108,7 +118,7 @@ bench-compare: $(VENV)/.dev  ## fail if anything is a fifth slower than benchmar
 bench-baseline: $(VENV)/.dev  ## write benchmarks/baseline.json anew
 	$(BIN)/python benchmarks/regression.py baseline $(ARGS)
 
-check: lint type test wheel  ## all that CI runs
+check: lint type wheel docs test  ## all that CI runs
 
 clean:
 	rm -rf $(VENV) build dist results .mypy_cache .ruff_cache .pytest_cache

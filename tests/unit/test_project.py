@@ -1,0 +1,92 @@
+"""The repository's own papers: citation, map of the code, forms and workflows."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import flextopo
+
+ROOT = Path(flextopo.__file__).parents[1]
+if not (ROOT / "CONTRIBUTING.md").exists():
+    pytest.skip("installed without the repository's root", allow_module_level=True)
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = read("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    assert str(citation["version"]) == flextopo.__version__
+    assert {"message", "title", "authors"} <= set(citation)
+    assert "2411.11560" in citation["references"][0]["identifiers"][0]["value"]
+
+
+def test_the_map_of_the_code_names_every_module_and_nothing_else() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| `([\w/]+)` \| (`[^|]+`) \|", text, re.MULTILINE)
+    assert rows
+    left = {
+        path.relative_to(ROOT / "flextopo").with_suffix("").as_posix()
+        for path in (ROOT / "flextopo").rglob("*.py")
+        if path.parent != ROOT / "flextopo" and path.stem != "__init__"
+    }
+    for folder, names in rows:
+        for name in re.findall(r"`([^`]+)`", names):
+            found = fnmatch.filter(left, f"{folder}/{name}")
+            assert found, f"{folder}/{name}: no such module"
+            left -= set(found)
+    assert not left, f"not on the map in CONTRIBUTING.md: {', '.join(sorted(left))}"
+
+
+def test_issue_forms_have_what_a_code_host_asks_for() -> None:
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) == 4
+    for form in forms:
+        content = yaml.safe_load(form.read_text())
+        if form.name == "config.yml":
+            continue
+        assert {"name", "description", "body"} <= set(content)
+        ids = [field["id"] for field in content["body"]]
+        assert len(set(ids)) == len(ids)
+        for field in content["body"]:
+            assert field["type"] in ("input", "textarea", "dropdown", "checkboxes", "markdown")
+            assert field["attributes"]["label"]
+
+
+def test_workflows_call_make_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    called = {}
+    for name in ("ci", "release"):
+        (job,) = read(f".github/workflows/{name}.yml")["jobs"].values()
+        steps = [step["run"] for step in job["steps"] if "run" in step]
+        called[name] = [step.split()[1] for step in steps if step.startswith("make ")]
+        assert set(called[name]) <= targets
+    assert called["release"] == ["dist"]
+    local = re.findall(r"^make ([a-z-]+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    check = re.search(r"^check: ([a-z -]+?)  ##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert check is not None
+    assert local == called["ci"] == check[1].split()
+
+
+@pytest.mark.parametrize(("tag", "right"), [(f"v{flextopo.__version__}", True), ("v0.0.9", False)])
+def test_a_release_refuses_a_tag_that_is_not_the_version(tag: str, right: bool) -> None:
+    steps = read(".github/workflows/release.yml")["jobs"]["build"]["steps"]
+    (command,) = [step["run"] for step in steps if "GITHUB_REF_NAME" in step.get("run", "")]
+    script = f"export GITHUB_REF_NAME={shlex.quote(tag)}; {command}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, check=False)
+    assert (done.returncode == 0) == right
+
+
+def test_nothing_is_uploaded_to_a_registry() -> None:
+    text = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    assert not re.search(r"twine upload|pypi-publish|id-token", text)
