@@ -169,7 +169,7 @@ class Panel {
     const node = element("button", { type: "button", title: "Show this candidate", "aria-label": `Show the candidate on node ${candidate.node}`, disabled: now ? null : "" }, String(candidate.node));
     const point = (to) => { if (now) { this.pointed = to; this.draw(); } };
     const cells = [
-      element("th", { scope: "row" }, node, name),
+      element("th", { scope: "row" }, node, " ", name),
       element("td", { class: "victims" }, this.victims(candidate)),
       element("td", { class: "words" }, ["NUMA", "socket", "cross"][candidate.level], candidate.deficit ? element("span", { class: "minus", title: DEFICITS[candidate.deficit] }, ` −${candidate.deficit}`) : ""),
       element("td", {}, candidate.discarded_gpu_h.toFixed(2)),
@@ -196,7 +196,7 @@ class Panel {
 
   waitRow(choice) {
     const chosen = choice.chosen === null;
-    const name = element("th", { scope: "row", colspan: "5" }, "do not preempt now", chosen ? element("span", { class: "chosen" }, "taken") : "");
+    const name = element("th", { scope: "row", colspan: "5" }, "do not preempt now ", chosen ? element("span", { class: "chosen" }, "taken") : "");
     return element("tr", { class: chosen ? "taken" : null, "aria-current": chosen ? "true" : null }, name, element("td", {}, choice.wait_score.toFixed(2)));
   }
 }
