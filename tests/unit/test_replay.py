@@ -16,9 +16,10 @@ from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.pods import Pod, TopologyRequirement
 from flextopo.cluster.selector import AlignmentFilter, Candidate
+from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.simulator import Simulator
 from flextopo.cluster.state import ClusterState
-from flextopo.envs.scene import occupants
+from flextopo.envs.scene import LETTERS, occupants
 from flextopo.policies.runtime import zoo_names
 from flextopo.train.compare import ComparisonConfig, open_game, play, summarise
 from flextopo.train.compare import run as run_comparison
@@ -86,6 +87,33 @@ def test_frames_are_the_states() -> None:
     times = {frame.time_s for frame in recording.frames}
     arrivals = tape.arrive_s[(tape.arrive_s >= 0) & (tape.arrive_s < tape.end_s)]
     assert set(arrivals.tolist()) <= times
+
+
+def test_every_event_of_a_tape_by_hand_has_its_frame() -> None:
+    tape = tapes.hand_tape(
+        [
+            {"arrive_s": 10, "gpus": 2, "duration_s": 1000},
+            {"arrive_s": 11, "gpus": 2, "duration_s": 1000},
+            {"arrive_s": 12, "gpus": 2, "depart_s": 60, "start_s": 5},
+        ],
+        end_s=100,
+    )
+    made = record(Simulator(tape, Fleet((tapes.DUO,), (0,))), GreedyCost())
+    b, o, n = (LETTERS.index(letter) for letter in "bOn")
+    assert [(frame.moment, frame.changes) for frame in made.frames] == [
+        ((0, START), ()),
+        ((10, 3), ((0, 0, b), (1, 0, b))),
+        ((11, 3), ((2, 1, b), (3, 1, b))),
+        ((12, 0), ()),  # the online pod is first in the scheduling order
+        ((12, 3), ((2, 2, n), (3, 2, n))),
+        ((42, 3), ((2, 2, o), (3, 2, o))),  # after the grace period
+        ((47, 3), ()),  # it serves
+        ((60, 3), ((2, 1, b), (3, 1, b))),  # it leaves, and its victim starts again
+        ((100, 3), ()),
+    ]
+    assert [frame.online_wait for frame in made.frames] == [0, 0, 0, 2, 2, 0, 0, 0, 0]
+    assert [frame.batch_wait for frame in made.frames] == [0, 0, 0, 0, 0, 2, 2, 0, 0]
+    assert made.choices[12, 0].taken == (0, frozenset({1}))
 
 
 def test_the_loss_adds_up_and_jumps_only_at_decisions() -> None:
