@@ -3,6 +3,7 @@
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -127,7 +128,7 @@ def test_text_fits_a_terminal_with_16_gpus_a_server() -> None:
 
 
 def test_a_recorder_of_frames_works() -> None:
-    env = gym.wrappers.RenderCollection(PreemptionEnv("2*a100", render_mode="rgb_array"))
+    env: Any = gym.wrappers.RenderCollection(PreemptionEnv("2*a100", render_mode="rgb_array"))
     env.reset(seed=0)
     for _ in range(3):
         env.step(0)
@@ -140,7 +141,9 @@ def test_a_recorder_of_frames_works() -> None:
 def test_record_video_writes_a_film(tmp_path: Path) -> None:
     pytest.importorskip("moviepy", reason="moviepy is not installed")
     inner = PreemptionEnv("2*a100", render_mode="rgb_array")
-    env = gym.wrappers.RecordVideo(inner, str(tmp_path / "films"), video_length=6, disable_logger=True)
+    env: Any = gym.wrappers.RecordVideo(
+        inner, str(tmp_path / "films"), video_length=6, disable_logger=True
+    )
     env.reset(seed=0)
     for _ in range(6):
         env.step(0)
