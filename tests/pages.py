@@ -91,11 +91,12 @@ class Reader:
 
     Args:
         folder: where files are saved and commands run; must be the working directory.
-        small: run commands with the sizes of `SMALLER`, whose output then says nothing.
+        small: run commands with the sizes of `SMALLER`, whose output then says nothing, nor does
+            that of later commands, which may read what they wrote.
     """
 
     def __init__(self, folder: Path, small: bool) -> None:
-        self.folder, self.small = folder, small
+        self.folder, self.small, self.exact = folder, small, True
         self.names: dict[str, Any] = {"__name__": "page"}
         if not (folder / "examples").exists():
             (folder / "examples").symlink_to(ROOT / "examples")
@@ -119,14 +120,12 @@ class Reader:
             return said.getvalue()
         if block.language != "bash":
             return None
-        exact = [self._run(words, said) for words in commands(block.text)]
-        return said.getvalue() if all(exact) else None
+        for words in commands(block.text):
+            self._run(words, said)
+        return said.getvalue() if self.exact else None
 
-    def _run(self, words: list[str], said: io.StringIO) -> bool:
-        """Run a command; return whether it was run as it stands on the page."""
-        if words[0] == "make":
-            check_command(words)
-            return False
+    def _run(self, words: list[str], said: io.StringIO) -> None:
+        """Run a command, smaller if that is asked for."""
         if words[0] == "python":
             command = [sys.executable, *words[1:]]
             path = os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
@@ -136,17 +135,17 @@ class Reader:
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
             said.write(done.stdout)
-            return True
+            return
         assert words[0] == "flextopo", f"{words[0]}: the block is not marked with {NOT_RUN!r}"
         check_command(words)
         smaller = make_smaller(words[1:]) if self.small else words[1:]
+        self.exact = self.exact and smaller == words[1:]
         with redirect_stdout(said):
             try:
                 main(smaller)
             except SystemExit as stop:  # the command line always ends with one
                 if stop.code:
                     raise AssertionError(f"{words}: exit status {stop.code}") from None
-        return smaller == words[1:]
 
 
 def with_output(page: str, folder: Path, small: bool = False) -> str:
