@@ -51,6 +51,8 @@ def _scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run_and_print_what_the_page_says(page: str, tmp_path: Path) -> None:
     text = (DOCS / page).read_text()
+    if "flextopo train" in text or "import torch" in text:
+        pytest.importorskip("sb3_contrib")
     assert with_output(text, tmp_path, small=True) == text
 
 
