@@ -35,7 +35,7 @@ def one_of_each() -> ClusterState:
         Pod(6, "c", 0, 2, 100),
     ]
     state = ClusterState.from_pods([WIDE, tapes.DUO], [1, 0], pods)
-    places = ([0], [2, 3], [5], [15], [6, 7, 8], [9], [])
+    places: tuple[list[int], ...] = ([0], [2, 3], [5], [15], [6, 7, 8], [9], [])
     for pod, gpus in enumerate(places):
         state.start(pod, 1, gpus)
     state.arrays.live["status"][2], state.arrays.live["status"][5] = NOMINATED, TERMINATING

@@ -16,8 +16,14 @@ class ClusterDrawing {
 
   // As few columns as keep the cluster no higher than half of the window, as large as they allow.
   resize() {
+    const room = this.canvas.parentElement, width = room.clientWidth;
+    this.fit(width);
+    if (room.clientWidth < width) this.fit(room.clientWidth); // a scroll bar has come
+    room.tabIndex = room.scrollHeight > room.clientHeight ? 0 : -1;
+  }
+
+  fit(width) {
     const { scene, numNodes } = this.tape;
-    const width = this.canvas.parentElement.clientWidth;
     const highest = Math.max(300, 0.52 * window.innerHeight);
     const wide = scene.tile_width + scene.gap, high = scene.tile_height + scene.gap;
     let columns = 0, scale, rows;
@@ -48,7 +54,7 @@ class ClusterDrawing {
     return [...at, Math.round((left + x + width) * s) - at[0], Math.round((top + y + height) * s) - at[1]];
   }
 
-  // `marked`: {node, gpuMask, victims, other}; `other` is the other side, where it is to compare.
+  // `marked` is {node, gpuMask, victims}; `other` is the side to compare with. Either may be missing.
   draw(marked, other) {
     const { context, tape, recording } = this, { scene, first } = tape;
     const colour = colours();
@@ -77,7 +83,7 @@ class ClusterDrawing {
         if (other && other.pods[at] !== recording.pods[at]) this.drawDot(cell, paint.dot, paint["dot-edge"]);
       });
     }
-    if (marked) this.drawChoice(marked, paint.ink, uses[0]);
+    if (marked) this.drawChoice(marked, paint);
   }
 
   drawMark(mark, [x, y, width, height], paper) {
@@ -110,12 +116,12 @@ class ClusterDrawing {
     context.fillRect(x + width - size, y + height - size, size, size);
   }
 
-  drawChoice({ node, gpuMask, victims }, ink, paper) {
+  drawChoice({ node, gpuMask, victims }, paint) {
     const { context, tape, recording } = this, { scene, first } = tape;
     const origin = this.origin(node), tile = scene.tiles[scene.node_model[node]];
     const frame = (box, grow, thickness) => {
       const [x, y, width, height] = this.place(origin, box), d = grow * this.ratio;
-      context.strokeStyle = ink;
+      context.strokeStyle = paint.ink;
       context.lineWidth = thickness * this.ratio;
       context.strokeRect(x - d, y - d, width + 2 * d, height + 2 * d);
     };
@@ -125,11 +131,20 @@ class ClusterDrawing {
       const there = tape.nodeOf(at);
       const box = scene.tiles[scene.node_model[there]].gpus[at - first[there]];
       const cell = this.place(this.origin(there), box), inset = Math.round(cell[2] / 5);
-      this.cross(cell, paper, Math.max(2, cell[2] / 4), inset);
-      this.cross(cell, ink, Math.max(1, cell[2] / 9), inset);
+      this.cross(cell, paint["dot-edge"], Math.max(2, cell[2] / 4), inset);
+      this.cross(cell, paint.dot, Math.max(1, cell[2] / 9), inset);
     });
     tile.gpus.forEach((box, gpu) => { if ((gpuMask >> gpu) & 1) frame(box, 0.5, 2); });
     frame([0, 0, scene.tile_width, scene.tile_height], -0.75, 1.5);
+  }
+
+  // Bring a node into view where the cluster is higher than its room.
+  reveal(node) {
+    const room = this.canvas.parentElement, { scene } = this.tape;
+    const top = this.origin(node)[1] * this.scale, bottom = top + scene.tile_height * this.scale;
+    if (top < room.scrollTop || bottom > room.scrollTop + room.clientHeight) {
+      room.scrollTop = (top + bottom - room.clientHeight) / 2;
+    }
   }
 
   // The GPU under a point of the page, -1 = none.

@@ -26,7 +26,7 @@ class Panel {
     const total = element("p", { class: "total" }, this.total, ` of ${tape.demanded.toFixed(0)} GPU-h demanded`);
     this.section = element("section", { class: `side ${letter}`, "aria-labelledby": `side-${letter}` },
       element("header", {}, heading, total), this.account(),
-      element("div", { class: "cluster" }, this.canvas), this.caption, this.decision);
+      element("div", { class: "cluster", role: "group", "aria-label": `Servers under ${this.side.name}` }, this.canvas), this.caption, this.decision);
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerdown", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => { this.hovered = -1; this.writeCaption(); });
@@ -87,6 +87,7 @@ class Panel {
       victims: [...candidate.victims, ...candidate.stopped],
     };
     this.drawing.draw(marked, this.other);
+    if (marked) this.drawing.reveal(marked.node);
   }
 
   writeCaption() {
@@ -137,7 +138,7 @@ class Panel {
 
   question(choice) {
     const pod = choice.pod, waited = choice.waited_s > 0 ? `, pending for ${duration(choice.waited_s)}` : "";
-    return `${this.tape.podName(pod)} fits nowhere${waited}: ${this.tape.describePod(pod)}.`;
+    return `${this.tape.podName(pod)} fits nowhere${waited}: ${this.tape.describePod(pod, false)}.`;
   }
 
   answer(choice) {
@@ -153,7 +154,7 @@ class Panel {
   table(choice, now) {
     const columns = ["node", "victims", "level", "discarded", "cost"];
     if (this.side.scores) columns.push(this.side.scores);
-    const head = element("tr", {}, ...columns.map((name) => element("th", { scope: "col" }, name)));
+    const head = element("tr", {}, ...columns.map((name) => element("th", { scope: "col" }, name.replace(/ (?=\S+$)/, "\u00a0"))));
     const rows = choice.shown.map((candidate, i) => this.row(choice, candidate, i, now));
     if (choice.wait_score !== null) rows.push(this.waitRow(choice));
     const rest = choice.candidates - choice.shown.length;

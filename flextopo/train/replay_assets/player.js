@@ -29,6 +29,7 @@ class Player {
     click("previous-difference", () => this.jump(moments, -1));
     click("next-difference", () => this.jump(moments, 1));
     byId("previous-difference").parentElement.hidden = moments.length === 0;
+    byId("difference-keys").hidden = moments.length === 0;
     this.slider.addEventListener("input", () => this.setTime(Number(this.slider.value)));
     document.addEventListener("keydown", (event) => this.key(event));
     window.addEventListener("resize", () => this.resize());

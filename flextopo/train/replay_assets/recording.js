@@ -144,8 +144,8 @@ class Tape {
     return `${this.pods.online[pod] ? "online" : "batch"}/${pod}`;
   }
 
-  // What a pod asks for and how it may be evicted.
-  describePod(pod) {
+  // What a pod asks for and, unless that is left out, whether it is ever a victim.
+  describePod(pod, withEviction = true) {
     const { gpus, cores, online, requirement, batch_class, checkpoint_s, preemptible } = this.pods;
     const parts = [count(gpus[pod], "GPU"), count(cores[pod], "core")];
     if (online[pod]) parts.push(["no requirement", "best-effort", "guaranteed"][requirement[pod]]);
@@ -157,7 +157,7 @@ class Tape {
     }
     if (this.pods.group[pod] >= 0) parts.push(`PodGroup ${this.pods.group[pod]}`);
     if (this.pods.pdb[pod] >= 0) parts.push("disruption budget");
-    if (!preemptible[pod]) parts.push("never a victim");
+    if (withEviction && !preemptible[pod]) parts.push("never a victim");
     return parts.join(", ");
   }
 }
