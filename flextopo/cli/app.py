@@ -12,7 +12,7 @@ import typer
 
 import flextopo
 from flextopo.cli import export, replay, reproduce, serving, sweep, topology
-from flextopo.cli.terminal import RayAddress, format_table, num_workers, progress
+from flextopo.cli.terminal import RayAddress, format_table, needing, num_workers, progress
 from flextopo.cluster.captures import TopologyWarning
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.output_files import make_folder, write_whole
@@ -173,7 +173,8 @@ def train(
     if resume and algorithm != "ppo":
         raise FlextopoError("--resume with imitation; legal: with ppo")
     if algorithm == "imitation":
-        from flextopo.train.imitation import ImitationConfig, train_imitation
+        with needing("train"):
+            from flextopo.train.imitation import ImitationConfig, train_imitation
 
         imitation = ImitationConfig(seed=seed)
         if tapes is not None:
@@ -182,7 +183,8 @@ def train(
             imitation = replace(imitation, rounds=rounds)
         policy = train_imitation(imitation, out, num_workers(workers), typer.echo)
     else:
-        from flextopo.train.ppo import PPOConfig, train_ppo
+        with needing("train"):
+            from flextopo.train.ppo import PPOConfig, train_ppo
 
         config = PPOConfig(
             servers=servers, timesteps=timesteps, seed=seed, start=start, threads=threads

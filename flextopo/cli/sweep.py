@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flextopo.cli.terminal import RayAddress, format_table, num_workers, progress
+from flextopo.cli.terminal import RayAddress, format_table, needing, num_workers, progress
 from flextopo.cluster.output_files import make_folder, write_whole
 
 
@@ -52,7 +52,7 @@ def sweep(
         seed=seed,
     )
     try:
-        with progress("searching") as done:
+        with needing("train,sweep"), progress("searching") as done:
             found = run_sweep(config, out, num_workers(workers), ray, done)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the study is kept; the same command goes on with it") from None

@@ -58,3 +58,20 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Tell in one sentence which extra of the package an import inside needs.
+
+    Raises:
+        FlextopoError: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "flextopo").partition(".")[0] == "flextopo":
+            raise
+        raise FlextopoError(
+            f"{error.name} is not installed; legal: pip install 'flextopo[{extra}]'"
+        ) from None

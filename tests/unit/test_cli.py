@@ -186,3 +186,16 @@ def test_training_without_options_trains_what_is_shipped(
     assert run(*arguments) == 0
     assert (asked[1].tapes, asked[1].rounds) == (7, 2)
     assert run(*arguments[:3], "--rounds", "0") == 2
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_missing_extra_is_one_sentence(command: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['sb3_contrib'] = None; from flextopo.cli.app import main; main()"
+    )
+    arguments = [sys.executable, "-c", code, command, "--out", "run"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: sb3_contrib is not installed; legal: pip install")
+    assert "[train" in done.stderr
+    assert done.stderr.count("\n") == 1

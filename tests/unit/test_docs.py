@@ -19,8 +19,9 @@ from flextopo.baselines.registry import SELECTORS
 from flextopo.cluster.features import CANDIDATE_FEATURES, CLUSTER_FEATURES, PREEMPTOR_FEATURES
 from flextopo.cluster.loss import LOSS_TERMS
 from flextopo.cluster.metrics import METRICS
+from flextopo.envs.core import observation_space
 from flextopo.envs.preemption import PreemptionEnv
-from flextopo.train.reference import REFERENCE, SIGNED, feature_range
+from flextopo.train.reference import REFERENCE, SIGNED, feature_range, section
 from flextopo.train.report import fill
 
 DOCS = ROOT / "docs"
@@ -102,6 +103,15 @@ def test_the_reference_names_everything_in_info() -> None:
     assert set(info) <= set(named)
     assert set(info["metrics"]) == set(METRICS)
     assert set(info["loss"]) == set(LOSS_TERMS)
+
+
+def test_the_docstring_states_the_sizes_of_the_observation() -> None:
+    shapes = {name: box.shape for name, box in observation_space(7).items()}
+    stated = dict(re.findall(r"`(\w+)` \((.+?)\)", section("Observation Space")))
+    sizes = {"K": 7, "K + 1": 8}
+    for name, shape in shapes.items():
+        words = [word.strip() for word in stated[name].split(",") if word.strip()]
+        assert tuple(sizes.get(word) or int(word) for word in words) == shape, name
 
 
 def test_features_lie_in_the_ranges_that_the_reference_states() -> None:
