@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flextopo.cli.terminal import progress
-from flextopo.cluster.seeds import VALIDATION
+from flextopo.cli import completion
+from flextopo.cli.compare import Batch, Services, Set
+from flextopo.cli.configuration import COMPARISON, SCENARIO, WORKLOAD
+from flextopo.cli.terminal import JsonPath, progress, results_to
 
 if TYPE_CHECKING:
     from flextopo.train.compare import ComparisonConfig
@@ -22,32 +24,47 @@ def replay(
     ] = None,
     selector: Annotated[
         list[str] | None,
-        typer.Option("--selector", "-s", help="A selector or policy; once or twice."),
+        typer.Option(
+            "--selector",
+            "-s",
+            help="A selector or policy; once or twice.",
+            autocompletion=completion.selectors,
+        ),
     ] = None,
-    servers: Annotated[str | None, typer.Option(help="Such as 16*rtx4090; else as saved.")] = None,
+    servers: Annotated[
+        str | None,
+        COMPARISON.option("servers", more="Else as saved.", autocompletion=completion.servers),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Of the tape; else where the saved results differ most, or 1000000."),
     ] = None,
-    services: Annotated[str | None, typer.Option(help="Trace of online demand.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Trace of batch jobs.")] = None,
-    peak: Annotated[float | None, typer.Option(help="Online peak, share of all GPUs.")] = None,
-    load: Annotated[float | None, typer.Option(help="Batch load, share of all GPUs.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Simulated hours.")] = None,
-    admission: Annotated[str | None, typer.Option(help="best-effort or restricted.")] = None,
+    services: Services = None,
+    batch: Batch = None,
+    peak: Annotated[float | None, WORKLOAD.option("online_peak_share")] = None,
+    load: Annotated[float | None, WORKLOAD.option("batch_load")] = None,
+    hours: Annotated[float | None, WORKLOAD.option("horizon_h")] = None,
+    settings: Set = None,
+    admission: Annotated[
+        str | None, SCENARIO.option("admission", autocompletion=completion.admissions)
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path(
         "results/replay.html"
     ),
+    json_path: JsonPath = None,
 ) -> None:
-    """Write an HTML page that replays a tape: the cluster, every decision, and why.
+    """Replay a tape on an HTML page: every decision, and why.
 
     With two selectors they play the same tape side by side. Of saved results it takes servers,
     workload, scenario and traces, and by default the policy, the reference, and the seed on which
     their losses differ most; options go before what is saved.
 
-    Examples: `flextopo replay -s deepset-imitation -s greedy-cost -o day.html`,
-    `flextopo replay results/compare.json`, `flextopo replay docs/results/a100.json -s exact`.
+    Examples:
+        flextopo replay results/compare.json
+        flextopo replay results/compare.json -s exact --seed 2000000
+        flextopo replay -s deepset-imitation -s greedy-cost -o day.html
     """
+    from flextopo.cluster.seeds import VALIDATION
     from flextopo.policies.runtime import zoo_names
     from flextopo.train.compare import REFERENCE, ComparisonConfig
     from flextopo.train.replay_page import write_replay
@@ -62,19 +79,32 @@ def replay(
         names = names or interesting_selectors(saved)
         seed = interesting_seed(saved, names) if seed is None else seed
     names = names or (*zoo_names()[:1], REFERENCE)
-    config = _override(config, servers, services, batch, peak, load, hours, admission)
-    with progress("recording") as done:
-        written = write_replay(
-            config, names, VALIDATION.start if seed is None else seed, output, done
+    seed = VALIDATION.start if seed is None else seed
+    workload = {"online_peak_share": peak, "batch_load": load, "horizon_h": hours}
+    given = {name: value for name, value in workload.items() if value is not None}
+    given.update(WORKLOAD.parse(settings or ()))
+    config = _override(config, servers, services, batch, given, admission)
+    with results_to(json_path) as write:
+        with progress("recording") as done:
+            written = write_replay(config, names, seed, output, done)
+        played = [
+            (recording.name, len(recording.choices), recording.metrics["weighted_loss"])
+            for recording in written.recordings
+        ]
+        keys = ("selector", "decisions", "weighted_loss")
+        write(
+            {
+                "replay": str(output),
+                "seed": seed,
+                "recordings": [dict(zip(keys, row, strict=True)) for row in played],
+                "differences": len(written.found) if len(played) > 1 else None,
+            }
         )
-    for recording in written.recordings:
-        typer.echo(
-            f"{recording.name}: {len(recording.choices)} decisions, "
-            f"weighted loss {100 * recording.metrics['weighted_loss']:.2f} %"
-        )
-    if len(written.recordings) > 1:
-        typer.echo(f"{len(written.found)} differences")
-    typer.echo(f"replay: {output} ({written.size_bytes / 1e6:.1f} MB)")
+        for name, decisions, loss in played:
+            typer.echo(f"{name}: {decisions} decisions, weighted loss {100 * loss:.2f} %")
+        if len(played) > 1:
+            typer.echo(f"{len(written.found)} differences")
+        typer.echo(f"replay: {output} ({written.size_bytes / 1e6:.1f} MB)")
 
 
 def _override(
@@ -82,16 +112,11 @@ def _override(
     servers: str | None,
     services: str | None,
     batch: str | None,
-    peak: float | None,
-    load: float | None,
-    hours: float | None,
+    workload: dict[str, Any],
     admission: str | None,
 ) -> ComparisonConfig:
     """Return the configuration with the options that were given."""
-    workload = {"online_peak_share": peak, "batch_load": load, "horizon_h": hours}
-    given: dict[str, Any] = {name: v for name, v in workload.items() if v is not None}
-    if given:
-        config = replace(config, workload=replace(config.workload, **given))
+    config = replace(config, workload=replace(config.workload, **workload))
     if admission is not None:
         config = replace(config, scenario=replace(config.scenario, admission=admission))
     if services is not None or batch is not None:

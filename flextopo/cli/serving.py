@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from flextopo.cli import completion
+from flextopo.cli.terminal import JsonPath, needing, progress, results_to
 from flextopo.cluster.errors import FlextopoError
 
 FALLBACK = "flextopo-best-effort"
-Selector = Annotated[str, typer.Option(help="Selector, policy, or the folder of one.")]
+Selector = Annotated[
+    str,
+    typer.Option(
+        help="Selector, policy, or the folder of one.", autocompletion=completion.selectors
+    ),
+]
 
 
 def decide(
     snapshot: Annotated[Path, typer.Argument(help="JSON file: servers, pods, preemptor.")],
     selector: Selector = "flextopo",
+    json_path: JsonPath = None,
 ) -> None:
-    """Decide about one snapshot of a cluster; prints the decision as JSON.
+    """Choose victims for one snapshot of a cluster.
 
-    Example: `flextopo decide snapshot.json --selector deepset-imitation`.
+    Prints the decision as JSON, indented; `--json` in one line, or into a file.
+
+    Examples:
+        flextopo decide snapshot.json
+        flextopo decide snapshot.json --selector deepset-imitation --json decision.json
     """
     import msgspec
 
@@ -31,10 +43,13 @@ def decide(
         body = snapshot.read_bytes()
     except OSError as error:
         raise FlextopoError(f"{snapshot}: {error.strerror}") from None
-    found = snapshots.decide(
-        snapshots.decode(body), find_selector(selector), make_selector(FALLBACK)
-    )
-    typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+    with results_to(json_path) as write:
+        with progress("deciding"):
+            found = snapshots.decide(
+                snapshots.decode(body), find_selector(selector), make_selector(FALLBACK)
+            )
+        write(msgspec.to_builtins(found))
+        typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
 
 
 def serve(
@@ -63,11 +78,15 @@ def serve(
         Path | None, typer.Option(help="Who signs clients' certificates, PEM; they must show one.")
     ] = None,
 ) -> None:
-    """Serve a selector: kube-scheduler's extender verbs, POST /v1/decide, health, metrics.
+    """Serve a selector to kube-scheduler, over HTTP.
 
-    Without --snapshot and --kube only /v1/decide is answered.
+    Answers the verbs of kube-scheduler's extenders, POST /v1/decide, health and metrics; without
+    --snapshot and --kube only /v1/decide.
 
-    Examples: `flextopo serve --snapshot cluster.json`, `flextopo serve --kube --shadow`.
+    Examples:
+        flextopo serve --snapshot cluster.json
+        flextopo serve --kube --shadow
+        flextopo serve --kube --selector flextopo --budget-ms 100
     """
     from flextopo.baselines.registry import LOOKAHEAD, make_selector
     from flextopo.policies.selectors import find_selector
@@ -82,10 +101,8 @@ def serve(
         raise FlextopoError("--kube with --snapshot; legal: one of them")
     if controller and not kube:
         raise FlextopoError("--controller without --kube; legal: with it")
-    try:
+    with needing("serve"):
         from flextopo.policies.serving.server import Listen, Plan, start
-    except ImportError as error:
-        raise FlextopoError(f"{error.name} is not installed; legal: flextopo[serve]") from None
     start(
         Plan(
             selector=find_selector(selector),
@@ -102,17 +119,34 @@ def serve(
 
 def shadow_report(
     log: Annotated[Path, typer.Argument(help="Log of flextopo serve --shadow.")],
+    json_path: JsonPath = None,
 ) -> None:
-    """Compare kube-scheduler's victims with those that the selector would have taken.
+    """Compare kube-scheduler's victims with the selector's.
 
-    Example: `flextopo shadow-report shadow.log`.
+    Reads the log of `flextopo serve --shadow`; prints a table in Markdown.
+
+    Examples:
+        flextopo shadow-report shadow.log
+        flextopo shadow-report shadow.log --json
     """
     from flextopo.policies.serving.shadow import report
 
     try:
-        with log.open() as lines:
-            typer.echo(report(lines, str(log)))
+        with results_to(json_path) as write, log.open() as lines:
+            table = report(lines, str(log))
+            write(_rows(table))
+            typer.echo(table)
     except OSError as error:
         raise FlextopoError(f"{log}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise FlextopoError(f"{log}: no text; legal: the log of flextopo serve --shadow") from None
+
+
+def _rows(table: str) -> dict[str, Any]:
+    """Return a report's table by row, and its last sentence."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    rows = {
+        name.strip(): {"kube-scheduler": float(ours), "selector": float(theirs)}
+        for name, ours, theirs in lines[2:]
+    }
+    return {"rows": rows, "note": table.splitlines()[-1]}

@@ -4,65 +4,87 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flextopo.cli.terminal import RayAddress, format_table, needing, num_workers, progress
+from flextopo.cli import completion
+from flextopo.cli.configuration import ALGORITHMS, SWEEP
+from flextopo.cli.terminal import (
+    JsonPath,
+    RayAddress,
+    Workers,
+    format_table,
+    needing,
+    num_workers,
+    progress,
+    results_to,
+)
+from flextopo.cli.train import Algorithm, Set
+from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.output_files import make_folder, write_whole
 
 
 def sweep(
-    algorithm: Annotated[str, typer.Option(help="ppo or imitation.")] = "ppo",
-    search: Annotated[
-        str, typer.Option(help="Fields of its configuration, joined by commas.")
-    ] = "learning_rate,entropy",
-    trials: Annotated[int, typer.Option(help="Trainings in all.")] = 8,
-    budget: Annotated[
-        int, typer.Option(help="Decisions (ppo) or tapes a round (imitation) of a trial.")
-    ] = 20_000,
-    servers: Annotated[str, typer.Option(help="Cluster of the tapes that judge.")] = "16*rtx4090",
-    tapes: Annotated[int, typer.Option(help="Validation tapes that judge a trial.")] = 16,
-    batch: Annotated[int, typer.Option(help="Trials drawn at a time; at most so many run.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the search and of every training.")] = 0,
-    workers: Annotated[
-        int, typer.Option(help="Processes; 0 = one a core. No number depends on it.")
-    ] = 0,
+    algorithm: Algorithm = SWEEP.defaults["algorithm"],
+    search: Annotated[str, SWEEP.option("search", more="Joined by commas.")] = "",
+    trials: Annotated[int, SWEEP.option("trials")] = SWEEP.defaults["trials"],
+    budget: Annotated[int, SWEEP.option("budget")] = SWEEP.defaults["budget"],
+    servers: Annotated[
+        str, SWEEP.option("judged_on", autocompletion=completion.servers)
+    ] = SWEEP.defaults["judged_on"],
+    tapes: Annotated[int, SWEEP.option("tapes")] = SWEEP.defaults["tapes"],
+    batch: Annotated[int, SWEEP.option("batch")] = SWEEP.defaults["batch"],
+    seed: Annotated[int, SWEEP.option("seed")] = SWEEP.defaults["seed"],
+    settings: Set = None,
+    workers: Workers = 0,
     ray: RayAddress = None,
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/sweep"),
+    json_path: JsonPath = None,
 ) -> None:
-    """Search hyper-parameters; the same command goes on with a study that was interrupted.
+    """Search hyper-parameters, in a study that can go on.
 
-    Examples: `flextopo sweep --trials 16 --out runs/sweep`, `flextopo sweep --algorithm imitation
-    --budget 60 --search learning_rate,hidden`.
+    The same command goes on with a study that was interrupted. --servers judge; ppo also trains on
+    them.
+
+    Examples:
+        flextopo sweep --trials 16 --out runs/sweep
+        flextopo sweep --algorithm imitation --budget 60 --search learning_rate,hidden
+        flextopo sweep --search entropy --set epochs=8 --ray local
     """
     from flextopo.train.results import versions
     from flextopo.train.sweep import SweepConfig, run_sweep
 
-    fixed: dict[str, Any] = {"servers": servers} if algorithm == "ppo" else {}
-    config = SweepConfig(
-        algorithm=algorithm,
-        search=tuple(name.strip() for name in search.split(",") if name.strip()),
-        trials=trials,
-        budget=budget,
-        fixed=fixed,
-        judged_on=servers,
-        tapes=tapes,
-        batch=batch,
-        seed=seed,
-    )
-    try:
-        with needing("train,sweep"), progress("searching") as done:
-            found = run_sweep(config, out, num_workers(workers), ray, done)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the study is kept; the same command goes on with it") from None
-    table = [["trial", *config.search, "weighted\nloss %"]]
-    for trial in sorted(found["trials"], key=lambda trial: trial["loss"]):
-        drawn = [f"{trial['drawn'][name]:.4g}" for name in config.search]
-        table.append([str(trial["number"]), *drawn, f"{100 * trial['loss']:.3f}"])
-    typer.echo(format_table(table))
-    make_folder(out)
-    path = out / "sweep.json"
-    write_whole(path, (json.dumps({**found, "versions": versions()}, indent=1) + "\n").encode())
-    best = found["best"]["number"]
-    typer.echo(f"results: {path}\nbest policy: {out / 'trials' / f'{best:04d}' / 'policy'}")
+    if algorithm not in ALGORITHMS:
+        raise UnknownNameError("algorithm", algorithm, list(ALGORITHMS))
+    with results_to(json_path) as write:
+        with needing("train,sweep"):
+            fixed = {"servers": servers} if algorithm == "ppo" else {}
+            config = SweepConfig(
+                algorithm=algorithm,
+                search=tuple(name.strip() for name in search.split(",") if name.strip()),
+                trials=trials,
+                budget=budget,
+                fixed={**fixed, **ALGORITHMS[algorithm].parse(settings or ())},
+                judged_on=servers,
+                tapes=tapes,
+                batch=batch,
+                seed=seed,
+            )
+        try:
+            with needing("train,sweep"), progress("searching") as done:
+                found = run_sweep(config, out, num_workers(workers), ray, done)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the study is kept; the same command goes on with it") from None
+        make_folder(out)
+        path = out / "sweep.json"
+        results = {**found, "versions": versions()}
+        write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
+        write(results)
+        table = [["trial", *config.searched, "weighted\nloss %"]]
+        for trial in sorted(found["trials"], key=lambda trial: trial["loss"]):
+            drawn = [f"{trial['drawn'][name]:.4g}" for name in config.searched]
+            table.append([str(trial["number"]), *drawn, f"{100 * trial['loss']:.3f}"])
+        typer.echo(format_table(table))
+        best = found["best"]["number"]
+        typer.echo(f"results: {path}\nbest policy: {out / 'trials' / f'{best:04d}' / 'policy'}")

@@ -1,25 +1,37 @@
-"""What commands share on a terminal: tables, progress bars, how many processes."""
+"""What commands say, and where: tables, JSON, progress; how many processes they use."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.output_files import make_folder, write_whole
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+JsonPath = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write the results there as JSON; - prints them instead of text."),
+]
+Workers = Annotated[int, typer.Option(help="Processes; 0 = one a core. No number depends on it.")]
 RayAddress = Annotated[
     str | None,
     typer.Option("--ray", help="Play on a Ray cluster: its address, or local for one of its own."),
 ]
 
 
-def format_table(rows: list[list[str]]) -> str:
-    """Lay the rows out in columns; a heading may have several lines."""
+def format_table(rows: list[list[str]], numbers: bool = True) -> str:
+    """Lay the rows out in columns, numbers to the right; a heading may have several lines."""
     head, *body = rows
     stacked = [cell.split("\n") for cell in head]
     height = max(map(len, stacked))
@@ -28,7 +40,7 @@ def format_table(rows: list[list[str]]) -> str:
     lines = []
     for row in [*heads, *body]:
         first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w)
+            cell.rjust(w) if i and numbers else cell.ljust(w)
             for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("  ".join([first, *rest]).rstrip())
@@ -46,18 +58,89 @@ def num_workers(given: int) -> int:
     return given or len(os.sched_getaffinity(0))
 
 
+class Failed(Exception):
+    """Report in one sentence what was not as it should be; the exit status is 1."""
+
+
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar on a terminal; say nothing in a pipe."""
+def results_to(path: Path | None) -> Iterator[Callable[[Any], None]]:
+    """Yield what takes a command's results and writes them as one JSON document.
+
+    Args:
+        path: a file; `-` = standard output, where nothing else then goes: what is meant for people
+            goes to standard error on a terminal, and else nowhere. None = no JSON.
+
+    Raises:
+        FlextopoError: the file cannot be written.
+    """
+    out = sys.stdout
+
+    def write(results: Any) -> None:
+        text = json.dumps(results, separators=(",", ":"), allow_nan=False) + "\n"
+        if path == Path("-"):
+            out.write(text)
+            out.flush()
+        elif path is not None:
+            write_whole(path, text.encode())
+
+    if path == Path("-"):
+        shown = sys.stderr if sys.stderr.isatty() else None
+        with open(os.devnull, "w") as nowhere, redirect_stdout(shown or nowhere):
+            yield write
+        return
+    # An unwritable place shows before the work, not after.
+    if path is not None:
+        if path.is_dir():
+            raise FlextopoError(f"--json {path}: is a folder; legal: a file to write, or -")
+        make_folder(path.parent)
+    yield write
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Progress | None]:
+    """Show a progress bar on a terminal; nothing in a pipe."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TimeElapsedColumn
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        bar.add_task(what, total=None)
+        yield bar
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar on a terminal, which is told how much of how much is done."""
+    with _bar(what) as bar:
+        if bar is None:
+            yield None
+        else:
+            task = bar.task_ids[0]
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def lines(what: str) -> Iterator[Callable[[str], None]]:
+    """Print lines of work that reports in lines; on a terminal a bar moves with their `2/3`."""
+    with _bar(what) as bar:
+
+        def say(line: str) -> None:
+            if bar is None:
+                typer.echo(line)
+                return
+            if counts := re.search(r"(\d+)/(\d+)", line):
+                done, total = map(int, counts.groups())
+                bar.update(bar.task_ids[0], completed=done, total=total)
+            if sys.stdout.isatty():
+                bar.console.print(line, markup=False, highlight=False)
+            else:
+                typer.echo(line)
+
+        yield say
 
 
 @contextmanager

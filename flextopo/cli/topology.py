@@ -2,92 +2,126 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import networkx as nx
 import typer
 
-from flextopo.cli.topology_drawing import draw_png, tree_text
-from flextopo.cluster.captures import load_server, read_capture
-from flextopo.cluster.detect import detect as detect_machine
+from flextopo.cli import completion
+from flextopo.cli.commands import Command
+from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.server_model import PRESETS, ServerModel
-from flextopo.cluster.topology import (
-    build_graph,
-    format_resource,
-    localize_gpus,
-    server_model_from_graph,
-    write_resource,
-)
 
-app = typer.Typer(no_args_is_help=True, help="Import, show and export the topology of servers.")
+if TYPE_CHECKING:
+    import networkx as nx
 
-Source = Annotated[str, typer.Argument(help="A preset, a file, or `detect` for this machine.")]
+app = typer.Typer(no_args_is_help=True, help="Show, import and export the topology of servers.")
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A preset, a file, or `detect` for this machine.", autocompletion=completion.sources
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write: .yaml, .yml or .json.")
 ]
 Name = Annotated[str, typer.Option("--name", help="Name of the node in the resource.")]
 
 
-@app.command("import")
+@app.command(cls=Command)
+def presets(json_path: JsonPath = None) -> None:
+    """List the servers that are known by name.
+
+    Examples:
+        flextopo topology presets
+        flextopo topology presets --json
+    """
+    with results_to(json_path) as write:
+        write([_describe(model) for model in PRESETS.values()])
+        for model in PRESETS.values():
+            typer.echo(
+                f"{model.name:<10} {model.num_sockets} sockets, {model.num_numa_nodes} NUMA nodes, "
+                f"{model.num_cores} cores, {model.num_gpus} x {model.gpu_name} on NUMA nodes "
+                f"{' '.join(map(str, model.gpu_numa))}"
+            )
+
+
+@app.command(cls=Command)
+def show(
+    source: Source,
+    png: Annotated[Path | None, typer.Option("--png", help="Draw to this PNG file.")] = None,
+    json_path: JsonPath = None,
+) -> None:
+    """Print a server as a tree, or draw it.
+
+    Examples:
+        flextopo topology show rtx4090
+        flextopo topology show node.yaml --png node.png
+        flextopo topology show detect --json
+    """
+    from flextopo.cli.topology_drawing import draw_png
+    from flextopo.cluster.topology import to_resource
+
+    graph = _open(source, "")
+    with results_to(json_path) as write:
+        write(to_resource(graph))
+        if png is None:
+            _print_tree(graph)
+        else:
+            draw_png(graph, png)
+
+
+@app.command(cls=Command)
+def detect(output: Output = None, name: Name = "", json_path: JsonPath = None) -> None:
+    """Read this machine; print it, or write its resource.
+
+    Examples:
+        flextopo topology detect
+        flextopo topology detect -o node.yaml --name node-1
+    """
+    from flextopo.cluster.topology import to_resource, write_resource
+
+    graph = _open("detect", name)
+    with results_to(json_path) as write:
+        write(to_resource(graph))
+        if output is None:
+            _print_tree(graph)
+        else:
+            write_resource(graph, output)
+
+
+@app.command("import", cls=Command)
 def import_captures(
     files: Annotated[list[Path], typer.Argument(help="Files of one server, of any known kind.")],
     output: Output = None,
     name: Name = "",
+    json_path: JsonPath = None,
 ) -> None:
-    """Read captures of one server and write its FlexTopo resource.
+    """Read captures of a server; write its resource.
 
     Kinds: FlexTopo resource, `lscpu -p`, `nvidia-smi topo -m`, hwloc XML, NCCL XML, MLPerf
     numa_config. Give lscpu and nvidia-smi together for cores and GPUs.
+
+    Examples:
+        flextopo topology import lscpu.csv topo.txt -o node.yaml --name node-1
+        flextopo topology import machine.xml
     """
-    _emit(_load(files, name), output)
+    _emit(_load(files, name), output, json_path)
 
 
-@app.command()
-def show(
-    source: Source,
-    png: Annotated[Path | None, typer.Option("--png", help="Draw to this PNG file.")] = None,
+@app.command(cls=Command)
+def export(
+    source: Source, output: Output = None, name: Name = "", json_path: JsonPath = None
 ) -> None:
-    """Print a server as a tree, or draw it."""
-    graph = _open(source, "")
-    if png is None:
-        typer.echo(tree_text(graph), nl=False)
-    else:
-        draw_png(graph, png)
+    """Write a server's FlexTopo resource, as YAML by default.
 
-
-@app.command()
-def export(source: Source, output: Output = None, name: Name = "") -> None:
-    """Write a server's FlexTopo resource, as YAML to standard output by default."""
-    _emit(_open(source, name), output)
-
-
-@app.command()
-def detect(output: Output = None, name: Name = "") -> None:
-    """Read this machine; print it as a tree, or write its FlexTopo resource."""
-    graph = _open("detect", name)
-    if output is None:
-        typer.echo(tree_text(graph), nl=False)
-    else:
-        write_resource(graph, output)
-
-
-@app.command()
-def presets(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """List the servers that are known by name."""
-    if as_json:
-        typer.echo(json.dumps([_describe(model) for model in PRESETS.values()], indent=2))
-        return
-    for model in PRESETS.values():
-        typer.echo(
-            f"{model.name:<10} {model.num_sockets} sockets, {model.num_numa_nodes} NUMA nodes, "
-            f"{model.num_cores} cores, {model.num_gpus} x {model.gpu_name} on NUMA nodes "
-            f"{' '.join(map(str, model.gpu_numa))}"
-        )
+    Examples:
+        flextopo topology export rtx4090
+        flextopo topology export a100 -o node.json --name node-1
+    """
+    _emit(_open(source, name), output, json_path)
 
 
 def _describe(model: ServerModel) -> dict[str, str | int | list[int]]:
@@ -105,9 +139,17 @@ def _describe(model: ServerModel) -> dict[str, str | int | list[int]]:
     }
 
 
+def _print_tree(graph: nx.DiGraph) -> None:
+    from flextopo.cli.topology_drawing import tree_text
+
+    typer.echo(tree_text(graph), nl=False)
+
+
 def _open(source: str, name: str) -> nx.DiGraph:
     """Return the graph of a preset, of this machine or of a file."""
     if source == "detect":
+        from flextopo.cluster.detect import detect as detect_machine
+
         return _build(*detect_machine(), name)
     if source in PRESETS:
         return _build(PRESETS[source], [], name)
@@ -119,6 +161,11 @@ def _open(source: str, name: str) -> nx.DiGraph:
 
 def _load(files: list[Path], name: str) -> nx.DiGraph:
     """Return the graph of a server in files; a resource keeps what its pods hold."""
+    import networkx as nx
+
+    from flextopo.cluster.captures import load_server, read_capture
+    from flextopo.cluster.topology import localize_gpus, server_model_from_graph
+
     found = [read_capture(path) for path in files]
     graphs = [each for each in found if isinstance(each, nx.DiGraph)]
     if not graphs:
@@ -134,6 +181,8 @@ def _load(files: list[Path], name: str) -> nx.DiGraph:
 
 
 def _build(model: ServerModel, warnings: list[str], name: str) -> nx.DiGraph:
+    from flextopo.cluster.topology import build_graph
+
     _warn(warnings)
     return build_graph(model, name or model.name)
 
@@ -143,10 +192,14 @@ def _warn(warnings: list[str]) -> None:
         typer.echo(f"warning: {warning}", err=True)
 
 
-def _emit(graph: nx.DiGraph, output: Path | None) -> None:
-    if output is None:
-        typer.echo(format_resource(graph), nl=False)
-    elif output.is_dir():
-        raise TopologyError(f"{output}: is a folder; legal: a file to write")
-    else:
-        write_resource(graph, output)
+def _emit(graph: nx.DiGraph, output: Path | None, json_path: Path | None) -> None:
+    from flextopo.cluster.topology import format_resource, to_resource, write_resource
+
+    with results_to(json_path) as write:
+        if output is not None and output.is_dir():
+            raise TopologyError(f"{output}: is a folder; legal: a file to write")
+        if output is not None:
+            write_resource(graph, output)
+        write(to_resource(graph))
+        if output is None:
+            typer.echo(format_resource(graph), nl=False)

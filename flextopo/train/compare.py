@@ -35,14 +35,14 @@ class ComparisonConfig:
     """What is compared on what.
 
     Attributes:
-        servers: as `parse_servers` reads them.
-        selectors: names of the registry.
-        policies: names of the zoo, or folders.
+        servers: such as rtx4090x16, 16*a100, 8*rtx4090,8*a100 or 4*FILE; see `parse_servers`.
+        selectors: names of `flextopo list selectors`.
+        policies: shipped ones, or folders of others.
         seeds: how many seeds, each one tape.
         split: where they come from: `comparison`, or `validation` while a policy is developed.
         oracle_seeds: seeds that `oracle-lookahead` and `rollout` play, which cost most; 0 = all.
-        services: trace of online demand, None = the generator.
-        batch: trace of batch jobs, None = the generator; traces go together.
+        services: trace of online demand; without one, the generator's.
+        batch: trace of batch jobs; without one, the generator's; traces go together.
         workload: the generator's parameters.
         scenario: loss weights and node admission.
     """

@@ -63,9 +63,9 @@ class Plan:
     """What is run.
 
     Attributes:
-        kinds: presets of servers; the sensitivity is that of the first.
+        kinds: presets of servers, rtx4090 and a100; the sensitivity is that of the first.
         preemptions: counted in each run of the headline; the other runs count a fifth.
-        seed: of everything.
+        seed: of arrivals and batch pods, the same for all.
     """
 
     kinds: tuple[str, ...] = ("rtx4090", "a100")

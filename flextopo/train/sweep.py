@@ -70,7 +70,7 @@ class SweepConfig:
 
     Attributes:
         algorithm: `ppo` or `imitation`.
-        search: fields of the algorithm's configuration; () = learning rate and entropy.
+        search: fields of the algorithm's configuration; none = learning rate and entropy.
         trials: how many in all.
         budget: decisions (ppo) or tapes a round (imitation) of a trial.
         fixed: other fields of the configuration, such as `servers`; the rest keeps its default.

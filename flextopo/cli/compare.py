@@ -1,0 +1,187 @@
+"""`flextopo compare` and `evaluate`: selectors and policies on the same tapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flextopo.cli import completion
+from flextopo.cli.configuration import COMPARISON, SCENARIO, WORKLOAD
+from flextopo.cli.terminal import (
+    JsonPath,
+    RayAddress,
+    Workers,
+    format_table,
+    num_workers,
+    progress,
+    results_to,
+)
+from flextopo.cluster.output_files import make_folder
+
+if TYPE_CHECKING:
+    from flextopo.train.compare import ComparisonConfig
+
+Servers = Annotated[str, COMPARISON.option("servers", autocompletion=completion.servers)]
+Services = Annotated[str | None, COMPARISON.option("services")]
+Batch = Annotated[str | None, COMPARISON.option("batch")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Set a field of the workload, any number of times; `flextopo list workload`.",
+        autocompletion=completion.workload_fields,
+    ),
+]
+
+
+def compare(
+    servers: Servers = COMPARISON.defaults["servers"],
+    selectors: Annotated[
+        str,
+        COMPARISON.option(
+            "selectors",
+            more="Joined by commas; all = all but rollout.",
+            autocompletion=completion.selector_list,
+        ),
+    ] = "all",
+    policies: Annotated[
+        str,
+        COMPARISON.option(
+            "policies",
+            more="Joined by commas; all or none.",
+            autocompletion=completion.policy_list,
+        ),
+    ] = "all",
+    seeds: Annotated[int, COMPARISON.option("seeds")] = COMPARISON.defaults["seeds"],
+    oracle_seeds: Annotated[int, COMPARISON.option("oracle_seeds")] = COMPARISON.defaults[
+        "oracle_seeds"
+    ],
+    services: Services = None,
+    batch: Batch = None,
+    peak: Annotated[float, WORKLOAD.option("online_peak_share")] = WORKLOAD.defaults[
+        "online_peak_share"
+    ],
+    load: Annotated[float, WORKLOAD.option("batch_load")] = WORKLOAD.defaults["batch_load"],
+    hours: Annotated[float, WORKLOAD.option("horizon_h")] = WORKLOAD.defaults["horizon_h"],
+    settings: Set = None,
+    admission: Annotated[
+        str, SCENARIO.option("admission", autocompletion=completion.admissions)
+    ] = SCENARIO.defaults["admission"],
+    workers: Workers = 0,
+    ray: RayAddress = None,
+    out: Annotated[Path, typer.Option(help="Folder for results and figure.")] = Path("results"),
+    json_path: JsonPath = None,
+) -> None:
+    """Compare selectors and policies on the same tapes.
+
+    Prints tables of the loss and of other metrics, and the differences from greedy-cost; saves
+    them as OUT/compare.json, with every seed's scores and a figure.
+
+    Examples:
+        flextopo compare --seeds 10
+        flextopo compare --servers 16*a100 --peak 0.95 --out results/busy
+        flextopo compare --selectors godel,exact --policies none --json -
+        flextopo compare --services rates.csv.gz --batch jobs.csv.gz
+        flextopo compare --set burst_factor=4 --set guaranteed_share=1
+    """
+    from flextopo.baselines.registry import COMPARED
+    from flextopo.policies.runtime import zoo_names
+
+    workload = {"online_peak_share": peak, "batch_load": load, "horizon_h": hours}
+    config = COMPARISON.load()(
+        servers=servers,
+        selectors=COMPARED if selectors == "all" else _names(selectors),
+        policies=tuple(zoo_names()) if policies == "all" else _names(policies),
+        seeds=seeds,
+        oracle_seeds=oracle_seeds,
+        services=services,
+        batch=batch,
+        workload=WORKLOAD.make(workload, settings or ()),
+        scenario=SCENARIO.load()(admission=admission),
+    )
+    _compare(config, workers, out, json_path, ray)
+
+
+def evaluate(
+    policy: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped policy, or the folder of one.", autocompletion=completion.policies
+        ),
+    ],
+    servers: Servers = COMPARISON.defaults["servers"],
+    seeds: Annotated[int, COMPARISON.option("seeds")] = 48,
+    workers: Workers = 0,
+    out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("results/evaluate"),
+    json_path: JsonPath = None,
+) -> None:
+    """Measure one policy against greedy-cost on validation seeds.
+
+    For use while a policy is developed; `flextopo compare` has seeds that it was not tuned on.
+
+    Examples:
+        flextopo evaluate runs/ppo/policy
+        flextopo evaluate deepset-imitation --servers 16*a100 --seeds 20
+    """
+    from flextopo.train.compare import REFERENCE
+
+    config = COMPARISON.load()(
+        servers=servers,
+        selectors=(REFERENCE,),
+        policies=(policy,),
+        seeds=seeds,
+        split="validation",
+    )
+    _compare(config, workers, out, json_path)
+
+
+def _compare(
+    config: ComparisonConfig,
+    workers: int,
+    out: Path,
+    json_path: Path | None,
+    ray: str | None = None,
+) -> None:
+    from flextopo.train import compare as comparing
+    from flextopo.train import results as saved
+
+    processes = num_workers(workers)
+    with results_to(json_path) as write:
+        with progress("playing") as done:
+            fleet = comparing.check(config)
+            _, source = comparing.make_tape(config, fleet, config.seeds_of(config.names[0])[0])
+            # An unwritable place shows before the games, not after.
+            make_folder(out)
+            scores, interrupted = comparing.run(config, processes, done, ray)
+        if not any(scores.values()):
+            raise KeyboardInterrupt("no seed was finished")
+        results = comparing.summarise(
+            config, scores, versions=saved.versions(), source=source, interrupted=interrupted
+        )
+        path = out / "compare.json"
+        saved.save_results(results, path)
+        saved.save_scores(results, out / "compare.npz")
+        write(results)
+        typer.echo(f"{fleet.num_nodes} servers, {fleet.num_gpus} GPUs; {source}")
+        for columns in (saved.LOSS_COLUMNS, saved.OTHER_COLUMNS):
+            typer.echo("\n" + format_table(saved.rows(results, columns)))
+        if results["paired"]:
+            typer.echo(f"\nagainst {comparing.REFERENCE} on the same tapes (weighted loss):")
+            typer.echo(format_table(saved.paired_rows(results)))
+        typer.echo("\ncells: mean over seeds ± half of the 95 % bootstrap interval")
+        if config.oracle_seeds:
+            typer.echo(
+                f"selectors that look ahead played {config.oracle_seeds} of {config.seeds} seeds"
+            )
+        figure = out / "compare.png"
+        saved.draw_comparison(results, figure)
+        typer.echo(f"results: {path}\nscores:  {out / 'compare.npz'}\nfigure:  {figure}")
+    if interrupted:
+        raise KeyboardInterrupt("finished seeds were kept")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))

@@ -1,0 +1,113 @@
+"""What the shell completes: names that are known without training code or compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from flextopo.cli.configuration import ALGORITHMS, WORKLOAD, Configuration
+
+Completions = list[tuple[str, str]]
+"""Values, each with what some shells show beside it."""
+
+
+def selectors(incomplete: str) -> Completions:
+    """Complete a selector or a shipped policy."""
+    return _starting(incomplete, [*_selectors(), *_policies()])
+
+
+def selector_list(incomplete: str) -> Completions:
+    """Complete the last of several selectors, joined by commas."""
+    return _last(incomplete, [("all", "all but rollout"), *_selectors()])
+
+
+def policies(incomplete: str) -> Completions:
+    """Complete a shipped policy."""
+    return _starting(incomplete, _policies())
+
+
+def policy_list(incomplete: str) -> Completions:
+    """Complete the last of several policies, joined by commas."""
+    return _last(incomplete, [("all", "all that ship"), ("none", "no policy"), *_policies()])
+
+
+def servers(incomplete: str) -> Completions:
+    """Complete servers: those of each environment, and presets after `4*`."""
+    from flextopo.cluster.server_model import PRESETS
+    from flextopo.envs.registration import ENVIRONMENTS
+
+    count, star, _ = incomplete.rpartition("*")
+    if star:
+        return _starting(incomplete, [(f"{count}*{name}", "preset") for name in PRESETS])
+    return _starting(incomplete, [(fleet, name) for name, (fleet, _) in ENVIRONMENTS.items()])
+
+
+def sources(incomplete: str) -> Completions:
+    """Complete where a topology comes from, unless it is a file."""
+    from flextopo.cluster.server_model import PRESETS
+
+    known = [(name, model.gpu_name) for name, model in PRESETS.items()]
+    return _starting(incomplete, [*known, ("detect", "this machine")])
+
+
+def presets(incomplete: str) -> Completions:
+    """Complete the last of several presets, joined by commas."""
+    from flextopo.cluster.server_model import PRESETS
+
+    return _last(incomplete, [(name, model.gpu_name) for name, model in PRESETS.items()])
+
+
+def algorithms(incomplete: str) -> Completions:
+    """Complete a training algorithm."""
+    return _starting(incomplete, [(name, config.name) for name, config in ALGORITHMS.items()])
+
+
+def workload_fields(incomplete: str) -> Completions:
+    """Complete FIELD= of the workload."""
+    return _starting(incomplete, _fields([WORKLOAD]))
+
+
+def training_fields(incomplete: str) -> Completions:
+    """Complete FIELD= of the algorithms' configurations."""
+    return _starting(incomplete, dict(_fields(ALGORITHMS.values())).items())
+
+
+def admissions(incomplete: str) -> Completions:
+    """Complete the node admission."""
+    from flextopo.cluster.simulator import ADMISSIONS
+
+    return _starting(incomplete, [(name, "") for name in ADMISSIONS])
+
+
+def among(*values: str) -> Callable[[str], Completions]:
+    """Return a completion of fixed values."""
+    return lambda incomplete: _starting(incomplete, [(value, "") for value in values])
+
+
+def _selectors() -> Completions:
+    from flextopo.baselines.registry import SELECTORS
+
+    return [(name, about) for name, (_, about) in SELECTORS.items()]
+
+
+def _policies() -> Completions:
+    from flextopo.policies.runtime import zoo_names
+
+    return [(name, "ships with the package") for name in zoo_names()]
+
+
+def _fields(configurations: Iterable[Configuration]) -> Completions:
+    return [
+        (f"{name}=", field.meaning)
+        for configuration in configurations
+        for name, field in configuration.fields.items()
+    ]
+
+
+def _starting(incomplete: str, known: Iterable[tuple[str, str]]) -> Completions:
+    return [(value, about) for value, about in known if value.startswith(incomplete)]
+
+
+def _last(incomplete: str, known: Iterable[tuple[str, str]]) -> Completions:
+    before, comma, last = incomplete.rpartition(",")
+    found = [(value, about) for value, about in known if value not in before.split(",")]
+    return [(f"{before}{comma}{value}", about) for value, about in _starting(last, found)]

@@ -1,0 +1,181 @@
+"""Options from configuration dataclasses, whose fields are the one place of default and meaning.
+
+A class is read from its source, since importing some of them imports torch: help and completion
+must not wait for that. It is imported when a command makes a configuration of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple, get_origin, get_type_hints
+
+import typer
+
+from flextopo.cluster.errors import FlextopoError
+
+
+class Field(NamedTuple):
+    """A field of a configuration.
+
+    Attributes:
+        type: as it is written.
+        default: None also where the source computes it.
+        meaning: what the docstring, or the field's metadata, says.
+    """
+
+    type: str
+    default: Any
+    meaning: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """A configuration dataclass by module and name."""
+
+    module: str
+    name: str
+
+    @cached_property
+    def fields(self) -> dict[str, Field]:
+        """Its fields in their order."""
+        spec = importlib.util.find_spec(self.module)
+        source = getattr(spec and spec.loader, "get_source", lambda _: None)(self.module)
+        body = ast.parse(source or "").body
+        node = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == self.name)
+        meanings = read_attributes(ast.get_docstring(node) or "")
+        if not meanings:  # They are in the metadata; such a class is quick to import.
+            return {
+                spec.name: Field(str(spec.type), spec.default, spec.metadata["doc"])
+                for spec in dataclasses.fields(self.load())
+            }
+        return {
+            item.target.id: Field(
+                ast.unparse(item.annotation),
+                None if item.value is None else _constant(item.value),
+                meanings.get(item.target.id, ""),
+            )
+            for item in node.body
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+        }
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Field to default."""
+        return {name: field.default for name, field in self.fields.items()}
+
+    def option(self, field: str, *flags: str, more: str = "", **how: Any) -> Any:
+        """Return the option of a field, for `Annotated`.
+
+        Args:
+            field: its meaning is the option's help.
+            flags: how it is given, if not by the parameter's name.
+            more: a further sentence of help, such as how a tuple is written.
+            how: see `typer.Option`.
+        """
+        return typer.Option(*flags, help=f"{sentence(self.fields[field].meaning)} {more}", **how)
+
+    def load(self) -> Any:
+        """Import the class."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+    def make(self, given: Mapping[str, Any], settings: Iterable[str]) -> Any:
+        """Make a configuration of what options and `--set` say, and else of defaults.
+
+        Args:
+            given: field to value; None = not given.
+            settings: FIELD=VALUE.
+
+        Raises:
+            FlextopoError: a field is unknown, a value is not of its type, or it is not legal.
+        """
+        options = {name: value for name, value in given.items() if value is not None}
+        for name in options:
+            if name not in self.fields:
+                raise FlextopoError(
+                    f"--{name.replace('_', '-')} with {self.name}; legal: {self.legal()}"
+                )
+        options = {name: self._convert(name, value) for name, value in options.items()}
+        return self.load()(**{**options, **self.parse(settings)})
+
+    def parse(self, settings: Iterable[str]) -> dict[str, Any]:
+        """Return the values of settings by field.
+
+        A value is JSON; text may stand without quotes, and the one element of a tuple alone.
+
+        Raises:
+            FlextopoError: a field is unknown, or a value is not of its type.
+        """
+        found = {}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals or name not in self.fields:
+                raise FlextopoError(f"--set {setting}; legal: FIELD=VALUE, of {self.legal()}")
+            found[name] = self._convert(name, text, read=True)
+        return found
+
+    def legal(self) -> str:
+        """Return all fields with their types, in words."""
+        return ", ".join(f"{name} ({field.type})" for name, field in self.fields.items())
+
+    def _convert(self, name: str, value: Any, read: bool = False) -> Any:
+        import msgspec
+
+        hint = get_type_hints(self.load())[name]
+        attempts = [*_decoded(value), value] if read else [value]
+        if get_origin(hint) is tuple:
+            attempts += [(attempt,) for attempt in attempts]
+        for attempt in attempts:
+            try:
+                return msgspec.convert(attempt, hint)
+            except msgspec.ValidationError:
+                continue
+        raise FlextopoError(f"{name} = {value}; legal: {self.fields[name].type}")
+
+
+def _decoded(text: str) -> Iterator[Any]:
+    import msgspec
+
+    try:
+        yield msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return
+
+
+def _constant(node: ast.expr) -> Any:
+    """Return the value of an expression of constants, such as `4 * 3600`; else None."""
+    if any(isinstance(part, ast.Name | ast.Call | ast.Attribute) for part in ast.walk(node)):
+        return None
+    return eval(compile(ast.Expression(node), "default", "eval"), {"__builtins__": {}})
+
+
+def read_attributes(docstring: str) -> dict[str, str]:
+    """Return attribute to meaning of a docstring's `Attributes:` section."""
+    section = inspect.cleandoc(docstring).partition("Attributes:\n")[2]
+    section = re.split(r"\n(?=\S)", section)[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def sentence(text: str) -> str:
+    """Return a meaning as a sentence of help; brackets do not mark up anything in it."""
+    text = text.rstrip(".").replace("[", r"\[")
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+COMPARISON = Configuration("flextopo.train.compare", "ComparisonConfig")
+WORKLOAD = Configuration("flextopo.cluster.workload_config", "WorkloadConfig")
+SCENARIO = Configuration("flextopo.cluster.simulator", "Scenario")
+PLAN = Configuration("flextopo.train.reproduce", "Plan")
+SWEEP = Configuration("flextopo.train.sweep", "SweepConfig")
+ALGORITHMS = {
+    "ppo": Configuration("flextopo.train.ppo", "PPOConfig"),
+    "imitation": Configuration("flextopo.train.imitation", "ImitationConfig"),
+}
+"""What `train` and `sweep` know, and the configuration of each."""
