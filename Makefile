@@ -80,10 +80,11 @@ reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
 	$(BIN)/flextopo reproduce --json docs/results/reproduce.json --markdown docs/reproduction.md
 	cp results/reproduce/reproduce.png docs/results/reproduce.png
 
-report: $(VENV)/.core  ## write the generated blocks of README.md, docs/results.md and docs/environment.md
+report: $(VENV)/.core  ## write the generated blocks of README.md, docs/results.md, docs/environment.md, docs/command-line.md
 	$(BIN)/flextopo report
 	$(BIN)/flextopo report --readme docs/results.md
 	$(BIN)/flextopo report --readme docs/environment.md
+	$(BIN)/python -m flextopo.cli.reference docs/command-line.md
 
 docs: $(VENV)/.dev  ## the site, into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("always")
     warnings.showwarning = _show_own
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="flextopo")
     except FlextopoError as error:
         _stop(f"error: {error}", 2)
     except Failed as error:

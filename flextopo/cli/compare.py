@@ -82,7 +82,7 @@ def compare(
 
     Examples:
         flextopo compare --seeds 10
-        flextopo compare --servers 16*a100 --peak 0.95 --out results/busy
+        flextopo compare --servers a100x16 --peak 0.95 --out results/busy
         flextopo compare --selectors godel,exact --policies none --json -
         flextopo compare --services rates.csv.gz --batch jobs.csv.gz
         flextopo compare --set burst_factor=4 --set guaranteed_share=1
@@ -124,7 +124,7 @@ def evaluate(
 
     Examples:
         flextopo evaluate runs/ppo/policy
-        flextopo evaluate deepset-imitation --servers 16*a100 --seeds 20
+        flextopo evaluate deepset-imitation --servers a100x16 --seeds 20
     """
     from flextopo.train.compare import REFERENCE
 

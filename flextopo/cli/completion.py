@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import flextopo
 from flextopo.cli.configuration import ALGORITHMS, WORKLOAD, Configuration
+from flextopo.cli.source import constant, declared_value
+
+ZOO = Path(flextopo.__file__).parent / "policies" / "zoo"
 
 Completions = list[tuple[str, str]]
 """Values, each with what some shells show beside it."""
@@ -73,9 +79,8 @@ def training_fields(incomplete: str) -> Completions:
 
 def admissions(incomplete: str) -> Completions:
     """Complete the node admission."""
-    from flextopo.cluster.simulator import ADMISSIONS
-
-    return _starting(incomplete, [(name, "") for name in ADMISSIONS])
+    names = constant(declared_value("flextopo.cluster.simulator", "ADMISSIONS"))
+    return _starting(incomplete, [(name, "") for name in names])
 
 
 def among(*values: str) -> Callable[[str], Completions]:
@@ -84,15 +89,19 @@ def among(*values: str) -> Callable[[str], Completions]:
 
 
 def _selectors() -> Completions:
-    from flextopo.baselines.registry import SELECTORS
-
-    return [(name, about) for name, (_, about) in SELECTORS.items()]
+    registry = declared_value("flextopo.baselines.registry", "SELECTORS")
+    assert isinstance(registry, ast.Dict)
+    rows = zip(registry.keys, registry.values, strict=True)
+    return [
+        (constant(name), constant(row.elts[1]))
+        for name, row in rows
+        if name is not None and isinstance(row, ast.Tuple)
+    ]
 
 
 def _policies() -> Completions:
-    from flextopo.policies.runtime import zoo_names
-
-    return [(name, "ships with the package") for name in zoo_names()]
+    folders = sorted(path.parent for path in ZOO.glob("*/meta.json"))
+    return [(folder.name, "ships with the package") for folder in folders]
 
 
 def _fields(configurations: Iterable[Configuration]) -> Completions:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, get_origin, get_type_hints
 
 import typer
 
+from flextopo.cli.source import constant, declared_class
 from flextopo.cluster.errors import FlextopoError
 
 
@@ -45,10 +45,7 @@ class Configuration:
     @cached_property
     def fields(self) -> dict[str, Field]:
         """Its fields in their order."""
-        spec = importlib.util.find_spec(self.module)
-        source = getattr(spec and spec.loader, "get_source", lambda _: None)(self.module)
-        body = ast.parse(source or "").body
-        node = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == self.name)
+        node = declared_class(self.module, self.name)
         meanings = read_attributes(ast.get_docstring(node) or "")
         if not meanings:  # They are in the metadata; such a class is quick to import.
             return {
@@ -58,7 +55,7 @@ class Configuration:
         return {
             item.target.id: Field(
                 ast.unparse(item.annotation),
-                None if item.value is None else _constant(item.value),
+                None if item.value is None else constant(item.value),
                 meanings.get(item.target.id, ""),
             )
             for item in node.body
@@ -148,13 +145,6 @@ def _decoded(text: str) -> Iterator[Any]:
         return
 
 
-def _constant(node: ast.expr) -> Any:
-    """Return the value of an expression of constants, such as `4 * 3600`; else None."""
-    if any(isinstance(part, ast.Name | ast.Call | ast.Attribute) for part in ast.walk(node)):
-        return None
-    return eval(compile(ast.Expression(node), "default", "eval"), {"__builtins__": {}})
-
-
 def read_attributes(docstring: str) -> dict[str, str]:
     """Return attribute to meaning of a docstring's `Attributes:` section."""
     section = inspect.cleandoc(docstring).partition("Attributes:\n")[2]
@@ -163,9 +153,13 @@ def read_attributes(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in found}
 
 
+UNITS = {"h": "hours", "s": "seconds"}
+
+
 def sentence(text: str) -> str:
     """Return a meaning as a sentence of help; brackets do not mark up anything in it."""
-    text = text.rstrip(".").replace("[", r"\[")
+    unit, _, rest = text.rstrip(".").replace("[", r"\[").partition(" ")
+    text = f"{UNITS.get(unit, unit)} {rest}".strip()
     return f"{text[:1].upper()}{text[1:]}."
 
 

@@ -60,5 +60,7 @@ def report(
             write_whole(readme, new.encode())
         write({"written": [str(readme)] if changed and not check else [], "out_of_date": changed})
         if changed and check:
-            raise Failed(f"{readme}: generated blocks are out of date; run `flextopo report`")
+            raise Failed(
+                f"{readme}: generated blocks are out of date; run `flextopo report --readme {readme}`"
+            )
         typer.echo(f"{readme}: {'written' if changed else 'up to date'}")

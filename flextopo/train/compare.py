@@ -35,7 +35,7 @@ class ComparisonConfig:
     """What is compared on what.
 
     Attributes:
-        servers: such as rtx4090x16, 16*a100, 8*rtx4090,8*a100 or 4*FILE; see `parse_servers`.
+        servers: such as rtx4090x16, 16*a100, 8*rtx4090,8*a100 or 4*FILE.
         selectors: names of `flextopo list selectors`.
         policies: shipped ones, or folders of others.
         seeds: how many seeds, each one tape.

@@ -46,7 +46,6 @@ SPACES: dict[str, dict[str, Space]] = {
         "learning_rate": Space(1e-4, 3e-3, log=True),
         "entropy": Space(1e-4, 3e-2, log=True),
         "clip": Space(0.1, 0.4),
-        "gamma": Space(0.9, 0.999),
         "epochs": Space(2, 10),
         "hidden": Space(32, 128, log=True),
     },
