@@ -18,8 +18,10 @@ def statements(module: str) -> list[ast.stmt]:
 
 def declared_class(module: str, name: str) -> ast.ClassDef:
     """Return a class of a module."""
-    found = [node for node in statements(module) if isinstance(node, ast.ClassDef)]
-    return next(node for node in found if node.name == name)
+    for node in statements(module):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+    raise LookupError(f"{module} declares no class {name}")
 
 
 def declared_value(module: str, name: str) -> ast.expr:

@@ -130,6 +130,28 @@ def test_json_into_a_file_leaves_the_text(capsys: pytest.CaptureFixture[str]) ->
     assert "selectors" in json.loads(Path("new/names.json").read_text())
 
 
+SNAPSHOT = {
+    "now_s": 100,
+    "servers": [{"name": "n0", "model": "rtx4090"}],
+    "pods": [
+        {"name": "batch/b", "gpus": 8, "cores": 7, "priority": 100, "node": "n0",
+         "gpus_held": [0, 1, 2, 3, 4, 5, 6, 7], "start_s": 0},
+        {"name": "llm", "gpus": 2, "cores": 14, "priority": 1000, "online": True},
+    ],
+    "preemptor": "llm",
+}  # fmt: skip
+
+
+def test_a_decision_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("snapshot.json").write_text(json.dumps(SNAPSHOT))
+    found = document(capsys, "decide", "snapshot.json", "--json")
+    assert (found["node"], found["victims"]) == ("n0", ["batch/b"])
+    assert run("decide", "snapshot.json") == 0
+    shown = capsys.readouterr().out
+    assert json.loads(shown).keys() == found.keys()
+    assert shown.count("\n") > 1
+
+
 LOG = {
     "shadow": True, "outcome": "preempt", "node": "a", "victims": ["x"], "evicted_gpus": 2,
     "level": "numa", "cost_gpu_h": 0.5, "fallback": None,
