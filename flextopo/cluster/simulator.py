@@ -127,13 +127,11 @@ class Simulator:
             (count + 1,) weighted GPU-seconds from now to the horizon; see `branch_losses`.
         """
         c, e = self.state.arrays, self.events
-        if self._scratch is None:
-            self._scratch = _scratch_cluster(c), _empty_events(self.tape)
         losses = np.empty(count + 1)
         branch_losses(
             c,
             e,
-            *self._scratch,
+            *self.scratch(),
             self.rules,
             self.costs,
             horizon_s,
@@ -144,6 +142,19 @@ class Simulator:
             losses,
         )
         return losses - weighted_gpu_s(e.account, self.costs)
+
+    def scratch(self) -> tuple[Cluster, Events]:
+        """Return room for a copy of all that changes, always the same."""
+        if self._scratch is None:
+            self._scratch = _scratch_cluster(self.state.arrays), _empty_events(self.tape)
+        return self._scratch
+
+    def greedy_loss(self, until_s: int) -> float:
+        """Play on under the greedy rule; return the weighted GPU-seconds lost since time 0."""
+        rules = self.rules._replace(end_s=min(until_s, self.rules.end_s))
+        c, e = self.state.arrays, self.events
+        run_greedy(c, e, rules, self.costs, self._workspace, self._one)
+        return float(weighted_gpu_s(e.account, self.costs))
 
     def run(self, selector: VictimSelector) -> None:
         """Play the tape to its end with a selector.

@@ -239,6 +239,10 @@ class Core:
         tape = self.source(int(running.day[i]))
         return Simulator(tape, self.fleet, scenario=self.scenario, arrays=arrays)
 
+    def play(self, day: int) -> Simulator:
+        """Return the simulation of a day, warmed up, over arrays of its own."""
+        return self._store.play(day)
+
     def metrics(self, i: int) -> dict[str, float]:
         """Return the metrics of the episode that environment i ended last."""
         assert self.batch is not None

@@ -1,21 +1,30 @@
 """Train a scorer with sb3-contrib's MaskablePPO, from scratch or from an artifact.
 
+Decisions are unevenly spaced, so `TimedRolloutBuffer` discounts by simulated time. A fine-tuned
+policy can be held near its start by a divergence penalty.
+
 A run directory holds `config.json`, tensorboard logs, the last checkpoint and the trained artifact.
-An interrupted run (SIGINT) leaves its last checkpoint, and `resume` goes on from there.
+An interrupted run (SIGINT) leaves its last checkpoint, environments and generators included, and
+`resume` goes on from there to the same bits as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import pickle
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.save_util import load_from_zip_file
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.output_files import make_folder, write_whole
@@ -23,6 +32,7 @@ from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.maskable import ScorerPolicy, use_threads
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.train.results import versions
+from flextopo.train.rollout_buffer import TimedRolloutBuffer
 from flextopo.train.vec_env import PreemptionVecEnv
 
 
@@ -43,14 +53,17 @@ class PPOConfig:
         learning_rate: of Adam.
         epochs: passes over a rollout.
         batch_size: decisions a gradient step.
-        gamma: discount a decision.
+        tau_s: time constant of the discount, in simulated seconds; see `rollout_buffer`.
+        relative: learn from the reward beyond greedy-cost's on the same day.
+        kl: weight of the divergence from the start policy, in units of the reward.
         entropy: weight of the entropy bonus.
         clip: of the probability ratio.
         critic_steps: decisions during which only the critic learns, so that the first policy
             updates of a warm start have a baseline.
         threads: of torch.
-        allow_wait: may the policy leave a pod pending? PPO discounts by decision, not by time, and
-            a pod that waits is asked about after every event: from scratch it then learns to wait.
+        allow_wait: may the policy leave a pod pending? From scratch it then tends to learn to wait
+            for ever, since waiting is one action that is always there.
+        device: cpu or cuda.
     """
 
     servers: str = "16*rtx4090"
@@ -65,12 +78,15 @@ class PPOConfig:
     learning_rate: float = 3e-4
     epochs: int = 4
     batch_size: int = 256
-    gamma: float = 0.98
+    tau_s: float = 4 * 3600.0
+    relative: bool = True
+    kl: float = 0.0
     entropy: float = 0.003
     clip: float = 0.2
     critic_steps: int = 0
     threads: int = 1
     allow_wait: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in (
@@ -89,14 +105,19 @@ class PPOConfig:
             raise FlextopoError(f"seed = {self.seed}; legal: 0 or more")
 
 
+CHECKPOINT_S = 20.0
+"""Time between two checkpoints; where they fall changes no result."""
+
+
 class _Checkpoints(BaseCallback):
-    """Save after every rollout, tell the progress, and warm up the critic."""
+    """Save between rollouts, tell the progress, and warm up the critic."""
 
     def __init__(
         self, folder: Path, config: PPOConfig, progress: Callable[[int, int], None] | None
     ) -> None:
         super().__init__()
         self.folder, self.config, self.progress = folder, config, progress
+        self.saved_s = -math.inf
 
     def _actor(self) -> list[Any]:
         return [
@@ -108,7 +129,9 @@ class _Checkpoints(BaseCallback):
     def _on_rollout_start(self) -> None:
         for parameter in self._actor():
             parameter.requires_grad_(self.num_timesteps >= self.config.critic_steps)
-        save_checkpoint(self.model, self.folder)
+        if time.monotonic() - self.saved_s > CHECKPOINT_S:
+            save_checkpoint(self.model, self.folder)
+            self.saved_s = time.monotonic()
         if self.progress is not None:
             self.progress(self.num_timesteps, self.config.timesteps)
 
@@ -124,9 +147,15 @@ def scorer_of(model: BaseAlgorithm) -> CandidateScorer:
 
 
 def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
-    """Write `checkpoint.zip`, under a temporary name first."""
+    """Write `checkpoint.zip`, under a temporary name first; between two rollouts."""
+    state = {
+        "envs": pickle.dumps(model.env),
+        "torch": torch.get_rng_state().numpy(),
+        "numpy": np.random.get_state(),  # noqa: NPY002  what Stable-Baselines3 shuffles with
+    }
+    model.__dict__["interrupted"] = state  # what is an attribute is saved
     temporary = folder / "checkpoint.tmp.zip"
-    model.save(temporary)
+    model.save(temporary, exclude=["rollout_buffer_kwargs"])
     temporary.replace(folder / "checkpoint.zip")
 
 
@@ -139,6 +168,7 @@ def make_envs(config: PPOConfig) -> PreemptionVecEnv:
         randomise=True,
         allow_wait=config.allow_wait,
         days=config.days,
+        relative=config.relative,
     )
 
 
@@ -169,12 +199,10 @@ def train_ppo(
         raise FlextopoError(f"{folder}: holds a run already; legal: another folder, or --resume")
     use_threads(config.threads)
     make_folder(folder)
-    envs = make_envs(config)
     if resume:
-        model = MaskablePPO.load(checkpoint, env=envs)
-        model.set_random_seed(config.seed + model.num_timesteps)
+        model = _load_checkpoint(config, checkpoint)
     else:
-        model = _new_model(config, envs, folder)
+        model = _new_model(config, make_envs(config), folder)
         text = json.dumps({"config": asdict(config), "versions": versions()}, indent=1)
         write_whole(folder / "config.json", (text + "\n").encode())
     try:
@@ -199,6 +227,31 @@ def train_ppo(
     )
 
 
+def _load_checkpoint(config: PPOConfig, checkpoint: Path) -> MaskablePPO:
+    """Return the model as it was between two rollouts, with everything random around it."""
+    data, _, _ = load_from_zip_file(checkpoint, device="cpu")
+    assert data is not None
+    state = data["interrupted"]
+    envs = pickle.loads(state["envs"])
+    network = load_network(config.start) if config.start else None
+    model = MaskablePPO.load(
+        checkpoint,
+        env=envs,
+        force_reset=False,
+        device=config.device,
+        rollout_buffer_kwargs=_buffer(config, envs, network),
+    )
+    torch.set_rng_state(torch.from_numpy(state["torch"]))
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    return model
+
+
+def _buffer(
+    config: PPOConfig, envs: PreemptionVecEnv, network: CandidateScorer | None
+) -> dict[str, Any]:
+    return {"clock": envs, "tau_s": config.tau_s, "reference": network, "kl": config.kl}
+
+
 def _new_model(config: PPOConfig, envs: PreemptionVecEnv, folder: Path) -> MaskablePPO:
     network = load_network(config.start) if config.start else None
     size = network.config if network is not None else ScorerConfig(config.hidden)
@@ -209,13 +262,15 @@ def _new_model(config: PPOConfig, envs: PreemptionVecEnv, folder: Path) -> Maska
         n_steps=config.rollout,
         batch_size=config.batch_size,
         n_epochs=config.epochs,
-        gamma=config.gamma,
+        gamma=0.0,  # the buffer discounts; a day ends with nothing behind it
+        rollout_buffer_class=TimedRolloutBuffer,
+        rollout_buffer_kwargs=_buffer(config, envs, network),
         clip_range=config.clip,
         ent_coef=config.entropy,
         policy_kwargs={"scorer": size},
         tensorboard_log=str(folder / "tensorboard"),
         seed=config.seed,
-        device="cpu",
+        device=config.device,
     )
     if network is not None:
         scorer_of(model).load_state_dict(network.state_dict())

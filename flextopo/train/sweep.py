@@ -46,6 +46,7 @@ SPACES: dict[str, dict[str, Space]] = {
         "learning_rate": Space(1e-4, 3e-3, log=True),
         "entropy": Space(1e-4, 3e-2, log=True),
         "clip": Space(0.1, 0.4),
+        "tau_s": Space(1800.0, 86400.0, log=True),
         "epochs": Space(2, 10),
         "hidden": Space(32, 128, log=True),
     },

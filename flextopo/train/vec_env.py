@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
-from flextopo.envs.core import Arrays
+from flextopo.envs.core import Arrays, Core
 from flextopo.envs.vector import PreemptionVectorEnv, nothing_to_see
 
 
@@ -23,9 +23,22 @@ class PreemptionVecEnv(VecEnv):
     Args:
         num_envs: how many environments.
         servers: this and the other arguments as in `PreemptionVectorEnv`.
+        relative: give the reward beyond greedy-cost's in the same time of the same day. What the
+            arrivals cost whoever decides cancels out, and the sum over a day differs from the plain
+            one by a number that no action changes.
+
+    Attributes:
+        elapsed_s: (B,) simulated seconds that passed in the last step.
     """
 
-    def __init__(self, num_envs: int = 64, servers: Any = "16*rtx4090", **arguments: Any) -> None:
+    def __init__(
+        self,
+        num_envs: int = 64,
+        servers: Any = "16*rtx4090",
+        *,
+        relative: bool = False,
+        **arguments: Any,
+    ) -> None:
         self.vector = PreemptionVectorEnv(
             num_envs, servers, autoreset_mode=AutoresetMode.SAME_STEP, **arguments
         )
@@ -33,6 +46,10 @@ class PreemptionVecEnv(VecEnv):
         self._masks = np.zeros((num_envs, self.vector.k + 1), np.bool_)
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
+        self.elapsed_s = np.zeros(num_envs)
+        self._time_s = np.zeros(num_envs, np.int64)
+        self._days = np.full(num_envs, -1)
+        self._greedy = GreedyLosses(self.vector.core) if relative else None
         super().__init__(
             num_envs, self.vector.single_observation_space, self.vector.single_action_space
         )
@@ -44,7 +61,15 @@ class PreemptionVecEnv(VecEnv):
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._masks = shown["action_mask"].astype(np.bool_)
+        self._keep_time()
         return shown
+
+    def _keep_time(self) -> None:
+        """Note where in which day each environment stands."""
+        batch = self.vector.core.batch
+        assert batch is not None
+        self._time_s = batch.time_s.copy()
+        self._days = batch.running.day.copy()
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._actions = actions
@@ -53,7 +78,16 @@ class PreemptionVecEnv(VecEnv):
         """Carry out the actions; rewards are float32, as Stable-Baselines3 keeps them."""
         shown, reward, _, over, info = self.vector.step(self._actions)
         self._masks = shown["action_mask"].astype(np.bool_)
+        until_s = (
+            np.where(over, info["final_info"]["time_s"], info["time_s"])
+            if over.any()
+            else (info["time_s"])
+        )
+        self.elapsed_s = (until_s - self._time_s).astype(np.float64)
         self._returns += reward
+        if self._greedy is not None:
+            reward = reward + self._greedy.between(self._days, self._time_s, until_s)
+        self._keep_time()
         self._lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(over):
@@ -94,7 +128,54 @@ class PreemptionVecEnv(VecEnv):
         """Say that episodes are counted here: Stable-Baselines3 asks for its Monitor."""
         return [wrapper_class.__name__ == "Monitor"] * len(list(self._get_indices(indices)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle with the episodes that are being played, without the days in memory."""
+        return self.__dict__
+
     def _get_indices(self, indices: int | Iterable[int] | None) -> Sequence[int]:
         if indices is None:
             return range(self.num_envs)
         return [indices] if isinstance(indices, int) else list(indices)
+
+
+GRID_S = 300
+"""Distance of the times at which greedy-cost's loss is kept; between them it is interpolated."""
+
+
+class GreedyLosses:
+    """What greedy-cost loses on the days that environments play, as a function of time.
+
+    Args:
+        core: the environments.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._curves: dict[int, npt.NDArray[np.float64]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the curves: they are made again."""
+        return {**self.__dict__, "_curves": {}}
+
+    def curve(self, day: int) -> npt.NDArray[np.float64]:
+        """Return the loss until 0, GRID_S, 2 GRID_S ... s, GPU-hours per 100 GPUs."""
+        if day not in self._curves:
+            sim = self._core.play(day)
+            gpus = self._core.fleet.num_gpus
+            points = range(0, sim.rules.end_s + GRID_S, GRID_S)
+            self._curves[day] = np.array([sim.greedy_loss(t) for t in points]) / 36.0 / gpus
+        return self._curves[day]
+
+    def between(
+        self, days: npt.NDArray[np.int64], from_s: npt.NDArray[Any], until_s: npt.NDArray[Any]
+    ) -> npt.NDArray[np.float64]:
+        """Return what greedy-cost loses on each day between two times, GPU-hours per 100 GPUs."""
+        lost = np.empty(len(days))
+        for i, day in enumerate(days.tolist()):
+            curve = self.curve(day)
+            at, part = divmod(int(until_s[i]), GRID_S)
+            end = curve[at] + (curve[min(at + 1, len(curve) - 1)] - curve[at]) * part / GRID_S
+            at, part = divmod(int(from_s[i]), GRID_S)
+            begin = curve[at] + (curve[min(at + 1, len(curve) - 1)] - curve[at]) * part / GRID_S
+            lost[i] = end - begin
+        return lost

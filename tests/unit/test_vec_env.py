@@ -15,7 +15,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.policies.maskable import ScorerPolicy
-from flextopo.train.vec_env import PreemptionVecEnv
+from flextopo.train.vec_env import GreedyLosses, PreemptionVecEnv
 
 SMALL = "2*rtx4090,2*a100"
 
@@ -55,6 +55,37 @@ def test_it_gives_what_the_scalar_environments_give() -> None:
     with pytest.raises(AttributeError, match="no attributes of their own"):
         envs.set_attr("k", 3)
     envs.close()
+
+
+def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
+    """Over a day, whatever is done: plain return less greedy-cost's; 0 for greedy-cost itself."""
+    arguments: dict[str, Any] = {"k": 8, "workload": BUSY, "days": 4}
+    plain = PreemptionVecEnv(2, SMALL, **arguments)
+    relative = PreemptionVecEnv(2, SMALL, relative=True, **arguments)
+    for action in (0, 8):
+        for envs in (plain, relative):
+            envs.seed(5)
+            envs.reset()
+        core = relative.vector.core
+        assert core.batch is not None
+        days, begin_s = core.batch.running.day.copy(), core.batch.time_s.copy()
+        sums, over = np.zeros((2, 2)), np.zeros(2, bool)
+        while not over.all():
+            steps = [envs.step(np.full(2, action)) for envs in (plain, relative)]
+            assert (plain.elapsed_s == relative.elapsed_s).all()
+            assert (relative.elapsed_s >= 0).all()
+            for i, (_, rewards, _, _) in enumerate(steps):
+                sums[i][~over] += rewards[~over]
+            over |= steps[0][2]
+        curves = GreedyLosses(core)
+        offset = curves.between(days, begin_s, np.full(2, 86400))
+        assert sums[1] == pytest.approx(sums[0] + offset, rel=1e-4)
+        for day, begin in zip(days.tolist(), begin_s.tolist(), strict=True):
+            lost = core.play(day).greedy_loss(begin) / 36.0 / core.fleet.num_gpus
+            before, after = curves.curve(day)[begin // 300 :][:2]
+            assert before - 1e-9 <= lost <= after + 1e-9
+        # Greedy-cost's own decision at the start of a cell of the curve is spread over the cell.
+        assert (np.abs(sums[1]) < 6 if action == 0 else sums[1] < -20).all(), sums[1]
 
 
 def test_training_on_it_is_repeatable_and_counts_episodes() -> None:
