@@ -83,6 +83,10 @@ TOTALS_DTYPE = np.dtype(
         ("batch_gpus", "i8"),  # held by running batch pods
         ("wait_gpus", "i8"),  # asked for by online pods that are pending or nominated
         ("batch_wait_gpus", "i8"),
+        ("batch_wait_1", "i8"),  # the part of pods that ask for 1 GPU at most
+        ("batch_wait_2", "i8"),  # for 2
+        ("batch_wait_4", "i8"),  # for 3 or 4; the rest is larger
+        ("batch_wait_group", "i8"),  # the part of PodGroup members, of any size
         ("late_gpus", "i8"),  # serving online GPUs one level worse than possible
         ("cross_gpus", "i8"),  # serving online GPUs across sockets where one would do
         ("releases", "i8"),  # counts releases of resources

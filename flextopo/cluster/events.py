@@ -133,6 +133,21 @@ def _queue_place(c: Cluster, e: Events, pod: int) -> int:
 
 
 @inlined
+def _count_waiting(c: Cluster, pod: int, sign: int) -> None:
+    """Enter a batch pod into the account of what waits, or take it out."""
+    t, gpus = c.totals[0], c.pods[pod]["gpus"]
+    t["batch_wait_gpus"] += sign * gpus
+    if gpus <= 1:
+        t["batch_wait_1"] += sign * gpus
+    elif gpus == 2:
+        t["batch_wait_2"] += sign * gpus
+    elif gpus <= 4:
+        t["batch_wait_4"] += sign * gpus
+    if c.pods[pod]["group"] >= 0:
+        t["batch_wait_group"] += sign * gpus
+
+
+@inlined
 def enqueue(c: Cluster, e: Events, pod: int) -> None:
     """Put a pod into the scheduling queue."""
     at = _queue_place(c, e, pod)
@@ -147,7 +162,7 @@ def enqueue(c: Cluster, e: Events, pod: int) -> None:
         e.clock[0]["online_queued"] += 1
     else:
         e.clock[0]["in_vain"] = -1
-        c.totals[0]["batch_wait_gpus"] += c.pods[pod]["gpus"]
+        _count_waiting(c, pod, 1)
 
 
 @inlined
@@ -161,4 +176,4 @@ def dequeue(c: Cluster, e: Events, pod: int) -> None:
     if c.pods[pod]["online"]:
         e.clock[0]["online_queued"] -= 1
     else:
-        c.totals[0]["batch_wait_gpus"] -= c.pods[pod]["gpus"]
+        _count_waiting(c, pod, -1)

@@ -48,6 +48,10 @@ CLUSTER_FEATURES: dict[str, str] = {
     "fragmented_nodes": "share of nodes with some GPUs in use and some free",
     "largest_free": "largest number of free GPUs on a node / 16",
     "candidates": "share of the K candidate places that are filled",
+    "waiting_1": "GPUs asked for by pending batch pods of 1 GPU at most / GPUs, at most 1",
+    "waiting_2": "the same of 2 GPUs",
+    "waiting_4": "the same of 3 or 4 GPUs",
+    "waiting_groups": "the same of PodGroup members of any size",
 }
 
 CANDIDATE_FEATURES: dict[str, str] = {
@@ -82,6 +86,8 @@ CANDIDATE_FEATURES: dict[str, str] = {
     "socket_imbalance_after": "most less fewest free GPUs of a socket / GPUs of the server",
     "online_after": "share of the server's GPUs held by online pods afterwards",
     "evictable_after": "share of the server's GPUs held by evictable pods afterwards",
+    "refill": "GPUs of those free afterwards that pending batch pods would fill / GPUs of the server",
+    "victims_fit": "share of the victims' GPUs whose pods fit on another node at once",
 }
 
 NUM_PREEMPTOR = len(PREEMPTOR_FEATURES)
@@ -134,8 +140,12 @@ def _log_gpu_h(gpu_s: float) -> float:
 
 
 @stage
-def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> None:
-    """Fill in what all candidates share."""
+def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> tuple[int, int, int]:
+    """Fill in what all candidates share.
+
+    Returns:
+        Most free GPUs of a node, which node that is, and most free GPUs of any other.
+    """
     t, spec = c.totals[0], c.pods[pod]
     p = o.preemptor
     p[0], p[1] = min(1.0, spec["gpus"] / 16.0), min(1.0, spec["cores"] / 256.0)
@@ -144,10 +154,13 @@ def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> Non
     p[5] = _log_run(float(t["now_s"] - c.live[pod]["queued_s"]))
     day = 2.0 * math.pi * (t["now_s"] % 86400) / 86400.0
     gpus = float(max(t["gpus"], 1))
-    empty, broken, largest = 0, 0, 0
+    empty, broken, largest, largest_node, second = 0, 0, 0, -1, 0
     for node in range(c.nodes.shape[0]):
         free = popcount(c.nodes[node]["gpu_free"])
-        largest = max(largest, free)
+        if free > largest:
+            second, largest, largest_node = largest, free, node
+        else:
+            second = max(second, free)
         if free == c.models[c.nodes[node]["model"]]["num_gpus"]:
             empty += 1
         elif free > 0:
@@ -159,16 +172,20 @@ def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> Non
     f[7] = (t["late_gpus"] + t["cross_gpus"]) / gpus
     f[8], f[9] = empty / c.nodes.shape[0], broken / c.nodes.shape[0]
     f[10], f[11] = largest / 16.0, filled
+    f[12], f[13] = min(1.0, t["batch_wait_1"] / gpus), min(1.0, t["batch_wait_2"] / gpus)
+    f[14], f[15] = min(1.0, t["batch_wait_4"] / gpus), min(1.0, t["batch_wait_group"] / gpus)
+    return largest, largest_node, second
 
 
 @stage
 def _observe_victims(
-    c: Cluster, costs: Costs, pod: int, node: int, slots: int, f: npt.NDArray[np.float32]
-) -> None:
+    c: Cluster, costs: Costs, pod: int, node: int, slots: int, elsewhere: int,
+    f: npt.NDArray[np.float32],
+) -> None:  # fmt: skip
     """Fill in the features of the victims, PodGroup members on other nodes included."""
     now = c.totals[0]["now_s"]
     victims, here, cores, evicted, members, largest, highest = 0, 0, 0, 0, 0, 0, -(1 << 40)
-    middle, unsaved, budgeted, earlier = 0, 0, 0, 0
+    middle, unsaved, budgeted, earlier, fitting = 0, 0, 0, 0, 0
     discarded, remaining, oldest, youngest, due = 0.0, 0.0, 0.0, 1e18, 0.0
     for slot in range(c.nodes[node]["num_pods"]):
         if not (slots >> slot) & 1:
@@ -184,6 +201,8 @@ def _observe_victims(
         highest = max(highest, spec["priority"])
         earlier = max(earlier, live["evictions"])
         budgeted += spec["pdb"] >= 0
+        if spec["gpus"] <= elsewhere:
+            fitting += spec["gpus"]
         if spec["batch_class"] > 0:
             middle += spec["gpus"]
         if spec["checkpoint_s"] == 0:
@@ -216,6 +235,21 @@ def _observe_victims(
     f[20], f[21] = due / max(victims, 1), unsaved / gpus
     f[22], f[23] = min(1.0, earlier / 4.0), min(1.0, members / 8.0)
     f[24] = budgeted / max(victims, 1)
+    f[31] = fitting / gpus
+
+
+@inlined
+def _refill(c: Cluster, free: int) -> int:
+    """Return how many of a node's free GPUs the pending batch pods would fill, largest first."""
+    t = c.totals[0]
+    rest = free
+    large = t["batch_wait_gpus"] - t["batch_wait_1"] - t["batch_wait_2"] - t["batch_wait_4"]
+    if rest >= 8 and large > 0:
+        rest -= 8
+    rest -= 4 * min(rest // 4, t["batch_wait_4"] // 4)
+    rest -= 2 * min(rest // 2, t["batch_wait_2"] // 2)
+    rest -= min(rest, t["batch_wait_1"])
+    return int(free - rest)
 
 
 @stage
@@ -255,6 +289,7 @@ def _observe_node(
     f[25], f[26] = popcount(after) / size, most / size
     f[27] = (most - fewest) / size
     f[28], f[29] = online / size, evictable / size
+    f[30] = _refill(c, popcount(after)) / size
 
 
 @kernel
@@ -272,7 +307,7 @@ def observe(
         o: output; rows and mask entries beyond `count` are cleared.
     """
     k = o.candidates.shape[0]
-    _observe_cluster(c, pod, count / k, o)
+    largest, largest_node, second = _observe_cluster(c, pod, count / k, o)
     cores, taken = c.scratch[0], c.scratch[1]
     for i in range(k):
         f = o.candidates[i]
@@ -283,7 +318,8 @@ def observe(
             continue
         node, slots = found.node[i], found.slots[i]
         _observe_node(c, pod, node, slots, found.level[i], found.deficit[i], cores, taken, f)
-        _observe_victims(c, costs, pod, node, slots, f)
+        elsewhere = second if node == largest_node else largest
+        _observe_victims(c, costs, pod, node, slots, elsewhere, f)
         f[15] = _log_gpu_h(found.cost[i])
         f[16] = _log_gpu_h(found.cost[i] - found.cost[0])
     o.mask[k] = 1

@@ -324,7 +324,13 @@ class ClusterState:
         }
         if self.simulator is not None:
             true["wait_gpus"] = c.pods["gpus"][online & waits].sum()
-            true["batch_wait_gpus"] = c.pods["gpus"][~online & waits].sum()
+            waiting = c.pods[~online & waits]
+            size = waiting["gpus"]
+            true["batch_wait_gpus"] = size.sum()
+            true["batch_wait_1"] = size[size <= 1].sum()
+            true["batch_wait_2"] = size[size == 2].sum()
+            true["batch_wait_4"] = size[(size > 2) & (size <= 4)].sum()
+            true["batch_wait_group"] = size[waiting["group"] >= 0].sum()
         for name, value in true.items():
             if c.totals[0][name] != value:
                 raise PodError(f"totals: {name} = {c.totals[0][name]}; true: {value}")

@@ -1,48 +1,54 @@
-"""Imitate the lookahead oracle: learn from the looked-ahead loss of every candidate.
+"""Imitate a lookahead, then improve on the policy by its own lookahead.
 
-1. Collect decisions on training tapes with randomised workloads. At each, the simulator branches
-   over the K cheapest candidates and waiting: one loss an action, not only the best action. The
-   states come from a mixture of behaviours (the oracle, greedy, the network itself, noise).
-2. Train the scorer to minimise the expected loss under its own probabilities, sum_i p_i L_i. The
-   average over tapes is what a policy can know; the oracle's luck on one tape averages out.
-3. Repeat with the network among the behaviours (DAgger). Validation tapes choose the checkpoint.
+1. Imitation: branches of the demonstrations go on greedily. The scorer minimises the expected loss
+   under its own probabilities, sum_i p_i L_i: the average over tapes is what a policy can know, the
+   luck on one tape averages out. From the second round on the network is among the behaviours
+   (DAgger).
+2. Improvement: branches go on under the network of the round before, so what is minimised is the
+   loss of one free decision followed by that policy: policy iteration. Imitation alone waits too
+   much, since it takes for granted that greedy will not wait on.
+
+Validation tapes choose the checkpoint.
 """
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.features import Observation, empty_observation, observe
 from flextopo.cluster.metrics import episode_metrics
-from flextopo.cluster.seeds import TRAINING, VALIDATION, take
-from flextopo.cluster.selector import AlignmentFilter
+from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.cluster.seeds import VALIDATION, take
+from flextopo.cluster.selector import VictimSelector
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import parse_servers
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.workload import WorkloadConfig, generate_tape, randomised
+from flextopo.cluster.workload import WorkloadConfig
 from flextopo.policies.artifact import save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
-from flextopo.policies.runtime import LearnedSelector, score
+from flextopo.policies.runtime import LearnedSelector
+from flextopo.train.demonstrations import Demonstrations, Demonstrator, concatenate, tape_for
 
 
 @dataclass(frozen=True)
 class ImitationConfig:
-    """How to imitate.
+    """How to imitate and improve.
 
     Attributes:
         servers: clusters to train on, one after the other.
         tapes: training tapes a round.
-        rounds: DAgger rounds; from the second on the network is among the behaviours.
-        epochs: passes over all data collected so far, a round.
+        rounds: rounds of imitation, each fitted on all of them so far.
+        improvements: rounds of improvement, each fitted on the last two of them.
+        last_tapes: training tapes of the last round of improvement, which need most.
+        epochs: passes over the data a round.
         k: candidates that are branched and shown.
         horizon_s: how far a branch looks ahead.
         hidden: width of the network.
@@ -54,8 +60,10 @@ class ImitationConfig:
     """
 
     servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
-    tapes: int = 800
-    rounds: int = 3
+    tapes: int = 600
+    rounds: int = 2
+    improvements: int = 4
+    last_tapes: int = 1600
     epochs: int = 15
     k: int = 16
     horizon_s: int = 4 * 3600
@@ -63,144 +71,36 @@ class ImitationConfig:
     learning_rate: float = 1e-3
     batch_size: int = 512
     entropy: float = 0.02
-    validation_tapes: int = 96
+    validation_tapes: int = 480
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("tapes", "rounds", "epochs", "k", "hidden", "batch_size", "validation_tapes"):
+        for name in (
+            "tapes", "rounds", "last_tapes", "epochs", "k", "hidden", "batch_size",
+            "validation_tapes",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
-        if self.seed < 0:
-            raise FlextopoError(f"seed = {self.seed}; legal: 0 or more")
+        for name in ("improvements", "seed"):
+            if getattr(self, name) < 0:
+                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
+
+    @property
+    def plan(self) -> list[int]:
+        """Training tapes of each round."""
+        tapes = [self.tapes] * (self.rounds + self.improvements)
+        if self.improvements:
+            tapes[-1] = self.last_tapes
+        return tapes
 
 
-@dataclass(frozen=True)
-class Demonstrations:
-    """Decisions with the looked-ahead loss of every action; D decisions.
-
-    Attributes:
-        preemptor: (D, 6), cluster: (D, 12), candidates: (D, K, 30) float32; mask: (D, K + 1) int8.
-        losses: (D, K + 1) float32, GPU-hours above the cheapest candidate's; 0 where illegal.
-    """
-
-    preemptor: npt.NDArray[np.float32]
-    cluster: npt.NDArray[np.float32]
-    candidates: npt.NDArray[np.float32]
-    mask: npt.NDArray[np.int8]
-    losses: npt.NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.losses)
+Objective = Callable[[Any, list[torch.Tensor], float], torch.Tensor]
 
 
-def tape_for(fleet: Fleet, config: WorkloadConfig, seed: int) -> Simulator:
-    """Return a simulation of the generated tape of a seed on a fleet."""
-    tape = generate_tape(
-        config,
-        fleet.num_gpus,
-        seed,
-        gpus_per_server=fleet.gpus_per_server,
-        cores_per_gpu=fleet.cores_per_gpu,
-    )
-    return Simulator(tape, fleet)
-
-
-def demonstrate(
-    servers: str, seed: int, config: ImitationConfig, weights: dict[str, npt.NDArray[np.float32]]
-) -> Demonstrations:
-    """Play one training tape with a mixture of behaviours and record every decision.
-
-    Half of the tapes follow the network (from the second round on), the others the oracle or
-    greedy; a tenth of the actions are random.
-    """
-    fleet = Fleet(*parse_servers(servers))
-    rng = np.random.default_rng((seed, 17))
-    sim = tape_for(fleet, randomised(seed), seed)
-    behaviour = rng.choice(
-        ("network", "network", "oracle", "greedy") if weights else ("oracle", "greedy")
-    )
-    rows: list[Observation] = []
-    losses: list[npt.NDArray[np.float32]] = []
-    k = config.k
-    while (pod := sim.next_decision()) is not None:
-        found, count = sim.state.find(pod, AlignmentFilter.OWN.binds(pod), k)
-        if count == 0:
-            sim.apply(None)
-            continue
-        branch = sim.branch(found, count, config.horizon_s)
-        o = empty_observation(k)
-        observe(sim.state.arrays, sim.costs, pod.index, found, count, o)
-        row = np.zeros(k + 1, np.float32)
-        row[:count] = (branch[:count] - branch[0]) / 3600.0
-        row[k] = (branch[count] - branch[0]) / 3600.0
-        rows.append(o)
-        losses.append(row)
-        if rng.random() < 0.1:
-            action = int(rng.integers(count + 1))
-        elif behaviour == "network":
-            action = int(np.argmax(score(weights, o)))
-        else:
-            action = int(np.argmin(branch)) if behaviour == "oracle" else 0
-        waits = action in (count, k)
-        sim.apply(None if waits else sim.state.candidate_at(found, action, pod))
-    return _stack(rows, losses, k)
-
-
-def _stack(
-    rows: list[Observation], losses: list[npt.NDArray[np.float32]], k: int
-) -> Demonstrations:
-    if not rows:
-        o = empty_observation(k)
-        rows, losses = [o], [np.zeros(k + 1, np.float32)]
-    return Demonstrations(
-        np.stack([o.preemptor for o in rows]),
-        np.stack([o.cluster for o in rows]),
-        np.stack([o.candidates for o in rows]),
-        np.stack([o.mask for o in rows]),
-        np.stack(losses),
-    )
-
-
-def _concatenate(parts: list[Demonstrations]) -> Demonstrations:
-    return Demonstrations(
-        *(
-            np.concatenate([getattr(p, name) for p in parts])
-            for name in Demonstrations.__annotations__
-        )
-    )
-
-
-def collect(
-    config: ImitationConfig, round_: int, network: CandidateScorer | None, workers: int
-) -> Demonstrations:
-    """Collect one round of demonstrations; the same for any number of workers."""
-    weights = {} if network is None else _weights(network)
-    seeds = take(TRAINING, config.tapes, (config.seed * config.rounds + round_) * config.tapes)
-    jobs = [
-        (config.servers[i % len(config.servers)], s, config, weights) for i, s in enumerate(seeds)
-    ]
-    if workers == 1:
-        return _concatenate([demonstrate(*job) for job in jobs])
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return _concatenate(list(pool.map(_demonstrate, jobs, chunksize=4)))
-
-
-def _demonstrate(
-    job: tuple[str, int, ImitationConfig, dict[str, npt.NDArray[np.float32]]],
-) -> Demonstrations:
-    return demonstrate(*job)
-
-
-def _weights(network: CandidateScorer) -> dict[str, npt.NDArray[np.float32]]:
-    return {key: value.detach().cpu().numpy().copy() for key, value in network.state_dict().items()}
-
-
-def expected_loss(
-    network: CandidateScorer, batch: list[torch.Tensor], entropy: float
-) -> torch.Tensor:
+def expected_loss(network: Any, batch: list[torch.Tensor], entropy: float) -> torch.Tensor:
     """Return the mean over decisions of sum_i p_i L_i, less the entropy bonus."""
-    preemptor, cluster, candidates, mask, losses = batch
-    scores, _ = network.packed(preemptor, cluster, candidates, mask)
+    *inputs, losses = batch
+    scores, _ = network.packed(*inputs)
     log_p = torch.log_softmax(scores, -1)
     p = log_p.exp()
     bonus = -(p * log_p).sum(-1)
@@ -208,20 +108,29 @@ def expected_loss(
 
 
 def fit(
-    network: CandidateScorer, data: Demonstrations, config: ImitationConfig, round_: int
+    network: Any,
+    data: Demonstrations,
+    config: ImitationConfig,
+    round_: int,
+    objective: Objective | None = None,
+    graph: bool = False,
 ) -> Iterator[float]:
-    """Train on the demonstrations; yield the mean expected loss after each epoch."""
+    """Train on the demonstrations; yield the mean objective after each epoch.
+
+    Args:
+        network: a `CandidateScorer`, or another with `packed`.
+        data: losses are cut at 100 GPU-hours.
+        config: of the optimiser.
+        round_: together with the seed it decides the order of the data.
+        objective: of network, batch and weight of the entropy; None = `expected_loss`, whose mean
+            is in GPU-hours a decision.
+        graph: give the network the candidates' graphs, too.
+    """
+    objective = objective or expected_loss
     spread = float(np.clip(np.abs(data.losses), 0, 100).mean()) or 1.0
-    tensors = [
-        torch.from_numpy(array)
-        for array in (
-            data.preemptor,
-            data.cluster,
-            data.candidates,
-            data.mask,
-            np.clip(data.losses, -100, 100) / spread,
-        )
-    ]
+    arrays = [data.preemptor, data.cluster, data.candidates, data.mask]
+    arrays += [data.graph] if graph else []
+    tensors = [*map(torch.from_numpy, (*arrays, np.clip(data.losses, -100, 100) / spread))]
     optimiser = torch.optim.Adam(network.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs)
     order = np.random.default_rng((config.seed, round_, 29))
@@ -230,7 +139,7 @@ def fit(
         shuffled = order.permutation(len(data))
         for at in range(0, len(data), config.batch_size):
             rows = torch.from_numpy(shuffled[at : at + config.batch_size])
-            loss = expected_loss(network, [t[rows] for t in tensors], config.entropy)
+            loss = objective(network, [t[rows] for t in tensors], config.entropy)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             optimiser.step()
@@ -239,9 +148,13 @@ def fit(
         yield total / len(data) * spread
 
 
-def validate(network: CandidateScorer, config: ImitationConfig) -> float:
+def weights_of(network: CandidateScorer) -> dict[str, npt.NDArray[np.float32]]:
+    """Return a copy of the network's arrays by parameter name."""
+    return {key: value.detach().cpu().numpy().copy() for key, value in network.state_dict().items()}
+
+
+def validate(selector: VictimSelector, config: ImitationConfig) -> float:
     """Return the mean weighted loss on the validation tapes of every cluster trained on."""
-    selector = LearnedSelector("candidate", _weights(network), config.k)
     losses = []
     for i, seed in enumerate(take(VALIDATION, config.validation_tapes)):
         fleet = Fleet(*parse_servers(config.servers[i % len(config.servers)]))
@@ -251,45 +164,136 @@ def validate(network: CandidateScorer, config: ImitationConfig) -> float:
     return float(np.mean(losses))
 
 
+class Rounds:
+    """The rounds that are over: networks, validation losses, and the data still needed.
+
+    Args:
+        config: of the training.
+        folder: keeps them, so that a later process goes on from the last complete round to the same
+            bits; None = in memory alone.
+    """
+
+    def __init__(self, config: ImitationConfig, folder: Path | None = None) -> None:
+        self.config, self.folder = config, folder
+        self.networks: list[dict[str, torch.Tensor]] = []
+        self.losses: list[float] = []
+        self.data: dict[int, Demonstrations] = {}
+
+    def add(self, network: CandidateScorer, loss: float, data: Demonstrations) -> None:
+        """Add a round, and forget the data that no later round is fitted on."""
+        at = len(self.losses)
+        self.networks.append({key: v.clone() for key, v in network.state_dict().items()})
+        self.losses.append(loss)
+        self.data[at] = data
+        old = [other for other in self.data if other < self._first_to_fit()]
+        for other in old:
+            del self.data[other]
+        if self.folder is not None:
+            buffer = io.BytesIO()
+            np.savez(buffer, allow_pickle=False, **weights_of(network))
+            write_whole(self.folder / f"network-{at}.npz", buffer.getvalue())
+            data.save(self.folder / f"demonstrations-{at}.npz")
+            state = {"config": asdict(self.config), "losses": self.losses}
+            write_whole(self.folder / "rounds.json", json.dumps(state).encode())
+            for other in old:
+                (self.folder / f"demonstrations-{other}.npz").unlink()
+
+    def resume(self) -> None:
+        """Read the rounds that the folder keeps.
+
+        Raises:
+            FlextopoError: it keeps none, or those of another configuration.
+        """
+        assert self.folder is not None
+        path = self.folder / "rounds.json"
+        try:
+            state = json.loads(path.read_bytes())
+        except OSError:
+            raise FlextopoError(f"{path}: missing; legal: an interrupted run's folder") from None
+        if state["config"] != json.loads(json.dumps(asdict(self.config))):
+            raise FlextopoError(f"{path}: of another configuration; legal: the same one")
+        self.losses = state["losses"]
+        for at in range(len(self.losses)):
+            with np.load(self.folder / f"network-{at}.npz", allow_pickle=False) as arrays:
+                self.networks.append({key: torch.from_numpy(arrays[key]) for key in arrays.files})
+        for at in range(self._first_to_fit(), len(self.losses)):
+            self.data[at] = Demonstrations.load(self.folder / f"demonstrations-{at}.npz")
+
+    def _first_to_fit(self) -> int:
+        """Return the first round whose data the next round is fitted on."""
+        at, first = len(self.losses), self.config.rounds
+        return 0 if at < first else max(first, at - 1)
+
+    def to_fit(self, new: Demonstrations) -> Demonstrations:
+        """Return the data that the next round is fitted on."""
+        return concatenate([*(self.data[at] for at in sorted(self.data)), new])
+
+
 def imitate(
-    config: ImitationConfig, workers: int = 1, report: Callable[[str], None] = print
+    config: ImitationConfig,
+    workers: int = 1,
+    report: Callable[[str], None] = print,
+    rounds: Rounds | None = None,
 ) -> tuple[CandidateScorer, list[float]]:
-    """Train a scorer; return the best by validation and the validation loss of each round."""
+    """Train a scorer; return the best by validation and the validation loss of each round.
+
+    Args:
+        config: how to train.
+        workers: processes that demonstrate; no number depends on it.
+        report: is told about each round.
+        rounds: those that are over already; they are added to.
+    """
+    rounds = rounds or Rounds(config)
     torch.manual_seed(config.seed)
     network = CandidateScorer(ScorerConfig(config.hidden))
-    best, best_loss, history = network.state_dict(), float("inf"), []
-    parts: list[Demonstrations] = []
-    for round_ in range(config.rounds):
-        parts.append(collect(config, round_, network if round_ else None, workers))
-        data = _concatenate(parts)
+    for round_ in range(len(rounds.losses), len(config.plan)):
+        if round_:
+            network.load_state_dict(rounds.networks[-1])
+        weights = weights_of(network) if round_ else {}
+        improve = round_ >= config.rounds
+        demonstrator = Demonstrator(config.servers, config.k, config.horizon_s, weights, improve)
+        first = config.seed * sum(config.plan) + sum(config.plan[:round_])
+        new = demonstrator.collect(first, config.plan[round_], workers)
+        data = rounds.to_fit(new)
         *_, final = fit(network, data, config, round_)
-        history.append(validate(network, config))
+        selector = LearnedSelector("candidate", weights_of(network), config.k)
+        rounds.add(network, validate(selector, config), new)
         report(
-            f"round {round_ + 1}/{config.rounds}: {len(data)} decisions, "
-            f"expected loss {final:+.3f} GPU-h a decision against greedy, "
-            f"validation weighted loss {history[-1]:.4f}"
+            f"{'improvement' if improve else 'imitation'} {round_ + 1}/{len(config.plan)}: "
+            f"{len(data)} decisions, expected loss {final:+.3f} GPU-h a decision beyond the "
+            f"cheapest candidate's, validation weighted loss {rounds.losses[-1]:.4f}"
         )
-        if history[-1] < best_loss:
-            best_loss = history[-1]
-            best = {key: value.clone() for key, value in network.state_dict().items()}
-    network.load_state_dict(best)
-    return network, history
+    network.load_state_dict(rounds.networks[int(np.argmin(rounds.losses))])
+    return network, rounds.losses
 
 
 def train_imitation(
-    config: ImitationConfig, folder: Path, workers: int, report: Callable[[str], None]
+    config: ImitationConfig,
+    folder: Path,
+    workers: int,
+    report: Callable[[str], None],
+    resume: bool = False,
 ) -> Path:
-    """Imitate, and write the artifact to `folder / "policy"`; return its folder.
+    """Train, and write the artifact to `folder / "policy"`; return its folder.
 
     Raises:
-        FlextopoError: a policy is there already.
+        FlextopoError: a policy is there already, or there is nothing to resume.
     """
     target = folder / "policy"
     if (target / "meta.json").exists():
         raise FlextopoError(f"{target}: holds a policy already; legal: another folder")
     torch.set_num_threads(1)
-    network, history = imitate(config, workers, report)
+    rounds = Rounds(config, folder / "rounds")
+    if resume:
+        rounds.resume()
+    elif (folder / "rounds" / "rounds.json").exists():
+        raise FlextopoError(f"{folder}: holds a run already; legal: another folder, or --resume")
+    make_folder(folder / "rounds")
+    network, history = imitate(config, workers, report, rounds)
     name = f"imitation-{config.seed}"
-    return save_policy(
+    policy = save_policy(
         network, target, name, config.k, config=asdict(config), validation_loss=history
     )
+    for path in (folder / "rounds").glob("demonstrations-*.npz"):
+        path.unlink()
+    return policy

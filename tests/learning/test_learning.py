@@ -1,20 +1,39 @@
 """What was learned beats what was not: thresholds that a random choice misses."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from flextopo.baselines.registry import make_selector
+from flextopo.cluster.arrays import copy_cluster
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.events import copy_events
+from flextopo.cluster.loss import weighted_gpu_s
 from flextopo.cluster.metrics import episode_metrics
-from flextopo.cluster.seeds import VALIDATION, take
-from flextopo.cluster.selector import VictimSelector
+from flextopo.cluster.seeds import TRAINING, VALIDATION, take
+from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Simulator
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
-from flextopo.policies.runtime import load_policy, zoo_names
-from flextopo.train.imitation import ImitationConfig, collect, fit, imitate, validate
+from flextopo.policies.continuation import PolicyLookahead
+from flextopo.policies.network import CandidateScorer, ScorerConfig
+from flextopo.policies.runtime import LearnedSelector, load_policy, zoo_names
+from flextopo.train import ppo
+from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
+from flextopo.train.imitation import (
+    ImitationConfig,
+    Rounds,
+    fit,
+    imitate,
+    train_imitation,
+    validate,
+    weights_of,
+)
 from flextopo.train.ppo import PPOConfig, train_ppo
 
 
@@ -40,31 +59,106 @@ def test_shipped_policies_beat_every_deterministic_selector(name: str, servers: 
 
 
 SMALL = ImitationConfig(
-    servers=("4*rtx4090",), tapes=60, rounds=1, epochs=20, k=8, validation_tapes=16, hidden=32
-)
+    servers=("4*rtx4090",), tapes=60, rounds=1, improvements=1, last_tapes=30, epochs=20, k=8,
+    validation_tapes=16, hidden=32,
+)  # fmt: skip
+TINY = replace(SMALL, tapes=6, rounds=2, improvements=3, last_tapes=8, epochs=2, hidden=8)
+
+
+def demonstrations(weights: dict[str, Any], improve: bool, workers: int = 1) -> Demonstrations:
+    return Demonstrator(("4*rtx4090",), 8, 7200, weights, improve).collect(0, 6, workers)
+
+
+def some_weights() -> dict[str, Any]:
+    torch.manual_seed(1)
+    return weights_of(CandidateScorer(ScorerConfig(16)))
 
 
 def test_imitation_learns_from_a_minute_of_demonstrations() -> None:
     said: list[str] = []
     network, history = imitate(SMALL, 1, said.append)
-    assert history == [validate(network, SMALL)]
-    assert len(said) == 1
-    assert history[0] < losses(make_selector("random"), "4*rtx4090", 16)
+    learned = LearnedSelector("learned", weights_of(network), SMALL.k)
+    assert min(history) == validate(learned, SMALL)
+    assert [line.split()[0] for line in said] == ["imitation", "improvement"]
+    assert min(history) < losses(make_selector("random"), "4*rtx4090", 16)
 
 
-def test_demonstrations_repeat_and_do_not_depend_on_processes() -> None:
-    config = ImitationConfig(servers=("4*rtx4090",), tapes=6, rounds=1, k=8)
-    one, two = collect(config, 0, None, 1), collect(config, 0, None, 2)
-    for name in one.__annotations__:
+@pytest.mark.parametrize("improve", [False, True])
+def test_demonstrations_repeat_and_do_not_depend_on_processes(improve: bool) -> None:
+    weights = some_weights()
+    one, two = demonstrations(weights, improve, 1), demonstrations(weights, improve, 2)
+    for name in vars(one):
         assert np.array_equal(getattr(one, name), getattr(two, name)), name
     assert (one.losses[one.mask == 0] == 0).all()
     assert (one.losses[:, 0] == 0).all()
 
 
-def test_fitting_lowers_the_expected_loss() -> None:
-    from flextopo.policies.network import CandidateScorer, ScorerConfig
+def test_branches_under_a_policy_cost_what_playing_it_costs() -> None:
+    """Take each action, then play on with the selector itself: the losses are those of the kernel."""
+    weights = some_weights()
+    policy = LearnedSelector("policy", weights, 8)
+    fleet = Fleet(*parse_servers("4*rtx4090"))
+    compared = 0
+    for seed in take(TRAINING, 8):
+        sim = tape_for(fleet, WorkloadConfig(online_peak_share=0.9), seed)
+        for _ in range(3):
+            if (pod := sim.next_decision()) is None:
+                break
+            found, count = sim.state.find(pod, AlignmentFilter.OWN.binds(pod), 8)
+            if count:
+                ahead = PolicyLookahead(weights, 8).branch(sim, found, count, 7200)
+                for action in range(count + 1):
+                    chosen = sim.state.candidate_at(found, action, pod) if action < count else None
+                    assert ahead[action] == played(sim, seed, fleet, chosen, policy), action
+                    compared += 1
+            sim.apply(sim.state.candidate_at(found, 0, pod) if count else None)
+    assert compared > 20
 
-    data = collect(SMALL, 0, None, 1)
+
+def played(
+    sim: Simulator, seed: int, fleet: Fleet, first: Candidate | None, policy: LearnedSelector
+) -> float:
+    """Return the loss of two hours in which `first` is done now and the policy decides the rest."""
+    other = tape_for(fleet, WorkloadConfig(online_peak_share=0.9), seed)
+    copy_cluster(sim.state.arrays, other.state.arrays)
+    copy_events(sim.events, other.events)
+    before = weighted_gpu_s(sim.events.account, sim.costs)
+    end = min(sim.rules.end_s, sim.state.now_s + 7200)
+    other.rules = other.rules._replace(end_s=end)
+    other.apply(first)
+    other.run(policy)
+    return float(weighted_gpu_s(other.events.account, other.costs) - before)
+
+
+def test_interrupted_imitation_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    whole = load_policy(train_imitation(TINY, tmp_path / "whole", 1, lambda _: None)).weights
+
+    def stop(line: str) -> None:
+        if "4/5" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_imitation(TINY, tmp_path / "parts", 1, stop)
+    with pytest.raises(FlextopoError, match="--resume"):
+        train_imitation(TINY, tmp_path / "parts", 1, stop)
+    said: list[str] = []
+    policy = train_imitation(TINY, tmp_path / "parts", 1, said.append, resume=True)
+    assert [line.split(":")[0] for line in said] == ["improvement 5/5"]
+    resumed = load_policy(policy).weights
+    assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
+    assert not list(tmp_path.rglob("demonstrations*"))
+
+
+def test_rounds_of_another_configuration_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FlextopoError, match="missing"):
+        Rounds(TINY, tmp_path).resume()
+    (tmp_path / "rounds.json").write_text('{"config": {"tapes": 7}, "losses": []}')
+    with pytest.raises(FlextopoError, match="another configuration"):
+        Rounds(TINY, tmp_path).resume()
+
+
+def test_fitting_lowers_the_expected_loss() -> None:
+    data = demonstrations({}, False)
     course = list(fit(CandidateScorer(ScorerConfig(32)), data, SMALL, 0))
     assert course[-1] < course[0]
 
@@ -80,9 +174,27 @@ def test_ppo_trains_resumes_and_leaves_an_artifact(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "checkpoint.zip", "config.json", "policy", "tensorboard",
     }  # fmt: skip
-    longer = PPOConfig(**{**PPO.__dict__, "timesteps": 256})
-    train_ppo(longer, tmp_path / "run", resume=True, progress=lambda *at: seen.append(at))
-    assert seen[-1] == (192, 256)
+
+
+@pytest.mark.parametrize("start", ["", zoo_names()[0]])
+def test_interrupted_ppo_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    monkeypatch.setattr(ppo, "CHECKPOINT_S", 0.0)
+    config = replace(PPO, timesteps=512, start=start, kl=0.1 if start else 0.0)
+    whole = load_policy(train_ppo(config, tmp_path / "whole")).weights
+
+    def stop(done: int, _: int) -> None:
+        if done == 256:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"checkpoint\.zip"):
+        train_ppo(config, tmp_path / "parts", progress=stop)
+    seen: list[int] = []
+    policy = train_ppo(config, tmp_path / "parts", True, lambda done, _: seen.append(done))
+    assert seen[0] == 256
+    resumed = load_policy(policy).weights
+    assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_ppo_repeats_with_its_seed(tmp_path: Path) -> None:

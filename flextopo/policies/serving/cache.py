@@ -343,7 +343,8 @@ class ClusterCache:
         left = self.budgets.left()
         sums, waiting = self._table.sums, self._pending.values()
         online = [pod.gpus for pod in waiting if pod.online and pod.uid != preemptor.uid]
-        batch = [pod.gpus for pod in waiting if not pod.online and pod.uid != preemptor.uid]
+        batch = [pod for pod in waiting if not pod.online and pod.uid != preemptor.uid]
+        sizes = [pod.gpus for pod in batch]
         return build_view(
             preemptor,
             nodes,
@@ -355,7 +356,11 @@ class ClusterCache:
                 "now_s": self.clock(),
                 **{name: sums[name] for name in SUMMED},
                 "wait_gpus": sum(online) + preemptor.gpus,
-                "batch_wait_gpus": sum(batch),
+                "batch_wait_gpus": sum(sizes),
+                "batch_wait_1": sum(size for size in sizes if size <= 1),
+                "batch_wait_2": sum(size for size in sizes if size == 2),
+                "batch_wait_4": sum(size for size in sizes if 2 < size <= 4),
+                "batch_wait_group": sum(pod.gpus for pod in batch if pod.group),
             },
             others=self._table.other_rows(nodes),
             groups=self._table.groups(self._groups),

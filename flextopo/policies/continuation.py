@@ -1,0 +1,227 @@
+"""Look ahead under a learned policy: branches that it goes on with, instead of the greedy rule.
+
+The scorer runs inside the kernel: a branch makes dozens of decisions, and leaving the kernel for each
+would take a hundred times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.cluster.arrays import Cluster, copy_cluster
+from flextopo.cluster.candidates import (
+    CandidateArrays,
+    Workspace,
+    candidate_arrays,
+    find_candidates,
+    workspace,
+)
+from flextopo.cluster.events import Events, copy_events
+from flextopo.cluster.features import Observation, empty_observation, observe
+from flextopo.cluster.kernels import copying_kernel, kernel
+from flextopo.cluster.loss import Costs, weighted_gpu_s
+from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
+from flextopo.cluster.simulator import Simulator
+
+Array = npt.NDArray[np.float32]
+
+
+ROWS = 4
+"""Rows of scratch memory beside one for each candidate."""
+
+
+class Net(NamedTuple):
+    """Weights of a `CandidateScorer` for the kernels, transposed: (inputs, outputs); h hidden.
+
+    Fields: as the network's layers; `room` (K + 4, 2h) float32 is scratch memory.
+    """
+
+    candidate: Array
+    candidate_bias: Array
+    shared: Array
+    own: Array
+    own_bias: Array
+    pooled: Array
+    score: Array
+    score_bias: Array
+    wait: Array
+    wait_bias: Array
+    wait_out: Array
+    wait_out_bias: Array
+    room: Array
+
+
+class PolicyLookahead:
+    """Branch decisions of simulations, each branch going on under one policy.
+
+    Args:
+        weights: of a `CandidateScorer`, arrays by parameter name, as in an artifact.
+        k: candidates that the policy looks at.
+    """
+
+    def __init__(self, weights: Mapping[str, Array], k: int) -> None:
+        self.net = _transposed(weights, k)
+        self._workspace = workspace()
+        self._found = candidate_arrays(k)
+        self._seen = empty_observation(k)
+
+    def branch(
+        self, sim: Simulator, found: CandidateArrays, count: int, horizon_s: int
+    ) -> npt.NDArray[np.float64]:
+        """Return the loss of each of the first `count` candidates and of waiting, looked ahead.
+
+        Returns:
+            (count + 1,) weighted GPU-seconds from now to the horizon, as `Simulator.branch` does
+            under the greedy rule.
+        """
+        losses = np.empty(count + 1)
+        branch_losses_under(
+            self.net,
+            sim.state.arrays,
+            sim.events,
+            *sim.scratch(),
+            sim.rules,
+            sim.costs,
+            horizon_s,
+            found,
+            count,
+            self._workspace,
+            self._found,
+            self._seen,
+            losses,
+        )
+        return losses - weighted_gpu_s(sim.events.account, sim.costs)
+
+
+def _transposed(weights: Mapping[str, Array], k: int) -> Net:
+    """Return the weights of a scorer as the kernels take them."""
+    h = len(weights["own.bias"])
+    pooled = weights.get("pooled.weight", np.zeros((h, 2 * h), np.float32))
+    layers = (
+        weights["candidate.weight"].T,
+        weights["candidate.bias"],
+        weights["shared.weight"].T,
+        weights["own.weight"].T,
+        weights["own.bias"],
+        pooled.T,
+        weights["score.weight"][0],
+        weights["score.bias"],
+        weights["wait.0.weight"].T,
+        weights["wait.0.bias"],
+        weights["wait.2.weight"][0],
+        weights["wait.2.bias"],
+        np.zeros((k + ROWS, 2 * h)),
+    )
+    return Net(*(np.ascontiguousarray(layer, np.float32).copy() for layer in layers))
+
+
+@kernel
+def _add_product(x: Array, n: int, w: Array, at: int, out: Array) -> None:
+    """Add x[:n] @ w[at : at + n] to `out`."""
+    for i in range(n):
+        v = x[i]
+        if v != 0.0:
+            row = w[at + i]
+            for j in range(row.shape[0]):
+                out[j] += v * row[j]
+
+
+@kernel
+def choose(net: Net, o: Observation, count: int) -> int:
+    """Return the legal action of the highest score; `count` = waiting.
+
+    The twin of `runtime.score`, which sums in another order.
+    """
+    h = net.own.shape[0]
+    room = net.room
+    k = room.shape[0] - ROWS
+    shared, pooled, context, hidden = room[k], room[k + 1], room[k + 2], room[k + 3]
+    for j in range(h):
+        shared[j] = net.candidate_bias[j]
+        context[j] = net.own_bias[j]
+    for j in range(2 * h):
+        pooled[j] = 0.0
+    _add_product(o.preemptor, o.preemptor.shape[0], net.shared, 0, shared)
+    _add_product(o.cluster, o.cluster.shape[0], net.shared, o.preemptor.shape[0], shared)
+    for i in range(count):
+        e = room[i]
+        for j in range(h):
+            e[j] = shared[j]
+        _add_product(o.candidates[i], o.candidates.shape[1], net.candidate, 0, e)
+        for j in range(h):
+            v = max(e[j], np.float32(0.0))
+            e[j] = v
+            pooled[j] += v
+            pooled[h + j] = max(pooled[h + j], v)
+    for j in range(h):
+        pooled[j] /= np.float32(count)
+    _add_product(pooled, 2 * h, net.pooled, 0, context)
+    best, most = 0, -1e30
+    for i in range(count):
+        for j in range(h):
+            hidden[j] = context[j]
+        _add_product(room[i], h, net.own, 0, hidden)
+        s = 0.0
+        for j in range(h):
+            s += max(hidden[j], np.float32(0.0)) * net.score[j]
+        s += net.score_bias[0]
+        if s > most:
+            best, most = i, s
+    for j in range(h):
+        hidden[j] = net.wait_bias[j]
+    _add_product(pooled, 2 * h, net.wait, 0, hidden)
+    s = 0.0
+    for j in range(h):
+        s += max(hidden[j], np.float32(0.0)) * net.wait_out[j]
+    s += net.wait_out_bias[0]
+    return count if s > most else best
+
+
+@kernel
+def _run_policy(
+    net: Net, c: Cluster, e: Events, rules: Rules, costs: Costs, w: Workspace,
+    found: CandidateArrays, o: Observation,
+) -> None:  # fmt: skip
+    """Run to the rules' end under the policy."""
+    while True:
+        pod = advance(c, e, rules)
+        if pod == END:
+            return
+        count = find_candidates(c, costs, pod, must_align(c, rules, pod), w, found)
+        if count == 0:
+            decline(e)
+            continue
+        observe(c, costs, pod, found, count, o)
+        action = choose(net, o, count)
+        if action == count:
+            decline(e)
+        else:
+            preempt(c, e, rules, found.node[action], found.slots[action])
+
+
+@copying_kernel
+def branch_losses_under(
+    net: Net, c: Cluster, e: Events, scratch_c: Cluster, scratch_e: Events, rules: Rules,
+    costs: Costs, horizon_s: int, found: CandidateArrays, count: int, w: Workspace,
+    room: CandidateArrays, o: Observation, losses: npt.NDArray[np.float64],
+) -> None:  # fmt: skip
+    """Write the loss of each branch: take a candidate now, then follow the policy.
+
+    Arguments as `lookahead.branch_losses` has them, and with it the policy `net`, `room` for the
+    candidates of later decisions, and `o` for their observations.
+    """
+    end = min(rules.end_s, c.totals[0]["now_s"] + horizon_s)
+    ahead = Rules(rules.filter, rules.restricted, rules.grace_s, rules.restart_s, end)
+    for i in range(count + 1):
+        copy_cluster(c, scratch_c)
+        copy_events(e, scratch_e)
+        if i < count:
+            preempt(scratch_c, scratch_e, ahead, found.node[i], found.slots[i])
+        else:
+            decline(scratch_e)
+        _run_policy(net, scratch_c, scratch_e, ahead, costs, w, room, o)
+        losses[i] = weighted_gpu_s(scratch_e.account, costs)

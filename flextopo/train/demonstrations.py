@@ -1,0 +1,179 @@
+"""Decisions with the looked-ahead loss of every action, from simulated days.
+
+The states come from a mixture of behaviours (oracle, greedy-cost, the network itself, noise). Each
+decision is branched over the K cheapest candidates and waiting on the same future. A branch goes on
+under the greedy rule, or, once a network is to be improved upon, under that network: then the losses
+are unbiased samples of what each action costs under the network's own policy.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.cluster.features import Observation, empty_observation, observe
+from flextopo.cluster.graph_features import empty_graph, observe_graph
+from flextopo.cluster.output_files import write_whole
+from flextopo.cluster.seeds import TRAINING, take
+from flextopo.cluster.selector import AlignmentFilter
+from flextopo.cluster.server_model import Fleet
+from flextopo.cluster.servers import parse_servers
+from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.workload import WorkloadConfig, generate_tape, randomised
+from flextopo.policies.continuation import PolicyLookahead
+from flextopo.policies.runtime import score
+
+Weights = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Decisions with the looked-ahead loss of every action; D decisions, K candidates.
+
+    Attributes:
+        preemptor, cluster, candidates, mask: observations with a leading D.
+        losses: (D, K + 1) float32, GPU-hours above the cheapest candidate's; 0 where illegal.
+        graph: (D, K, 16, 8) float16, see `graph_features`; (D, 0) where it was not asked for.
+    """
+
+    preemptor: npt.NDArray[np.float32]
+    cluster: npt.NDArray[np.float32]
+    candidates: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.int8]
+    losses: npt.NDArray[np.float32]
+    graph: npt.NDArray[np.float16]
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def save(self, path: Path) -> None:
+        """Write an npz file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **vars(self))
+        write_whole(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Demonstrations:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(*(arrays[spec.name] for spec in fields(cls)))
+
+
+def concatenate(parts: list[Demonstrations]) -> Demonstrations:
+    """Return all decisions of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    names = [spec.name for spec in fields(Demonstrations)]
+    return Demonstrations(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
+@dataclass(frozen=True)
+class Demonstrator:
+    """How days are demonstrated.
+
+    Attributes:
+        servers: clusters, one after the other.
+        k: candidates that are branched and shown.
+        horizon_s: how far a branch looks ahead.
+        weights: of the network that is among the behaviours; empty = none yet.
+        improve: branches go on under that network, not under the greedy rule.
+        graph: record the graphs of the candidates' servers too.
+    """
+
+    servers: tuple[str, ...]
+    k: int
+    horizon_s: int
+    weights: Weights
+    improve: bool = False
+    graph: bool = False
+
+    def collect(self, first: int, tapes: int, workers: int = 1) -> Demonstrations:
+        """Play training tapes; the result is the same for any number of workers.
+
+        Args:
+            first: position of the first tape among the training seeds.
+            tapes: how many.
+            workers: processes.
+        """
+        seeds = take(TRAINING, tapes, first)
+        jobs = [(self.servers[i % len(self.servers)], seed) for i, seed in enumerate(seeds)]
+        if workers == 1:
+            return concatenate([self.play(*job) for job in jobs])
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            return concatenate(list(pool.map(self.play, *zip(*jobs, strict=True), chunksize=4)))
+
+    def play(self, servers: str, seed: int) -> Demonstrations:
+        """Play one tape and record every decision.
+
+        Half of the tapes follow the network, if there is one, the others the oracle or greedy; a
+        tenth of the actions are random.
+        """
+        fleet = Fleet(*parse_servers(servers))
+        rng = np.random.default_rng((seed, 17))
+        sim = tape_for(fleet, randomised(seed), seed)
+        behaviour = rng.choice(
+            ("network", "network", "oracle", "greedy") if self.weights else ("oracle", "greedy")
+        )
+        ahead = PolicyLookahead(self.weights, self.k) if self.improve else None
+        rows: list[Observation] = []
+        losses: list[npt.NDArray[np.float32]] = []
+        graphs: list[npt.NDArray[np.float16]] = []
+        k = self.k
+        while (pod := sim.next_decision()) is not None:
+            found, count = sim.state.find(pod, AlignmentFilter.OWN.binds(pod), k)
+            if count == 0:
+                sim.apply(None)
+                continue
+            if ahead is None:
+                branch = sim.branch(found, count, self.horizon_s)
+            else:
+                branch = ahead.branch(sim, found, count, self.horizon_s)
+            o = empty_observation(k)
+            observe(sim.state.arrays, sim.costs, pod.index, found, count, o)
+            row = np.zeros(k + 1, np.float32)
+            row[:count] = (branch[:count] - branch[0]) / 3600.0
+            row[k] = (branch[count] - branch[0]) / 3600.0
+            rows.append(o)
+            losses.append(row)
+            if self.graph:
+                graph = empty_graph(k)
+                observe_graph(sim.state.arrays, pod.index, found, count, graph)
+                graphs.append(graph.astype(np.float16))
+            if rng.random() < 0.1:
+                action = int(rng.integers(count + 1))
+            elif behaviour == "network":
+                action = int(np.argmax(score(self.weights, o)))
+            else:
+                action = int(np.argmin(branch)) if behaviour == "oracle" else 0
+            waits = action in (count, k)
+            sim.apply(None if waits else sim.state.candidate_at(found, action, pod))
+        if not rows:
+            rows, losses = [empty_observation(k)], [np.zeros(k + 1, np.float32)]
+            graphs = [empty_graph(k).astype(np.float16)] if self.graph else []
+        return Demonstrations(
+            np.stack([o.preemptor for o in rows]),
+            np.stack([o.cluster for o in rows]),
+            np.stack([o.candidates for o in rows]),
+            np.stack([o.mask for o in rows]),
+            np.stack(losses),
+            np.stack(graphs) if graphs else np.zeros((len(rows), 0), np.float16),
+        )
+
+
+def tape_for(fleet: Fleet, config: WorkloadConfig, seed: int) -> Simulator:
+    """Return a simulation of the generated tape of a seed on a fleet."""
+    tape = generate_tape(
+        config,
+        fleet.num_gpus,
+        seed,
+        gpus_per_server=fleet.gpus_per_server,
+        cores_per_gpu=fleet.cores_per_gpu,
+    )
+    return Simulator(tape, fleet)
