@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 SOURCES := pyproject.toml constraints.txt
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce report serve train-zoo bench-serve bench bench-peers bench-compare bench-baseline wheel dist check clean
+.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce report serve train-zoo ablation bench-serve bench bench-peers bench-compare bench-baseline wheel dist check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -97,6 +97,9 @@ interop: $(VENV)/.core  ## other libraries, each in an environment of its own un
 
 pages: $(VENV)/.dev  ## run the code of docs, and write what it prints into the pages; a minute
 	$(BIN)/python tests/pages.py docs/*.md docs/how-to/*.md
+
+ablation: $(VENV)/.dev  ## what each ingredient buys; after train-zoo
+	$(BIN)/flextopo ablate runs/zoo --json docs/results/ablation.json
 
 train-zoo: $(VENV)/.dev  ## train the shipped policy again, into runs/zoo
 	$(BIN)/flextopo train --algorithm imitation --out runs/zoo

@@ -15,6 +15,7 @@ import typer
 
 import flextopo
 from flextopo.cli import (
+    ablate,
     compare,
     export,
     listing,
@@ -50,6 +51,7 @@ MAP: dict[str, dict[str, Callable[..., Any]]] = {
         "train": training.train,
         "evaluate": compare.evaluate,
         "sweep": sweep.sweep,
+        "ablate": ablate.ablate,
         "export": export.export,
     },
     "Serve": {

@@ -1,4 +1,4 @@
-"""`flextopo train`: a policy by MaskablePPO, or by imitation of the oracle."""
+"""`flextopo train`: a policy by MaskablePPO, or by imitation and improvement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flextopo.cli.terminal import (
     progress,
     results_to,
 )
-from flextopo.cluster.errors import FlextopoError, UnknownNameError
+from flextopo.cluster.errors import UnknownNameError
 
 Algorithm = Annotated[str, SWEEP.option("algorithm", autocompletion=completion.algorithms)]
 Set = Annotated[
@@ -74,8 +74,6 @@ def train(
     """
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm", algorithm, list(ALGORITHMS))
-    if resume and algorithm != "ppo":
-        raise FlextopoError("--resume with imitation; legal: with ppo")
     configuration = ALGORITHMS[algorithm]
     given = {
         "servers": servers,
@@ -92,7 +90,7 @@ def train(
                 config = configuration.make(given, settings or ())
                 from flextopo.train.imitation import train_imitation
 
-                policy = train_imitation(config, out, num_workers(workers), say)
+                policy = train_imitation(config, out, num_workers(workers), say, resume)
         else:
             with needing("train"), progress("training") as done:
                 config = configuration.make(given, settings or ())

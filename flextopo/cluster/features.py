@@ -104,7 +104,7 @@ def layout_hash() -> str:
 class Observation(NamedTuple):
     """One decision in numbers; K candidates.
 
-    Fields: `preemptor` (6,), `cluster` (12,), `candidates` (K, 30), all float32; `mask` (K + 1,)
+    Fields: `preemptor` (6,), `cluster` (16,), `candidates` (K, 32), all float32; `mask` (K + 1,)
     int8, 1 = legal; the last action is "do not preempt now".
     """
 

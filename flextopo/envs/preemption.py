@@ -38,7 +38,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
     counts as K and sets `info["invalid_action"]`; with `strict=True` it raises instead.
 
     ## Observation Space
-    `Dict` of float32 boxes within [-1, 1]: `preemptor` (6,), `cluster` (12,), `candidates` (K, 30),
+    `Dict` of float32 boxes within [-1, 1]: `preemptor` (6,), `cluster` (16,), `candidates` (K, 32),
     and `action_mask` (K + 1,) int8, 1 = legal. `flextopo.cluster.features` names every entry.
 
     ## Rewards

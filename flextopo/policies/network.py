@@ -53,8 +53,8 @@ class CandidateScorer(nn.Module):
 
         Args:
             preemptor: (B, 6) float32.
-            cluster: (B, 12) float32.
-            candidates: (B, K, 30) float32.
+            cluster: (B, 16) float32.
+            candidates: (B, K, 32) float32.
             mask: (B, K + 1), nonzero = legal.
 
         Returns:

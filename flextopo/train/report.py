@@ -14,7 +14,9 @@ from flextopo.train.reference import REFERENCE
 from flextopo.train.results import (
     LOSS_COLUMNS,
     OTHER_COLUMNS,
+    ablation_rows,
     against_rows,
+    load_ablation,
     load_results,
     markdown,
     paired_rows,
@@ -28,9 +30,9 @@ def generated(name: str, results: Path) -> str:
     """Return the Markdown of one generated block.
 
     Args:
-        name: `environments`, `selectors`, `policies`, a block of `REFERENCE`, or the stem of a
-            results file, with `-paired` for its paired differences, with `-against` for those of
-            its last policy from every other selector.
+        name: `environments`, `selectors`, `policies`, `ablation`, a block of `REFERENCE`, or the stem
+            of a results file, with `-paired` for its paired differences, with `-against` for those
+            of its last policy from every other selector.
         results: folder of the saved results.
 
     Raises:
@@ -57,6 +59,8 @@ def generated(name: str, results: Path) -> str:
             meta = read_meta(ZOO / policy)
             body.append([f"`{policy}`", f"`{meta['trained_by']}`", f"`{meta['sha256'][:12]}`"])
         return markdown([["name", "trained by", "SHA-256"], *body])
+    if name == "ablation":
+        return markdown(ablation_rows(load_ablation(results / "ablation.json")))
     stem, _, kind = name.partition("-")
     saved = load_results(results / f"{stem}.json")
     if kind == "against":

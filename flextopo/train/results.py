@@ -125,6 +125,42 @@ def load_results(path: Path) -> Results:
     return dict(results)
 
 
+def load_ablation(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of an ablation.
+
+    Raises:
+        FlextopoError: it is missing or none.
+    """
+    try:
+        found = json.loads(path.read_text())["ablation"]
+    except OSError as error:
+        raise FlextopoError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise FlextopoError(f"{path}: legal: what `flextopo ablate` writes") from None
+    return list(found)
+
+
+def ablation_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the rows of an ablation as cells, with a heading."""
+    out = [["what", "", "weighted loss %", "against greedy-cost, points", "95 % interval",
+            "P(better)", "success %", "decisions learnt a second"]]  # fmt: skip
+    for row in rows:
+        found = row["against_greedy"]
+        out.append(
+            [
+                row["group"],
+                row["name"],
+                f"{100 * row['loss']:.2f}",
+                f"{100 * found['mean']:+.2f}",
+                f"[{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]",
+                f"{found['improvement']:.2f}",
+                f"{100 * row['success']:.1f}",
+                f"{row['speed']:,.0f}" if "speed" in row else "",
+            ]
+        )
+    return out
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on, and the commit where there is one."""
     found = {"python": platform.python_version(), "flextopo": flextopo.__version__}
