@@ -20,12 +20,12 @@ def ablate(
     timesteps: Annotated[
         int | None, ALGORITHMS["ppo"].option("timesteps", more="In each training with PPO.")
     ] = None,
-    validation_tapes: Annotated[
-        int, ABLATION.option("validation_tapes")
-    ] = ABLATION.defaults["validation_tapes"],
-    importance_tapes: Annotated[
-        int, ABLATION.option("importance_tapes")
-    ] = ABLATION.defaults["importance_tapes"],
+    validation_tapes: Annotated[int, ABLATION.option("validation_tapes")] = ABLATION.defaults[
+        "validation_tapes"
+    ],
+    importance_tapes: Annotated[int, ABLATION.option("importance_tapes")] = ABLATION.defaults[
+        "importance_tapes"
+    ],
     json_path: JsonPath = Path("results/ablation.json"),
 ) -> None:
     """Play what a training went through, and what it could have been, on validation tapes.
