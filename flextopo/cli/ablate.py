@@ -28,9 +28,9 @@ def ablate(
     ],
     json_path: JsonPath = Path("results/ablation.json"),
 ) -> None:
-    """Play what a training went through, and what it could have been, on validation tapes.
+    """Measure what each stage, network and feature buys.
 
-    Rows: every round of the run; other networks on the same demonstrations; PPO from scratch and
+    All rows are played on validation tapes: every round of the run; other networks on the same demonstrations; PPO from scratch and
     from the policy. Then each feature is shuffled. Half an hour with the defaults.
 
     Examples:

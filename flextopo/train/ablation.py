@@ -251,6 +251,11 @@ def value_loss(network: Any, batch: list[torch.Tensor], _: float) -> torch.Tenso
     return (torch.where(mask, error - mean, 0.0) ** 2).sum(-1).mean()
 
 
+WARM_UP = 3
+"""Epochs of value regression before the expected loss. From random weights that alone soon gives all
+probability to waiting, which is better than a random candidate, and learns no more."""
+
+
 def _networks(data: Demonstrations, training: ImitationConfig, arena: Arena, add: Any) -> None:
     """Fit every network to the same demonstrations."""
     h = training.hidden
@@ -266,9 +271,15 @@ def _networks(data: Demonstrations, training: ImitationConfig, arena: Arena, add
         torch.manual_seed(training.seed)
         network: Any = make()
         begin = time.perf_counter()
-        for _ in fit(network, data, training, 0, value_loss if regression else None, graph):
+        epochs = training.epochs if regression else WARM_UP
+        for _ in fit(network, data, replace(training, epochs=epochs), 0, value_loss, graph):
             pass
-        speed = training.epochs * len(data) / (time.perf_counter() - begin)
+        if not regression:
+            rest = replace(training, epochs=max(1, training.epochs - epochs))
+            for _ in fit(network, data, rest, 1, None, graph):
+                pass
+            epochs += rest.epochs
+        speed = epochs * len(data) / (time.perf_counter() - begin)
         selector: VictimSelector = TorchSelector(network, training.k, graph)
         if isinstance(network, CandidateScorer):
             selector = LearnedSelector(name, weights_of(network), training.k)
