@@ -128,10 +128,6 @@ class PreemptionVecEnv(VecEnv):
         """Say that episodes are counted here: Stable-Baselines3 asks for its Monitor."""
         return [wrapper_class.__name__ == "Monitor"] * len(list(self._get_indices(indices)))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle with the episodes that are being played, without the days in memory."""
-        return self.__dict__
-
     def _get_indices(self, indices: int | Iterable[int] | None) -> Sequence[int]:
         if indices is None:
             return range(self.num_envs)
