@@ -6,6 +6,7 @@ are played on the same validation tapes; the comparison seeds are not touched.
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import time
@@ -315,6 +316,7 @@ def _ppo(start: Path, config: AblationConfig, arena: Arena, add: Any) -> dict[st
                 policy = load_policy(
                     train_ppo(replace(variant, timesteps=steps), target, point > 1)
                 )
+                gc.collect()  # models and environments point at each other and hold days in memory
                 before = time.perf_counter()
                 played = arena.play(policy)
                 playing += time.perf_counter() - before

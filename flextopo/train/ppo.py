@@ -214,6 +214,9 @@ def train_ppo(
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the last checkpoint is {checkpoint}") from None
+    finally:
+        if model.env is not None:
+            model.env.close()
     save_checkpoint(model, folder)
     returns = [episode["r"] for episode in model.ep_info_buffer or ()]
     return save_policy(
