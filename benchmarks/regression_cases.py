@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -22,7 +20,6 @@ from flextopo.cluster.pods import Pod
 from flextopo.cluster.selector import AlignmentFilter, VictimSelector
 from flextopo.cluster.server_model import PRESETS, Fleet
 from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.trace_readers import read_jobs
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.policies.runtime import load_policy, zoo_names
 
@@ -228,19 +225,6 @@ def tapes() -> Run:
     return repeated(lambda: generate_tape(WorkloadConfig(), 128, 0))
 
 
-def traces() -> Run:
-    """Read a trace of 50,000 jobs."""
-    rows = "".join(f"{i},{i % 997 + 1},{i % 8 + 1}\n" for i in range(50_000))
-
-    def run() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "jobs.csv"
-            path.write_text(f"submit_s,duration_s,gpus\n{rows}")
-            return timed(lambda: read_jobs(path))
-
-    return run
-
-
 def all_cases() -> dict[str, Case]:
     """Return every case that this version has; the vector environment where it is registered."""
     cases = {f"find_candidates, {n} nodes": Case("compiled", partial(find, n)) for n in SIZES}
@@ -252,7 +236,6 @@ def all_cases() -> dict[str, Case]:
         cases["vector environment step, 64"] = Case("compiled", vector_steps)
     cases["day, 16 servers"] = Case("python", day)
     cases["tape, 16 servers"] = Case("python", tapes)
-    cases["trace, 50,000 jobs"] = Case("python", traces)
     for name in SELECTORS:
         loop = "compiled" if name in COMPILED_SELECTORS else "python"
         cases[f"select, {name}"] = Case(loop, partial(chooses, name))
