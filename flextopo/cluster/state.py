@@ -250,7 +250,7 @@ class ClusterState:
         """Say whether the guaranteed filter accepts the candidate's placement."""
         model = self.arrays.nodes[candidate.node]["model"]
         best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
-        return bool(is_aligned(candidate.level, best))
+        return bool(is_aligned(int(candidate.level), int(best)))
 
     def find(self, preemptor: Pod, aligned: bool, k: int) -> tuple[CandidateArrays, int]:
         """Run the candidate kernel; return its arrays (valid until the next call) and the count."""
