@@ -119,6 +119,5 @@ def _override(
     config = replace(config, workload=replace(config.workload, **workload))
     if admission is not None:
         config = replace(config, scenario=replace(config.scenario, admission=admission))
-    if services is not None or batch is not None:
-        config = replace(config, services=services, batch=batch)
+    config = replace(config, services=services or config.services, batch=batch or config.batch)
     return config if servers is None else replace(config, servers=servers)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from flextopo.cluster.arrays import Cluster, copy_cluster
 from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candidates
 from flextopo.cluster.events import Events, copy_events
-from flextopo.cluster.kernels import copying_kernel, kernel
+from flextopo.cluster.kernels import copying_kernel, kernel, stage
 from flextopo.cluster.loss import Costs, weighted_gpu_s
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
 
@@ -26,6 +26,27 @@ def run_greedy(
             decline(e)
         else:
             preempt(c, e, rules, one.node[0], one.slots[0])
+
+
+@stage
+def rules_ahead(c: Cluster, rules: Rules, horizon_s: int) -> Rules:
+    """Return the rules of a branch, which ends at the horizon or with the tape."""
+    end = min(rules.end_s, c.totals[0]["now_s"] + horizon_s)
+    return Rules(rules.filter, rules.restricted, rules.grace_s, rules.restart_s, end)
+
+
+@copying_kernel
+def begin_branch(
+    c: Cluster, e: Events, scratch_c: Cluster, scratch_e: Events, ahead: Rules,
+    found: CandidateArrays, count: int, i: int,
+) -> None:  # fmt: skip
+    """Copy a decision, and take candidate i there; `count` = "do not preempt now"."""
+    copy_cluster(c, scratch_c)
+    copy_events(e, scratch_e)
+    if i < count:
+        preempt(scratch_c, scratch_e, ahead, found.node[i], found.slots[i])
+    else:
+        decline(scratch_e)
 
 
 @copying_kernel
@@ -59,14 +80,8 @@ def branch_losses(
         one: room for one candidate.
         losses: (count + 1,) output, weighted GPU-seconds; the last is "do not preempt now".
     """
-    end = min(rules.end_s, c.totals[0]["now_s"] + horizon_s)
-    ahead = Rules(rules.filter, rules.restricted, rules.grace_s, rules.restart_s, end)
+    ahead = rules_ahead(c, rules, horizon_s)
     for i in range(count + 1):
-        copy_cluster(c, scratch_c)
-        copy_events(e, scratch_e)
-        if i < count:
-            preempt(scratch_c, scratch_e, ahead, found.node[i], found.slots[i])
-        else:
-            decline(scratch_e)
+        begin_branch(c, e, scratch_c, scratch_e, ahead, found, count, i)
         run_greedy(scratch_c, scratch_e, ahead, costs, w, one)
         losses[i] = weighted_gpu_s(scratch_e.account, costs)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import Cluster, copy_cluster
+from flextopo.cluster.arrays import Cluster
 from flextopo.cluster.candidates import (
     CandidateArrays,
     Workspace,
@@ -20,9 +20,10 @@ from flextopo.cluster.candidates import (
     find_candidates,
     workspace,
 )
-from flextopo.cluster.events import Events, copy_events
+from flextopo.cluster.events import Events
 from flextopo.cluster.features import Observation, empty_observation, observe
 from flextopo.cluster.kernels import copying_kernel, kernel
+from flextopo.cluster.lookahead import begin_branch, rules_ahead
 from flextopo.cluster.loss import Costs, weighted_gpu_s
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
 from flextopo.cluster.simulator import Simulator
@@ -116,7 +117,7 @@ def _transposed(weights: Mapping[str, Array], k: int) -> Net:
         weights["wait.2.bias"],
         np.zeros((k + ROWS, 2 * h)),
     )
-    return Net(*(np.ascontiguousarray(layer, np.float32).copy() for layer in layers))
+    return Net(*(np.array(layer, np.float32, order="C") for layer in layers))
 
 
 @kernel
@@ -214,14 +215,8 @@ def branch_losses_under(
     Arguments as `lookahead.branch_losses` has them, and with it the policy `net`, `room` for the
     candidates of later decisions, and `o` for their observations.
     """
-    end = min(rules.end_s, c.totals[0]["now_s"] + horizon_s)
-    ahead = Rules(rules.filter, rules.restricted, rules.grace_s, rules.restart_s, end)
+    ahead = rules_ahead(c, rules, horizon_s)
     for i in range(count + 1):
-        copy_cluster(c, scratch_c)
-        copy_events(e, scratch_e)
-        if i < count:
-            preempt(scratch_c, scratch_e, ahead, found.node[i], found.slots[i])
-        else:
-            decline(scratch_e)
+        begin_branch(c, e, scratch_c, scratch_e, ahead, found, count, i)
         _run_policy(net, scratch_c, scratch_e, ahead, costs, w, room, o)
         losses[i] = weighted_gpu_s(scratch_e.account, costs)

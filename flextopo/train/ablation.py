@@ -7,7 +7,6 @@ are played on the same validation tapes; the comparison seeds are not touched.
 from __future__ import annotations
 
 import gc
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,19 +30,21 @@ from flextopo.cluster.features import (
     observe,
 )
 from flextopo.cluster.graph_features import empty_graph, observe_graph
-from flextopo.cluster.metrics import episode_metrics
 from flextopo.cluster.pods import Pod
-from flextopo.cluster.seeds import TRAINING, VALIDATION, take
+from flextopo.cluster.seeds import TRAINING
 from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.state import ClusterState
-from flextopo.cluster.workload import WorkloadConfig
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector, load_policy
 from flextopo.train.ablation_networks import AttentionScorer, GraphScorer, LinearScorer
-from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
-from flextopo.train.imitation import ImitationConfig, fit, weights_of
+from flextopo.train.demonstrations import Demonstrations, Demonstrator
+from flextopo.train.imitation import (
+    ImitationConfig,
+    fit,
+    play_validation,
+    read_rounds,
+    weights_of,
+)
 from flextopo.train.ppo import PPOConfig, train_ppo
 from flextopo.train.statistics import estimate, paired_difference
 
@@ -152,19 +153,11 @@ class Arena:
 
     def __init__(self, servers: tuple[str, ...], tapes: int) -> None:
         self.servers, self.tapes = servers, tapes
-        self.greedy, _ = self.play(GreedyCost())
+        self.greedy = self.play(GreedyCost())
 
     def play(self, selector: VictimSelector, tapes: int | None = None) -> Played:
         """Return what a selector comes to on the first tapes; None = on all."""
-        losses, success = [], []
-        for i, seed in enumerate(take(VALIDATION, tapes or self.tapes)):
-            fleet = Fleet(*parse_servers(self.servers[i % len(self.servers)]))
-            sim = tape_for(fleet, WorkloadConfig(), seed)
-            sim.run(selector)
-            metrics = episode_metrics(sim)
-            losses.append(metrics["weighted_loss"])
-            success.append(metrics["success_rate"])
-        return np.array(losses), float(np.nanmean(success))
+        return play_validation(selector, self.servers, tapes or self.tapes)
 
     def row(self, group: str, name: str, played: Played, **more: Any) -> dict[str, Any]:
         """Return a row of the table."""
@@ -173,7 +166,7 @@ class Arena:
             "group": group,
             "name": name,
             "loss": float(losses.mean()),
-            "against_greedy": asdict(paired_difference(losses, self.greedy)),
+            "against_greedy": asdict(paired_difference(losses, self.greedy[0])),
             "success": success,
             **more,
         }
@@ -192,17 +185,12 @@ def run_ablation(run: Path, config: AblationConfig, report: Report) -> dict[str,
     """
     torch.set_num_threads(1)
     policy = load_policy(run / "policy")
-    path = run / "rounds" / "rounds.json"
-    try:
-        rounds = json.loads(path.read_bytes())
-    except OSError as error:
-        raise FlextopoError(f"{path}: {error.strerror}; legal: an imitation run") from None
+    rounds = read_rounds(run / "rounds")
     training = ImitationConfig(
         **{**rounds["config"], "servers": tuple(rounds["config"]["servers"])}
     )
     arena = Arena(training.servers, config.validation_tapes)
     rows: list[dict[str, Any]] = []
-    curves: dict[str, Any] = {}
 
     def add(group: str, name: str, played: Played, **more: Any) -> None:
         rows.append(arena.row(group, name, played, **more))
@@ -213,20 +201,20 @@ def run_ablation(run: Path, config: AblationConfig, report: Report) -> dict[str,
             f"success {100 * rows[-1]['success']:.1f} %"
         )
 
-    add("baseline", "greedy-cost", (arena.greedy, arena.play(GreedyCost())[1]))
+    add("baseline", "greedy-cost", arena.greedy)
     _stages(run, rounds, training, arena, add)
     data = Demonstrator(
         training.servers, training.k, training.horizon_s, policy.weights, True, graph=True
     ).collect(_unused(training), config.tapes)
     report(f"{len(data)} decisions for the networks")
     _networks(data, training, arena, add)
-    curves |= _ppo(run / "policy", config, arena, add)
+    curves = _ppo(run / "policy", config, arena, add)
     importance = _importance(policy, data, config, arena, report)
     return {"ablation": rows, "learning_curves": curves, "importance": importance}
 
 
 def _unused(training: ImitationConfig) -> int:
-    """Return the first training tape from the end that no training seed below 100 uses."""
+    """Return the place of a training tape that no training with a seed below 100 reaches."""
     return max(len(TRAINING) // 2, 100 * sum(training.plan))
 
 

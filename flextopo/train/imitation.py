@@ -81,8 +81,11 @@ class ImitationConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
-        for name in ("improvements", "seed"):
-            if getattr(self, name) < 0:
+        for name in ("learning_rate", "horizon_s"):
+            if not getattr(self, name) > 0:
+                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: above 0")
+        for name in ("improvements", "entropy", "seed"):
+            if not getattr(self, name) >= 0:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
 
     @property
@@ -153,15 +156,50 @@ def weights_of(network: CandidateScorer) -> dict[str, npt.NDArray[np.float32]]:
     return {key: value.detach().cpu().numpy().copy() for key, value in network.state_dict().items()}
 
 
-def validate(selector: VictimSelector, config: ImitationConfig) -> float:
-    """Return the mean weighted loss on the validation tapes of every cluster trained on."""
-    losses = []
-    for i, seed in enumerate(take(VALIDATION, config.validation_tapes)):
-        fleet = Fleet(*parse_servers(config.servers[i % len(config.servers)]))
+def play_validation(
+    selector: VictimSelector, servers: tuple[str, ...], tapes: int
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Play the first validation tapes.
+
+    Args:
+        selector: who plays.
+        servers: clusters, one after the other.
+        tapes: how many.
+
+    Returns:
+        (tapes,) weighted losses, and the mean success rate.
+    """
+    losses, success = [], []
+    for i, seed in enumerate(take(VALIDATION, tapes)):
+        fleet = Fleet(*parse_servers(servers[i % len(servers)]))
         sim = tape_for(fleet, WorkloadConfig(), seed)
         sim.run(selector)
-        losses.append(episode_metrics(sim)["weighted_loss"])
+        metrics = episode_metrics(sim)
+        losses.append(metrics["weighted_loss"])
+        success.append(metrics["success_rate"])
+    return np.array(losses), float(np.nanmean(success))
+
+
+def validate(selector: VictimSelector, config: ImitationConfig) -> float:
+    """Return the mean weighted loss on the validation tapes of every cluster trained on."""
+    losses, _ = play_validation(selector, config.servers, config.validation_tapes)
     return float(np.mean(losses))
+
+
+def read_rounds(folder: Path) -> dict[str, Any]:
+    """Read what a run keeps of its rounds: its `config` and the validation `losses`.
+
+    Raises:
+        FlextopoError: there is nothing, or something else.
+    """
+    path = folder / "rounds.json"
+    try:
+        state = json.loads(path.read_bytes())
+        return {"config": dict(state["config"]), "losses": list(state["losses"])}
+    except OSError:
+        raise FlextopoError(f"{path}: missing; legal: an imitation run's folder") from None
+    except (ValueError, KeyError, TypeError):
+        raise FlextopoError(f"{path}: is damaged; legal: what an imitation run writes") from None
 
 
 class Rounds:
@@ -205,13 +243,9 @@ class Rounds:
             FlextopoError: it keeps none, or those of another configuration.
         """
         assert self.folder is not None
-        path = self.folder / "rounds.json"
-        try:
-            state = json.loads(path.read_bytes())
-        except OSError:
-            raise FlextopoError(f"{path}: missing; legal: an interrupted run's folder") from None
+        state = read_rounds(self.folder)
         if state["config"] != json.loads(json.dumps(asdict(self.config))):
-            raise FlextopoError(f"{path}: of another configuration; legal: the same one")
+            raise FlextopoError(f"{self.folder}: of another configuration; legal: the same one")
         self.losses = state["losses"]
         for at in range(len(self.losses)):
             with np.load(self.folder / f"network-{at}.npz", allow_pickle=False) as arrays:

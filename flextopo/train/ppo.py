@@ -35,6 +35,8 @@ from flextopo.train.results import versions
 from flextopo.train.rollout_buffer import TimedRolloutBuffer
 from flextopo.train.vec_env import PreemptionVecEnv
 
+DEVICES = ("cpu", "cuda")
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -97,12 +99,21 @@ class PPOConfig:
             "days",
             "hidden",
             "batch_size",
+            "epochs",
             "threads",
         ):
             if getattr(self, name) < 1:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
-        if self.seed < 0:
-            raise FlextopoError(f"seed = {self.seed}; legal: 0 or more")
+        for name in ("learning_rate", "tau_s", "clip"):
+            if not getattr(self, name) > 0:
+                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: above 0")
+        for name in ("seed", "kl", "entropy", "critic_steps"):
+            if not getattr(self, name) >= 0:
+                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
+        if self.kl > 0 and not self.start:
+            raise FlextopoError(f"kl = {self.kl} without start; legal: 0, or a start policy")
+        if self.device not in DEVICES:
+            raise FlextopoError(f"device {self.device!r}; legal: {', '.join(DEVICES)}")
 
 
 CHECKPOINT_S = 20.0
@@ -190,13 +201,15 @@ def train_ppo(
         The artifact's folder.
 
     Raises:
-        FlextopoError: nothing to resume, or a run is there already.
+        FlextopoError: nothing to resume, a run is there already, or there is no such device.
     """
     checkpoint = folder / "checkpoint.zip"
     if resume and not checkpoint.exists():
         raise FlextopoError(f"{checkpoint}: missing; legal: the folder of an interrupted run")
     if not resume and checkpoint.exists():
         raise FlextopoError(f"{folder}: holds a run already; legal: another folder, or --resume")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise FlextopoError("device 'cuda': torch finds none; legal here: cpu")
     use_threads(config.threads)
     make_folder(folder)
     if resume:

@@ -166,12 +166,15 @@ class GreedyLosses:
         self, days: npt.NDArray[np.int64], from_s: npt.NDArray[Any], until_s: npt.NDArray[Any]
     ) -> npt.NDArray[np.float64]:
         """Return what greedy-cost loses on each day between two times, GPU-hours per 100 GPUs."""
-        lost = np.empty(len(days))
-        for i, day in enumerate(days.tolist()):
-            curve = self.curve(day)
-            at, part = divmod(int(until_s[i]), GRID_S)
-            end = curve[at] + (curve[min(at + 1, len(curve) - 1)] - curve[at]) * part / GRID_S
-            at, part = divmod(int(from_s[i]), GRID_S)
-            begin = curve[at] + (curve[min(at + 1, len(curve) - 1)] - curve[at]) * part / GRID_S
-            lost[i] = end - begin
-        return lost
+        curves = np.stack([self.curve(day) for day in days.tolist()])
+        return _read(curves, until_s) - _read(curves, from_s)
+
+
+def _read(curves: npt.NDArray[np.float64], times_s: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return each curve's value at its own time."""
+    rows = np.arange(len(curves))
+    at, part = np.divmod(times_s, GRID_S)
+    value = curves[rows, at]
+    following = curves[rows, np.minimum(at + 1, curves.shape[1] - 1)]
+    found: npt.NDArray[np.float64] = value + (following - value) * part / GRID_S
+    return found

@@ -152,6 +152,10 @@ def test_interrupted_imitation_resumes_to_the_same_bits(tmp_path: Path) -> None:
 def test_rounds_of_another_configuration_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FlextopoError, match="missing"):
         Rounds(TINY, tmp_path).resume()
+    for damaged in ("{", "[]", '{"config": 1, "losses": []}'):
+        (tmp_path / "rounds.json").write_text(damaged)
+        with pytest.raises(FlextopoError, match="is damaged"):
+            Rounds(TINY, tmp_path).resume()
     (tmp_path / "rounds.json").write_text('{"config": {"tapes": 7}, "losses": []}')
     with pytest.raises(FlextopoError, match="another configuration"):
         Rounds(TINY, tmp_path).resume()
@@ -174,6 +178,36 @@ def test_ppo_trains_resumes_and_leaves_an_artifact(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "checkpoint.zip", "config.json", "policy", "tensorboard",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "legal"),
+    [
+        ({"tau_s": 0.0}, "above 0"),
+        ({"learning_rate": -1.0}, "above 0"),
+        ({"clip": float("nan")}, "above 0"),
+        ({"epochs": 0}, "1 or more"),
+        ({"kl": -0.1}, "0 or more"),
+        ({"kl": 0.1}, "or a start policy"),
+        ({"device": "gpu"}, "cpu, cuda"),
+    ],
+)
+def test_what_ppo_cannot_do_is_said_before_it_starts(wrong: dict[str, Any], legal: str) -> None:
+    with pytest.raises(FlextopoError, match=f"{next(iter(wrong))}.*legal: .*{legal}"):
+        replace(PPO, **wrong)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FlextopoError, match=r"cuda.*legal here: cpu"):
+        train_ppo(replace(PPO, device="cuda"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"horizon_s": -5}, {"entropy": -1.0}])
+def test_what_imitation_cannot_do_is_said_before_it_starts(wrong: dict[str, Any]) -> None:
+    with pytest.raises(FlextopoError, match=f"{next(iter(wrong))} = .*; legal: "):
+        replace(TINY, **wrong)
 
 
 @pytest.mark.parametrize("start", ["", zoo_names()[0]])

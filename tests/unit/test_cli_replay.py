@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flextopo.cli.app import main
+from flextopo.cli.replay import _override
 from flextopo.cluster.workload import WorkloadConfig
 from flextopo.train.compare import ComparisonConfig, play
 
@@ -71,6 +72,12 @@ def test_saved_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [(side["name"], side["weighted_loss"]) for side in sides] == [
         ("random", round(losses["random"][0], 6))
     ]
+
+
+def test_a_trace_of_one_kind_leaves_the_saved_other() -> None:
+    saved = ComparisonConfig(services="old.csv", batch="jobs.csv")
+    new = _override(saved, None, "new.csv", None, {}, None)
+    assert (new.services, new.batch) == ("new.csv", "jobs.csv")
 
 
 @pytest.mark.parametrize(
