@@ -28,6 +28,19 @@ SCRIPTS = ("recording.js", "drawing.js", "timeline.js", "panels.js", "player.js"
 
 MAX_SELECTORS = 2
 
+SHOWN_COLUMNS = (
+    "node",
+    "victims",
+    "stopped",
+    "gpu_mask",
+    "level",
+    "deficit",
+    "cost_gpu_h",
+    "discarded_gpu_h",
+    "score",
+)
+"""Of the rows that describe candidates."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -143,6 +156,7 @@ def page_data(
             for m in state.models
         ],
         "pods": {name: pods[name].tolist() for name in columns},
+        "shown_columns": SHOWN_COLUMNS,
         "sides": [_side(recording) for recording in recordings],
         "differences": [[*difference.moment, difference.about] for difference in found],
     }
@@ -181,18 +195,19 @@ def _choice(frame: int, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _shown(candidate: Shown) -> dict[str, Any]:
-    return {
-        "node": candidate.node,
-        "victims": candidate.victims,
-        "stopped": candidate.stopped,
-        "gpu_mask": candidate.gpu_mask,
-        "level": candidate.level,
-        "deficit": candidate.deficit,
-        "cost_gpu_h": round(candidate.cost_gpu_s / 3600, 4),
-        "discarded_gpu_h": round(candidate.discarded_gpu_s / 3600, 4),
-        "score": _number(candidate.score),
-    }
+def _shown(candidate: Shown) -> list[Any]:
+    """Return a candidate as a row of `SHOWN_COLUMNS`: most of a page is these."""
+    return [
+        candidate.node,
+        candidate.victims,
+        candidate.stopped,
+        candidate.gpu_mask,
+        candidate.level,
+        candidate.deficit,
+        round(candidate.cost_gpu_s / 3600, 4),
+        round(candidate.discarded_gpu_s / 3600, 4),
+        _number(candidate.score),
+    ]
 
 
 def _number(value: float | None) -> float | None:

@@ -318,6 +318,7 @@ def test_it_fits_the_window_in_both_colour_schemes(
         if key:
             page.keyboard.press(key)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.locator("#status").evaluate("e => e.scrollWidth <= e.clientWidth")
 
 
 def test_one_selector_alone(open_page: Open, tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ function lastWhere(count, isBefore) {
 }
 
 class Recording {
-  constructor(data, numGpus, numTerms) {
-    Object.assign(this, { name: data.name, scores: data.scores, choices: data.choices });
+  constructor(data, columns, numGpus, numTerms) {
+    Object.assign(this, { name: data.name, scores: data.scores });
+    const named = (row) => Object.fromEntries(row.map((value, i) => [columns[i], value]));
+    this.choices = data.choices.map((choice) => ({ ...choice, shown: choice.shown.map(named) }));
     this.share = data.weighted_loss;
     this.time = runningSums(data.time_s);
     this.rank = data.rank;
@@ -96,7 +98,7 @@ class Tape {
     }
     this.numGpus = this.first.at(-1);
     this.numNodes = this.scene.node_model.length;
-    this.sides = data.sides.map((side) => new Recording(side, this.numGpus, data.terms.length));
+    this.sides = data.sides.map((side) => new Recording(side, data.shown_columns, this.numGpus, data.terms.length));
     this.mergeMoments();
     const moment = (time, rank) => this.momentAt(time, rank);
     this.differences = data.differences.map(([t, r, about]) => ({ moment: moment(t, r), about }));
