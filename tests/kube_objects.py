@@ -104,7 +104,7 @@ def full_node(name: str = "n0", count: int = 8) -> list[dict[str, Any]]:
 
 def read(document: Mapping[str, Any]) -> KubeObject:
     """Return the typed object of a document."""
-    return msgspec.convert(document, KINDS[document["kind"]])
+    return msgspec.json.decode(msgspec.json.encode(document), type=KINDS[document["kind"]])
 
 
 def read_record(document: Mapping[str, Any]) -> PodRecord:

@@ -201,7 +201,7 @@ def test_no_cluster_gets_a_wrong_victim(
                 victims, list(cache.budgets.by_key.values())
             )
         # By counts it fits, and with any of them back it would not: unless alignment asks for more.
-        freed = state.gpu_free.bit_count() + sum(victim.gpus for victim in victims)
+        freed = state.counted.num_gpus + sum(victim.gpus for victim in victims)
         assert freed >= gpus
         if requirement != "guaranteed" and found["Pods"] != came[name]["Pods"]:
             assert all(freed - victim.gpus < gpus for victim in victims)

@@ -15,7 +15,7 @@ from kube_objects import (
     read_record,
 )
 
-from flextopo.cluster.arrays import NOMINATED, RUNNING, TERMINATING
+from flextopo.cluster.arrays import LIVE_DTYPE, NOMINATED, RUNNING, TERMINATING
 from flextopo.cluster.server_model import PRESETS
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.node_state import NodeState
@@ -26,21 +26,27 @@ def state_of(documents: Sequence[Mapping[str, Any]], name: str = "n0") -> NodeSt
 
 
 def held(state: NodeState) -> dict[str, list[int]]:
+    masks = live(state)["gpu_mask"].tolist()
     return {
         record.name: [gpu for gpu in range(16) if mask >> gpu & 1]
-        for record, mask in zip(state.records, state.live["gpu_mask"].tolist(), strict=True)
+        for record, mask in zip(state.counted.records, masks, strict=True)
     }
+
+
+def live(state: NodeState) -> np.ndarray[Any, Any]:
+    return np.frombuffer(state.counted.live, LIVE_DTYPE)
 
 
 def test_flextopo_tells_who_holds_what() -> None:
     state = state_of(full_node(count=6))
     assert held(state) == {f"n0-b{i}": [i] for i in range(6)}
-    assert state.gpu_free == 0b11000000
+    assert state.counted.gpu_free == 0b11000000
     # GPU 0 sits on NUMA node 3; seven of its eight cores are used.
-    assert state.cores.sum(0).tolist() == [7, 7, 7, 7, 0, 0, 7, 7]
-    assert state.cores_free.tolist() == [1, 1, 1, 1, 8, 8, 1, 1]
+    cores = np.frombuffer(state.counted.cores, np.int16).reshape(-1, 8)
+    assert cores.sum(0).tolist() == [7, 7, 7, 7, 0, 0, 7, 7]
+    assert state.counted.cores_free.tolist() == [1, 1, 1, 1, 8, 8, 1, 1]
     assert state.known
-    assert state.worst_case()[0] == state.gpu_free
+    assert state.sure.gpu_free == state.counted.gpu_free
 
 
 def test_an_annotation_tells_more_than_flextopo() -> None:
@@ -68,19 +74,19 @@ def test_gpus_of_one_pod_are_known_by_elimination_only_when_none_is_free() -> No
     # With one pod less there are two GPUs it may hold, and the other is not free for sure.
     state = state_of([d for d in documents if d["metadata"]["name"] != "n0-b7"])
     assert not state.known
-    assert (state.num_known, state.unknown_gpus) == (6, 1)
-    assert state.gpu_free.bit_count() == 1
-    assert state.worst_case()[0] == 0
+    assert (len(state.sure.records), state.unknown_gpus) == (6, 1)
+    assert state.counted.gpu_free.bit_count() == 1
+    assert state.sure.gpu_free == 0
 
 
 def test_unknown_pods_keep_counts_and_take_the_worst_case() -> None:
     documents = full_node(count=4)
     documents[1] = without_gpu_marks(documents[1])
     state = state_of(documents)
-    assert state.num_known == 0
-    assert state.gpu_free.bit_count() == 4
+    assert len(state.sure.records) == 0
+    assert state.counted.gpu_free.bit_count() == 4
     assert sorted(len(gpus) for gpus in held(state).values()) == [1, 1, 1, 1]
-    gpus, cores = state.worst_case()
+    gpus, cores = state.sure.gpu_free, state.sure.cores_free
     assert gpus == 0
     # Their cores are known, so these are not guessed at.
     assert cores.tolist() == [1, 1, 1, 1, 8, 8, 8, 8]
@@ -90,13 +96,13 @@ def test_unknown_cores_are_taken_from_every_numa_node() -> None:
     documents = [node("n0"), flextopo("n0", {}), pod("p", "n0", annotations={"flextopo/gpus": "0"})]
     state = state_of(documents)
     assert (state.unknown_gpus, state.unknown_cores) == (0, 7)
-    assert state.worst_case()[0] == 0b11111110
-    assert state.worst_case()[1].tolist() == [1] * 8
+    assert state.sure.gpu_free == 0b11111110
+    assert state.sure.cores_free.tolist() == [1] * 8
 
 
 def test_pods_without_gpus_and_pinned_cores_block_nothing() -> None:
     state = state_of([*full_node(count=0), pod("web", "n0", gpus=0, cpu="3")])
-    assert state.records == []
+    assert state.counted.records == []
     assert state.requested["cpu"] == 3000
     assert state.known
 
@@ -105,9 +111,10 @@ def test_marks_under_a_name_that_two_pods_have_are_nobodys() -> None:
     twin = pod("p", "n0")
     twin["metadata"] |= {"namespace": "other", "uid": "uid-other"}
     state = state_of([node("n0"), flextopo("n0", {"p": [0]}), pod("p", "n0"), twin])
-    assert state.num_known == 0
+    assert len(state.sure.records) == 0
     qualified = flextopo("n0", {"batch/p": [0], "other/p": [1]})
-    assert state_of([node("n0"), qualified, pod("p", "n0"), twin]).num_known == 2
+    state = state_of([node("n0"), qualified, pod("p", "n0"), twin])
+    assert len(state.sure.records) == 2
 
 
 def test_two_pods_cannot_hold_one_gpu() -> None:
@@ -117,16 +124,16 @@ def test_two_pods_cannot_hold_one_gpu() -> None:
             pod(name, "n0", annotations={"flextopo/gpus": "0", "flextopo/cores": "24-30"})
         )
     state = state_of(documents)
-    assert state.num_known == 1
-    assert state.gpu_free.bit_count() == 6
+    assert len(state.sure.records) == 1
+    assert state.counted.gpu_free.bit_count() == 6
 
 
 def test_a_faulty_gpu_may_be_any() -> None:
     documents = full_node(count=2)
     documents[0] = node("n0", gpus=7)
     state = state_of(documents)
-    assert state.gpu_free.bit_count() == 5
-    assert state.worst_case()[0] == 0
+    assert state.counted.gpu_free.bit_count() == 5
+    assert state.sure.gpu_free == 0
 
 
 def test_pods_beyond_the_gpus_break_a_node() -> None:
@@ -140,14 +147,14 @@ def test_statuses_follow_the_pod() -> None:
     nominated = pod("q", status={"nominatedNodeName": "n0"})
     state = state_of([*documents, nominated, pod("done", "n0", status={"phase": "Succeeded"})])
     assert dict(
-        zip([r.name for r in state.records], state.live["status"].tolist(), strict=True)
+        zip([r.name for r in state.counted.records], live(state)["status"].tolist(), strict=True)
     ) == {"n0-b0": TERMINATING, "n0-b1": RUNNING, "q": NOMINATED}
-    assert state.gpu_free.bit_count() == 5
+    assert state.counted.gpu_free.bit_count() == 5
     # What is kept for a pod is free for that pod itself.
     cache = make_cache([*documents, nominated])
     mine = cache.state_of("n0", read_record(nominated))
     assert mine is not None
-    assert mine.gpu_free.bit_count() == 6
+    assert mine.counted.gpu_free.bit_count() == 6
     assert mine.known
 
 
@@ -155,7 +162,7 @@ def test_a_node_without_flextopo_has_counts_alone() -> None:
     cache = make_cache([node("n0"), pod("p", "n0")])
     state = cache.nodes.states["n0"]
     assert not state.known
-    assert state.gpu_free.bit_count() == 7
+    assert state.counted.gpu_free.bit_count() == 7
     assert cache.nodes.sums["flat"] == 1
     assert cache.nodes.sums["unknown"] == 1
     assert make_cache([node("cpu", gpus=0)]).nodes.states == {}
@@ -179,9 +186,9 @@ def test_duplicate_and_old_events_change_nothing() -> None:
     new, old = change(pod("p", "n0"), 7), change(pod("p", "n0"), 6, phase="Succeeded")
     for document in (new, old, new, old):
         cache.put(read(document))
-    assert cache.nodes.states["n0"].gpu_free.bit_count() == 7
+    assert cache.nodes.states["n0"].counted.gpu_free.bit_count() == 7
     cache.put(read(change(pod("p", "n0"), 8, phase="Succeeded")))
-    assert cache.nodes.states["n0"].gpu_free.bit_count() == 8
+    assert cache.nodes.states["n0"].counted.gpu_free.bit_count() == 8
 
 
 def test_a_late_event_does_not_bring_a_deleted_pod_back() -> None:
@@ -191,7 +198,7 @@ def test_a_late_event_does_not_bring_a_deleted_pod_back() -> None:
     cache.put(read(change(pod("p", "n0"), 8)))
     cache.put(read(change(pod("p", "n0"), 10)))
     assert "uid-p" not in cache.pods
-    assert cache.nodes.states["n0"].gpu_free.bit_count() == 8
+    assert cache.nodes.states["n0"].counted.gpu_free.bit_count() == 8
 
 
 def test_a_fresh_list_takes_out_what_is_gone() -> None:
@@ -261,7 +268,24 @@ def test_the_view_holds_what_the_cache_does() -> None:
     view.arrays.cores_free[:] = 0
     again = cache.view(asking, nodes, worst_case=False)
     assert (again.arrays.pods["priority"][1:] == 100).all()
-    assert np.array_equal(again.arrays.cores_free[0], cache.nodes.states["n2"].cores_free)
+    assert np.array_equal(again.arrays.cores_free[0], cache.nodes.states["n2"].counted.cores_free)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_what_fits_is_what_would_be_placed(gpus: int, aligned: bool) -> None:
+    cache = make_cache([*full_node("n0"), *full_node("n1", count=3)])
+    view = cache.view(read_record(preemptor(gpus)), dict(cache.nodes.states), worst_case=aligned)
+    for n in range(view.num_nodes):
+        rows = [p.index for p in view.pods_on(n)]
+        for slots in range(1 << len(rows)):
+            gone = [row for i, row in enumerate(rows) if slots >> i & 1]
+            found = view.candidate(n, gone, view.preemptor)
+            expected = found is not None and (not aligned or view.is_aligned(found, view.preemptor))
+            assert view.fits(n, gone, aligned) is expected
+        for stranger in (-1, 0, view.num_pods, view.pods_on(1 - n)[0].index):
+            assert not view.fits(n, [*rows, stranger], aligned)
+        assert view.fits(n, [*rows, *rows], aligned)
 
 
 def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
@@ -279,7 +303,7 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
         view = cache.view(asking, {"n0": cache.nodes.states["n0"]}, worst_case=False)
         rows = {p.name: p.index for p in view.pods_on(0)}
         return {
-            name: view.cost_of(view.candidate(0, list(rows.values()), view.pod(0)), view.pod(0))  # type: ignore[arg-type]
+            name: view.cost_of(view.candidate(0, list(rows.values()), view.pod(0)))  # type: ignore[arg-type]
             for name in rows
         } | {"members": float(view.num_pods)}
 

@@ -48,7 +48,7 @@ def same(watch: KubeWatch, documents: list[dict[str, Any]]) -> bool:
     return (
         watch.cache.pods.keys() == expected.pods.keys()
         and here.keys() == states.keys()
-        and all(here[name].gpu_free == states[name].gpu_free for name in states)
+        and all(here[name].counted.node == states[name].counted.node for name in states)
         and watch.cache.budgets.by_key.keys() == expected.budgets.by_key.keys()
     )
 

@@ -144,7 +144,7 @@ class ClusterCache:
                 self._hardware.pop(name, None)
                 spec = read_spec(obj)
                 self._marks[name] = read_marks(spec)
-                self._hardware[name] = self._catalogue.of_flextopo(name, spec)
+                self._hardware[name] = self._catalogue.of_flextopo(obj, spec)
             case BudgetObject():
                 if self.budgets.put(obj):
                     self._touch(obj.metadata.namespace or "")
@@ -314,13 +314,10 @@ class ClusterCache:
     def states_of(self, names: Iterable[str], preemptor: PodRecord) -> dict[str, NodeState]:
         """Return those of the nodes that can be decided about, as `state_of` does."""
         self.refresh()
-        table = self._table.states
-        found = {name: table[name] for name in names if name in table}
-        if preemptor.nominated in found:
-            mine = self.state_of(preemptor.nominated, preemptor)
-            if mine is not None:
-                found[preemptor.nominated] = mine
-        return {name: state for name, state in found.items() if not state.broken}
+        found = {name: self._table.states.get(name) for name in names}
+        if found.get(preemptor.nominated):
+            found[preemptor.nominated] = self.state_of(preemptor.nominated, preemptor)
+        return {name: state for name, state in found.items() if state and not state.broken}
 
     def view(
         self,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from flextopo.cluster.errors import FlextopoError, PodError
+from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.placement import NO_FIT, alignment_level, best_level, is_aligned
 from flextopo.cluster.pods import TopologyRequirement
 from flextopo.cluster.selector import Candidate, VictimSelector
@@ -203,11 +203,11 @@ class Decider:
         return None
 
     def _run(self, selector: VictimSelector, view: ClusterView, limit_s: float) -> Candidate | None:
-        return self._runner.select(selector, view, view.pod(0), limit_s)
+        return self._runner.select(selector, view, view.preemptor, limit_s)
 
     def _has_candidates(self, view: ClusterView, preemptor: PodRecord) -> bool:
         aligned = preemptor.requirement == TopologyRequirement.GUARANTEED
-        return view.find(view.pod(0), aligned, 1)[1] > 0
+        return view.find(view.preemptor, aligned, 1)[1] > 0
 
     def _check(
         self,
@@ -223,7 +223,6 @@ class Decider:
         check(
             Proposal(
                 preemptor=preemptor,
-                pod=view.pod(0),
                 candidate=chosen,
                 view=view,
                 victims=victims,
@@ -245,7 +244,7 @@ class Decider:
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
         view = self.cache.view(preemptor, nodes, worst_case=guaranteed, respect_budgets=False)
         best: tuple[int, Candidate] | None = None
-        for candidate in view.candidates(view.pod(0), guaranteed):
+        for candidate in view.candidates(view.preemptor, guaranteed):
             victims = view.victims_of(candidate)
             count = violations(victims, self.cache.budgets.of(victims))
             if best is not None and count >= best[0]:
@@ -291,15 +290,14 @@ class Decider:
             fallback=cause,
             detail=detail,
             reasons=tuple(reasons),
-            cost_gpu_s=view.cost_of(chosen, view.pod(0)),
+            cost_gpu_s=view.cost_of(chosen),
         )
 
     def _is_foreign(self, state: NodeState, preemptor: PodRecord) -> bool:
         """Say whether the preemptor fits as it is, so that victims are about something else."""
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
-        gpu_free, cores_free = state.worst_case() if guaranteed else (
-            state.gpu_free, state.cores_free)  # fmt: skip
-        if gpu_free.bit_count() < preemptor.gpus or int(cores_free.sum()) < preemptor.cores:
+        free = state.outlook(guaranteed)
+        if free.num_gpus < preemptor.gpus or free.num_cores < preemptor.cores:
             return False
         return not guaranteed or self.alignment(state, preemptor)[0]
 
@@ -310,11 +308,10 @@ class Decider:
             Aligned, the level in the worst case (`placement.NO_FIT` where it does not fit), and
             the level that an empty server of that kind gives.
         """
-        table = self.cache.table
-        gpu_free, cores_free = state.worst_case()
+        table, model, free = self.cache.table, state.hardware.model, state.sure
         asked = (preemptor.gpus, preemptor.cores)
-        best = best_level(table, state.hardware.model, *asked)
-        level = alignment_level(table, state.hardware.model, gpu_free, cores_free, *asked)
+        best = best_level(table, model, *asked)
+        level = alignment_level(table, model, free.gpu_free, free.cores_free, *asked)
         sure = state.hardware.known and level != NO_FIT and bool(is_aligned(level, best))
         return sure, int(level), int(best)
 
@@ -338,11 +335,7 @@ class Decider:
             return False
         view = self.cache.view(preemptor, {node: state}, worst_case=True)
         gone = [row for row, record in enumerate(view.records) if row and record.uid in uids]
-        try:
-            found = view.candidate(0, gone, view.pod(0))
-        except PodError:
-            return False
-        return found is not None and view.is_aligned(found, view.pod(0))
+        return view.fits(0, gone, aligned=True)
 
 
 def _parts(nodes: dict[str, NodeState]) -> Iterator[dict[str, NodeState]]:

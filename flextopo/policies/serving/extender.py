@@ -63,9 +63,7 @@ class Extender:
         """
         request = decode_preempt(body)
         preemptor = read_pod(request.Pod, self.decider.cache.classes)
-        came = read_victims(request)
-        uids = {name: victims for name, (victims, _) in came.items()}
-        counts = {name: count for name, (_, count) in came.items()}
+        uids, counts = read_victims(request)
         if preemptor.gpus == 0 or not uids:
             return _meta_victims(uids, counts)
         decision = self.decider.decide(preemptor, uids, uids)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flextopo.cluster.errors import FlextopoError, PodError
-from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.pods import TopologyRequirement
 from flextopo.cluster.selector import Candidate
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.node_state import NodeState
@@ -33,7 +33,6 @@ class Proposal:
 
     Attributes:
         preemptor: the pending pod.
-        pod: the same as selectors see it.
         candidate: the answer; indices are those of the view.
         view: what the selector saw.
         victims: the records behind the candidate's victims.
@@ -45,7 +44,6 @@ class Proposal:
     """
 
     preemptor: PodRecord
-    pod: Pod
     candidate: Candidate
     view: ClusterView
     victims: Sequence[PodRecord]
@@ -67,12 +65,8 @@ class Proposal:
 
     def fits(self, gone: Sequence[int]) -> bool:
         """Say whether the preemptor fits without those pods, aligned if it is guaranteed."""
-        try:
-            found = self.view.candidate(self.candidate.node, gone, self.pod)
-        except PodError:
-            return False
         guaranteed = self.preemptor.requirement == TopologyRequirement.GUARANTEED
-        return found is not None and (not guaranteed or self.view.is_aligned(found, self.pod))
+        return self.view.fits(self.candidate.node, gone, guaranteed)
 
 
 Guard = Callable[[Proposal], str]
@@ -139,12 +133,12 @@ def placement_known(p: Proposal) -> str:
         return ""
     if not p.state.hardware.known:
         return f"node {p.node} has no FlexTopo"
-    known = {id(record) for record in p.state.records[: p.state.num_known]}
-    gpu_free, cores_free = p.state.worst_case()
+    sure = p.state.sure
     claimed = int(p.view.arrays.nodes[p.candidate.node]["gpu_free"])
     shown = p.view.arrays.cores_free[p.candidate.node]
-    if claimed & ~gpu_free or (shown > cores_free).any():
+    if claimed & ~sure.gpu_free or (shown > sure.cores_free).any():
         return f"placements on node {p.node} are not known"
+    known = {id(record) for record in sure.records}
     for victim in p.victims:
         if id(victim) not in known:
             return f"the placement of {victim.key} is not known"
@@ -167,14 +161,10 @@ def fits_all_resources(p: Proposal) -> str:
 
 def none_to_spare(p: Proposal) -> str:
     """Refuse a set from which a victim could stay."""
-    for row, victim in zip(p.candidate.victims, _in_order(p), strict=True):
+    for row in p.candidate.victims:
         if p.fits([other for other in p.candidate.victims if other != row]):
-            return f"{victim.key} is not needed"
+            return f"{p.view.records[row].key} is not needed"
     return ""
-
-
-def _in_order(p: Proposal) -> list[PodRecord]:
-    return [p.view.records[row] for row in p.candidate.victims]
 
 
 def not_emptied(p: Proposal) -> str:

@@ -57,8 +57,12 @@ class HardwareCatalogue:
         self._by_graph: dict[object, Hardware] = {}
         self._flat: dict[tuple[int, int], Hardware] = {}
 
-    def of_flextopo(self, name: str, spec: FlexTopoSpec) -> Hardware:
+    def of_flextopo(self, resource: FlexTopoObject, spec: FlexTopoSpec) -> Hardware:
         """Return the hardware that a node's FlexTopo describes.
+
+        Args:
+            resource: the object.
+            spec: from `read_spec`.
 
         Raises:
             TopologyError: the object is no legal FlexTopo graph.
@@ -66,8 +70,9 @@ class HardwareCatalogue:
         key = _hardware_key(spec)
         found = self._by_graph.get(key)
         if found is None:
+            name = resource.metadata.name
             document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}}
-            document["spec"] = msgspec.to_builtins(spec)
+            document["spec"] = msgspec.json.decode(resource.spec)
             graph = graph_from_resource(document, f"FlexTopo {name!r}")
             server, warnings = server_model_from_graph(graph)
             numbers = [vertex_index(gpu) for gpu in vertices_of(graph, VertexType.GPU)]
@@ -103,6 +108,9 @@ class HardwareCatalogue:
         return len(self.models) - 1
 
 
+_SPEC = msgspec.json.Decoder(FlexTopoSpec)
+
+
 def read_spec(resource: FlexTopoObject) -> FlexTopoSpec:
     """Return an object's graph.
 
@@ -110,8 +118,8 @@ def read_spec(resource: FlexTopoObject) -> FlexTopoSpec:
         ObjectError: it has another form.
     """
     try:
-        return msgspec.convert(resource.spec, FlexTopoSpec)
-    except (msgspec.ValidationError, RecursionError) as error:
+        return _SPEC.decode(resource.spec)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ObjectError(f"FlexTopo {resource.metadata.name!r}: spec: {error}") from None
 
 
@@ -124,19 +132,29 @@ def read_marks(spec: FlexTopoSpec) -> dict[str, Marks]:
     held: dict[str, tuple[list[int], list[int]]] = {}
     for vertex in spec.nodes:
         attributes = vertex.attributes
-        if not attributes or vertex.type not in ("CPUCore", "GPU"):
+        if attributes is None or not attributes.usedBy or attributes.status == "free":
             continue
-        pod = attributes.get("usedBy")
-        if not pod or attributes.get("status") == "free" or is_daemon(str(pod)):
+        if vertex.type not in ("CPUCore", "GPU"):
             continue
-        number = vertex.id.rpartition("-")[2]
-        if not number.isascii() or not number.isdigit():
-            raise TopologyError(f"vertex {vertex.id[:40]!r}; legal: such as core-12")
-        held.setdefault(str(pod), ([], []))[vertex.type == "GPU"].append(int(number))
-    return {pod: Marks(tuple(cores), tuple(gpus)) for pod, (cores, gpus) in held.items()}
+        pod = str(attributes.usedBy)
+        if pod not in held:
+            held[pod] = ([], [])
+        held[pod][vertex.type == "GPU"].append(_number(vertex.id))
+    return {
+        pod: Marks(tuple(cores), tuple(gpus))
+        for pod, (cores, gpus) in held.items()
+        if not is_daemon(pod)
+    }
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=4096)
+def _number(vertex: str) -> int:
+    number = vertex.rpartition("-")[2]
+    if not number.isascii() or not number.isdigit() or len(number) > 9:
+        raise TopologyError(f"vertex {vertex[:40]!r}; legal: such as core-12")
+    return int(number)
+
+
 def is_daemon(pod: str) -> bool:
     """Say whether a `usedBy` names a daemon, whose marks say nothing of what is taken."""
     name = pod.rpartition("/")[2]
@@ -145,12 +163,10 @@ def is_daemon(pod: str) -> bool:
 
 def _hardware_key(spec: FlexTopoSpec) -> object:
     """Return all of an object but its name and who uses what."""
-    vertices = []
-    for vertex in spec.nodes:
-        attributes = vertex.attributes or {}
-        kept: tuple[object, ...] = ()
-        if vertex.type == "GPU":
-            kept = (attributes.get("name"), attributes.get("memoryTotal"))
-        vertices.append((vertex.id, vertex.type, *kept))
-    edges = [(edge.source, edge.target, edge.type) for edge in spec.edges or ()]
-    return tuple(vertices), tuple(edges)
+    vertices = [(vertex.id, vertex.type) for vertex in spec.nodes]
+    gpus = [
+        vertex.attributes and (vertex.attributes.name, vertex.attributes.memoryTotal)
+        for vertex in spec.nodes
+        if vertex.type == "GPU"
+    ]
+    return tuple(vertices), tuple(gpus), bytes(spec.edges)

@@ -2,49 +2,73 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter, gt, sub
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.arrays import (
-    LIVE_DTYPE,
     MAX_PODS_PER_NODE,
     NOMINATED,
-    POD_DTYPE,
     RUNNING,
     STARTING,
     TERMINATING,
 )
 from flextopo.cluster.placement import NO_FIT, place
 from flextopo.policies.serving.hardware import Hardware, Marks
+from flextopo.policies.serving.node_rows import pack_live, pack_node, pack_pod
 from flextopo.policies.serving.objects import GPU
-from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.records import PodRecord, add
 
 Cores = npt.NDArray[np.int16]
 
 
 @dataclass(slots=True, eq=False)
+class Outlook:
+    """A node as a view shows it; R pods, each a row of the arrays in bytes.
+
+    Attributes:
+        records: (R,) the pods.
+        pods: R rows of POD_DTYPE.
+        live: R rows of LIVE_DTYPE; `node` is left to the view.
+        cores: (R, U) int16, cores held in each NUMA node.
+        node: a row of NODE_DTYPE.
+        gpu_free: bit mask of free GPUs.
+        cores_free: (U,) int16 free cores of each NUMA node.
+        num_gpus: free GPUs.
+        num_cores: free cores.
+    """
+
+    records: list[PodRecord]
+    pods: bytes
+    live: bytes
+    cores: bytes
+    node: bytes
+    gpu_free: int
+    cores_free: Cores
+    num_gpus: int
+    num_cores: int
+
+
+@dataclass(slots=True, eq=False)
 class NodeState:
-    """What a decision needs of a node; R pods hold resources, the known ones first.
+    """What a decision needs of a node.
 
     Attributes:
         hardware: the kind of server.
         allocatable: what the node offers by resource, in thousandths.
         requested: what all its pods ask for, in thousandths.
-        records: (R,) the pods.
-        pods: (R,) POD_DTYPE.
-        live: (R,) LIVE_DTYPE; `node` is left to the view.
-        cores: (R, U) int16 cores held in each NUMA node.
-        gpu_free: bit mask of free GPUs; where placements are unknown, only its size is true.
-        cores_free: (U,) int16 free cores of each NUMA node; the same holds.
-        num_known: how many of the first pods have known placements.
+        counted: all pods that hold resources, the known ones first. Those of unknown placement are
+            where kubelet might have put them: what is free is true in number alone.
+        sure: the pods of known placement, and what is free wherever the others are; the same object
+            where every placement is known.
         unknown_gpus: GPUs held by pods or faults nobody knows where.
         unknown_cores: cores held nobody knows where.
-        guessed_cores: (U,) int16 where they were put so that counts are true.
         online_gpus: GPUs held by online pods.
         batch_gpus: GPUs held by other pods.
         broken: why the node is left out of decisions, empty = it is not.
@@ -53,31 +77,22 @@ class NodeState:
     hardware: Hardware
     allocatable: dict[str, int]
     requested: dict[str, int]
-    records: list[PodRecord]
-    pods: npt.NDArray[Any]
-    live: npt.NDArray[Any]
-    cores: Cores
-    gpu_free: int
-    cores_free: Cores
-    num_known: int
+    counted: Outlook
+    sure: Outlook
     unknown_gpus: int
     unknown_cores: int
-    guessed_cores: Cores
-    online_gpus: int = 0
-    batch_gpus: int = 0
-    broken: str = ""
+    online_gpus: int
+    batch_gpus: int
+    broken: str
 
     @property
     def known(self) -> bool:
         """Say whether every placement on the node is known."""
         return self.hardware.known and not self.unknown_gpus and not self.unknown_cores
 
-    def worst_case(self) -> tuple[int, Cores]:
-        """Return the GPUs and cores that are free wherever the unknown pods are."""
-        if self.known:
-            return self.gpu_free, self.cores_free
-        without = self.cores_free + self.guessed_cores - self.unknown_cores
-        return 0 if self.unknown_gpus else self.gpu_free, np.maximum(without, 0).astype(np.int16)
+    def outlook(self, sure: bool) -> Outlook:
+        """Return what a view shows: what holds for sure, or what is true in number."""
+        return self.sure if sure else self.counted
 
 
 @dataclass(slots=True)
@@ -86,7 +101,7 @@ class _Holder:
 
     record: PodRecord
     gpu_mask: int | None
-    cores: Cores | None
+    cores: list[int] | None
     status: int
 
 
@@ -116,45 +131,45 @@ def derive(
         The state. Pods whose GPUs nobody knows get places where kubelet might have put them, so
         that counts are true; `num_known` and `unknown_gpus` say so.
     """
-    names = Counter(record.name for record in records)
-    gpu_free = (1 << hardware.server.num_gpus) - 1
-    cores_free = np.zeros(width, np.int16)
-    cores_free[: hardware.server.num_numa_nodes] = hardware.server.numa_cores
-    requested: Counter[str] = Counter()
+    names = Counter([record.name for record in records])
+    server = hardware.server
+    gpu_free = (1 << server.num_gpus) - 1
+    cores_free = [*server.numa_cores, *[0] * (width - server.num_numa_nodes)]
+    requested: dict[str, int] = {}
     holders: list[_Holder] = []
-    for record in sorted(records, key=lambda pod: pod.importance):
+    for record in sorted(records, key=attrgetter("importance")):
         if record.finished:
             continue
         if record.node:
-            requested.update(record.requests)
-            requested["pods"] += 1000
+            add(requested, record.requests)
+            requested["pods"] = requested.get("pods", 0) + 1000
         holder = _holder(record, marks, names, hardware, width)
         if holder.gpu_mask and holder.gpu_mask & ~gpu_free:
             holder.gpu_mask = None
-        if holder.cores is not None and (holder.cores > cores_free).any():
+        if holder.cores is not None and any(map(gt, holder.cores, cores_free)):
             holder.cores = None
         gpu_free &= ~(holder.gpu_mask or 0)
         if holder.cores is not None:
-            cores_free -= holder.cores
-        if record.gpus or holder.cores is None or holder.cores.any():
+            cores_free = list(map(sub, cores_free, holder.cores))
+        if record.gpus or holder.cores is None or any(holder.cores):
             holders.append(holder)
-    lost = max(hardware.server.num_gpus - allocatable.get(GPU, 0) // 1000, 0)
+    lost = max(server.num_gpus - allocatable.get(GPU, 0) // 1000, 0)
     lost = min(lost, gpu_free.bit_count())
     gpu_free = _by_elimination(holders, gpu_free, lost)
     known = [holder for holder in holders if _is_known(holder) and hardware.known]
     guessed = [holder for holder in holders if not (_is_known(holder) and hardware.known)]
     unknown_gpus = lost + sum(h.record.gpus for h in guessed if h.gpu_mask is None)
     unknown_cores = sum(h.record.cores for h in guessed if h.cores is None)
-    broken, before = "", cores_free.copy()
+    broken, before = "", cores_free
     # Those that are nominated come last: they hold what nobody else does.
     for holder in sorted(guessed, key=lambda h: h.status == NOMINATED):
-        gpu_free, fits = _guess(holder, models, hardware.model, gpu_free, cores_free)
+        gpu_free, cores_free, fits = _guess(holder, models, hardware.model, gpu_free, cores_free)
         if not fits and holder.status == NOMINATED:
             unknown_gpus -= holder.record.gpus
             unknown_cores -= holder.record.cores
             guessed.remove(holder)
         elif not fits:
-            broken = f"pods ask for more than its {hardware.server.num_gpus} GPUs"
+            broken = f"pods ask for more than its {server.num_gpus} GPUs"
     for _ in range(lost):
         gpu_free &= gpu_free - 1
     if len(holders) >= MAX_PODS_PER_NODE:
@@ -162,22 +177,23 @@ def derive(
     if not hardware.known:
         known, guessed = [], known + guessed
     everyone = [*known, *guessed]
-    pods, live, cores = _as_arrays(everyone, width, budget_of, now_s)
+    rows = [_rows_of(holder, width, budget_of, now_s) for holder in everyone]
+    counted = sure = _outlook(everyone, rows, hardware.model, gpu_free, cores_free)
+    if guessed or unknown_gpus or unknown_cores or not hardware.known:
+        if unknown_gpus or unknown_cores or not hardware.known:
+            # No NUMA node has fewer free cores than if all that nobody knows of were there.
+            cores_free = [max(cores - unknown_cores, 0) for cores in before]
+        sure_gpus = 0 if unknown_gpus else gpu_free
+        sure = _outlook(known, rows[: len(known)], hardware.model, sure_gpus, cores_free)
     online = sum(h.record.gpus for h in everyone if h.record.online)
     return NodeState(
         hardware=hardware,
         allocatable=allocatable,
-        requested=dict(requested),
-        records=[holder.record for holder in everyone],
-        pods=pods,
-        live=live,
-        cores=cores,
-        gpu_free=gpu_free,
-        cores_free=cores_free,
-        num_known=len(known),
+        requested=requested,
+        counted=counted,
+        sure=sure,
         unknown_gpus=unknown_gpus,
         unknown_cores=unknown_cores,
-        guessed_cores=before - cores_free,
         online_gpus=online,
         batch_gpus=sum(h.record.gpus for h in everyone) - online,
         broken=broken,
@@ -212,12 +228,14 @@ def _holder(
         indices = {hardware.gpu_index.get(number, -1) for number in gpus}
         whole = len(indices) == len(gpus) == record.gpus and -1 not in indices
         mask = sum(1 << index for index in indices) if whole else None
-    held: Cores | None = np.zeros(width, np.int16)
+    held: list[int] | None = [0] * width
     if cores:
         numa_nodes = [hardware.core_numa.get(number, -1) for number in cores]
         held = None
         if -1 not in numa_nodes:
-            held = np.bincount(numa_nodes, minlength=width).astype(np.int16)
+            held = [0] * width
+            for numa_node in numa_nodes:
+                held[numa_node] += 1
     elif record.gpus and record.cores:
         # A pod without GPUs and pinned cores runs in the shared pool and blocks no NUMA node.
         held = None
@@ -235,59 +253,80 @@ def _by_elimination(holders: Sequence[_Holder], gpu_free: int, lost: int) -> int
 
 
 def _guess(
-    holder: _Holder, models: npt.NDArray[Any], model: int, gpu_free: int, cores_free: Cores
-) -> tuple[int, bool]:
-    """Give a pod GPUs and cores where kubelet might have; return the free GPUs and whether it fits."""
+    holder: _Holder, models: npt.NDArray[Any], model: int, gpu_free: int, cores_free: list[int]
+) -> tuple[int, list[int], bool]:
+    """Give a pod GPUs and cores where kubelet might have.
+
+    Returns:
+        The free GPUs and cores that are left, and whether it fits.
+    """
     record = holder.record
-    taken = np.zeros_like(cores_free)
     if holder.gpu_mask is None and holder.cores is None:
-        level, mask = place(models, model, gpu_free, cores_free, record.gpus, record.cores, taken)
+        free, taken = np.array(cores_free, np.int16), np.zeros(len(cores_free), np.int16)
+        level, mask = place(models, model, gpu_free, free, record.gpus, record.cores, taken)
         if level != NO_FIT:
-            holder.gpu_mask, holder.cores = int(mask), taken
-            cores_free -= taken
-            return gpu_free & ~int(mask), True
+            holder.gpu_mask, holder.cores = int(mask), taken.tolist()
+            return gpu_free & ~int(mask), (free - taken).tolist(), True
     if holder.status == NOMINATED or (gpu_free.bit_count() < record.gpus and not holder.gpu_mask):
         holder.gpu_mask = holder.gpu_mask or 0
-        holder.cores = taken
-        return gpu_free, False
+        holder.cores = [0] * len(cores_free)
+        return gpu_free, cores_free, False
     if holder.gpu_mask is None:
         holder.gpu_mask = 0
         for _ in range(record.gpus):
             holder.gpu_mask |= gpu_free & -gpu_free
             gpu_free &= gpu_free - 1
     if holder.cores is None:
-        left = record.cores
-        for u in range(len(cores_free)):
-            taken[u] = min(left, cores_free[u])
-            left -= int(taken[u])
-        cores_free -= taken
-        holder.cores = taken
-    return gpu_free, True
+        left, holder.cores = record.cores, []
+        for free_here in cores_free:
+            holder.cores.append(min(left, free_here))
+            left -= holder.cores[-1]
+        cores_free = list(map(sub, cores_free, holder.cores))
+    return gpu_free, cores_free, True
 
 
-def _as_arrays(
-    holders: Sequence[_Holder], width: int, budget_of: Callable[[PodRecord], int], now_s: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Cores]:
-    records = [holder.record for holder in holders]
-    pods = np.zeros(len(records), POD_DTYPE)
-    live = np.zeros(len(records), LIVE_DTYPE)
-    cores = np.zeros((len(records), width), np.int16)
-    if not records:
-        return pods, live, cores
-    starts = [now_s - record.age_s(now_s) for record in records]
-    pods["depart_s"], pods["duration_s"], pods["start_s"] = 2**61, 2**40, starts
-    for name in ("gpus", "priority", "checkpoint_s", "protection_s", "online"):
-        pods[name] = [getattr(record, name) for record in records]
-    pods["requirement"] = [int(record.requirement) for record in records]
-    pods["preemptible"] = [
-        record.preemptible and not record.daemon and not record.static for record in records
-    ]
-    pods["group"] = -1
-    pods["pdb"] = [budget_of(record) for record in records]
-    live["since_s"] = starts
-    live["heap_at"] = live["tried"] = -1
-    live["gpu_mask"] = [holder.gpu_mask for holder in holders]
-    live["status"] = [holder.status for holder in holders]
-    cores[:] = [holder.cores if holder.cores is not None else 0 for holder in holders]
-    pods["cores"] = cores.sum(1)
-    return pods, live, cores
+Rows = tuple[bytes, bytes, bytes]
+"""A pod's rows of POD_DTYPE and LIVE_DTYPE, and its (U,) int16 cores."""
+
+
+def _rows_of(
+    holder: _Holder, width: int, budget_of: Callable[[PodRecord], int], now_s: int
+) -> Rows:
+    record, cores = holder.record, holder.cores or [0] * width
+    start_s = now_s - record.age_s(now_s)
+    may_go = record.preemptible and not record.daemon and not record.static
+    spec = pack_pod(
+        start_s,
+        record.gpus,
+        sum(cores),
+        record.priority,
+        record.checkpoint_s,
+        record.protection_s,
+        budget_of(record),
+        record.online,
+        record.requirement,
+        may_go,
+    )
+    live = pack_live(start_s, 0, holder.gpu_mask or 0, holder.status)
+    return spec, live, struct.pack(f"{width}h", *cores)
+
+
+def _outlook(
+    holders: Sequence[_Holder],
+    rows: Sequence[Rows],
+    model: int,
+    gpu_free: int,
+    cores_free: Sequence[int],
+) -> Outlook:
+    num_cores = sum(cores_free)
+    return Outlook(
+        records=[holder.record for holder in holders],
+        pods=b"".join([spec for spec, _, _ in rows]),
+        live=b"".join([live for _, live, _ in rows]),
+        cores=b"".join([cores for _, _, cores in rows]),
+        node=pack_node(gpu_free, num_cores, model, len(rows)),
+        gpu_free=gpu_free,
+        cores_free=np.array(cores_free, np.int16),
+        num_gpus=gpu_free.bit_count(),
+        num_cores=num_cores,
+    )

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.arrays import NODE_DTYPE
+from flextopo.policies.serving.node_rows import joined
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.objects import PodGroupObject
-from flextopo.policies.serving.view import node_rows
 
 
 class NodeTable:
@@ -27,7 +28,7 @@ class NodeTable:
         self.states: dict[str, NodeState] = {}
         self.sums: Counter[str] = Counter()
         self._members: dict[str, dict[str, int]] = {}
-        self._rows: npt.NDArray[Any] = node_rows([])
+        self._rows: npt.NDArray[Any] = joined([], NODE_DTYPE)
         self._row_of: dict[str, int] | None = None
 
     def set(self, name: str, state: NodeState | None) -> None:
@@ -44,17 +45,17 @@ class NodeTable:
             return
         self.states[name] = state
         if self._row_of is not None:
-            self._rows[self._row_of[name]] = node_rows([state])[0]
+            self._rows[self._row_of[name]] = joined([state.counted.node], NODE_DTYPE)[0]
 
     def _account(self, name: str, state: NodeState, sign: int) -> None:
         sums = self.sums
         sums["gpus"] += sign * state.hardware.server.num_gpus
-        sums["free_gpus"] += sign * state.gpu_free.bit_count()
+        sums["free_gpus"] += sign * state.counted.num_gpus
         sums["online_gpus"] += sign * state.online_gpus
         sums["batch_gpus"] += sign * state.batch_gpus
-        sums["unknown"] += sign * (len(state.records) - state.num_known)
+        sums["unknown"] += sign * (len(state.counted.records) - len(state.sure.records))
         sums["flat"] += sign * (not state.hardware.known)
-        for record in state.records:
+        for record in state.counted.records:
             if record.group:
                 here = self._members.setdefault(record.group, {})
                 here[name] = here.get(name, 0) + sign
@@ -66,7 +67,8 @@ class NodeTable:
     def other_rows(self, names: Mapping[str, NodeState]) -> npt.NDArray[Any]:
         """Return all nodes but the named ones as the features see them, (m,) NODE_DTYPE."""
         if self._row_of is None:
-            self._rows = node_rows(list(self.states.values()))
+            rows = [state.counted.node for state in self.states.values()]
+            self._rows = joined(rows, NODE_DTYPE)
             self._row_of = {name: row for row, name in enumerate(self.states)}
         inside = [self._row_of[name] for name in names if name in self._row_of]
         keep = np.ones(len(self._rows), np.bool_)
@@ -87,7 +89,7 @@ class NodeTable:
                 found[group] = [
                     (self.states[name], row)
                     for name in nodes
-                    for row, record in enumerate(self.states[name].records)
+                    for row, record in enumerate(self.states[name].counted.records)
                     if record.group == group
                 ]
         return found

@@ -6,6 +6,7 @@ msgspec skips all other fields while it parses, which makes a pod of 10 kB as ch
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import msgspec
@@ -127,27 +128,28 @@ class NodeObject(msgspec.Struct):
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
 
 
-class Vertex(msgspec.Struct):
-    """A vertex of a FlexTopo graph; older objects carry integers as attributes."""
+class Attributes(msgspec.Struct, gc=False):
+    """Who uses a core or GPU, and what GPU it is; older objects carry integers."""
+
+    usedBy: str | int | None = None
+    status: str | int | None = None
+    name: str | int | None = None
+    memoryTotal: str | int | None = None
+
+
+class Vertex(msgspec.Struct, gc=False):
+    """A vertex of a FlexTopo graph."""
 
     id: str
     type: str
-    attributes: dict[str, str | int | None] | None = None
-
-
-class Edge(msgspec.Struct):
-    """An edge of a FlexTopo graph."""
-
-    source: str
-    target: str
-    type: str
+    attributes: Attributes | None = None
 
 
 class FlexTopoSpec(msgspec.Struct):
-    """A FlexTopo graph."""
+    """A FlexTopo graph; its edges never change, so they are only compared, as they are written."""
 
     nodes: list[Vertex]
-    edges: list[Edge] | None = None
+    edges: msgspec.Raw = msgspec.Raw()
 
 
 class FlexTopoObject(msgspec.Struct):
@@ -160,7 +162,7 @@ class FlexTopoObject(msgspec.Struct):
     KIND: ClassVar[str] = "FlexTopo"
 
     metadata: Meta
-    spec: Any = None
+    spec: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class Expression(msgspec.Struct):
@@ -246,22 +248,26 @@ def parse_quantity(value: str | float, where: str) -> int:
         ObjectError: it is not one, is negative or above 10^18.
     """
     text = str(value)
-    match = _QUANTITY.fullmatch(text)
-    if match is None or (match[4] and match[4] not in _SUFFIXES and match[4] not in _BINARY):
+    found = _thousandths(text)
+    if found is None:
         raise ObjectError(f"{where}: {text[:40]!r}; legal: a quantity such as 2, 500m or 16Gi")
-    whole, fraction, exponent, suffix = match[1], match[2] or "", match[3], match[4] or ""
-    digits = int(whole + fraction)
-    top: int
-    bottom: int
-    if suffix in _BINARY:
-        top, bottom = digits * 1000 << _BINARY[suffix], 10 ** len(fraction)
-    else:
-        power = 3 + (int(exponent) if exponent else _SUFFIXES[suffix]) - len(fraction)
-        top, bottom = digits * 10 ** max(power, 0), 10 ** max(-power, 0)
-    found = -(-top // bottom)
     if found > 10**21:
         raise ObjectError(f"{where}: {text[:40]!r}; legal: up to 10^18")
     return found
+
+
+@lru_cache(maxsize=4096)
+def _thousandths(text: str) -> int | None:
+    """Return a quantity of any size, None if it is none; pods ask for the same ones by thousands."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None or (match[4] and match[4] not in _SUFFIXES and match[4] not in _BINARY):
+        return None
+    whole, fraction, exponent, suffix = match[1], match[2] or "", match[3], match[4] or ""
+    digits = int(whole + fraction)
+    if suffix in _BINARY:
+        return int(-(-(digits * 1000 << _BINARY[suffix]) // 10 ** len(fraction)))
+    power = 3 + (int(exponent) if exponent else _SUFFIXES[suffix]) - len(fraction)
+    return int(-(-digits * 10 ** max(power, 0) // 10 ** max(-power, 0)))
 
 
 def key_of(meta: Meta) -> str:

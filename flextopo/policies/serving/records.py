@@ -200,23 +200,23 @@ def sum_requests(
     """
     total: dict[str, int] = {}
     for container in containers:
-        _add(total, _requests(container, where))
+        add(total, _requests(container, where))
     if init:
         sidecars: dict[str, int] = {}
         peak: dict[str, int] = {}
         for container in init:
             asked = _requests(container, where)
             if container.restartPolicy == "Always":
-                _add(sidecars, asked)
+                add(sidecars, asked)
                 asked = {}
             for name in asked.keys() | sidecars.keys():
                 here = asked.get(name, 0) + sidecars.get(name, 0)
                 peak[name] = max(peak.get(name, 0), here)
-        _add(total, sidecars)
+        add(total, sidecars)
         for name, value in peak.items():
             total[name] = max(total.get(name, 0), value)
     if overhead:
-        _add(total, {k: parse_quantity(v, f"{where}: overhead {k}") for k, v in overhead.items()})
+        add(total, {k: parse_quantity(v, f"{where}: overhead {k}") for k, v in overhead.items()})
     return total
 
 
@@ -228,7 +228,8 @@ def _requests(container: Container, where: str) -> dict[str, int]:
     return {name: parse_quantity(value, f"{where}: {name}") for name, value in asked.items()}
 
 
-def _add(total: dict[str, int], more: dict[str, int]) -> None:
+def add(total: dict[str, int], more: dict[str, int]) -> None:
+    """Add amounts by resource to a total."""
     for name, value in more.items():
         total[name] = total.get(name, 0) + value
 

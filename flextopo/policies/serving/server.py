@@ -239,7 +239,7 @@ def warm_up(decider: Decider) -> None:
             view = cache.view(preemptor, {"node": state}, worst_case=worst_case)
             with suppress(Exception):
                 # Its own failures show, and are counted, when there is something to decide.
-                selector.select(view, view.pod(0))
+                selector.select(view, view.preemptor)
         patient.decide(preemptor, ["node"])
         patient.alignment(state, preemptor)
     gc.collect()

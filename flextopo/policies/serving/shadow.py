@@ -75,14 +75,14 @@ def _outcome(
     view = decider.cache.view(preemptor, {name: state}, worst_case=guaranteed)
     rows = {record.uid: row for row, record in enumerate(view.records) if row}
     gone = [rows[victim.uid] for victim in victims if victim.uid in rows]
-    candidate = view.candidate(0, gone, view.pod(0))
+    candidate = view.candidate(0, gone, view.preemptor)
     if candidate is None:
         return {**outcome, "level": "does not fit"}
-    cost = view.cost_of(candidate, view.pod(0))
+    cost = view.cost_of(candidate)
     return {
         **outcome,
         "level": candidate.level.name.lower(),
-        "aligned": view.is_aligned(candidate, view.pod(0)),
+        "aligned": view.is_aligned(candidate, view.preemptor),
         "cost_gpu_h": round(cost / 3600.0, 4),
     }
 

@@ -36,6 +36,12 @@ class _List(msgspec.Struct):
     items: list[msgspec.Raw] | None = None
 
 
+_KIND = msgspec.json.Decoder(_Kind)
+_DECODERS: dict[str, msgspec.json.Decoder[KubeObject]] = {
+    name: msgspec.json.Decoder(kind) for name, kind in KINDS.items()
+}
+
+
 def load_snapshot(path: Path, clock: Callable[[], int] | None = None) -> ClusterCache:
     """Load a cluster.
 
@@ -57,11 +63,12 @@ def load_snapshot(path: Path, clock: Callable[[], int] | None = None) -> Cluster
     if len(data) > MAX_BYTES:
         raise ObjectError(f"{path}: over {MAX_BYTES >> 20} MiB; legal: up to that")
     cache = ClusterCache(clock)
-    # Millions of objects are made and none is let go: the collector would only walk them.
+    # Millions of objects are made and hardly any is let go: the collector would only walk them.
     gc.disable()
     try:
         _fill(cache, data, str(path))
     finally:
+        gc.freeze()
         gc.enable()
     for place, problem in cache.problems.items():
         raise ObjectError(f"{path}: {place}: {problem}")
@@ -90,8 +97,7 @@ def _from_json(data: bytes, source: str) -> Iterator[KubeObject]:
             whole = msgspec.json.decode(data, type=_List)
             raws = [msgspec.Raw(data)] if whole.items is None else whole.items
         for i, raw in enumerate(raws):
-            kind = msgspec.json.decode(raw, type=_Kind).kind
-            yield msgspec.json.decode(raw, type=_type_of(kind, f"{source}: items[{i}]"))
+            yield _read(raw, f"{source}: items[{i}]")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ObjectError(f"{source}: {error}") from None
 
@@ -111,15 +117,36 @@ def _from_yaml(data: bytes, source: str) -> Iterator[KubeObject]:
             raise ObjectError(f"{source}: document {i}: items is no list; legal: a list")
         for j, item in enumerate(items):
             where = f"{source}: document {i}, items[{j}]"
-            kind = item.get("kind") if isinstance(item, dict) else None
             try:
-                yield msgspec.convert(item, _type_of(str(kind), where))
-            except msgspec.ValidationError as error:
-                raise ObjectError(f"{where}: {error}") from None
+                if _size(item, {}) > MAX_BYTES:
+                    raise ValueError("its aliases make it too large")
+                encoded = msgspec.json.encode(item)
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                raise ObjectError(f"{where}: {error}; legal: what JSON can say") from None
+            yield _read(msgspec.Raw(encoded), where)
 
 
-def _type_of(kind: str, where: str) -> type[KubeObject]:
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Return about how long a YAML value is as JSON, where nothing has an alias any more."""
+    if not isinstance(value, dict | list):
+        return len(value) if isinstance(value, str) else 1
+    if id(value) not in known:
+        known[id(value)] = MAX_BYTES + 1  # unless it contains itself
+        inside = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(item, known) for item in inside)
+    return known[id(value)]
+
+
+def _read(raw: msgspec.Raw, where: str) -> KubeObject:
+    """Decode an object by its kind.
+
+    Raises:
+        ObjectError: it is of another kind, or not of that kind's form.
+    """
     try:
-        return KINDS[kind]
-    except KeyError:
-        raise ObjectError(f"{where}: kind {kind!r}; legal: {', '.join(KINDS)}") from None
+        kind = _KIND.decode(raw).kind
+        if kind in _DECODERS:
+            return _DECODERS[kind].decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ObjectError(f"{where}: {error}") from None
+    raise ObjectError(f"{where}: kind {kind!r}; legal: {', '.join(KINDS)}")

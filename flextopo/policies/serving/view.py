@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,21 @@ from flextopo.cluster.arrays import (
     POD_DTYPE,
     TOTALS_DTYPE,
     Cluster,
-    index_by_free,
 )
 from flextopo.cluster.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
-from flextopo.cluster.placement import best_level, level_deficit
+from flextopo.cluster.placement import (
+    NO_FIT,
+    alignment_level,
+    best_level,
+    is_aligned,
+    level_deficit,
+)
 from flextopo.cluster.pods import Pod
 from flextopo.cluster.selector import Candidate
 from flextopo.cluster.server_model import ServerModel
 from flextopo.cluster.state import ClusterState, link_groups
-from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.node_rows import joined, pack_live, pack_pod
+from flextopo.policies.serving.node_state import NodeState, Outlook
 from flextopo.policies.serving.records import PodRecord
 
 Groups = Mapping[str, Sequence[tuple[NodeState, int]]]
@@ -37,7 +44,8 @@ COSTS = compile_costs(LossWeights(), grace_s=30, restart_s=60)
 class ClusterView(ClusterState):
     """Nodes of a decision as selectors see them; row 0 of the pods is the preemptor.
 
-    Nothing is shared with the cache, so a selector that is given up on may go on reading.
+    Nothing is shared with the cache, so a selector that is given up on may go on reading. Nothing is
+    started here either: `arrays.by_free` is empty.
 
     Attributes:
         node_names: (n,) names of the nodes.
@@ -56,20 +64,64 @@ class ClusterView(ClusterState):
         records: Sequence[PodRecord],
         whole: Cluster,
     ) -> None:
-        super().__init__(arrays, tuple(models), COSTS, [record.key for record in records])
+        super().__init__(arrays, tuple(models), COSTS)
         self.node_names = node_names
         self.states = states
         self.records = records
         self.whole = whole
+        self._held: dict[int, dict[int, tuple[int, npt.NDArray[np.int16]]]] = {}
+
+    def name(self, pod: int) -> str:
+        """Return a pod's `namespace/name`."""
+        return self.records[pod].key
+
+    @cached_property
+    def preemptor(self) -> Pod:
+        """Return the pending pod."""
+        return self.pod(0)
+
+    def fits(self, node: int, gone: Collection[int], aligned: bool) -> bool:
+        """Say whether the preemptor fits on a node without some of its pods.
+
+        Args:
+            node: index of the node.
+            gone: rows of the pods.
+            aligned: behind the guaranteed filter.
+
+        Returns:
+            False also where one of the pods is not on the node.
+        """
+        c, asked = self.arrays, (self.preemptor.gpus, self.preemptor.cores)
+        held, model = self._held_on(node), int(c.nodes[node]["model"])
+        gpu_free, cores_free = int(c.nodes[node]["gpu_free"]), c.cores_free[node]
+        for row in set(gone):
+            if row not in held:
+                return False
+            gpu_free |= held[row][0]
+            cores_free = cores_free + held[row][1]
+        level = alignment_level(c.models, model, gpu_free, cores_free, *asked)
+        if level == NO_FIT or not aligned:
+            return bool(level != NO_FIT)
+        return bool(is_aligned(level, best_level(c.models, model, *asked)))
+
+    def _held_on(self, node: int) -> dict[int, tuple[int, npt.NDArray[np.int16]]]:
+        """Return the GPUs and cores that each pod on a node holds, by row."""
+        found = self._held.get(node)
+        if found is None:
+            c = self.arrays
+            rows = c.node_pods[node, : c.nodes[node]["num_pods"]]
+            holdings = zip(c.live["gpu_mask"][rows].tolist(), c.pod_cores[rows], strict=True)
+            found = self._held[node] = dict(zip(rows.tolist(), holdings, strict=True))
+        return found
 
     def victims_of(self, candidate: Candidate) -> list[PodRecord]:
         """Return a candidate's victims by descending importance."""
         found = [self.records[row] for row in candidate.victims]
         return sorted(found, key=lambda record: record.importance)
 
-    def cost_of(self, candidate: Candidate, preemptor: Pod) -> float:
+    def cost_of(self, candidate: Candidate) -> float:
         """Return the decision's own loss in weighted GPU-seconds."""
-        model = self.arrays.nodes[candidate.node]["model"]
+        model, preemptor = int(self.arrays.nodes[candidate.node]["model"]), self.preemptor
         best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
         deficit = level_deficit(int(candidate.level), best)
         lost, groups = 0.0, set()
@@ -111,111 +163,70 @@ def build_view(
         The view; the time of the copies grows with the pods on `nodes` alone.
     """
     states = list(nodes.values())
-    counts = [state.num_known if worst_case else len(state.records) for state in states]
+    outlooks = [state.outlook(worst_case) for state in states]
     records = [preemptor]
-    for state, count in zip(states, counts, strict=True):
-        records += state.records[:count]
+    for outlook in outlooks:
+        records += outlook.records
     members = _members_elsewhere(records, states, groups)
-    records += [state.records[row] for state, row in members]
-    c = _arrays(states, len(records), table, pdb_left)
-    here = sum(counts)
-    _fill_pods(c, states, counts, members, here)
-    _fill_preemptor(c, preemptor, totals["now_s"])
-    _fill_groups(c, records, groups)
-    c = _with_nodes(c, states, worst_case)
-    for name, value in totals.items():
-        c.totals[0][name] = value
-    whole = c._replace(nodes=np.concatenate((c.nodes, others)))
-    return ClusterView(c, models, list(nodes), states, records, whole)
-
-
-def node_rows(states: Sequence[NodeState]) -> npt.NDArray[Any]:
-    """Return nodes as the features see them, (N,) NODE_DTYPE."""
-    rows = np.zeros(len(states), NODE_DTYPE)
-    rows["gpu_free"] = [state.gpu_free for state in states]
-    rows["model"] = [state.hardware.model for state in states]
-    return rows
-
-
-def _fill_pods(
-    c: Cluster,
-    states: Sequence[NodeState],
-    counts: Sequence[int],
-    members: Sequence[tuple[NodeState, int]],
-    here: int,
-) -> None:
-    pairs = [(state, slice(0, n)) for state, n in zip(states, counts, strict=True)]
-    pairs += [(state, slice(row, row + 1)) for state, row in members]
-    if pairs:
-        # numpy's concatenate would compare all fields of all pieces, which takes milliseconds.
-        joins: tuple[tuple[npt.NDArray[Any], list[Any]], ...] = (
-            (c.pods, [state.pods[rows] for state, rows in pairs]),
-            (c.live, [state.live[rows] for state, rows in pairs]),
-            (c.pod_cores, [state.cores[rows] for state, rows in pairs]),
-        )
-        for target, pieces in joins:
-            joined = np.frombuffer(b"".join(pieces), target.dtype)
-            target[1:] = joined.reshape(target[1:].shape)
-    node_of = np.repeat(np.arange(len(states)), counts)
-    c.live["node"][1 : here + 1] = node_of
-    # Members elsewhere are charged for, and are on no node of the view.
-    c.live["node"][here + 1 :] = -1
-    starts = np.concatenate(([0], np.cumsum(counts)))[:-1].astype(np.int64)
-    slots = np.arange(here) - np.repeat(starts, counts)
-    c.node_pods[node_of, slots] = np.arange(1, here + 1)
-    c.nodes["num_pods"] = counts
-
-
-def _fill_preemptor(c: Cluster, preemptor: PodRecord, now_s: int) -> None:
-    row = c.pods[0]
-    for name in ("gpus", "cores", "priority"):
-        row[name] = getattr(preemptor, name)
-    row["requirement"] = int(preemptor.requirement)
-    row["online"] = row["preemptible"] = 1
-    row["group"] = row["pdb"] = -1
-    row["depart_s"], row["duration_s"] = 2**61, 2**40
-    live = c.live[0]
-    live["node"] = live["heap_at"] = live["tried"] = -1
-    live["since_s"] = NEVER_PLACED_S
-    live["status"] = PENDING
-    live["queued_s"] = preemptor.created_s or now_s
-
-
-def _arrays(
-    states: Sequence[NodeState],
-    num_pods: int,
-    table: npt.NDArray[Any],
-    pdb_left: Sequence[int],
-) -> Cluster:
-    """Return arrays of the right sizes; unlike `empty_cluster` it works nothing out."""
-    n, u = len(states), len(states[0].cores_free)
-    nodes = np.zeros(n, NODE_DTYPE)
-    nodes["model"] = [state.hardware.model for state in states]
-    return Cluster(
+    records += [state.counted.records[row] for state, row in members]
+    rows = [outlook.node for outlook in outlooks]
+    whole = joined([*rows, others.tobytes()], NODE_DTYPE)
+    c = Cluster(
         models=table,
-        pods=np.zeros(num_pods, POD_DTYPE),
-        live=np.zeros(num_pods, LIVE_DTYPE),
-        pod_cores=np.zeros((num_pods, u), np.int16),
-        nodes=nodes,
-        cores_free=np.zeros((n, u), np.int16),
-        node_pods=np.full((n, MAX_PODS_PER_NODE), -1, np.int32),
+        nodes=whole[: len(states)],
+        node_pods=np.full((len(states), MAX_PODS_PER_NODE), -1, np.int32),
         by_free=np.zeros((0, 0), np.int64),
         pdb_left=np.array(pdb_left, np.int64),
         totals=np.zeros(1, TOTALS_DTYPE),
-        scratch=np.zeros((2, u), np.int16),
+        scratch=np.zeros((2, len(outlooks[0].cores_free)), np.int16),
+        **_pods(preemptor, totals["now_s"], outlooks, members),
     )
+    _seat(c)
+    _fill_groups(c, records, groups)
+    for name, value in totals.items():
+        c.totals[0][name] = value
+    return ClusterView(c, models, list(nodes), states, records, c._replace(nodes=whole))
 
 
-def _with_nodes(c: Cluster, states: Sequence[NodeState], worst_case: bool) -> Cluster:
-    """Fill in what is free on the nodes."""
-    free = [
-        state.worst_case() if worst_case else (state.gpu_free, state.cores_free) for state in states
-    ]
-    c.nodes["gpu_free"] = [gpus for gpus, _ in free]
-    c.cores_free[:] = [cores for _, cores in free]
-    c.nodes["cores_free"] = c.cores_free.sum(1)
-    counts = np.array([gpus.bit_count() for gpus, _ in free])
-    return c._replace(by_free=index_by_free(counts))
+def _pods(
+    preemptor: PodRecord,
+    now_s: int,
+    outlooks: Sequence[Outlook],
+    members: Sequence[tuple[NodeState, int]],
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of the preemptor, the pods on the nodes, and group members elsewhere."""
+    width = len(outlooks[0].cores_free)
+    spec = pack_pod(
+        0, preemptor.gpus, preemptor.cores, preemptor.priority, 0, 0, -1, 1,
+        preemptor.requirement, 1,
+    )  # fmt: skip
+    live = pack_live(NEVER_PLACED_S, preemptor.created_s or now_s, 0, PENDING)
+    elsewhere = [(state.counted, row) for state, row in members]
+    pods = [spec, *[o.pods for o in outlooks]]
+    pods += [_row(o.pods, row, POD_DTYPE.itemsize) for o, row in elsewhere]
+    lives = [live, *[o.live for o in outlooks]]
+    lives += [_row(o.live, row, LIVE_DTYPE.itemsize) for o, row in elsewhere]
+    cores = [bytes(2 * width), *[o.cores for o in outlooks]]
+    cores += [_row(o.cores, row, 2 * width) for o, row in elsewhere]
+    return {
+        "pods": joined(pods, POD_DTYPE),
+        "live": joined(lives, LIVE_DTYPE),
+        "pod_cores": joined(cores, np.int16).reshape(-1, width),
+        "cores_free": joined([o.cores_free.data for o in outlooks], np.int16).reshape(-1, width),
+    }
+
+
+def _row(rows: bytes, row: int, size: int) -> bytes:
+    return rows[row * size : (row + 1) * size]
+
+
+def _seat(c: Cluster) -> None:
+    """Say of each pod on a node where it is; members elsewhere are charged for, and on no node."""
+    counts = c.nodes["num_pods"]
+    taken = np.arange(MAX_PODS_PER_NODE) < counts[:, None]
+    rows = np.arange(1, int(counts.sum()) + 1)
+    c.node_pods[taken] = rows
+    c.live["node"][1 : len(rows) + 1] = np.repeat(np.arange(len(counts)), counts)
 
 
 def _members_elsewhere(

@@ -17,32 +17,32 @@ from flextopo.policies.serving.objects import ObjectError, PodObject
 T = TypeVar("T")
 
 
-class VictimMeta(msgspec.Struct):
+class VictimMeta(msgspec.Struct, gc=False):
     """Metadata of a victim as it is sent."""
 
     uid: str = ""
 
 
-class VictimPod(msgspec.Struct):
+class VictimPod(msgspec.Struct, gc=False):
     """A victim as it is sent without node cache; only its uid is read."""
 
     metadata: VictimMeta
 
 
-class Victims(msgspec.Struct):
+class Victims(msgspec.Struct, gc=False):
     """Victims of a node; unset where the key is missing, or written in another case."""
 
     Pods: list[VictimPod] | msgspec.UnsetType | None = msgspec.UNSET
     NumPDBViolations: int = 0
 
 
-class MetaPod(msgspec.Struct):
+class MetaPod(msgspec.Struct, gc=False):
     """A victim as it is sent with node cache, and as it is answered."""
 
     UID: str
 
 
-class MetaVictims(msgspec.Struct):
+class MetaVictims(msgspec.Struct, gc=False):
     """Victims of a node by uid; unset as above."""
 
     Pods: list[MetaPod] | msgspec.UnsetType | None = msgspec.UNSET
@@ -89,18 +89,21 @@ _NAMED = msgspec.json.Decoder(Named)
 _TOP = ("Pod", "NodeNameToVictims", "NodeNameToMetaVictims", "Nodes", "NodeNames")
 
 
-def read_victims(request: PreemptRequest) -> dict[str, tuple[list[str], int]]:
-    """Return uids of the victims and budget violations by node, whichever way they came."""
-    found = {}
+def read_victims(request: PreemptRequest) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Return uids of the victims and budget violations, by node, whichever way they came."""
+    uids: dict[str, list[str]] = {}
+    counts: dict[str, int] = {}
     if request.NodeNameToMetaVictims:
         for name, by_uid in request.NodeNameToMetaVictims.items():
             victims = by_uid or MetaVictims()
-            found[name] = [pod.UID for pod in victims.Pods or ()], victims.NumPDBViolations
-        return found
+            uids[name] = [pod.UID for pod in victims.Pods or ()]
+            counts[name] = victims.NumPDBViolations
+        return uids, counts
     for name, whole in (request.NodeNameToVictims or {}).items():
         pods = whole or Victims()
-        found[name] = [pod.metadata.uid for pod in pods.Pods or ()], pods.NumPDBViolations
-    return found
+        uids[name] = [pod.metadata.uid for pod in pods.Pods or ()]
+        counts[name] = pods.NumPDBViolations
+    return uids, counts
 
 
 def read_nodes(request: NodesRequest) -> dict[str, msgspec.Raw | None]:
