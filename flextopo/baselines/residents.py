@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from flextopo.baselines.scores import topology_score
 from flextopo.cluster.arrays import RUNNING, STARTING
@@ -52,17 +53,20 @@ class NodeView:
         self.gpu_locality = gpu_locality
         self._rows = [int(pod) for pod in c.node_pods[node, : c.nodes[node]["num_pods"]]]
         self._cluster = cluster
+        self._best: dict[tuple[int, int], AlignmentLevel | None] = {}
 
     def evictable(self, preemptor: Pod) -> list[Resident]:
         """Return whom the preemptor may evict, disruption budgets aside, by row."""
         c, found = self._cluster.arrays, []
         now, u = self._cluster.now_s, self.model.num_numa_nodes
-        for row in sorted(self._rows):
-            spec, live = c.pods[row], c.live[row]
+        rows = sorted(self._rows)
+        cores = c.pod_cores[rows, :u].tolist()
+        for row, spec, live, held in zip(rows, c.pods[rows], c.live[rows], cores, strict=True):
+            since_s = int(live["since_s"])
             if (
                 spec["preemptible"]
                 and live["status"] in (RUNNING, STARTING)
-                and now - live["since_s"] >= spec["protection_s"]
+                and now - since_s >= spec["protection_s"]
                 and spec["priority"] < preemptor.priority
             ):
                 pdb = int(spec["pdb"])
@@ -70,35 +74,48 @@ class NodeView:
                     Resident(
                         index=row,
                         priority=int(spec["priority"]),
-                        start_s=float(live["since_s"]),
+                        start_s=float(since_s),
                         pdbs=(pdb,) if pdb >= 0 else (),
                         gpu_mask=int(live["gpu_mask"]),
-                        cores=tuple(c.pod_cores[row, :u].tolist()),
+                        cores=tuple(held),
                     )
                 )
         return found
 
-    def fits(self, preemptor: Pod, gone: Iterable[Resident], aligned: bool) -> bool:
+    def fits(self, preemptor: Pod, gone: Sequence[Resident], aligned: bool) -> bool:
         """Say whether the preemptor fits without the given residents, aligned if it must be."""
-        gpus, cores = self.gpu_free, list(self.cores_free)
+        gpus = self.gpu_free
         for resident in gone:
             gpus |= resident.gpu_mask
-            cores = [a + b for a, b in zip(cores, resident.cores, strict=True)]
-        if gpus.bit_count() < preemptor.gpus or sum(cores) < preemptor.cores:
+        # A search asks hundreds of times, mostly about sets that free too few GPUs.
+        if gpus.bit_count() < preemptor.gpus:
             return False
-        if not aligned:
-            return True
+        cores = list(map(sum, zip(self.cores_free, *(r.cores for r in gone), strict=True)))
+        if sum(cores) < preemptor.cores:
+            return False
         wanted = preemptor.gpus if self.gpu_locality else 0
-        best = self.model.best_level(wanted, preemptor.cores)
-        if best == AlignmentLevel.CROSS_SOCKET:
+        if not aligned or self._best_level(wanted, preemptor.cores) == AlignmentLevel.CROSS_SOCKET:
             return True
         # One NUMA node lies in one socket, so the ladder accepts whatever fits a socket.
-        for socket in range(self.model.num_sockets):
-            inside = [u for u, s in enumerate(self.model.numa_socket) if s == socket]
-            free = sum(gpus >> gpu & 1 for gpu, u in enumerate(self.model.gpu_numa) if u in inside)
-            if free >= wanted and sum(cores[u] for u in inside) >= preemptor.cores:
-                return True
-        return False
+        return any(
+            (gpus & mask).bit_count() >= wanted and sum(cores[u] for u in inside) >= preemptor.cores
+            for mask, inside in self._sockets
+        )
+
+    def _best_level(self, gpus: int, cores: int) -> AlignmentLevel | None:
+        if (gpus, cores) not in self._best:
+            self._best[gpus, cores] = self.model.best_level(gpus, cores)
+        return self._best[gpus, cores]
+
+    @cached_property
+    def _sockets(self) -> list[tuple[int, list[int]]]:
+        """Return the GPU mask and the NUMA nodes of each socket."""
+        model, found = self.model, []
+        for socket in range(model.num_sockets):
+            inside = [u for u, s in enumerate(model.numa_socket) if s == socket]
+            mask = sum(1 << gpu for gpu, u in enumerate(model.gpu_numa) if u in inside)
+            found.append((mask, inside))
+        return found
 
     def topology(self, victims: Sequence[Resident]) -> float:
         """Return the paper's T of the victims: how close together their cores lie."""
