@@ -55,6 +55,7 @@ def train(
     tapes: Annotated[int | None, _option("tapes")] = None,
     rounds: Annotated[int | None, _option("rounds")] = None,
     seed: Annotated[int | None, _option("seed")] = None,
+    device: Annotated[str | None, _option("device")] = None,
     settings: Set = None,
     workers: Workers = 0,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
@@ -83,6 +84,7 @@ def train(
         "tapes": tapes,
         "rounds": rounds,
         "seed": seed,
+        "device": device,
     }
     with results_to(json_path) as write:
         if algorithm == "imitation":

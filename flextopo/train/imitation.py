@@ -35,6 +35,7 @@ from flextopo.cluster.workload import WorkloadConfig
 from flextopo.policies.artifact import save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector
+from flextopo.train.devices import check_device, use_device
 from flextopo.train.demonstrations import Demonstrations, Demonstrator, concatenate, tape_for
 
 
@@ -57,6 +58,7 @@ class ImitationConfig:
         entropy: weight of the entropy bonus, in units of the mean loss difference.
         validation_tapes: tapes that choose the checkpoint.
         seed: of the network, the order of the data and the first training tape.
+        device: the network's: cpu or cuda. Decisions are looked ahead on the cpu.
     """
 
     servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
@@ -73,6 +75,7 @@ class ImitationConfig:
     entropy: float = 0.02
     validation_tapes: int = 480
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in (
@@ -87,6 +90,7 @@ class ImitationConfig:
         for name in ("improvements", "entropy", "seed"):
             if not getattr(self, name) >= 0:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
+        check_device(self.device)
 
     @property
     def plan(self) -> list[int]:
@@ -133,7 +137,9 @@ def fit(
     spread = float(np.clip(np.abs(data.losses), 0, 100).mean()) or 1.0
     arrays = [data.preemptor, data.cluster, data.candidates, data.mask]
     arrays += [data.graph] if graph else []
-    tensors = [*map(torch.from_numpy, (*arrays, np.clip(data.losses, -100, 100) / spread))]
+    arrays.append(np.clip(data.losses, -100, 100) / spread)
+    device = next(network.parameters()).device
+    tensors = [torch.from_numpy(array).to(device) for array in arrays]
     optimiser = torch.optim.Adam(network.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs)
     order = np.random.default_rng((config.seed, round_, 29))
@@ -141,7 +147,7 @@ def fit(
         total = 0.0
         shuffled = order.permutation(len(data))
         for at in range(0, len(data), config.batch_size):
-            rows = torch.from_numpy(shuffled[at : at + config.batch_size])
+            rows = torch.from_numpy(shuffled[at : at + config.batch_size]).to(device)
             loss = objective(network, [t[rows] for t in tensors], config.entropy)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
@@ -220,7 +226,7 @@ class Rounds:
     def add(self, network: CandidateScorer, loss: float, data: Demonstrations) -> None:
         """Add a round, and forget the data that no later round is fitted on."""
         at = len(self.losses)
-        self.networks.append({key: v.clone() for key, v in network.state_dict().items()})
+        self.networks.append({key: v.cpu().clone() for key, v in network.state_dict().items()})
         self.losses.append(loss)
         self.data[at] = data
         old = [other for other in self.data if other < self._first_to_fit()]
@@ -279,7 +285,7 @@ def imitate(
     """
     rounds = rounds or Rounds(config)
     torch.manual_seed(config.seed)
-    network = CandidateScorer(ScorerConfig(config.hidden))
+    network = CandidateScorer(ScorerConfig(config.hidden)).to(use_device(config.device))
     for round_ in range(len(rounds.losses), len(config.plan)):
         if round_:
             network.load_state_dict(rounds.networks[-1])
@@ -311,11 +317,12 @@ def train_imitation(
     """Train, and write the artifact to `folder / "policy"`; return its folder.
 
     Raises:
-        FlextopoError: a policy is there already, or there is nothing to resume.
+        FlextopoError: a policy is there already, there is nothing to resume, or no such device.
     """
     target = folder / "policy"
     if (target / "meta.json").exists():
         raise FlextopoError(f"{target}: holds a policy already; legal: another folder")
+    use_device(config.device)
     torch.set_num_threads(1)
     rounds = Rounds(config, folder / "rounds")
     if resume:

@@ -31,11 +31,10 @@ from flextopo.cluster.output_files import make_folder, write_whole
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.maskable import ScorerPolicy, use_threads
 from flextopo.policies.network import CandidateScorer, ScorerConfig
+from flextopo.train.devices import check_device, use_device
 from flextopo.train.results import versions
 from flextopo.train.rollout_buffer import TimedRolloutBuffer
 from flextopo.train.vec_env import PreemptionVecEnv
-
-DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class PPOConfig:
         threads: of torch.
         allow_wait: may the policy leave a pod pending? From scratch it then tends to learn to wait
             for ever, since waiting is one action that is always there.
-        device: cpu or cuda.
+        device: the network's: cpu or cuda.
     """
 
     servers: str = "16*rtx4090"
@@ -112,8 +111,7 @@ class PPOConfig:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
         if self.kl > 0 and not self.start:
             raise FlextopoError(f"kl = {self.kl} without start; legal: 0, or a start policy")
-        if self.device not in DEVICES:
-            raise FlextopoError(f"device {self.device!r}; legal: {', '.join(DEVICES)}")
+        check_device(self.device)
 
 
 CHECKPOINT_S = 20.0
@@ -162,6 +160,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
     state = {
         "envs": pickle.dumps(model.env),
         "torch": torch.get_rng_state().numpy(),
+        "cuda": [state.numpy() for state in torch.cuda.get_rng_state_all()],
         "numpy": np.random.get_state(),  # noqa: NPY002  what Stable-Baselines3 shuffles with
     }
     model.__dict__["interrupted"] = state  # what is an attribute is saved
@@ -208,8 +207,7 @@ def train_ppo(
         raise FlextopoError(f"{checkpoint}: missing; legal: the folder of an interrupted run")
     if not resume and checkpoint.exists():
         raise FlextopoError(f"{folder}: holds a run already; legal: another folder, or --resume")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise FlextopoError("device 'cuda': torch finds none; legal here: cpu")
+    use_device(config.device)
     use_threads(config.threads)
     make_folder(folder)
     if resume:
@@ -258,6 +256,8 @@ def _load_checkpoint(config: PPOConfig, checkpoint: Path) -> MaskablePPO:
         rollout_buffer_kwargs=_buffer(config, envs, network),
     )
     torch.set_rng_state(torch.from_numpy(state["torch"]))
+    if config.device == "cuda":
+        torch.cuda.set_rng_state_all([torch.from_numpy(one) for one in state["cuda"]])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     return model
 

@@ -167,6 +167,9 @@ def test_fitting_lowers_the_expected_loss() -> None:
     assert course[-1] < course[0]
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+on_every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
+
 PPO = PPOConfig(servers="4*rtx4090", timesteps=128, num_envs=2, rollout=32, k=8, hidden=16)
 
 
@@ -201,6 +204,8 @@ def test_what_ppo_cannot_do_is_said_before_it_starts(wrong: dict[str, Any], lega
 def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FlextopoError, match=r"cuda.*legal here: cpu"):
         train_ppo(replace(PPO, device="cuda"), tmp_path / "run")
+    with pytest.raises(FlextopoError, match=r"cuda.*legal here: cpu"):
+        train_imitation(replace(SMALL, device="cuda"), tmp_path / "run", 1, print)
     assert not (tmp_path / "run").exists()
 
 
@@ -210,12 +215,13 @@ def test_what_imitation_cannot_do_is_said_before_it_starts(wrong: dict[str, Any]
         replace(TINY, **wrong)
 
 
+@on_every_device
 @pytest.mark.parametrize("start", ["", zoo_names()[0]])
 def test_interrupted_ppo_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, device: str
 ) -> None:
     monkeypatch.setattr(ppo, "CHECKPOINT_S", 0.0)
-    config = replace(PPO, timesteps=512, start=start, kl=0.1 if start else 0.0)
+    config = replace(PPO, timesteps=512, start=start, kl=0.1 if start else 0.0, device=device)
     whole = load_policy(train_ppo(config, tmp_path / "whole")).weights
 
     def stop(done: int, _: int) -> None:
@@ -231,8 +237,10 @@ def test_interrupted_ppo_resumes_to_the_same_bits(
     assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_ppo_repeats_with_its_seed(tmp_path: Path) -> None:
-    weights = [load_policy(train_ppo(PPO, tmp_path / name)).weights for name in "ab"]
+@on_every_device
+def test_ppo_repeats_with_its_seed(tmp_path: Path, device: str) -> None:
+    config = replace(PPO, device=device)
+    weights = [load_policy(train_ppo(config, tmp_path / name)).weights for name in "ab"]
     assert all(np.array_equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 

@@ -1,0 +1,36 @@
+"""Where networks train: on the processor or on a GPU, to the same bits every time."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from flextopo.cluster.errors import FlextopoError
+
+DEVICES = ("cpu", "cuda")
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no device.
+
+    Raises:
+        FlextopoError: neither cpu nor cuda.
+    """
+    if name not in DEVICES:
+        raise FlextopoError(f"device {name!r}; legal: {', '.join(DEVICES)}")
+
+
+def use_device(name: str) -> torch.device:
+    """Return the device, with torch's deterministic algorithms on a GPU: equal seeds, equal bits.
+
+    Raises:
+        FlextopoError: torch finds no GPU.
+    """
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise FlextopoError("device 'cuda': torch finds none; legal here: cpu")
+        # Without it cuBLAS may add in another order each time; read when its first product is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return torch.device(name)
