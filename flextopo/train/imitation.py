@@ -35,8 +35,8 @@ from flextopo.cluster.workload import WorkloadConfig
 from flextopo.policies.artifact import save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector
-from flextopo.train.devices import check_device, use_device
 from flextopo.train.demonstrations import Demonstrations, Demonstrator, concatenate, tape_for
+from flextopo.train.devices import check_device, use_device
 
 
 @dataclass(frozen=True)
