@@ -39,7 +39,11 @@ class Command(TyperCommand):
         for word, following in zip_longest(args, args[1:], fillvalue="--"):
             bare = word == "--json" and following.startswith("-") and following != "-"
             words += [word, "-"] if bare else [word]
-        return super().parse_args(ctx, words)
+        try:
+            return super().parse_args(ctx, words)
+        except UsageError as error:
+            error.ctx = error.ctx or ctx  # some do not say which command's help to see
+            raise
 
 
 class Commands(TyperGroup):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from flextopo.cli import completion
 from flextopo.cli.commands import Command
 from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import TopologyError, UnknownNameError
+from flextopo.cluster.output_files import make_folder
 from flextopo.cluster.server_model import PRESETS, ServerModel
 
 if TYPE_CHECKING:
@@ -27,7 +29,19 @@ Source = Annotated[
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write: .yaml, .yml or .json.")
 ]
-Name = Annotated[str, typer.Option("--name", help="Name of the node in the resource.")]
+
+
+def _check_name(name: str) -> str:
+    if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", name):
+        raise TopologyError(
+            f"--name {name!r}; legal: as in Kubernetes, of a to z, 0 to 9, - and . inside"
+        )
+    return name
+
+
+Name = Annotated[
+    str, typer.Option("--name", help="Name of the node in the resource.", callback=_check_name)
+]
 
 
 @app.command(cls=Command)
@@ -70,7 +84,7 @@ def show(
         if png is None:
             _print_tree(graph)
         else:
-            draw_png(graph, png)
+            draw_png(graph, _place(png, ".png"))
 
 
 @app.command(cls=Command)
@@ -89,7 +103,7 @@ def detect(output: Output = None, name: Name = "", json_path: JsonPath = None) -
         if output is None:
             _print_tree(graph)
         else:
-            write_resource(graph, output)
+            write_resource(graph, _place(output))
 
 
 @app.command("import", cls=Command)
@@ -187,6 +201,16 @@ def _build(model: ServerModel, warnings: list[str], name: str) -> nx.DiGraph:
     return build_graph(model, name or model.name)
 
 
+def _place(path: Path, ending: str = "") -> Path:
+    """Return the path of a file that is to be written; its folder is made where it is missing."""
+    if path.is_dir():
+        raise TopologyError(f"{path}: is a folder; legal: a file to write")
+    if ending and path.suffix != ending:
+        raise TopologyError(f"{path}: file ending {path.suffix!r}; legal: {ending}")
+    make_folder(path.parent)
+    return path
+
+
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
@@ -196,10 +220,8 @@ def _emit(graph: nx.DiGraph, output: Path | None, json_path: Path | None) -> Non
     from flextopo.cluster.topology import format_resource, to_resource, write_resource
 
     with results_to(json_path) as write:
-        if output is not None and output.is_dir():
-            raise TopologyError(f"{output}: is a folder; legal: a file to write")
         if output is not None:
-            write_resource(graph, output)
+            write_resource(graph, _place(output))
         write(to_resource(graph))
         if output is None:
             typer.echo(format_resource(graph), nl=False)

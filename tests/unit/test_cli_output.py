@@ -177,6 +177,7 @@ def test_shadow_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         (("evaluate", "a", "b"), "b"),
         (("nonsense",), "no such command 'nonsense'"),
         (("topology", "nonsense"), "see `flextopo topology --help`"),
+        (("compare", "--set"), "see `flextopo compare --help`"),
         (("export", "deepset-imitation"), "--out"),
         (("list", "fruits"), "unknown kind 'fruits'"),
         (("list", "--json", "."), "is a folder; legal: a file to write, or -"),

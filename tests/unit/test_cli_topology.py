@@ -65,8 +65,15 @@ def test_show_draws_a_picture(used: Path, tmp_path: Path) -> None:
     assert data.startswith(b"\x89PNG")
     run("show", "rtx4090", "--png", picture)
     assert picture.read_bytes() != data
-    with pytest.raises(TopologyError, match="cannot be written"):
-        run("show", "a100", "--png", tmp_path / "absent" / "server.png")
+    run("show", "rtx4090", "--png", tmp_path / "new" / "server.png")
+    assert (tmp_path / "new" / "server.png").read_bytes() == picture.read_bytes()
+    for place, words in [
+        (picture / "server.png", "cannot be made"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "server.pdf", r"file ending '\.pdf'; legal: \.png"),
+    ]:
+        with pytest.raises(FlextopoError, match=words):
+            run("show", "a100", "--png", place)
 
 
 def test_drawing_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +95,11 @@ def test_export_writes_to_standard_output_and_to_a_file(tmp_path: Path) -> None:
     run("export", "rtx4090", "-o", tmp_path / "node.json")
     graph = read_resource(tmp_path / "node.json")
     assert server_model_from_graph(graph) == (preset("rtx4090"), [])
+    with pytest.raises(FlextopoError, match="cannot be made"):
+        run("export", "rtx4090", "-o", tmp_path / "node.json" / "node.yaml")
+    for name in ("A B", "node_1", "-a"):
+        with pytest.raises(TopologyError, match=f"--name '{name}'; legal: as in Kubernetes"):
+            run("export", "rtx4090", f"--name={name}")
 
 
 def test_import_joins_captures(tmp_path: Path) -> None:
