@@ -78,6 +78,14 @@ def test_workflows_call_make_targets_that_exist() -> None:
     assert local == called["ci"] == check[1].split()
 
 
+def test_workflows_see_to_the_browser_without_which_tests_are_skipped() -> None:
+    (job,) = read(".github/workflows/ci.yml")["jobs"].values()
+    ran = [step["run"] for step in job["steps"] if "run" in step]
+    browser = [i for i, command in enumerate(ran) if "/usr/bin/chromium" in command]
+    assert browser
+    assert browser[0] < ran.index("make test")
+
+
 @pytest.mark.parametrize(("tag", "right"), [(f"v{flextopo.__version__}", True), ("v0.0.9", False)])
 def test_a_release_refuses_a_tag_that_is_not_the_version(tag: str, right: bool) -> None:
     steps = read(".github/workflows/release.yml")["jobs"]["build"]["steps"]
