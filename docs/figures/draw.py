@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flextopo.cli.topology_drawing import draw_png
+from flextopo.cli.topology_drawing import POD_COLOURS, draw_png
 from flextopo.cluster.server_model import preset
 from flextopo.cluster.topology import build_graph, mark_used
 
 BATCH = {f"batch-{gpu}": [gpu] for gpu in range(7)}
 """Batch pods on a server of RTX 4090s: GPUs 0 to 6, one each; GPU 7 is free."""
+
+COLOURS = dict(zip(BATCH, POD_COLOURS, strict=True)) | {"online": "black"}
+"""A pod keeps its colour from figure to figure."""
 
 
 def draw(name: str, pods: dict[str, list[int]], folder: Path) -> None:
@@ -20,7 +23,7 @@ def draw(name: str, pods: dict[str, list[int]], folder: Path) -> None:
     for pod, gpus in pods.items():
         cores = [core for gpu in gpus for core in model.cores[model.gpu_numa[gpu]][:7]]
         mark_used(graph, pod, cores, gpus)
-    draw_png(graph, folder / f"{name}.png")
+    draw_png(graph, folder / f"{name}.png", COLOURS)
 
 
 def without(*victims: int) -> dict[str, list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,12 +30,13 @@ _COUNTED = {
 }
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; then pods share the last.
-_POD_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+POD_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _OTHER_COLOUR, _DAEMON_COLOUR, _FREE_COLOUR = "#7F7F7F", "#C9C9C9", "#FFFFFF"
 _OUTLINE, _SOCKET_FILL, _NUMA_FILL = "#444444", "#F1F3F5", "#E3E7EB"
 
 # Lengths in cells: a core is one cell square, a GPU as wide as a row of eight cores.
 _ROW, _GAP, _TITLE = 8, 0.6, 1.1
+_ABREAST = 4  # NUMA nodes beside each other, of all sockets
 _INCHES_PER_CELL = 0.26
 
 
@@ -104,12 +105,13 @@ def tree_text(graph: nx.DiGraph) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_png(graph: nx.DiGraph, path: Path) -> None:
+def draw_png(graph: nx.DiGraph, path: Path, colours: Mapping[str, str] | None = None) -> None:
     """Draw a graph as nested boxes, cores and GPUs coloured by the pod that holds them.
 
     Args:
         graph: of one server.
         path: the PNG file.
+        colours: of pods by name; else those of `POD_COLOURS` in the order of the names.
 
     Raises:
         FlextopoError: matplotlib is not installed.
@@ -124,14 +126,14 @@ def draw_png(graph: nx.DiGraph, path: Path) -> None:
         ) from None
     figure = Figure(layout="constrained")
     axes = figure.add_subplot()
-    colours = _pod_colours(graph)
-    width, height = _draw_server(axes, graph, colours)
+    held = _pod_colours(graph, colours or {})
+    width, height = _draw_server(axes, graph, held)
     axes.set_xlim(-0.5, width + 0.5)
     axes.set_ylim(height + 0.5, -0.5)
     axes.set_aspect("equal")
     axes.axis("off")
     axes.set_title(graph.graph["name"], loc="left")
-    legend = {**_legend(colours), "free": _FREE_COLOUR}
+    legend = {**_legend(held), "free": _FREE_COLOUR}
     handles = [Patch(facecolor=c, edgecolor=_OUTLINE, label=p) for p, c in legend.items()]
     # Pod names are long: two columns fit only below a wide picture.
     columns = 2 if width > 4 * _ROW else 1
@@ -147,11 +149,11 @@ def draw_png(graph: nx.DiGraph, path: Path) -> None:
         raise TopologyError(str(error)) from None
 
 
-def _pod_colours(graph: nx.DiGraph) -> dict[str, str]:
+def _pod_colours(graph: nx.DiGraph, given: Mapping[str, str]) -> dict[str, str]:
     """Return the colour of each holder: pods first, in the order of their names, then daemons."""
     pods = list(allocations(graph))
     colours = {
-        pod: _POD_COLOURS[i] if i < len(_POD_COLOURS) else _OTHER_COLOUR
+        pod: given.get(pod) or (POD_COLOURS[i] if i < len(POD_COLOURS) else _OTHER_COLOUR)
         for i, pod in enumerate(pods)
     }
     daemons = [pod for pod in allocations(graph, ignore=()) if pod not in colours]
@@ -165,10 +167,12 @@ def _legend(colours: dict[str, str]) -> dict[str, str]:
 
 
 def _draw_server(axes: Axes, graph: nx.DiGraph, colours: dict[str, str]) -> tuple[float, float]:
-    """Draw all sockets one below the other; return the width and height used."""
+    """Draw all sockets, one below the other where they are wide; return the width and height used."""
     cores, gpus = numa_parts(graph, VertexType.CORE), numa_parts(graph, VertexType.GPU)
-    width = top = 0.0
-    for socket, numa_nodes in socket_parts(graph).items():
+    sockets = socket_parts(graph)
+    beside = sum(map(len, sockets.values())) <= _ABREAST
+    width = height = left = top = 0.0
+    for socket, numa_nodes in sockets.items():
         heights = [
             _TITLE
             + -(-len(cores.get(numa_node, [])) // _ROW)
@@ -177,17 +181,18 @@ def _draw_server(axes: Axes, graph: nx.DiGraph, colours: dict[str, str]) -> tupl
             for numa_node in numa_nodes
         ]
         box = (_ROW + 2 * _GAP) * len(numa_nodes) + _GAP, max(heights, default=0) + _TITLE + _GAP
-        _box(axes, (0, top), box, _SOCKET_FILL)
-        axes.text(_GAP, top + _TITLE / 2, socket or "no socket", va="center", weight="bold")
+        _box(axes, (left, top), box, _SOCKET_FILL)
+        axes.text(left + _GAP, top + _TITLE / 2, socket or "no socket", va="center", weight="bold")
         for position, numa_node in enumerate(numa_nodes):
-            corner = _GAP + position * (_ROW + 2 * _GAP), top + _TITLE
+            corner = left + _GAP + position * (_ROW + 2 * _GAP), top + _TITLE
             _box(axes, corner, (_ROW + _GAP, max(heights)), _NUMA_FILL)
             axes.text(corner[0] + _GAP / 2, corner[1] + _TITLE / 2, numa_node, va="center")
             inner = corner[0] + _GAP / 2, corner[1] + _TITLE
             parts = cores.get(numa_node, []), gpus.get(numa_node, [])
             _draw_parts(axes, graph, inner, parts, colours)
-        width, top = max(width, box[0]), top + box[1] + _GAP
-    return width, _draw_unplaced(axes, graph, top, gpus.get(None, []), colours)
+        width, height = max(width, left + box[0]), max(height, top + box[1] + _GAP)
+        left, top = (left + box[0] + _GAP, 0.0) if beside else (0.0, height)
+    return width, _draw_unplaced(axes, graph, height, gpus.get(None, []), colours)
 
 
 def _draw_parts(
@@ -231,7 +236,8 @@ def _box(
 
     axes.add_patch(Rectangle(corner, *size, facecolor=fill, edgecolor=_OUTLINE, linewidth=0.6))
     if label:
-        dark = fill in (*_POD_COLOURS[:1], _OTHER_COLOUR)
+        dark = fill in (*POD_COLOURS[:1], _OTHER_COLOUR, "black")
         middle = corner[0] + size[0] / 2, corner[1] + size[1] / 2
         colour = "white" if dark else "black"
-        axes.text(*middle, label, ha="center", va="center", fontsize=6.5, color=colour)
+        points = 8 if size[0] == 1 else 11
+        axes.text(*middle, label, ha="center", va="center", fontsize=points, color=colour)

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flextopo.cli.topology import app
-from flextopo.cli.topology_drawing import format_cpu_list
+from flextopo.cli.topology_drawing import POD_COLOURS, draw_png, format_cpu_list
 from flextopo.cluster.errors import FlextopoError, TopologyError, UnknownNameError
 from flextopo.cluster.server_model import ServerModel, preset
 from flextopo.cluster.topology import (
@@ -74,6 +74,25 @@ def test_show_draws_a_picture(used: Path, tmp_path: Path) -> None:
     ]:
         with pytest.raises(FlextopoError, match=words):
             run("show", "a100", "--png", place)
+
+
+def test_a_pod_keeps_the_colour_that_is_asked_for(tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image", reason="drawing needs the report extra")
+    graph = build_graph(SMALL, "node-1")
+    mark_used(graph, "alone", [3], [0])
+    mark_used(graph, "llm", [0, 1, 2], [1])
+
+    def has(colour: str) -> bool:
+        pixels = (255 * image.imread(tmp_path / "server.png")[..., :3]).round()
+        return bool((pixels == list(bytes.fromhex(colour[1:]))).all(-1).any())
+
+    draw_png(graph, tmp_path / "server.png")
+    assert has(POD_COLOURS[0])
+    assert has(POD_COLOURS[1])
+    draw_png(graph, tmp_path / "server.png", {"llm": "#123456"})
+    assert has(POD_COLOURS[0])
+    assert has("#123456")
+    assert not has(POD_COLOURS[1])
 
 
 def test_drawing_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
