@@ -288,7 +288,7 @@ BOMB = "\n".join(
     [
         ("{", "truncated"),
         ("[1]", "Expected `object`"),
-        ('{"kind": "Deployment", "metadata": {}}', "kind 'Deployment'"),
+        ('{"kind": "Deployment", "metadata": {}}', "'Deployment' - at `$.kind`; legal: Pod, Node"),
         ("a: [", "no YAML"),
         ("- a", "no object"),
         ("items: 3", "no list"),

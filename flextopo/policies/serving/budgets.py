@@ -42,7 +42,7 @@ class BudgetBook:
 
     def index_of(self, pod: PodRecord) -> int:
         """Return the number of the tightest budget that covers a pod, -1 = none."""
-        covering = self._covering(pod)
+        covering = self._covering(pod) if self.by_key else []
         return min(covering, key=lambda x: x[1].status.disruptionsAllowed)[0] if covering else -1
 
     def of(self, pods: Iterable[PodRecord]) -> list[BudgetObject]:

@@ -178,10 +178,10 @@ class ClusterCache:
             self._objects[uid] = obj
         if not record.node and not record.finished:
             self._pending[uid] = record
-        for node in {record.node, record.nominated} - {""}:
-            if not record.finished and (record.node == node or not record.node):
-                self._on_node.setdefault(node, {})[uid] = record
-                self._dirty.add(node)
+        place = record.node or record.nominated
+        if place and not record.finished:
+            self._on_node.setdefault(place, {})[uid] = record
+            self._dirty.add(place)
 
     def remove(self, obj: KubeObject) -> None:
         """Remove an object; one that is not known is remembered as gone."""
@@ -246,13 +246,15 @@ class ClusterCache:
             self._dirty |= self._nodes.keys() | {key}
 
     def _forget(self, uid: str, node: str = "") -> None:
-        if self._unread.get(node, {}).pop(uid, None):
+        if node in self._unread and self._unread[node].pop(uid, ""):
             self._dirty.add(node)
         record = self.pods.pop(uid, None)
+        if record is None:
+            return
         self._objects.pop(uid, None)
         self._pending.pop(uid, None)
-        for place in {record.node, record.nominated} - {""} if record else ():
-            if self._on_node.get(place, {}).pop(uid, None):
+        for place in (record.node, record.nominated):
+            if place in self._on_node and self._on_node[place].pop(uid, None) is not None:
                 self._dirty.add(place)
 
     def refresh(self) -> None:

@@ -45,6 +45,9 @@ class Marks(NamedTuple):
     gpus: tuple[int, ...]
 
 
+NO_MARKS = Marks((), ())
+
+
 class HardwareCatalogue:
     """The kinds of servers seen so far; nodes of one kind share a model.
 
@@ -108,6 +111,7 @@ class HardwareCatalogue:
         return len(self.models) - 1
 
 
+_DAEMONS = tuple(f"{daemon}-" for daemon in DAEMON_PODS)
 _SPEC = msgspec.json.Decoder(FlexTopoSpec)
 
 
@@ -129,21 +133,21 @@ def read_marks(spec: FlexTopoSpec) -> dict[str, Marks]:
     Raises:
         TopologyError: a core or GPU has no number.
     """
-    held: dict[str, tuple[list[int], list[int]]] = {}
-    for vertex in spec.nodes:
-        attributes = vertex.attributes
-        if attributes is None or not attributes.usedBy or attributes.status == "free":
-            continue
-        if vertex.type not in ("CPUCore", "GPU"):
-            continue
-        pod = str(attributes.usedBy)
-        if pod not in held:
-            held[pod] = ([], [])
-        held[pod][vertex.type == "GPU"].append(_number(vertex.id))
+    used = [
+        (attributes.usedBy, vertex)
+        for vertex in spec.nodes
+        if (attributes := vertex.attributes) and attributes.usedBy and attributes.status != "free"
+    ]
+    held: dict[str | int, tuple[list[int], list[int]]] = {}
+    for pod, vertex in used:
+        if vertex.type in ("CPUCore", "GPU"):
+            if pod not in held:
+                held[pod] = ([], [])
+            held[pod][vertex.type == "GPU"].append(_number(vertex.id))
     return {
-        pod: Marks(tuple(cores), tuple(gpus))
+        str(pod): Marks(tuple(cores), tuple(gpus))
         for pod, (cores, gpus) in held.items()
-        if not is_daemon(pod)
+        if not is_daemon(str(pod))
     }
 
 
@@ -155,10 +159,28 @@ def _number(vertex: str) -> int:
     return int(number)
 
 
+@lru_cache(maxsize=65536)
+def held_by(
+    hardware: Hardware, marks: Marks, width: int
+) -> tuple[int | None, tuple[int, ...] | None]:
+    """Return the mask of marked GPUs, and the number of marked cores in each of (U,) NUMA nodes.
+
+    Servers of one kind are marked alike, so most answers are known. None = the server has no such
+    GPU or core, or one is named twice.
+    """
+    gpus = {hardware.gpu_index.get(number, -1) for number in marks.gpus}
+    numa_nodes = [hardware.core_numa.get(number, -1) for number in marks.cores]
+    mask = None
+    if len(gpus) == len(marks.gpus) and -1 not in gpus:
+        mask = sum(1 << index for index in gpus)
+    if -1 in numa_nodes:
+        return mask, None
+    return mask, tuple(map(numa_nodes.count, range(width)))
+
+
 def is_daemon(pod: str) -> bool:
     """Say whether a `usedBy` names a daemon, whose marks say nothing of what is taken."""
-    name = pod.rpartition("/")[2]
-    return any(name == daemon or name.startswith(f"{daemon}-") for daemon in DAEMON_PODS)
+    return f"{pod.rpartition('/')[2]}-".startswith(_DAEMONS)
 
 
 def _hardware_key(spec: FlexTopoSpec) -> object:

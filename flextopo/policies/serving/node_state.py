@@ -20,7 +20,7 @@ from flextopo.cluster.arrays import (
     TERMINATING,
 )
 from flextopo.cluster.placement import NO_FIT, place
-from flextopo.policies.serving.hardware import Hardware, Marks
+from flextopo.policies.serving.hardware import NO_MARKS, Hardware, Marks, held_by
 from flextopo.policies.serving.node_rows import pack_live, pack_node, pack_pod
 from flextopo.policies.serving.objects import GPU
 from flextopo.policies.serving.records import PodRecord, add
@@ -101,7 +101,7 @@ class _Holder:
 
     record: PodRecord
     gpu_mask: int | None
-    cores: list[int] | None
+    cores: tuple[int, ...] | None
     status: int
 
 
@@ -129,7 +129,7 @@ def derive(
 
     Returns:
         The state. Pods whose GPUs nobody knows get places where kubelet might have put them, so
-        that counts are true; `num_known` and `unknown_gpus` say so.
+        that counts are true.
     """
     names = Counter([record.name for record in records])
     server = hardware.server
@@ -156,8 +156,10 @@ def derive(
     lost = max(server.num_gpus - allocatable.get(GPU, 0) // 1000, 0)
     lost = min(lost, gpu_free.bit_count())
     gpu_free = _by_elimination(holders, gpu_free, lost)
-    known = [holder for holder in holders if _is_known(holder) and hardware.known]
-    guessed = [holder for holder in holders if not (_is_known(holder) and hardware.known)]
+    known = [h for h in holders if h.gpu_mask is not None and h.cores is not None]
+    guessed = [h for h in holders if h.gpu_mask is None or h.cores is None]
+    if not hardware.known:
+        known, guessed = [], holders
     unknown_gpus = lost + sum(h.record.gpus for h in guessed if h.gpu_mask is None)
     unknown_cores = sum(h.record.cores for h in guessed if h.cores is None)
     broken, before = "", cores_free
@@ -167,25 +169,23 @@ def derive(
         if not fits and holder.status == NOMINATED:
             unknown_gpus -= holder.record.gpus
             unknown_cores -= holder.record.cores
-            guessed.remove(holder)
+            guessed = [other for other in guessed if other is not holder]
         elif not fits:
             broken = f"pods ask for more than its {server.num_gpus} GPUs"
     for _ in range(lost):
         gpu_free &= gpu_free - 1
     if len(holders) >= MAX_PODS_PER_NODE:
         broken = f"{len(holders)} pods hold GPUs or cores; legal: below {MAX_PODS_PER_NODE}"
-    if not hardware.known:
-        known, guessed = [], known + guessed
     everyone = [*known, *guessed]
-    rows = [_rows_of(holder, width, budget_of, now_s) for holder in everyone]
+    pack_cores = struct.Struct(f"{width}h").pack
+    rows = [_rows_of(holder, pack_cores, budget_of, now_s) for holder in everyone]
     counted = sure = _outlook(everyone, rows, hardware.model, gpu_free, cores_free)
     if guessed or unknown_gpus or unknown_cores or not hardware.known:
-        if unknown_gpus or unknown_cores or not hardware.known:
-            # No NUMA node has fewer free cores than if all that nobody knows of were there.
-            cores_free = [max(cores - unknown_cores, 0) for cores in before]
+        # No NUMA node has fewer free cores than if all that nobody knows of were there.
+        least = [max(cores - unknown_cores, 0) for cores in before]
         sure_gpus = 0 if unknown_gpus else gpu_free
-        sure = _outlook(known, rows[: len(known)], hardware.model, sure_gpus, cores_free)
-    online = sum(h.record.gpus for h in everyone if h.record.online)
+        sure = _outlook(known, rows[: len(known)], hardware.model, sure_gpus, least)
+    online = sum([h.record.gpus for h in everyone if h.record.online])
     return NodeState(
         hardware=hardware,
         allocatable=allocatable,
@@ -195,13 +195,9 @@ def derive(
         unknown_gpus=unknown_gpus,
         unknown_cores=unknown_cores,
         online_gpus=online,
-        batch_gpus=sum(h.record.gpus for h in everyone) - online,
+        batch_gpus=sum([h.record.gpus for h in everyone]) - online,
         broken=broken,
     )
-
-
-def _is_known(holder: _Holder) -> bool:
-    return holder.gpu_mask is not None and holder.cores is not None
 
 
 def _holder(
@@ -216,27 +212,22 @@ def _holder(
     # A bare name is the pod's only where no other pod of the node is called so.
     if found is None and names[record.name] == 1:
         found = marks.get(record.name)
-    gpus = record.gpus_held if record.gpus_held is not None else (found.gpus if found else ())
-    cores = record.cores_held if record.cores_held is not None else (found.cores if found else ())
+    cores, gpus = found or NO_MARKS
+    if record.cores_held is not None:
+        cores = record.cores_held
+    if record.gpus_held is not None:
+        gpus = record.gpus_held
     status = RUNNING if record.running else STARTING
     if record.terminating:
         status = TERMINATING
     if not record.node:
         status = NOMINATED
-    mask: int | None = 0
-    if record.gpus:
-        indices = {hardware.gpu_index.get(number, -1) for number in gpus}
-        whole = len(indices) == len(gpus) == record.gpus and -1 not in indices
-        mask = sum(1 << index for index in indices) if whole else None
-    held: list[int] | None = [0] * width
-    if cores:
-        numa_nodes = [hardware.core_numa.get(number, -1) for number in cores]
-        held = None
-        if -1 not in numa_nodes:
-            held = [0] * width
-            for numa_node in numa_nodes:
-                held[numa_node] += 1
-    elif record.gpus and record.cores:
+    mask, held = held_by(hardware, Marks(cores, gpus), width)
+    if not record.gpus:
+        mask = 0
+    elif len(gpus) != record.gpus:
+        mask = None
+    if not cores and record.gpus and record.cores:
         # A pod without GPUs and pinned cores runs in the shared pool and blocks no NUMA node.
         held = None
     return _Holder(record, mask, held, status)
@@ -265,11 +256,11 @@ def _guess(
         free, taken = np.array(cores_free, np.int16), np.zeros(len(cores_free), np.int16)
         level, mask = place(models, model, gpu_free, free, record.gpus, record.cores, taken)
         if level != NO_FIT:
-            holder.gpu_mask, holder.cores = int(mask), taken.tolist()
+            holder.gpu_mask, holder.cores = int(mask), tuple(taken.tolist())
             return gpu_free & ~int(mask), (free - taken).tolist(), True
     if holder.status == NOMINATED or (gpu_free.bit_count() < record.gpus and not holder.gpu_mask):
         holder.gpu_mask = holder.gpu_mask or 0
-        holder.cores = [0] * len(cores_free)
+        holder.cores = (0,) * len(cores_free)
         return gpu_free, cores_free, False
     if holder.gpu_mask is None:
         holder.gpu_mask = 0
@@ -277,11 +268,11 @@ def _guess(
             holder.gpu_mask |= gpu_free & -gpu_free
             gpu_free &= gpu_free - 1
     if holder.cores is None:
-        left, holder.cores = record.cores, []
+        left, cores = record.cores, []
         for free_here in cores_free:
-            holder.cores.append(min(left, free_here))
-            left -= holder.cores[-1]
-        cores_free = list(map(sub, cores_free, holder.cores))
+            cores.append(min(left, free_here))
+            left -= cores[-1]
+        cores_free, holder.cores = list(map(sub, cores_free, cores)), tuple(cores)
     return gpu_free, cores_free, True
 
 
@@ -290,9 +281,13 @@ Rows = tuple[bytes, bytes, bytes]
 
 
 def _rows_of(
-    holder: _Holder, width: int, budget_of: Callable[[PodRecord], int], now_s: int
+    holder: _Holder,
+    pack_cores: Callable[..., bytes],
+    budget_of: Callable[[PodRecord], int],
+    now_s: int,
 ) -> Rows:
-    record, cores = holder.record, holder.cores or [0] * width
+    record, cores = holder.record, holder.cores
+    assert cores is not None  # known or guessed by now
     start_s = now_s - record.age_s(now_s)
     may_go = record.preemptible and not record.daemon and not record.static
     spec = pack_pod(
@@ -308,7 +303,7 @@ def _rows_of(
         may_go,
     )
     live = pack_live(start_s, 0, holder.gpu_mask or 0, holder.status)
-    return spec, live, struct.pack(f"{width}h", *cores)
+    return spec, live, pack_cores(*cores)
 
 
 def _outlook(

@@ -45,6 +45,7 @@ class PodRecord:
         uid: unique for ever.
         key: `namespace/name`.
         namespace: of the pod.
+        name: the bare name, as `usedBy` says it.
         labels: of the pod.
         node: name of the node it is bound to, empty while it is pending.
         nominated: node that is kept for it while it is pending, empty = none.
@@ -75,6 +76,7 @@ class PodRecord:
     uid: str
     key: str
     namespace: str
+    name: str
     labels: dict[str, str]
     node: str
     nominated: str
@@ -100,11 +102,6 @@ class PodRecord:
     version: int
     scheduler: str
     refused: str
-
-    @property
-    def name(self) -> str:
-        """Return the bare name, as `usedBy` says it."""
-        return self.key.rpartition("/")[2]
 
     def age_s(self, now_s: int) -> int:
         """Return for how long it has run; 0 before its start, and where clocks disagree."""
@@ -137,7 +134,8 @@ def read_pod(pod: PodObject, classes: dict[str, PriorityClassObject]) -> PodReco
         ObjectError: a quantity, number or time in it is not one.
     """
     meta, spec, status = pod.metadata, pod.spec, pod.status
-    where = f"pod {key_of(meta)!r}"
+    key = key_of(meta)
+    where = f"pod {key!r}"
     if not meta.name or not meta.uid:
         raise ObjectError(f"{where}: metadata without name or uid; legal: both")
     annotations = meta.annotations or {}
@@ -156,8 +154,9 @@ def read_pod(pod: PodObject, classes: dict[str, PriorityClassObject]) -> PodReco
     labels = meta.labels or {}
     return PodRecord(
         uid=meta.uid,
-        key=key_of(meta),
+        key=key,
         namespace=meta.namespace or "",
+        name=meta.name,
         labels=labels,
         node=spec.nodeName or "",
         nominated=status.nominatedNodeName or "",
@@ -198,6 +197,8 @@ def sum_requests(
         kubernetes v1.36, component-helpers/resource, PodRequests: containers and sidecars run
         together; an init container runs beside the sidecars started before it; overhead on top.
     """
+    if len(containers) == 1 and not init and not overhead:
+        return _requests(containers[0], where)
     total: dict[str, int] = {}
     for container in containers:
         add(total, _requests(container, where))
@@ -224,7 +225,9 @@ def _requests(container: Container, where: str) -> dict[str, int]:
     resources = container.resources
     if resources is None:
         return {}
-    asked = {**(resources.limits or {}), **(resources.requests or {})}
+    asked = resources.requests or {}
+    if resources.limits:
+        asked = {**resources.limits, **asked}
     return {name: parse_quantity(value, f"{where}: {name}") for name, value in asked.items()}
 
 
@@ -249,7 +252,9 @@ def _preemptible(annotations: dict[str, str], kind: PriorityClassObject | None) 
 
 
 def _whole(annotations: dict[str, str], name: str, where: str) -> int:
-    text = annotations.get(name, "0").removesuffix("s")
+    if name not in annotations:
+        return 0
+    text = annotations[name].removesuffix("s")
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise ObjectError(f"{where}: {name} = {annotations[name][:40]!r}; legal: whole seconds")
     return int(text)
@@ -266,10 +271,9 @@ def _numbers(annotations: dict[str, str], name: str, where: str) -> tuple[int, .
 
 
 def _group(labels: dict[str, str], annotations: dict[str, str], namespace: str) -> str:
-    for name in (*(labels.get(label) for label in GROUP_LABELS), annotations.get(GROUP_ANNOTATION)):
-        if name:
-            return f"{namespace}/{name}"
-    return ""
+    first, second = GROUP_LABELS
+    name = labels.get(first) or labels.get(second) or annotations.get(GROUP_ANNOTATION)
+    return f"{namespace}/{name}" if name else ""
 
 
 def _refused(pod: PodObject) -> str:

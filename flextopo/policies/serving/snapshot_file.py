@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import msgspec
 import yaml
@@ -27,19 +27,15 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-class _Kind(msgspec.Struct):
-    kind: str = ""
+_TAGGED = [
+    msgspec.defstruct(name, [], bases=(kind,), tag_field="kind", tag=name)
+    for name, kind in KINDS.items()
+]
+_Object: Any = Union[tuple(_TAGGED)]  # noqa: UP007  of a list, which only this form can say
 
 
 class _List(msgspec.Struct):
-    kind: str = ""
-    items: list[msgspec.Raw] | None = None
-
-
-_KIND = msgspec.json.Decoder(_Kind)
-_DECODERS: dict[str, msgspec.json.Decoder[KubeObject]] = {
-    name: msgspec.json.Decoder(kind) for name, kind in KINDS.items()
-}
+    items: list[_Object] | None = None
 
 
 def load_snapshot(path: Path, clock: Callable[[], int] | None = None) -> ClusterCache:
@@ -78,10 +74,10 @@ def load_snapshot(path: Path, clock: Callable[[], int] | None = None) -> Cluster
 
 
 def _fill(cache: ClusterCache, data: bytes, source: str) -> None:
-    objects = _from_json if data.lstrip()[:1] in (b"{", b"[") else _from_yaml
+    is_json = data.lstrip()[:1] in (b"{", b"[")
+    objects: Iterable[KubeObject] = (_from_json if is_json else _from_yaml)(data, source)
     # Classes and groups say how pods are to be read, so they come first.
-    read = sorted(objects(data, source), key=lambda obj: isinstance(obj, PodObject))
-    for obj in read:
+    for obj in sorted(objects, key=lambda obj: isinstance(obj, PodObject)):
         if isinstance(obj, PodObject):
             obj.metadata.namespace = obj.metadata.namespace or "default"
             obj.metadata.uid = obj.metadata.uid or key_of(obj.metadata)
@@ -89,17 +85,21 @@ def _fill(cache: ClusterCache, data: bytes, source: str) -> None:
     cache.refresh()
 
 
-def _from_json(data: bytes, source: str) -> Iterator[KubeObject]:
+def _from_json(data: bytes, source: str) -> list[KubeObject]:
+    items: list[KubeObject] | None
+    if data.lstrip()[:1] == b"[":
+        items = _decode(data, list[_Object], source)
+    else:
+        items = _decode(data, _List, source).items
+    return [_decode(data, _Object, source)] if items is None else items
+
+
+def _decode(data: bytes, kind: Any, source: str) -> Any:
     try:
-        if data.lstrip()[:1] == b"[":
-            raws: list[msgspec.Raw] = msgspec.json.decode(data, type=list[msgspec.Raw])
-        else:
-            whole = msgspec.json.decode(data, type=_List)
-            raws = [msgspec.Raw(data)] if whole.items is None else whole.items
-        for i, raw in enumerate(raws):
-            yield _read(raw, f"{source}: items[{i}]")
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ObjectError(f"{source}: {error}") from None
+        legal = f"; legal: {', '.join(KINDS)}" if "kind`" in str(error) else ""
+        raise ObjectError(f"{source}: {error}{legal}") from None
 
 
 def _from_yaml(data: bytes, source: str) -> Iterator[KubeObject]:
@@ -123,7 +123,7 @@ def _from_yaml(data: bytes, source: str) -> Iterator[KubeObject]:
                 encoded = msgspec.json.encode(item)
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 raise ObjectError(f"{where}: {error}; legal: what JSON can say") from None
-            yield _read(msgspec.Raw(encoded), where)
+            yield _decode(encoded, _Object, where)
 
 
 def _size(value: Any, known: dict[int, int]) -> int:
@@ -135,18 +135,3 @@ def _size(value: Any, known: dict[int, int]) -> int:
         inside = value.values() if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_size(item, known) for item in inside)
     return known[id(value)]
-
-
-def _read(raw: msgspec.Raw, where: str) -> KubeObject:
-    """Decode an object by its kind.
-
-    Raises:
-        ObjectError: it is of another kind, or not of that kind's form.
-    """
-    try:
-        kind = _KIND.decode(raw).kind
-        if kind in _DECODERS:
-            return _DECODERS[kind].decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ObjectError(f"{where}: {error}") from None
-    raise ObjectError(f"{where}: kind {kind!r}; legal: {', '.join(KINDS)}")
