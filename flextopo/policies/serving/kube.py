@@ -8,6 +8,7 @@ tells a quiet cluster from a dead connection.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -203,6 +204,8 @@ class KubeWatch:
         self._alive(kind)
         if self.ready():
             self.cache.refresh()
+            # What was listed mostly stays: the collector would walk it in the middle of a request.
+            gc.freeze()
         self.changed()
 
     async def _watch(self, kind: type[Any]) -> AsyncIterator[str]:

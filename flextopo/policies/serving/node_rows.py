@@ -59,6 +59,6 @@ pack_live = RowPacker(
 pack_node = RowPacker(NODE_DTYPE, ("gpu_free", "cores_free", "model", "num_pods"))
 
 
-def joined(pieces: Iterable[bytes | memoryview], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return rows as an array of their own, which may be written to."""
+def joined(pieces: Iterable[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return rows, each in bytes or an array of plain numbers, as one array that may be written to."""
     return np.frombuffer(bytearray().join(pieces), dtype)

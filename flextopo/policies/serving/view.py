@@ -212,7 +212,7 @@ def _pods(
         "pods": joined(pods, POD_DTYPE),
         "live": joined(lives, LIVE_DTYPE),
         "pod_cores": joined(cores, np.int16).reshape(-1, width),
-        "cores_free": joined([o.cores_free.data for o in outlooks], np.int16).reshape(-1, width),
+        "cores_free": joined([o.cores_free for o in outlooks], np.int16).reshape(-1, width),
     }
 
 

@@ -152,10 +152,8 @@ def decode_nodes(body: bytes) -> NodesRequest:
 
 def _is_complete(request: PreemptRequest) -> bool:
     maps = (request.NodeNameToVictims, request.NodeNameToMetaVictims)
-    victims = [victims for some in maps for victims in (some or {}).values()]
-    return any(some is not None for some in maps) and all(
-        entry is None or entry.Pods is not msgspec.UNSET for entry in victims
-    )
+    pods = [entry.Pods for some in maps for entry in (some or {}).values() if entry is not None]
+    return any(some is not None for some in maps) and msgspec.UNSET not in pods
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes, complete: Callable[[T], bool]) -> T:
