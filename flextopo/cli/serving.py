@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -129,24 +129,14 @@ def shadow_report(
         flextopo shadow-report shadow.log
         flextopo shadow-report shadow.log --json
     """
-    from flextopo.policies.serving.shadow import report
+    from flextopo.policies.serving.shadow import summarise
 
     try:
         with results_to(json_path) as write, log.open() as lines:
-            table = report(lines, str(log))
-            write(_rows(table))
-            typer.echo(table)
+            found = summarise(lines, str(log))
+            write(found.to_json())
+            typer.echo(found.to_markdown())
     except OSError as error:
         raise FlextopoError(f"{log}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise FlextopoError(f"{log}: no text; legal: the log of flextopo serve --shadow") from None
-
-
-def _rows(table: str) -> dict[str, Any]:
-    """Return a report's table by row, and its last sentence."""
-    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
-    rows = {
-        name.strip(): {"kube-scheduler": float(ours), "selector": float(theirs)}
-        for name, ours, theirs in lines[2:]
-    }
-    return {"rows": rows, "note": table.splitlines()[-1]}

@@ -165,6 +165,8 @@ def test_shadow_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "shadow-report", "log", "--json")
     assert found["rows"]["victims"] == {"kube-scheduler": 2, "selector": 1}
     assert found["rows"]["loss, weighted GPU-h"] == {"kube-scheduler": 1.5, "selector": 0.5}
+    assert found["rows"]["level numa"] == {"kube-scheduler": 0, "selector": 1}
+    assert (found["same_node"], found["same_victims"], found["fallbacks"]) == (0, 0, {})
     assert found["note"] == "same node 0, same victims 0; fallbacks: none"
 
 

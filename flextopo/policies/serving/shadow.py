@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flextopo.baselines.scores import KUBERNETES_SCORES, Option, choose
@@ -12,6 +14,10 @@ from flextopo.cluster.pods import TopologyRequirement
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.records import PodRecord
+
+BOTH = "of those with victims from both"
+LOSS = "loss, weighted GPU-h"
+LEVELS = ("numa", "socket", "cross_socket", "unknown", "does not fit")
 
 
 def compare_with_default(
@@ -87,15 +93,58 @@ def _outcome(
     }
 
 
-def report(lines: Iterable[str], source: str) -> str:
+@dataclass(frozen=True)
+class ShadowReport:
+    """What kube-scheduler did and what the selector would have done, over many decisions.
+
+    Attributes:
+        rows: name to both numbers, kube-scheduler's first: decisions, pods, GPUs, GPU-hours. Rows of
+            the decisions in which both named victims come after `of those with victims from both`.
+        same_node: decisions in which both chose the same node.
+        same_victims: those of them with the same victims.
+        fallbacks: decisions of the baseline, by cause.
+    """
+
+    rows: dict[str, tuple[float, float]]
+    same_node: int
+    same_victims: int
+    fallbacks: dict[str, int]
+
+    @property
+    def note(self) -> str:
+        """Return what is no row, as a sentence."""
+        told = ", ".join(f"{cause} {count}" for cause, count in self.fallbacks.items()) or "none"
+        return f"same node {self.same_node}, same victims {self.same_victims}; fallbacks: {told}"
+
+    def to_markdown(self) -> str:
+        """Return a table, and the note."""
+        table, names = ["| | kube-scheduler | selector |", "| --- | --- | --- |"], list(self.rows)
+        within = names.index(BOTH)
+        for i, (name, numbers) in enumerate(self.rows.items()):
+            first, second = (f"{n:.2f}" if name == LOSS else str(n) for n in numbers)
+            table.append(f"| {'  ' if i > within else ''}{name} | {first} | {second} |")
+        return "\n".join([*table, "", self.note])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same for programs."""
+        return {
+            "rows": {
+                name: {"kube-scheduler": default, "selector": selector}
+                for name, (default, selector) in self.rows.items()
+            },
+            "same_node": self.same_node,
+            "same_victims": self.same_victims,
+            "fallbacks": self.fallbacks,
+            "note": self.note,
+        }
+
+
+def summarise(lines: Iterable[str], source: str) -> ShadowReport:
     """Summarise a log of shadow decisions.
 
     Args:
         lines: of the log; those of other events are passed over.
         source: the file's name for messages.
-
-    Returns:
-        A table in Markdown: kube-scheduler's victims and the selector's side by side.
 
     Raises:
         FlextopoError: there is no shadow decision in it, or a line is no JSON object.
@@ -108,29 +157,32 @@ def report(lines: Iterable[str], source: str) -> str:
     both = [event for event in found if event["default"] and event["outcome"] == "preempt"]
     same = [event for event in both if event["default"]["node"] == event["node"]]
     equal = [event for event in same if set(event["default"]["victims"]) == set(event["victims"])]
-    rows = [
-        ("decisions", len(found), len(found)),
-        ("with victims", sum(bool(e["default"]) for e in found),
-         sum(e["outcome"] == "preempt" for e in found)),
-        ("waits", 0, sum(e["outcome"] == "wait" for e in found)),
-        ("of those with victims from both", len(both), len(both)),
-        ("  victims", sum(len(e["default"]["victims"]) for e in both),
-         sum(len(e["victims"]) for e in both)),
-        ("  GPUs evicted", sum(e["default"]["evicted_gpus"] for e in both),
-         sum(e["evicted_gpus"] for e in both)),
-        *_levels(both),
-        ("  loss, weighted GPU-h", *_costs(both)),
-    ]  # fmt: skip
-    table = ["| | kube-scheduler | selector |", "| --- | --- | --- |"]
-    table += [f"| {name} | {ours} | {theirs} |" for name, ours, theirs in rows]
-    causes: dict[str, int] = {}
-    for event in found:
-        if event["fallback"]:
-            causes[event["fallback"]] = causes.get(event["fallback"], 0) + 1
-    told = ", ".join(f"{cause} {count}" for cause, count in sorted(causes.items())) or "none"
-    return "\n".join(
-        [*table, "", f"same node {len(same)}, same victims {len(equal)}; fallbacks: {told}"]
-    )
+    outcomes = Counter(event["outcome"] for event in found)
+    pairs = [(event["default"], event) for event in both]
+    costs = [pair for pair in pairs if pair[0]["cost_gpu_h"] is not None]
+    rows: dict[str, tuple[float, float]] = {
+        "decisions": (len(found), len(found)),
+        "with victims": (sum(bool(event["default"]) for event in found), outcomes["preempt"]),
+        "waits": (0, outcomes["wait"]),
+        BOTH: (len(both), len(both)),
+        "victims": _totals(pairs, lambda side: len(side["victims"])),
+        "GPUs evicted": _totals(pairs, lambda side: side["evicted_gpus"]),
+    }
+    first, second = (Counter(pair[side]["level"] for pair in pairs) for side in (0, 1))
+    for level in LEVELS:
+        if first[level] or second[level]:
+            rows[f"level {level}"] = (first[level], second[level])
+    rows[LOSS] = _totals(costs, lambda side: side["cost_gpu_h"])
+    causes = Counter(event["fallback"] for event in found if event["fallback"])
+    return ShadowReport(rows, len(same), len(equal), dict(sorted(causes.items())))
+
+
+def _totals(
+    pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+    number: Callable[[dict[str, Any]], float],
+) -> tuple[float, float]:
+    first, second = (sum(number(pair[side]) for pair in pairs) for side in (0, 1))
+    return first, second
 
 
 def _parse(source: str) -> Any:
@@ -147,21 +199,3 @@ def _parse(source: str) -> Any:
         return event
 
     return parse
-
-
-def _levels(events: Sequence[dict[str, Any]]) -> list[tuple[str, int, int]]:
-    levels = ("numa", "socket", "cross_socket", "unknown", "does not fit")
-    rows = []
-    for level in levels:
-        ours = sum(event["default"]["level"] == level for event in events)
-        theirs = sum(event["level"] == level for event in events)
-        if ours or theirs:
-            rows.append((f"  level {level}", ours, theirs))
-    return rows
-
-
-def _costs(events: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    known = [event for event in events if event["default"]["cost_gpu_h"] is not None]
-    ours = sum(event["default"]["cost_gpu_h"] for event in known)
-    theirs = sum(event["cost_gpu_h"] for event in known)
-    return f"{ours:.2f}", f"{theirs:.2f}"
