@@ -91,9 +91,10 @@ def write_replay(
     games = [open_game(config, name, seed) for name in names]
     make_folder(out.parent)
     recordings = []
-    for i, (sim, selector) in enumerate(games):
-        tell = _part(done, i, len(games))
-        recordings.append(record(sim, selector, tell))
+    for i, (name, (sim, selector)) in enumerate(zip(names, games, strict=True)):
+        recording = record(sim, selector, _part(done, i, len(games)))
+        recording.name = name  # policies may call themselves by one name
+        recordings.append(recording)
     found = differences(*recordings) if len(recordings) > 1 else []
     facts = {
         "servers": config.servers,

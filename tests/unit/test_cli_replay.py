@@ -1,6 +1,7 @@
 """`flextopo replay`: what it writes, what it takes from saved results, and its mistakes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from flextopo.cli.app import main
 from flextopo.cli.replay import _override
 from flextopo.cluster.workload import WorkloadConfig
+from flextopo.policies.runtime import ZOO
 from flextopo.train.compare import ComparisonConfig, play
 
 SMALL = ("--servers", "4*a100", "--hours", "6")
@@ -72,6 +74,17 @@ def test_saved_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [(side["name"], side["weighted_loss"]) for side in sides] == [
         ("random", round(losses["random"][0], 6))
     ]
+
+
+def test_policies_are_called_what_they_were_asked_for_by(tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in ("a", "b")]
+    for name in names:
+        shutil.copytree(ZOO / "deepset-imitation", name)
+    page = tmp_path / "day.html"
+    assert run("replay", "-s", names[0], "-s", names[1], *SMALL, "-o", str(page)) == 0
+    sides = data_of(page)["sides"]
+    assert isinstance(sides, list)
+    assert [side["name"] for side in sides] == names
 
 
 def test_a_trace_of_one_kind_leaves_the_saved_other() -> None:
