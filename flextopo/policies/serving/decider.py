@@ -10,6 +10,7 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.placement import NO_FIT, alignment_level, best_level, is_aligned
 from flextopo.cluster.pods import TopologyRequirement
 from flextopo.cluster.selector import Candidate, VictimSelector
+from flextopo.cluster.server_model import MAX_GPUS
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
@@ -283,7 +284,7 @@ class Decider:
         return Decision(
             node=view.node_names[chosen.node],
             victims=tuple(victims),
-            gpus=tuple(i for i in range(64) if chosen.gpu_mask >> i & 1) if sure else (),
+            gpus=tuple(i for i in range(MAX_GPUS) if chosen.gpu_mask >> i & 1) if sure else (),
             level=level,
             violations=violations(victims, self.cache.budgets.of(victims)),
             selector=selector,
@@ -339,7 +340,7 @@ class Decider:
 
 
 def _parts(nodes: dict[str, NodeState]) -> Iterator[dict[str, NodeState]]:
-    """Return the nodes in parts: the baseline takes a millisecond a node, and the first will do."""
+    """Return the nodes in parts: the baseline looks at every set of a node, and the first will do."""
     names = list(nodes)
     for at in range(0, len(names), PART):
         yield {name: nodes[name] for name in names[at : at + PART]}
