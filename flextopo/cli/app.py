@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit as stop:
         # Typer turns an interrupt into an exit with that status and no word.
         if stop.code == 130:
-            kept = stop.__context__ and stop.__context__.__cause__
+            kept = str((stop.__context__ and stop.__context__.__cause__) or "")
             typer.echo(f"interrupted: {kept or 'nothing was written'}", err=True)
         raise
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -74,12 +76,14 @@ def _over_processes(
 def _pool(
     function: Callable[[Job], Result], jobs: Mapping[int, Job], workers: int
 ) -> Iterator[tuple[int, Result]]:
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_quietly) as pool:
         index: dict[Future[Result], int] = {}
         waiting: set[Future[Result]] = set()
         try:
             for i, job in jobs.items():
-                future = pool.submit(function, job)
+                with _interrupts_later():  # may start a worker, which inherits that
+                    future = pool.submit(function, job)
                 index[future] = i
                 waiting.add(future)
                 if len(waiting) >= 2 * workers:
@@ -91,6 +95,23 @@ def _pool(
         except (KeyboardInterrupt, GeneratorExit):
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold interrupts back for a moment."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_quietly() -> None:
+    """Let a worker end at an interrupt without a word, unless it was started to ignore them."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _over_ray(
