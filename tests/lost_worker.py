@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.errors import FlextopoError, UnknownNameError
 
 
 def square(number: int) -> int:
@@ -40,3 +40,8 @@ def always_dies(_: int) -> int:
 def mistake(number: int) -> int:
     """Say what is wrong."""
     raise FlextopoError(f"number {number}; legal: none")
+
+
+def unknown(name: str) -> int:
+    """Say that there is no such server."""
+    raise UnknownNameError("server", name, ["a100"])

@@ -24,3 +24,8 @@ class UnknownNameError(FlextopoError):
 
     def __init__(self, kind: str, name: str, legal: list[str] | tuple[str, ...]) -> None:
         super().__init__(f"unknown {kind} {name!r}; legal: {', '.join(sorted(legal))}")
+        self.kind, self.name, self.legal = kind, name, legal
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[object, ...]]:
+        """Pickle, so that a worker process can raise it."""
+        return type(self), (self.kind, self.name, self.legal)

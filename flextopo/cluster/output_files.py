@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from flextopo.cluster.errors import FlextopoError
@@ -19,7 +20,8 @@ def write_whole(path: Path, content: bytes) -> None:
         unfinished.write_bytes(content)
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is none, neither is the file
+            unfinished.unlink()
         raise FlextopoError(
             f"{path}: cannot be written ({error.strerror}); legal: a writable folder"
         ) from None

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,7 @@ from flextopo.cluster.simulator import Simulator
 from flextopo.cluster.workload import WorkloadConfig, generate_tape, randomised
 from flextopo.policies.continuation import PolicyLookahead
 from flextopo.policies.runtime import score
+from flextopo.train.scale_out import run_jobs
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
@@ -104,17 +103,16 @@ class Demonstrator:
         """
         seeds = take(TRAINING, tapes, first)
         jobs = [(self.servers[i % len(self.servers)], seed) for i, seed in enumerate(seeds)]
-        if workers == 1:
-            return concatenate([self.play(*job) for job in jobs])
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            return concatenate(list(pool.map(self.play, *zip(*jobs, strict=True), chunksize=4)))
+        played = dict(run_jobs(self.play, jobs, workers))
+        return concatenate([played[i] for i in range(tapes)])
 
-    def play(self, servers: str, seed: int) -> Demonstrations:
-        """Play one tape and record every decision.
+    def play(self, job: tuple[str, int]) -> Demonstrations:
+        """Play the tape of a seed on servers and record every decision.
 
         Half of the tapes follow the network, if there is one, the others the oracle or greedy; a
         tenth of the actions are random.
         """
+        servers, seed = job
         fleet = Fleet(*parse_servers(servers))
         rng = np.random.default_rng((seed, 17))
         sim = tape_for(fleet, randomised(seed), seed)

@@ -90,6 +90,10 @@ class ImitationConfig:
         for name in ("improvements", "entropy", "seed"):
             if not getattr(self, name) >= 0:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
+        if not self.servers:
+            raise FlextopoError("servers = (); legal: one cluster or more")
+        for servers in self.servers:
+            parse_servers(servers)
         check_device(self.device)
 
     @property

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from flextopo.train.reproduce_experiment import (
     PaperConfig,
     PaperExperiment,
 )
+from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import estimate
 
 PAPER: dict[str, float] = {
@@ -186,8 +185,8 @@ def reproduce(
     todo = jobs(plan)
     runs = list(dict.fromkeys(job.run for job in todo))
     played: dict[Run, dict[str, Any]] = {}
-    for run, row in zip(runs, _play_all(runs, workers), strict=True):
-        played[run] = row
+    for i, row in run_jobs(play, runs, workers):
+        played[runs[i]] = row
         if done is not None:
             done(len(played), len(runs))
     rows = [
@@ -206,18 +205,6 @@ def reproduce(
         for mix, mixes in MIXES.items()
     ]
     return {"plan": {**asdict(plan), "kinds": list(plan.kinds)}, "runs": rows, "search": searches}
-
-
-def _play_all(runs: list[Run], workers: int) -> Iterator[dict[str, Any]]:
-    if workers == 1:
-        yield from map(play, runs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(play, runs)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def time_search(

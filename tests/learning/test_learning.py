@@ -209,6 +209,15 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("config", [PPO, SMALL])
+def test_servers_that_are_not_there_are_named_before_training_starts(config: Any) -> None:
+    wrong = "lathe" if config is PPO else ("4*rtx4090", "lathe")
+    with pytest.raises(FlextopoError, match="unknown server 'lathe'; legal: a100"):
+        replace(config, servers=wrong)
+    with pytest.raises(FlextopoError, match=r"servers.*; legal: "):
+        replace(config, servers=type(config.servers)())
+
+
 @pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"horizon_s": -5}, {"entropy": -1.0}])
 def test_what_imitation_cannot_do_is_said_before_it_starts(wrong: dict[str, Any]) -> None:
     with pytest.raises(FlextopoError, match=f"{next(iter(wrong))} = .*; legal: "):

@@ -13,7 +13,7 @@ import lost_worker
 import pytest
 
 from flextopo.cli.app import main
-from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.workload import WorkloadConfig
 from flextopo.train import compare as comparing
 from flextopo.train import scale_out
@@ -60,6 +60,8 @@ def test_processes_that_die_again_and_again_are_a_mistake() -> None:
 def test_a_mistake_in_a_job_is_said_as_it_is() -> None:
     with pytest.raises(FlextopoError, match="number 1; legal: none"):
         list(run_jobs(lost_worker.mistake, [1], 2))
+    with pytest.raises(UnknownNameError, match="unknown server 'lathe'; legal: a100"):
+        list(run_jobs(lost_worker.unknown, ["lathe"], 2))
 
 
 def test_ray_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

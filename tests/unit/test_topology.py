@@ -109,6 +109,9 @@ def test_write_resource_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None
     with pytest.raises(TopologyError, match="cannot be written"):
         write_resource(graph, tmp_path / "node.json")
     assert [entry.name for entry in tmp_path.iterdir()] == ["node.json"]
+    (tmp_path / "file").touch()
+    with pytest.raises(TopologyError, match="cannot be written"):
+        write_resource(graph, tmp_path / "file" / "node.json")
 
 
 def location_case() -> nx.DiGraph:
