@@ -61,12 +61,10 @@ def generated(name: str, results: Path) -> str:
         return markdown([["name", "trained by", "SHA-256"], *body])
     if name == "ablation":
         return markdown(ablation_rows(load_ablation(results / "ablation.json")))
-    stem, _, kind = name.partition("-")
-    saved = load_results(results / f"{stem}.json")
-    if kind == "against":
-        return markdown(against_rows(saved))
-    if kind:
-        return markdown(paired_rows(saved))
+    for kind, of in (("-against", against_rows), ("-paired", paired_rows)):
+        if name.endswith(kind):
+            return markdown(of(load_results(results / f"{name.removesuffix(kind)}.json")))
+    saved = load_results(results / f"{name}.json")
     tables = (rows(saved, columns) for columns in (LOSS_COLUMNS, OTHER_COLUMNS))
     return "\n\n".join(map(markdown, tables))
 

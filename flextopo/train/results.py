@@ -219,7 +219,12 @@ def against_rows(results: Results) -> list[list[str]]:
     """Return the paired differences of the last policy from every selector, seed by seed.
 
     Where a selector played fewer seeds, those are compared.
+
+    Raises:
+        FlextopoError: no policy played.
     """
+    if not results["config"]["policies"]:
+        raise FlextopoError("results without a policy; legal: what `compare` saves with one")
     policy = results["config"]["policies"][-1]
     losses = {
         name: np.array(row["weighted_loss"]["per_seed"], float)

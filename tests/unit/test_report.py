@@ -20,6 +20,7 @@ from flextopo.cluster.simulator import Scenario
 from flextopo.cluster.workload import WorkloadConfig
 from flextopo.train import compare as comparing
 from flextopo.train.compare import ComparisonConfig
+from flextopo.train.report import generated
 from flextopo.train.report_data import (
     pooled_difference,
     read_report_data,
@@ -28,7 +29,7 @@ from flextopo.train.report_data import (
     weight_series,
 )
 from flextopo.train.report_page import write_report
-from flextopo.train.results import save_results
+from flextopo.train.results import load_results, markdown, paired_rows, save_results
 
 SAVED = Path(__file__).parents[2] / "docs" / "results"
 SMALL = ComparisonConfig(
@@ -125,6 +126,16 @@ def test_series_hold_what_differs_in_one_thing(folder: Path) -> None:
     assert played[0] == "speed_one_worse"
     assert [value for value, _ in played[1]] == [0.5, 0.85]
     assert len({comparison.label for comparison in data.comparisons}) == 3
+
+
+def test_a_block_shows_the_file_that_it_names(folder: Path, tmp_path: Path) -> None:
+    for stem, source in (("week", "two.json"), ("week-a100", "three.json")):
+        (tmp_path / f"{stem}.json").write_bytes((folder / source).read_bytes())
+    blocks = [generated(f"{stem}-paired", tmp_path) for stem in ("week", "week-a100")]
+    assert blocks[0] != blocks[1]
+    assert blocks[1] == markdown(paired_rows(load_results(folder / "three.json")))
+    with pytest.raises(FlextopoError, match="without a policy; legal: "):
+        generated("week-a100-against", tmp_path)
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
