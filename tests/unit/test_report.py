@@ -29,7 +29,7 @@ from flextopo.train.report_data import (
     weight_series,
 )
 from flextopo.train.report_page import write_report
-from flextopo.train.results import load_results, markdown, paired_rows, save_results
+from flextopo.train.results import save_results
 
 SAVED = Path(__file__).parents[2] / "docs" / "results"
 SMALL = ComparisonConfig(
@@ -129,11 +129,13 @@ def test_series_hold_what_differs_in_one_thing(folder: Path) -> None:
 
 
 def test_a_block_shows_the_file_that_it_names(folder: Path, tmp_path: Path) -> None:
-    for stem, source in (("week", "two.json"), ("week-a100", "three.json")):
-        (tmp_path / f"{stem}.json").write_bytes((folder / source).read_bytes())
-    blocks = [generated(f"{stem}-paired", tmp_path) for stem in ("week", "week-a100")]
-    assert blocks[0] != blocks[1]
-    assert blocks[1] == markdown(paired_rows(load_results(folder / "three.json")))
+    saved = json.loads((folder / "two.json").read_bytes())
+    (tmp_path / "week.json").write_text(json.dumps(saved))
+    saved["paired"]["godel"]["mean"] = 0.1234
+    (tmp_path / "week-a100.json").write_text(json.dumps(saved))
+    assert "+12.34" in generated("week-a100-paired", tmp_path)
+    assert "+12.34" not in generated("week-paired", tmp_path)
+    assert generated("week-a100", tmp_path) == generated("week", tmp_path)
     with pytest.raises(FlextopoError, match="without a policy; legal: "):
         generated("week-a100-against", tmp_path)
 
