@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,6 +39,7 @@ class Candidate:
         cores: cores it gets from each NUMA node.
         level: its alignment level there.
         cost_gpu_s: the decision's own loss in weighted GPU-seconds; NaN where nobody asked.
+            Candidates are equal that do the same, whether it is known or not.
     """
 
     node: int
@@ -45,7 +47,7 @@ class Candidate:
     gpu_mask: int
     cores: tuple[int, ...]
     level: AlignmentLevel
-    cost_gpu_s: float = float("nan")
+    cost_gpu_s: float = field(default=math.nan, compare=False)
 
 
 class VictimSelector(Protocol):

@@ -226,11 +226,17 @@ def _optuna() -> Any:
 def _open(config: SweepConfig, out: Path) -> Any:
     """Return the study of a folder, new or as it was left."""
     optuna = _optuna()
+    from sqlalchemy.pool import NullPool
+
     make_folder(out)
     said = json.dumps({**asdict(config), "trials": None}, sort_keys=True)
     try:
+        # Without a pool every connection is closed when it was used.
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{out / 'study.db'}", engine_kwargs={"poolclass": NullPool}
+        )
         study = optuna.create_study(
-            storage=f"sqlite:///{out / 'study.db'}",
+            storage=storage,
             study_name="flextopo",
             load_if_exists=True,
             direction="minimize",

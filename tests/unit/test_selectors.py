@@ -28,6 +28,7 @@ from flextopo.baselines.search import (
     within_budget,
 )
 from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.selector import Candidate
 from flextopo.cluster.server_model import AlignmentLevel, ServerModel, preset
 from flextopo.cluster.state import ClusterState
 
@@ -292,3 +293,9 @@ def test_victims_come_from_the_node_with_the_lower_priority(policy: object) -> N
     state.start(1, 1)
     candidate = policy.select(state, state.pod(2))  # type: ignore[attr-defined]
     assert (candidate.node, candidate.victims) == (1, (1,))
+
+
+def test_candidates_that_do_the_same_are_equal_whether_their_cost_is_known_or_not() -> None:
+    unknown = Candidate(3, (7, 2), 0b11, (4, 0), AlignmentLevel.NUMA)
+    assert unknown == replace(unknown, cost_gpu_s=float("nan")) == replace(unknown, cost_gpu_s=5.0)
+    assert unknown != replace(unknown, victims=(7,))

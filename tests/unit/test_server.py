@@ -129,7 +129,9 @@ def make_certificate(folder: Path, name: str, ca: str | None = None) -> tuple[Pa
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
                "-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", str(key), "-out",
                str(certificate), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]  # fmt: skip
-    if ca is not None:
+    if ca is None:
+        command += ["-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature"]
+    else:
         command += ["-CA", str(folder / f"{ca}.crt"), "-CAkey", str(folder / f"{ca}.key")]
         command += ["-addext", "basicConstraints=critical,CA:FALSE"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
