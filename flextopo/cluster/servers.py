@@ -51,6 +51,13 @@ def parse_servers(text: str) -> tuple[tuple[ServerModel, ...], tuple[int, ...]]:
     return tuple(models), tuple(nodes)
 
 
+def check_servers(text: str) -> None:
+    """Raise what `parse_servers` raises, and leave its warnings to whoever uses the servers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TopologyWarning)
+        parse_servers(text)
+
+
 def _count(item: str) -> tuple[int, str]:
     """Split an item into how many servers and of what name."""
     count, star, name = item.partition("*")

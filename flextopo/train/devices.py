@@ -1,4 +1,4 @@
-"""Where networks train: on the processor or on a GPU, to the same bits every time."""
+"""Where networks train: on the processor, or on a GPU with torch's deterministic algorithms."""
 
 from __future__ import annotations
 

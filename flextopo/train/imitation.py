@@ -30,7 +30,7 @@ from flextopo.cluster.output_files import make_folder, write_whole
 from flextopo.cluster.seeds import VALIDATION, take
 from flextopo.cluster.selector import VictimSelector
 from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.servers import parse_servers
+from flextopo.cluster.servers import check_servers, parse_servers
 from flextopo.cluster.workload import WorkloadConfig
 from flextopo.policies.artifact import save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
@@ -93,7 +93,7 @@ class ImitationConfig:
         if not self.servers:
             raise FlextopoError("servers = (); legal: one cluster or more")
         for servers in self.servers:
-            parse_servers(servers)
+            check_servers(servers)
         check_device(self.device)
 
     @property

@@ -28,7 +28,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.output_files import make_folder, write_whole
-from flextopo.cluster.servers import parse_servers
+from flextopo.cluster.servers import check_servers
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.maskable import ScorerPolicy, use_threads
 from flextopo.policies.network import CandidateScorer, ScorerConfig
@@ -112,7 +112,7 @@ class PPOConfig:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
         if self.kl > 0 and not self.start:
             raise FlextopoError(f"kl = {self.kl} without start; legal: 0, or a start policy")
-        parse_servers(self.servers)
+        check_servers(self.servers)
         check_device(self.device)
 
 

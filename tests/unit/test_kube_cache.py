@@ -302,10 +302,9 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
     def cost(cache: ClusterCache) -> dict[str, float]:
         view = cache.view(asking, {"n0": cache.nodes.states["n0"]}, worst_case=False)
         rows = {p.name: p.index for p in view.pods_on(0)}
-        return {
-            name: view.cost_of(view.candidate(0, list(rows.values()), view.pod(0)))  # type: ignore[arg-type]
-            for name in rows
-        } | {"members": float(view.num_pods)}
+        everyone = view.candidate(0, list(rows.values()), view.preemptor)
+        assert everyone is not None
+        return {**dict.fromkeys(rows, view.cost_of(everyone)), "members": float(view.num_pods)}
 
     alone = cost(make_cache(documents))
     assert alone["members"] == 5

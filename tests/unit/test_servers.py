@@ -9,7 +9,7 @@ import pytest
 from flextopo.cluster.captures import TopologyWarning
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.server_model import ServerModel, preset
-from flextopo.cluster.servers import MAX_SERVERS, parse_servers
+from flextopo.cluster.servers import MAX_SERVERS, check_servers, parse_servers
 from flextopo.cluster.topology import build_graph, write_resource
 
 RTX, A100 = preset("rtx4090"), preset("a100")
@@ -68,6 +68,12 @@ def test_a_file_called_like_a_preset_stays_apart(tmp_path: Path) -> None:
 def test_assumptions_are_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "host.csv"
     path.write_text("0,0,0,0\n1,1,0,0\n")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        check_servers(f"2*{path}")
+    assert not told
+    with pytest.raises(UnknownNameError, match="unknown server 'lathe'"):
+        check_servers(f"2*{path},lathe")
     with pytest.warns(TopologyWarning, match="GPUs are not listed"):
         models, _ = parse_servers(f"3*{path}")
     assert models == (ServerModel("host", (), (0,), (2,)),)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import msgspec
 import yaml
@@ -31,7 +33,7 @@ _TAGGED = [
     msgspec.defstruct(name, [], bases=(kind,), tag_field="kind", tag=name)
     for name, kind in KINDS.items()
 ]
-_Object: Any = Union[tuple(_TAGGED)]  # noqa: UP007  of a list, which only this form can say
+_Object: Any = reduce(or_, _TAGGED)
 
 
 class _List(msgspec.Struct):
