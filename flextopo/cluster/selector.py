@@ -66,9 +66,3 @@ class VictimSelector(Protocol):
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose where `preemptor` preempts whom; None = do not preempt now."""
         ...
-
-
-def importance(pod: Pod) -> tuple[int, float, int]:
-    """Return the key that sorts pods by descending importance; no start = least important."""
-    start = float("inf") if pod.start_s is None else float(pod.start_s)
-    return (-pod.priority, start, pod.index)

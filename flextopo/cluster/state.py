@@ -21,7 +21,7 @@ from flextopo.cluster.errors import PodError
 from flextopo.cluster.loss import Costs, LossWeights, compile_costs
 from flextopo.cluster.placement import NO_FIT, best_level, is_aligned, place
 from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.selector import Candidate, importance
+from flextopo.cluster.selector import Candidate
 from flextopo.cluster.server_model import AlignmentLevel, ServerModel, compile_models
 
 if TYPE_CHECKING:
@@ -237,14 +237,19 @@ class ClusterState:
         )
         if level == NO_FIT:
             return None
-        ordered = sorted((self.pod(victim) for victim in victims), key=importance)
         return Candidate(
             node=node,
-            victims=tuple(pod.index for pod in ordered),
+            victims=tuple(sorted(map(int, victims), key=self.importance)),
             gpu_mask=int(mask),
             cores=tuple(map(int, taken)),
             level=AlignmentLevel(level),
         )
+
+    def importance(self, pod: int) -> tuple[int, float, int]:
+        """Return the key that sorts pods by descending importance; no start = least important."""
+        live = self.arrays.live[pod]
+        start = float(live["since_s"]) if live["node"] >= 0 else float("inf")
+        return -int(self.arrays.pods[pod]["priority"]), start, pod
 
     def is_aligned(self, candidate: Candidate, preemptor: Pod) -> bool:
         """Say whether the guaranteed filter accepts the candidate's placement."""

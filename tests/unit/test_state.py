@@ -15,7 +15,6 @@ from flextopo.cluster.arrays import Cluster, copy_cluster, lost_work_s, may_evic
 from flextopo.cluster.errors import FlextopoError, PodError
 from flextopo.cluster.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
 from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.selector import importance
 from flextopo.cluster.server_model import preset
 from flextopo.cluster.state import ClusterState
 
@@ -224,10 +223,19 @@ def test_illegal_weights(wrong: dict[str, float], legal: str) -> None:
         LossWeights(**wrong)
 
 
-def test_importance_is_priority_then_age() -> None:
-    old, new = replace(PODS[0], start_s=1), replace(PODS[1], start_s=2)
-    high = replace(PODS[3], start_s=9)
-    assert sorted([PODS[0], new, old, high], key=importance) == [high, old, new, PODS[0]]
+def test_victims_come_by_priority_then_age() -> None:
+    pods = [Pod(i, f"ns/{i}", gpus=1, cores=7, priority=100) for i in range(4)]
+    pods[2] = replace(pods[2], priority=200)
+    pods.append(Pod(4, "ns/online", gpus=8, cores=56, priority=1000, online=True))
+    pods.append(Pod(5, "ns/5", gpus=1, cores=7, priority=100))
+    state = ClusterState.from_pods([preset("rtx4090")], [0], pods)
+    for pod, start_s in ((3, 7), (0, 9), (1, 8), (2, 50)):
+        state.start(pod, 0)
+        state.arrays.live[pod]["since_s"] = start_s
+    found = state.candidate(0, [0, 1, 2, 3], pods[4])
+    assert found is not None
+    assert found.victims == (2, 3, 1, 0)
+    assert sorted([5, 1], key=state.importance) == [1, 5]  # one that never started is the least
 
 
 def test_a_copied_cluster_goes_its_own_way() -> None:

@@ -94,7 +94,7 @@ class Decider:
         if preemptor.never_preempts:
             return Decision(None, reasons=("its preemption policy is Never",))
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
-        foreign = {n for n, s in states.items() if came.get(n) and self._is_foreign(s, preemptor)}
+        foreign = {n for n in self._fitting(states, preemptor) if came.get(n)}
         known = {
             name: state
             for name, state in states.items()
@@ -294,13 +294,15 @@ class Decider:
             cost_gpu_s=view.cost_of(chosen),
         )
 
-    def _is_foreign(self, state: NodeState, preemptor: PodRecord) -> bool:
-        """Say whether the preemptor fits as it is, so that victims are about something else."""
+    def _fitting(self, states: dict[str, NodeState], preemptor: PodRecord) -> list[str]:
+        """Return the nodes where the preemptor fits as it is: victims are about something else."""
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
-        free = state.outlook(guaranteed)
-        if free.num_gpus < preemptor.gpus or free.num_cores < preemptor.cores:
-            return False
-        return not guaranteed or self.alignment(state, preemptor)[0]
+        gpus, cores = preemptor.gpus, preemptor.cores
+        shown = [(name, s.sure if guaranteed else s.counted) for name, s in states.items()]
+        found = [name for name, o in shown if o.num_gpus >= gpus and o.num_cores >= cores]
+        if not guaranteed:
+            return found
+        return [name for name in found if self.alignment(states[name], preemptor)[0]]
 
     def alignment(self, state: NodeState, preemptor: PodRecord) -> tuple[bool, int, int]:
         """Return whether free resources align the preemptor for sure, at what level, and the best.

@@ -6,7 +6,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +15,17 @@ import msgspec
 from flextopo.cluster.placement import NO_FIT, level_deficit
 from flextopo.cluster.pods import TopologyRequirement
 from flextopo.policies.serving.decider import Decider
-from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord, read_pod
 from flextopo.policies.serving.shadow import compare_with_default
 from flextopo.policies.serving.telemetry import Telemetry
 from flextopo.policies.serving.wire import (
+    CameVictims,
     MetaPod,
     MetaVictims,
     decode_nodes,
     decode_preempt,
     read_nodes,
-    read_victims,
 )
 
 SCORES = (10, 5, 0)
@@ -63,17 +62,21 @@ class Extender:
         """
         request = decode_preempt(body)
         preemptor = read_pod(request.Pod, self.decider.cache.classes)
-        uids, counts = read_victims(request)
-        if preemptor.gpus == 0 or not uids:
-            return _meta_victims(uids, counts)
-        decision = self.decider.decide(preemptor, uids, uids)
+        came = CameVictims(request)
+        if preemptor.gpus == 0 or not came:
+            return _as_they_came(came, came)
+        decision = self.decider.decide(preemptor, came, came)
         more: dict[str, Any] = {}
         if self.shadow:
-            more = compare_with_default(self.decider, preemptor, decision, uids, counts)
+            counts = {name: came.violations(name) for name in came}
+            more = compare_with_default(self.decider, preemptor, decision, came, counts)
         self.telemetry.decided("preempt", preemptor, decision, more)
         if self.shadow:
-            return _meta_victims(uids, counts)
-        return _meta_victims(*_answer(decision, uids, counts))
+            return _as_they_came(came, came)
+        if decision.node is None:
+            return _as_they_came(came, decision.unchanged)
+        victims = MetaVictims([MetaPod(one.uid) for one in decision.victims], decision.violations)
+        return _encode({decision.node: victims})
 
     def filter(self, body: bytes) -> bytes:
         """Refuse nodes whose free resources do not align a guaranteed pod.
@@ -154,16 +157,10 @@ class Extender:
         return SCORES[int(level_deficit(level, best))] if level != NO_FIT else 0
 
 
-def _answer(
-    decision: Decision, uids: Mapping[str, Sequence[str]], counts: Mapping[str, int]
-) -> tuple[dict[str, Sequence[str]], dict[str, int]]:
-    if decision.node is not None:
-        victims = [victim.uid for victim in decision.victims]
-        return {decision.node: victims}, {decision.node: decision.violations}
-    stays = {name: uids[name] for name in decision.unchanged}
-    return stays, {name: counts[name] for name in stays}
+def _as_they_came(came: CameVictims, names: Iterable[str]) -> bytes:
+    victims = {name: [MetaPod(uid) for uid in came[name]] for name in names}
+    return _encode({name: MetaVictims(victims[name], came.violations(name)) for name in victims})
 
 
-def _meta_victims(uids: Mapping[str, Sequence[str]], counts: Mapping[str, int]) -> bytes:
-    found = {name: MetaVictims([MetaPod(uid) for uid in uids[name]], counts[name]) for name in uids}
-    return msgspec.json.encode({"NodeNameToMetaVictims": found})
+def _encode(victims: dict[str, MetaVictims]) -> bytes:
+    return msgspec.json.encode({"NodeNameToMetaVictims": victims})

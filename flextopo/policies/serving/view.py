@@ -19,6 +19,7 @@ from flextopo.cluster.arrays import (
     TOTALS_DTYPE,
     Cluster,
 )
+from flextopo.cluster.kernels import kernel
 from flextopo.cluster.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
 from flextopo.cluster.placement import (
     NO_FIT,
@@ -170,19 +171,20 @@ def build_view(
     members = _members_elsewhere(records, states, groups)
     records += [state.counted.records[row] for state, row in members]
     rows = [outlook.node for outlook in outlooks]
-    whole = joined([*rows, others.tobytes()], NODE_DTYPE)
+    whole = joined([*rows, others.view(np.uint8)], NODE_DTYPE)
     c = Cluster(
         models=table,
         nodes=whole[: len(states)],
-        node_pods=np.full((len(states), MAX_PODS_PER_NODE), -1, np.int32),
+        node_pods=np.empty((len(states), MAX_PODS_PER_NODE), np.int32),
         by_free=np.zeros((0, 0), np.int64),
         pdb_left=np.array(pdb_left, np.int64),
         totals=np.zeros(1, TOTALS_DTYPE),
         scratch=np.zeros((2, len(outlooks[0].cores_free)), np.int16),
         **_pods(preemptor, totals["now_s"], outlooks, members),
     )
-    _seat(c)
-    _fill_groups(c, records, groups)
+    _seat(c.nodes, c.node_pods, c.pods, c.live)
+    if groups:
+        _fill_groups(c, records, groups)
     for name, value in totals.items():
         c.totals[0][name] = value
     return ClusterView(c, models, list(nodes), states, records, c._replace(nodes=whole))
@@ -220,13 +222,24 @@ def _row(rows: bytes, row: int, size: int) -> bytes:
     return rows[row * size : (row + 1) * size]
 
 
-def _seat(c: Cluster) -> None:
+@kernel
+def _seat(
+    nodes: npt.NDArray[Any],
+    node_pods: npt.NDArray[np.int32],
+    pods: npt.NDArray[Any],
+    live: npt.NDArray[Any],
+) -> None:
     """Say of each pod on a node where it is; members elsewhere are charged for, and on no node."""
-    counts = c.nodes["num_pods"]
-    taken = np.arange(MAX_PODS_PER_NODE) < counts[:, None]
-    rows = np.arange(1, int(counts.sum()) + 1)
-    c.node_pods[taken] = rows
-    c.live["node"][1 : len(rows) + 1] = np.repeat(np.arange(len(counts)), counts)
+    row = 1
+    for node in range(nodes.shape[0]):
+        here = nodes[node]["num_pods"]
+        for slot in range(node_pods.shape[1]):
+            node_pods[node, slot] = row + slot if slot < here else -1
+        for at in range(row, row + here):
+            live[at]["node"] = node
+        row += here
+    for pod in range(pods.shape[0]):
+        pods[pod]["next_member"] = pod  # without a PodGroup it is its own ring
 
 
 def _members_elsewhere(
@@ -247,10 +260,7 @@ def _members_elsewhere(
 
 
 def _fill_groups(c: Cluster, records: Sequence[PodRecord], groups: Groups) -> None:
-    """Number the PodGroups and make each a ring; a pod without one is its own ring."""
-    c.pods["next_member"] = np.arange(len(records))
-    if not groups:
-        return
+    """Number the PodGroups and make each a ring."""
     numbers: dict[str, int] = {}
     for row, record in enumerate(records):
         if row and record.group in groups:

@@ -7,7 +7,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -86,24 +87,40 @@ class Named(msgspec.Struct):
 _PREEMPT = msgspec.json.Decoder(PreemptRequest)
 _NODES = msgspec.json.Decoder(NodesRequest)
 _NAMED = msgspec.json.Decoder(Named)
+_META_UID, _WHOLE_UID = attrgetter("UID"), attrgetter("metadata.uid")
 _TOP = ("Pod", "NodeNameToVictims", "NodeNameToMetaVictims", "Nodes", "NodeNames")
 
 
-def read_victims(request: PreemptRequest) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Return uids of the victims and budget violations, by node, whichever way they came."""
-    uids: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
-    if request.NodeNameToMetaVictims:
-        for name, by_uid in request.NodeNameToMetaVictims.items():
-            victims = by_uid or MetaVictims()
-            uids[name] = [pod.UID for pod in victims.Pods or ()]
-            counts[name] = victims.NumPDBViolations
-        return uids, counts
-    for name, whole in (request.NodeNameToVictims or {}).items():
-        pods = whole or Victims()
-        uids[name] = [pod.metadata.uid for pod in pods.Pods or ()]
-        counts[name] = pods.NumPDBViolations
-    return uids, counts
+class CameVictims(Mapping[str, list[str]]):
+    """Uids of kube-scheduler's victims by node, whichever way they came; read when asked for.
+
+    Args:
+        request: the body of `preempt`.
+    """
+
+    def __init__(self, request: PreemptRequest) -> None:
+        by_uid = request.NodeNameToMetaVictims
+        self._uid = _META_UID if by_uid else _WHOLE_UID
+        self._victims: Mapping[str, MetaVictims | Victims | None]
+        self._victims = by_uid or request.NodeNameToVictims or {}
+
+    def __getitem__(self, name: str) -> list[str]:
+        """Return the uids of a node's victims."""
+        victims = self._victims[name]
+        return list(map(self._uid, (victims and victims.Pods) or ()))
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names of the nodes."""
+        return iter(self._victims)
+
+    def __len__(self) -> int:
+        """Return how many nodes there are."""
+        return len(self._victims)
+
+    def violations(self, name: str) -> int:
+        """Return how many of a node's victims violate a disruption budget."""
+        victims = self._victims[name]
+        return victims.NumPDBViolations if victims else 0
 
 
 def read_nodes(request: NodesRequest) -> dict[str, msgspec.Raw | None]:
