@@ -35,17 +35,12 @@ from flextopo.cluster.seeds import TRAINING
 from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
 from flextopo.cluster.state import ClusterState
 from flextopo.policies.network import CandidateScorer, ScorerConfig
-from flextopo.policies.runtime import LearnedSelector, load_policy
+from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta
 from flextopo.train.ablation_networks import AttentionScorer, GraphScorer, LinearScorer
 from flextopo.train.demonstrations import Demonstrations, Demonstrator
-from flextopo.train.imitation import (
-    ImitationConfig,
-    fit,
-    play_validation,
-    read_rounds,
-    weights_of,
-)
+from flextopo.train.imitation import ImitationConfig, fit, play_validation
 from flextopo.train.ppo import PPOConfig, train_ppo
+from flextopo.train.rounds import read_rounds, weights_of
 from flextopo.train.statistics import estimate, paired_difference
 
 Report = Callable[[str], None]
@@ -185,7 +180,8 @@ def run_ablation(run: Path, config: AblationConfig, report: Report) -> dict[str,
     """
     torch.set_num_threads(1)
     policy = load_policy(run / "policy")
-    rounds = read_rounds(run / "rounds")
+    folder = run / read_meta(run / "policy").get("rounds", "")
+    rounds = read_rounds(folder)
     training = ImitationConfig(
         **{**rounds["config"], "servers": tuple(rounds["config"]["servers"])}
     )
@@ -202,7 +198,7 @@ def run_ablation(run: Path, config: AblationConfig, report: Report) -> dict[str,
         )
 
     add("baseline", "greedy-cost", arena.greedy)
-    _stages(run, rounds, training, arena, add)
+    _stages(folder, rounds, training, arena, add)
     data = Demonstrator(
         training.servers, training.k, training.horizon_s, policy.weights, True, graph=True
     ).collect(_unused(training), config.tapes)
@@ -219,11 +215,11 @@ def _unused(training: ImitationConfig) -> int:
 
 
 def _stages(
-    run: Path, rounds: dict[str, Any], training: ImitationConfig, arena: Arena, add: Any
+    folder: Path, rounds: dict[str, Any], training: ImitationConfig, arena: Arena, add: Any
 ) -> None:
-    """Play the network of every round of the run."""
+    """Play the network of every round."""
     for at in range(len(rounds["losses"])):
-        with np.load(run / "rounds" / f"network-{at}.npz", allow_pickle=False) as arrays:
+        with np.load(folder / f"network-{at}.npz", allow_pickle=False) as arrays:
             weights = {key: arrays[key] for key in arrays.files}
         stage = "improvement" if at >= training.rounds else "imitation"
         selector = LearnedSelector(stage, weights, training.k)

@@ -8,15 +8,14 @@
    loss of one free decision followed by that policy: policy iteration. Imitation alone waits too
    much, since it takes for granted that greedy will not wait on.
 
-Validation tapes choose the checkpoint.
+Where this ends depends on the first weights and the tapes, so several networks are trained. Validation
+tapes choose the network and its round.
 """
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.metrics import episode_metrics
-from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.cluster.output_files import make_folder
 from flextopo.cluster.seeds import VALIDATION, take
 from flextopo.cluster.selector import VictimSelector
 from flextopo.cluster.server_model import Fleet
@@ -35,8 +34,9 @@ from flextopo.cluster.workload import WorkloadConfig
 from flextopo.policies.artifact import save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector
-from flextopo.train.demonstrations import Demonstrations, Demonstrator, concatenate, tape_for
+from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
 from flextopo.train.devices import check_device, use_device
+from flextopo.train.rounds import Rounds, rounds_folder, weights_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class ImitationConfig:
 
     Attributes:
         servers: clusters to train on, one after the other.
+        networks: trained one after the other, each from first weights and tapes of its own.
         tapes: training tapes a round.
         rounds: rounds of imitation, each fitted on all of them so far.
         improvements: rounds of improvement, each fitted on the last two of them.
@@ -57,11 +58,13 @@ class ImitationConfig:
         batch_size: decisions a gradient step.
         entropy: weight of the entropy bonus, in units of the mean loss difference.
         validation_tapes: tapes that choose the checkpoint.
-        seed: of the network, the order of the data and the first training tape.
+        seed: of the networks, the order of their data and their first training tape; network i of n
+            has the seed n * seed + i.
         device: the network's: cpu or cuda. Decisions are looked ahead on the cpu.
     """
 
     servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
+    networks: int = 3
     tapes: int = 600
     rounds: int = 2
     improvements: int = 4
@@ -79,7 +82,7 @@ class ImitationConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "tapes", "rounds", "last_tapes", "epochs", "k", "hidden", "batch_size",
+            "networks", "tapes", "rounds", "last_tapes", "epochs", "k", "hidden", "batch_size",
             "validation_tapes",
         ):  # fmt: skip
             if getattr(self, name) < 1:
@@ -95,6 +98,10 @@ class ImitationConfig:
         for servers in self.servers:
             check_servers(servers)
         check_device(self.device)
+
+    def of_network(self, at: int) -> ImitationConfig:
+        """Return the configuration of one of the networks alone."""
+        return replace(self, networks=1, seed=self.networks * self.seed + at)
 
     @property
     def plan(self) -> list[int]:
@@ -161,11 +168,6 @@ def fit(
         yield total / len(data) * spread
 
 
-def weights_of(network: CandidateScorer) -> dict[str, npt.NDArray[np.float32]]:
-    """Return a copy of the network's arrays by parameter name."""
-    return {key: value.detach().cpu().numpy().copy() for key, value in network.state_dict().items()}
-
-
 def play_validation(
     selector: VictimSelector, servers: tuple[str, ...], tapes: int
 ) -> tuple[npt.NDArray[np.float64], float]:
@@ -196,93 +198,16 @@ def validate(selector: VictimSelector, config: ImitationConfig) -> float:
     return float(np.mean(losses))
 
 
-def read_rounds(folder: Path) -> dict[str, Any]:
-    """Read what a run keeps of its rounds: its `config` and the validation `losses`.
-
-    Raises:
-        FlextopoError: there is nothing, or something else.
-    """
-    path = folder / "rounds.json"
-    try:
-        state = json.loads(path.read_bytes())
-        return {"config": dict(state["config"]), "losses": list(state["losses"])}
-    except OSError:
-        raise FlextopoError(f"{path}: missing; legal: an imitation run's folder") from None
-    except (ValueError, KeyError, TypeError):
-        raise FlextopoError(f"{path}: is damaged; legal: what an imitation run writes") from None
-
-
-class Rounds:
-    """The rounds that are over: networks, validation losses, and the data still needed.
-
-    Args:
-        config: of the training.
-        folder: keeps them, so that a later process goes on from the last complete round to the same
-            bits; None = in memory alone.
-    """
-
-    def __init__(self, config: ImitationConfig, folder: Path | None = None) -> None:
-        self.config, self.folder = config, folder
-        self.networks: list[dict[str, torch.Tensor]] = []
-        self.losses: list[float] = []
-        self.data: dict[int, Demonstrations] = {}
-
-    def add(self, network: CandidateScorer, loss: float, data: Demonstrations) -> None:
-        """Add a round, and forget the data that no later round is fitted on."""
-        at = len(self.losses)
-        self.networks.append({key: v.cpu().clone() for key, v in network.state_dict().items()})
-        self.losses.append(loss)
-        self.data[at] = data
-        old = [other for other in self.data if other < self._first_to_fit()]
-        for other in old:
-            del self.data[other]
-        if self.folder is not None:
-            buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **weights_of(network))
-            write_whole(self.folder / f"network-{at}.npz", buffer.getvalue())
-            data.save(self.folder / f"demonstrations-{at}.npz")
-            state = {"config": asdict(self.config), "losses": self.losses}
-            write_whole(self.folder / "rounds.json", json.dumps(state).encode())
-            for other in old:
-                (self.folder / f"demonstrations-{other}.npz").unlink()
-
-    def resume(self) -> None:
-        """Read the rounds that the folder keeps.
-
-        Raises:
-            FlextopoError: it keeps none, or those of another configuration.
-        """
-        assert self.folder is not None
-        state = read_rounds(self.folder)
-        if state["config"] != json.loads(json.dumps(asdict(self.config))):
-            raise FlextopoError(f"{self.folder}: of another configuration; legal: the same one")
-        self.losses = state["losses"]
-        for at in range(len(self.losses)):
-            with np.load(self.folder / f"network-{at}.npz", allow_pickle=False) as arrays:
-                self.networks.append({key: torch.from_numpy(arrays[key]) for key in arrays.files})
-        for at in range(self._first_to_fit(), len(self.losses)):
-            self.data[at] = Demonstrations.load(self.folder / f"demonstrations-{at}.npz")
-
-    def _first_to_fit(self) -> int:
-        """Return the first round whose data the next round is fitted on."""
-        at, first = len(self.losses), self.config.rounds
-        return 0 if at < first else max(first, at - 1)
-
-    def to_fit(self, new: Demonstrations) -> Demonstrations:
-        """Return the data that the next round is fitted on."""
-        return concatenate([*(self.data[at] for at in sorted(self.data)), new])
-
-
 def imitate(
     config: ImitationConfig,
     workers: int = 1,
     report: Callable[[str], None] = print,
     rounds: Rounds | None = None,
 ) -> tuple[CandidateScorer, list[float]]:
-    """Train a scorer; return the best by validation and the validation loss of each round.
+    """Train one network; return its best round by validation and the validation loss of each.
 
     Args:
-        config: how to train.
+        config: how to train, with the seed of this network.
         workers: processes that demonstrate; no number depends on it.
         report: is told about each round.
         rounds: those that are over already; they are added to.
@@ -328,17 +253,35 @@ def train_imitation(
         raise FlextopoError(f"{target}: holds a policy already; legal: another folder")
     use_device(config.device)
     torch.set_num_threads(1)
-    rounds = Rounds(config, folder / "rounds")
+    runs = [
+        Rounds(config.of_network(at), folder / rounds_folder(at)) for at in range(config.networks)
+    ]
+    begun = [run for run in runs if run.is_there]
     if resume:
-        rounds.resume()
-    elif (folder / "rounds" / "rounds.json").exists():
+        for run in begun or runs[:1]:
+            run.resume()
+    elif begun:
         raise FlextopoError(f"{folder}: holds a run already; legal: another folder, or --resume")
-    make_folder(folder / "rounds")
-    network, history = imitate(config, workers, report, rounds)
-    name = f"imitation-{config.seed}"
+    trained = []
+    for at, run in enumerate(runs):
+        make_folder(folder / rounds_folder(at))
+        prefix = f"network {at + 1}/{config.networks}, " if config.networks > 1 else ""
+        trained.append(imitate(run.config, workers, _behind(prefix, report), run))
+    best = int(np.argmin([min(history) for _, history in trained]))
+    network, history = trained[best]
     policy = save_policy(
-        network, target, name, config.k, config=asdict(config), validation_loss=history
+        network,
+        target,
+        f"imitation-{config.seed}",
+        config.k,
+        config=asdict(config),
+        rounds=rounds_folder(best),
+        validation_loss=history,
     )
-    for path in (folder / "rounds").glob("demonstrations-*.npz"):
+    for path in folder.glob("*/demonstrations-*.npz"):
         path.unlink()
     return policy
+
+
+def _behind(prefix: str, report: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda line: report(prefix + line)

@@ -125,11 +125,14 @@ def training_config(config: SweepConfig, drawn: dict[str, Any]) -> Any:
     Raises:
         FlextopoError: a field does not exist, or a value is not legal.
     """
+    values: dict[str, Any] = {}
     if config.algorithm == "ppo":
         from flextopo.train.ppo import PPOConfig as Config
     else:
         from flextopo.train.imitation import ImitationConfig as Config  # type: ignore[assignment]
-    values = {
+
+        values["networks"] = 1  # a trial each
+    values |= {
         **config.fixed,
         BUDGETS[config.algorithm]: config.budget,
         "seed": config.seed,

@@ -19,8 +19,8 @@ from flextopo.train.imitation import ImitationConfig, train_imitation
 from flextopo.train.ppo import PPOConfig
 
 TINY = ImitationConfig(
-    servers=("4*rtx4090",), tapes=6, rounds=1, improvements=1, last_tapes=6, epochs=1, k=8,
-    hidden=8, validation_tapes=4,
+    servers=("4*rtx4090",), networks=2, tapes=6, rounds=1, improvements=1, last_tapes=6, epochs=1,
+    k=8, hidden=8, validation_tapes=4,
 )  # fmt: skip
 PPO = PPOConfig(servers="4*rtx4090", timesteps=256, num_envs=2, rollout=16, k=8, hidden=8, days=4)
 

@@ -22,19 +22,12 @@ from flextopo.cluster.simulator import Simulator
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.policies.continuation import PolicyLookahead
 from flextopo.policies.network import CandidateScorer, ScorerConfig
-from flextopo.policies.runtime import LearnedSelector, load_policy, zoo_names
+from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta, zoo_names
 from flextopo.train import ppo
 from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
-from flextopo.train.imitation import (
-    ImitationConfig,
-    Rounds,
-    fit,
-    imitate,
-    train_imitation,
-    validate,
-    weights_of,
-)
+from flextopo.train.imitation import ImitationConfig, fit, imitate, train_imitation, validate
 from flextopo.train.ppo import PPOConfig, train_ppo
+from flextopo.train.rounds import Rounds, read_rounds, weights_of
 
 
 def losses(selector: VictimSelector, servers: str, count: int) -> float:
@@ -59,8 +52,8 @@ def test_shipped_policies_beat_every_deterministic_selector(name: str, servers: 
 
 
 SMALL = ImitationConfig(
-    servers=("4*rtx4090",), tapes=60, rounds=1, improvements=1, last_tapes=30, epochs=20, k=8,
-    validation_tapes=16, hidden=32,
+    servers=("4*rtx4090",), networks=1, tapes=60, rounds=1, improvements=1, last_tapes=30, epochs=20,
+    k=8, validation_tapes=16, hidden=32,
 )  # fmt: skip
 TINY = replace(SMALL, tapes=6, rounds=2, improvements=3, last_tapes=8, epochs=2, hidden=8)
 
@@ -147,6 +140,31 @@ def test_interrupted_imitation_resumes_to_the_same_bits(tmp_path: Path) -> None:
     resumed = load_policy(policy).weights
     assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
     assert not list(tmp_path.rglob("demonstrations*"))
+
+
+def test_the_best_of_several_networks_is_kept(tmp_path: Path) -> None:
+    config = replace(TINY, networks=2, rounds=1, improvements=1, seed=3)
+    alone = []
+    for at in range(2):
+        one = config.of_network(at)
+        assert (one.networks, one.seed) == (1, 6 + at)
+        alone.append(imitate(one, 1, lambda _: None))
+    best = int(np.argmin([min(history) for _, history in alone]))
+
+    def stop(line: str) -> None:
+        if line.startswith("network 2/2, imitation 1/2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_imitation(config, tmp_path, 1, stop)
+    said: list[str] = []
+    policy = train_imitation(config, tmp_path, 1, said.append, resume=True)
+    assert [line.split(":")[0] for line in said] == ["network 2/2, improvement 2/2"]
+    kept, expected = load_policy(policy).weights, weights_of(alone[best][0])
+    assert all(np.array_equal(kept[key], expected[key]) for key in kept)
+    meta = read_meta(policy)
+    assert meta["validation_loss"] == alone[best][1]
+    assert read_rounds(tmp_path / meta["rounds"])["losses"] == alone[best][1]
 
 
 def test_rounds_of_another_configuration_are_refused(tmp_path: Path) -> None:
