@@ -70,6 +70,9 @@ results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/
 	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --seeds 50 --hours 168 --out results/week --json docs/results/week.json
 	$(BIN)/flextopo compare --servers "16*a100" --selectors $(STRONGEST) --seeds 50 --hours 168 --out results/week-a100 --json docs/results/week-a100.json
 	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(STRONGEST) --seeds 50 --hours 168 --out results/week-mixed --json docs/results/week-mixed.json
+	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month --json docs/results/month.json
+	$(BIN)/flextopo compare --servers "16*a100" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month-a100 --json docs/results/month-a100.json
+	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month-mixed --json docs/results/month-mixed.json
 	for peak in 50 70 95; do \
 	  $(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST),oracle-lookahead --seeds 50 --peak 0.$$peak --out results/peak$$peak --json docs/results/peak$$peak.json || exit; \
 	done

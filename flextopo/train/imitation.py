@@ -243,7 +243,7 @@ def train_imitation(
     report: Callable[[str], None],
     resume: bool = False,
 ) -> Path:
-    """Train, and write the artifact to `folder / "policy"`; return its folder.
+    """Train the networks, and write the best to `folder / "policy"`; return that folder.
 
     Raises:
         FlextopoError: a policy is there already, there is nothing to resume, or no such device.
@@ -269,7 +269,7 @@ def train_imitation(
         trained.append(imitate(run.config, workers, _behind(prefix, report), run))
     best = int(np.argmin([min(history) for _, history in trained]))
     network, history = trained[best]
-    policy = save_policy(
+    return save_policy(
         network,
         target,
         f"imitation-{config.seed}",
@@ -278,9 +278,6 @@ def train_imitation(
         rounds=rounds_folder(best),
         validation_loss=history,
     )
-    for path in folder.glob("*/demonstrations-*.npz"):
-        path.unlink()
-    return policy
 
 
 def _behind(prefix: str, report: Callable[[str], None]) -> Callable[[str], None]:

@@ -75,11 +75,12 @@ class Rounds:
             buffer = io.BytesIO()
             np.savez(buffer, allow_pickle=False, **weights_of(network))
             write_whole(self.folder / f"network-{at}.npz", buffer.getvalue())
-            data.save(self.folder / f"demonstrations-{at}.npz")
+            if at in self.data:
+                data.save(self.folder / f"demonstrations-{at}.npz")
             state = {"config": asdict(self.config), "losses": self.losses}
             write_whole(self.folder / "rounds.json", json.dumps(state).encode())
             for other in old:
-                (self.folder / f"demonstrations-{other}.npz").unlink()
+                (self.folder / f"demonstrations-{other}.npz").unlink(missing_ok=True)
 
     @property
     def is_there(self) -> bool:
@@ -106,6 +107,8 @@ class Rounds:
     def _first_to_fit(self) -> int:
         """Return the first round whose data the next round is fitted on."""
         at, first = len(self.losses), self.config.rounds
+        if at == len(self.config.plan):
+            return at
         return 0 if at < first else max(first, at - 1)
 
     def to_fit(self, new: Demonstrations) -> Demonstrations:
