@@ -131,7 +131,7 @@ def training_config(config: SweepConfig, drawn: dict[str, Any]) -> Any:
     else:
         from flextopo.train.imitation import ImitationConfig as Config  # type: ignore[assignment]
 
-        values["networks"] = 1  # a trial each
+        values["networks"] = 1  # the best of several would hide what the hyper-parameters do
     values |= {
         **config.fixed,
         BUDGETS[config.algorithm]: config.budget,

@@ -161,7 +161,7 @@ def test_a_node_that_came_with_victims_is_not_answered_without(
 ) -> None:
     cache = make_cache(full_node(count=4))
     came = {"n0": ["uid-n0-b0"]}
-    monkeypatch.setattr(Decider, "_fitting", lambda *_: [])
+    monkeypatch.setattr(Decider, "_foreign", lambda *_: set())
     with pytest.raises(UndecidableError, match="not_emptied"):
         decide(cache, make_selector("greedy-cost"), preemptor(2), came=came)
     without(monkeypatch, "not_emptied")

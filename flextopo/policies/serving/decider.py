@@ -94,7 +94,7 @@ class Decider:
         if preemptor.never_preempts:
             return Decision(None, reasons=("its preemption policy is Never",))
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
-        foreign = {n for n in self._fitting(states, preemptor) if came.get(n)}
+        foreign = self._foreign(states, preemptor, came)
         known = {
             name: state
             for name, state in states.items()
@@ -294,15 +294,22 @@ class Decider:
             cost_gpu_s=view.cost_of(chosen),
         )
 
-    def _fitting(self, states: dict[str, NodeState], preemptor: PodRecord) -> list[str]:
-        """Return the nodes where the preemptor fits as it is: victims are about something else."""
+    def _foreign(
+        self,
+        states: dict[str, NodeState],
+        preemptor: PodRecord,
+        came: Mapping[str, Sequence[str]],
+    ) -> set[str]:
+        """Return the nodes whose victims are about something else: the preemptor fits as it is."""
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
         gpus, cores = preemptor.gpus, preemptor.cores
-        shown = [(name, s.sure if guaranteed else s.counted) for name, s in states.items()]
-        found = [name for name, o in shown if o.num_gpus >= gpus and o.num_cores >= cores]
-        if not guaranteed:
-            return found
-        return [name for name in found if self.alignment(states[name], preemptor)[0]]
+        free = [(name, state.outlook(guaranteed)) for name, state in states.items()]
+        roomy = [name for name, o in free if o.num_gpus >= gpus and o.num_cores >= cores]
+        return {
+            name
+            for name in roomy
+            if came.get(name) and (not guaranteed or self.alignment(states[name], preemptor)[0])
+        }
 
     def alignment(self, state: NodeState, preemptor: PodRecord) -> tuple[bool, int, int]:
         """Return whether free resources align the preemptor for sure, at what level, and the best.

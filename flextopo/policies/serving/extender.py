@@ -158,8 +158,12 @@ class Extender:
 
 
 def _as_they_came(came: CameVictims, names: Iterable[str]) -> bytes:
-    victims = {name: [MetaPod(uid) for uid in came[name]] for name in names}
-    return _encode({name: MetaVictims(victims[name], came.violations(name)) for name in victims})
+    return _encode(
+        {
+            name: MetaVictims([MetaPod(uid) for uid in came[name]], came.violations(name))
+            for name in names
+        }
+    )
 
 
 def _encode(victims: dict[str, MetaVictims]) -> bytes:

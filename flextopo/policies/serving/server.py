@@ -244,7 +244,6 @@ def warm_up(decider: Decider) -> None:
         patient.alignment(state, preemptor)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000)  # a request makes a thousand objects, next to none of them in cycles
 
 
 def _pod(key: str, node: str) -> PodObject:
