@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flextopo.cluster import arrays
-from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster
+from flextopo.cluster.arrays import MAX_PODS_PER_NODE, RUNNING, STARTING, Cluster
 from flextopo.cluster.candidates import (
     CandidateArrays,
     Workspace,
@@ -18,8 +18,14 @@ from flextopo.cluster.candidates import (
     workspace,
 )
 from flextopo.cluster.errors import PodError
-from flextopo.cluster.loss import Costs, LossWeights, compile_costs
-from flextopo.cluster.placement import NO_FIT, best_level, is_aligned, place
+from flextopo.cluster.loss import (
+    Costs,
+    LossWeights,
+    compile_costs,
+    eviction_cost,
+    misalignment_cost,
+)
+from flextopo.cluster.placement import NO_FIT, best_level, is_aligned, level_deficit, place
 from flextopo.cluster.pods import Pod, TopologyRequirement
 from flextopo.cluster.selector import Candidate
 from flextopo.cluster.server_model import AlignmentLevel, ServerModel, compile_models
@@ -256,6 +262,32 @@ class ClusterState:
         model = self.arrays.nodes[candidate.node]["model"]
         best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
         return bool(is_aligned(int(candidate.level), int(best)))
+
+    def cost_of(self, candidate: Candidate, preemptor: Pod) -> float:
+        """Return a candidate's own loss in weighted GPU-seconds, as the candidate kernel has it."""
+        if candidate.cost_gpu_s == candidate.cost_gpu_s:  # not NaN: the kernel found it
+            return candidate.cost_gpu_s
+        c, costs, gpus = self.arrays, self.costs, preemptor.gpus
+        best = best_level(c.models, c.nodes[candidate.node]["model"], gpus, preemptor.cores)
+        deficit = level_deficit(int(candidate.level), best)
+        total = float(misalignment_cost(gpus, deficit, costs))
+        if candidate.victims:
+            total += costs.waiting * gpus * costs.grace_s
+        counted: set[int] = set()
+        for victim in candidate.victims:
+            if victim not in counted:
+                counted |= {victim, *self.members_of(victim)}
+                total += float(eviction_cost(c, victim, costs))
+        return total
+
+    def members_of(self, pod: int) -> Iterator[int]:
+        """Yield the other members of a pod's PodGroup that stop when it is evicted."""
+        c = self.arrays
+        member = int(c.pods[pod]["next_member"])
+        while member != pod:
+            if c.live[member]["status"] in (RUNNING, STARTING):
+                yield member
+            member = int(c.pods[member]["next_member"])
 
     def find(self, preemptor: Pod, aligned: bool, k: int) -> tuple[CandidateArrays, int]:
         """Run the candidate kernel; return its arrays (valid until the next call) and the count."""

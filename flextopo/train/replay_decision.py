@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,7 @@ from flextopo.baselines.policies import (
 from flextopo.baselines.residents import NodeView
 from flextopo.baselines.rollout import Rollout
 from flextopo.baselines.scores import Option
-from flextopo.cluster.arrays import RUNNING, STARTING, lost_work_s
-from flextopo.cluster.loss import eviction_cost, misalignment_cost
+from flextopo.cluster.arrays import lost_work_s
 from flextopo.cluster.placement import best_level, level_deficit
 from flextopo.cluster.pods import Pod, TopologyRequirement
 from flextopo.cluster.selector import Candidate, VictimSelector
@@ -143,22 +142,6 @@ def describe(
     return choice, ranked.label
 
 
-def own_cost(state: ClusterState, pod: Pod, candidate: Candidate) -> float:
-    """Return the loss of a candidate in GPU-seconds, as the candidate kernel has it."""
-    if candidate.cost_gpu_s == candidate.cost_gpu_s:  # not NaN: the kernel found it
-        return candidate.cost_gpu_s
-    c, costs = state.arrays, state.costs
-    total = float(misalignment_cost(pod.gpus, _deficit(state, pod, candidate), costs))
-    if candidate.victims:
-        total += costs.waiting * pod.gpus * costs.grace_s
-    counted: set[int] = set()
-    for victim in candidate.victims:
-        if victim not in counted:
-            counted |= {victim, *_members(state, victim)}
-            total += float(eviction_cost(c, victim, costs))
-    return total
-
-
 def _rank(selector: VictimSelector, state: ClusterState, pod: Pod) -> _Ranked:
     """Look at a decision through the selector's eyes."""
     if isinstance(selector, LearnedSelector):
@@ -195,7 +178,7 @@ def _score(ranked: _Ranked, i: int) -> float | None:
 
 def _show(state: ClusterState, pod: Pod, candidate: Candidate, score: float | None) -> Shown:
     victims = set(candidate.victims)
-    stopped = {m for victim in victims for m in _members(state, victim)} | victims
+    stopped = {m for victim in victims for m in state.members_of(victim)} | victims
     c, discarded = state.arrays, 0
     for row in stopped:
         if not c.pods[row]["online"]:
@@ -208,20 +191,10 @@ def _show(state: ClusterState, pod: Pod, candidate: Candidate, score: float | No
         gpu_mask=candidate.gpu_mask,
         level=int(candidate.level),
         deficit=_deficit(state, pod, candidate),
-        cost_gpu_s=own_cost(state, pod, candidate),
+        cost_gpu_s=state.cost_of(candidate, pod),
         discarded_gpu_s=discarded,
         score=score,
     )
-
-
-def _members(state: ClusterState, pod: int) -> Iterator[int]:
-    """Yield the other members of a pod's PodGroup that stop when it is evicted."""
-    c = state.arrays
-    member = int(c.pods[pod]["next_member"])
-    while member != pod:
-        if c.live[member]["status"] in (RUNNING, STARTING):
-            yield member
-        member = int(c.pods[member]["next_member"])
 
 
 def _deficit(state: ClusterState, pod: Pod, candidate: Candidate) -> int:

@@ -269,11 +269,16 @@ def test_the_baseline_searches_many_nodes_part_by_part() -> None:
     assert (found.node, found.fallback) == ("n110", "model_error")
 
 
-def test_an_empty_node_is_not_passed_on_where_counts_do_not_fit() -> None:
-    # Eight pods hold cards of which the node offers seven.
+def test_a_node_whose_pods_hold_more_than_it_offers_is_left_out() -> None:
+    # Eight pods hold cards of which the node offers seven: a fault may be under any of them.
     documents = [node("n0", gpus=7), *full_node()[1:]]
-    found = decider(documents).decide(read_record(preemptor(3, "none")), ["n0"], {"n0": []})
-    assert (found.node, found.unchanged) == (None, ())
+    asking = read_record(preemptor(3, "none"))
+    with pytest.raises(UndecidableError, match="n0: pods hold 8 GPUs of 7 that it offers"):
+        decider(documents).decide(asking, ["n0"], {"n0": []})
+    both = [*documents, *full_node("n1")]
+    came = {"n0": ["uid-n0-b0"], "n1": ["uid-n1-b0"]}
+    found = decider(both).decide(asking, ["n0", "n1"], came)
+    assert (found.node, len(found.victims), found.fallback) == ("n1", 3, "")
 
 
 def test_equal_questions_get_equal_answers() -> None:

@@ -177,6 +177,10 @@ def test_memory_must_suffice_too(monkeypatch: pytest.MonkeyPatch) -> None:
     found = decide(cache, make_selector("greedy-cost"), asking, came=came)
     assert (found.node, found.unchanged, found.fallback) == (None, ("n0",), "unmodelled")
     assert "memory" in found.detail
+    # Without two of them there are 488 Gi: nobody is evicted in vain.
+    few = {"n0": came["n0"][:2]}
+    found = decide(cache, make_selector("greedy-cost"), asking, came=few)
+    assert (found.node, found.unchanged) == (None, ())
     found = decide(cache, make_selector("greedy-cost"), asking)
     assert (found.node, found.unchanged) == (None, ())
     without(monkeypatch, "fits_all_resources")

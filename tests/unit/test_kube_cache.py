@@ -138,7 +138,7 @@ def test_a_faulty_gpu_may_be_any() -> None:
 
 def test_pods_beyond_the_gpus_break_a_node() -> None:
     state = state_of([node("n0"), flextopo("n0", {}), *(pod(f"p{i}", "n0") for i in range(9))])
-    assert "more than its 8 GPUs" in state.broken
+    assert state.broken == "pods hold 9 GPUs of 8 that it offers"
 
 
 def test_statuses_follow_the_pod() -> None:
@@ -304,7 +304,9 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
         rows = {p.name: p.index for p in view.pods_on(0)}
         everyone = view.candidate(0, list(rows.values()), view.preemptor)
         assert everyone is not None
-        return {**dict.fromkeys(rows, view.cost_of(everyone)), "members": float(view.num_pods)}
+        waiting = view.costs.waiting * 8 * view.costs.grace_s
+        total = view.cost_of(everyone, view.preemptor) - waiting
+        return {**dict.fromkeys(rows, total), "members": float(view.num_pods)}
 
     alone = cost(make_cache(documents))
     assert alone["members"] == 5

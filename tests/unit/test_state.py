@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import tapes
 
 from flextopo.cluster import arrays
 from flextopo.cluster.arrays import Cluster, copy_cluster, lost_work_s, may_evict, release
 from flextopo.cluster.errors import FlextopoError, PodError
 from flextopo.cluster.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
 from flextopo.cluster.pods import Pod, TopologyRequirement
+from flextopo.cluster.selector import AlignmentFilter
 from flextopo.cluster.server_model import preset
 from flextopo.cluster.state import ClusterState
 
@@ -247,3 +250,13 @@ def test_a_copied_cluster_goes_its_own_way() -> None:
     assert state.arrays.live["node"][0] == 0
     assert np.array_equal(state.arrays.pods, other.pods)
     state.check_invariants()
+
+
+def test_the_cost_of_any_victim_set_is_the_kernels() -> None:
+    counted = 0
+    for sim, pod in tapes.decisions("2*rtx4090,2*a100", 3):
+        for candidate in sim.state.candidates(pod, AlignmentFilter.OWN.binds(pod), 32):
+            unknown = replace(candidate, cost_gpu_s=math.nan)
+            assert sim.state.cost_of(unknown, pod) == pytest.approx(candidate.cost_gpu_s)
+            counted += len(candidate.victims) > 1
+    assert counted > 10

@@ -14,7 +14,7 @@ from flextopo.cluster.server_model import MAX_GPUS
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
-from flextopo.policies.serving.guards import GuardError, Proposal, check
+from flextopo.policies.serving.guards import GuardError, Proposal, check, short_of
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.runner import (
@@ -88,8 +88,8 @@ class Decider:
         states = self.cache.states_of(nodes, preemptor)
         if not states:
             raise UndecidableError(
-                f"pod {preemptor.key!r}: none of {len(nodes)} nodes can be decided about; "
-                "legal: nodes with GPUs that the watch has seen"
+                f"pod {preemptor.key!r}: none of {len(nodes)} nodes can be decided about"
+                f"{self._broken(preemptor, nodes)}; legal: nodes with GPUs that the watch has seen"
             )
         if preemptor.never_preempts:
             return Decision(None, reasons=("its preemption policy is Never",))
@@ -291,7 +291,7 @@ class Decider:
             fallback=cause,
             detail=detail,
             reasons=tuple(reasons),
-            cost_gpu_s=view.cost_of(chosen),
+            cost_gpu_s=view.cost_of(chosen, view.preemptor),
         )
 
     def _foreign(
@@ -325,15 +325,26 @@ class Decider:
         sure = state.hardware.known and level != NO_FIT and bool(is_aligned(level, best))
         return sure, int(level), int(best)
 
+    def _broken(self, preemptor: PodRecord, nodes: Sequence[str]) -> str:
+        """Name a node that is left out, and why."""
+        for name in nodes:
+            state = self.cache.state_of(name, preemptor)
+            if state is not None and state.broken:
+                return f", such as {name}: {state.broken}"
+        return ""
+
     def _stands(self, preemptor: PodRecord, node: str, uids: Sequence[str]) -> bool:
         """Say whether victims that kube-scheduler chose may be evicted, as far as is known here."""
-        now_s = self.cache.clock()
+        now_s, state, victims = self.cache.clock(), self.cache.state_of(node, preemptor), []
         for uid in uids:
             pod = self.cache.pods.get(uid)
             if pod is None or pod.node != node or pod.priority >= preemptor.priority:
                 return False
             if pod.is_protected(now_s) or pod.daemon or pod.static or pod.terminating:
                 return False
+            victims.append(pod)
+        if state is None or short_of(preemptor, state, victims):
+            return False
         return preemptor.requirement != TopologyRequirement.GUARANTEED or self._aligns(
             preemptor, node, uids
         )

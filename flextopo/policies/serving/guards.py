@@ -69,6 +69,18 @@ class Proposal:
         return self.view.fits(self.candidate.node, gone, guaranteed)
 
 
+def short_of(preemptor: PodRecord, state: NodeState, victims: Sequence[PodRecord]) -> str:
+    """Return a resource that does not suffice for a pod with the victims gone, empty = all do."""
+    for name, need in {**preemptor.requests, "pods": 1000}.items():
+        if name not in state.allocatable:
+            continue
+        freed = sum(victim.requests.get(name, 0) for victim in victims)
+        freed += 1000 * len(victims) if name == "pods" else 0
+        if state.allocatable[name] - state.requested.get(name, 0) + freed < need:
+            return name
+    return ""
+
+
 Guard = Callable[[Proposal], str]
 """Returns why the proposal is refused, empty if it is not."""
 
@@ -147,16 +159,8 @@ def placement_known(p: Proposal) -> str:
 
 def fits_all_resources(p: Proposal) -> str:
     """Refuse a victim set that leaves the preemptor short of memory or anything else counted."""
-    asked = {**p.preemptor.requests, "pods": 1000}
-    for name, need in asked.items():
-        if name not in p.state.allocatable:
-            continue
-        freed = sum(victim.requests.get(name, 0) for victim in p.victims)
-        freed += 1000 * len(p.victims) if name == "pods" else 0
-        left = p.state.allocatable[name] - p.state.requested.get(name, 0)
-        if left + freed < need:
-            return f"{name} on node {p.node} does not suffice"
-    return ""
+    short = short_of(p.preemptor, p.state, p.victims)
+    return f"{short} on node {p.node} does not suffice" if short else ""
 
 
 def none_to_spare(p: Proposal) -> str:

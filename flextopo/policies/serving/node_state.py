@@ -153,8 +153,9 @@ def derive(
             cores_free = list(map(sub, cores_free, holder.cores))
         if record.gpus or holder.cores is None or any(holder.cores):
             holders.append(holder)
-    lost = max(server.num_gpus - allocatable.get(GPU, 0) // 1000, 0)
-    lost = min(lost, gpu_free.bit_count())
+    offered = min(allocatable.get(GPU, 0) // 1000, server.num_gpus)
+    in_use = sum(h.record.gpus for h in holders if h.status != NOMINATED)
+    lost = min(server.num_gpus - offered, gpu_free.bit_count())
     gpu_free = _by_elimination(holders, gpu_free, lost)
     known = [h for h in holders if h.gpu_mask is not None and h.cores is not None]
     guessed = [h for h in holders if h.gpu_mask is None or h.cores is None]
@@ -162,7 +163,9 @@ def derive(
         known, guessed = [], holders
     unknown_gpus = lost + sum(h.record.gpus for h in guessed if h.gpu_mask is None)
     unknown_cores = sum(h.record.cores for h in guessed if h.cores is None)
-    broken, before = "", cores_free
+    # With a fault under a running pod, nobody knows what an eviction gives back.
+    broken = f"pods hold {in_use} GPUs of {offered} that it offers" if in_use > offered else ""
+    before = cores_free
     # Those that are nominated come last: they hold what nobody else does.
     for holder in sorted(guessed, key=lambda h: h.status == NOMINATED):
         gpu_free, cores_free, fits = _guess(holder, models, hardware.model, gpu_free, cores_free)
@@ -170,8 +173,6 @@ def derive(
             unknown_gpus -= holder.record.gpus
             unknown_cores -= holder.record.cores
             guessed = [other for other in guessed if other is not holder]
-        elif not fits:
-            broken = f"pods ask for more than its {server.num_gpus} GPUs"
     for _ in range(lost):
         gpu_free &= gpu_free - 1
     if len(holders) >= MAX_PODS_PER_NODE:

@@ -84,7 +84,7 @@ def _outcome(
     candidate = view.candidate(0, gone, view.preemptor)
     if candidate is None:
         return {**outcome, "level": "does not fit"}
-    cost = view.cost_of(candidate)
+    cost = view.cost_of(candidate, view.preemptor)
     return {
         **outcome,
         "level": candidate.level.name.lower(),

@@ -20,13 +20,12 @@ from flextopo.cluster.arrays import (
     Cluster,
 )
 from flextopo.cluster.kernels import kernel
-from flextopo.cluster.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
+from flextopo.cluster.loss import LossWeights, compile_costs
 from flextopo.cluster.placement import (
     NO_FIT,
     alignment_level,
     best_level,
     is_aligned,
-    level_deficit,
 )
 from flextopo.cluster.pods import Pod
 from flextopo.cluster.selector import Candidate
@@ -119,19 +118,6 @@ class ClusterView(ClusterState):
         """Return a candidate's victims by descending importance."""
         found = [self.records[row] for row in candidate.victims]
         return sorted(found, key=lambda record: record.importance)
-
-    def cost_of(self, candidate: Candidate) -> float:
-        """Return the decision's own loss in weighted GPU-seconds."""
-        model, preemptor = int(self.arrays.nodes[candidate.node]["model"]), self.preemptor
-        best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
-        deficit = level_deficit(int(candidate.level), best)
-        lost, groups = 0.0, set()
-        for row in candidate.victims:
-            group = int(self.arrays.pods[row]["group"])
-            if group < 0 or group not in groups:
-                lost += float(eviction_cost(self.arrays, row, self.costs))
-            groups.add(group)
-        return lost + float(misalignment_cost(preemptor.gpus, deficit, self.costs))
 
 
 def build_view(
