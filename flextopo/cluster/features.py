@@ -131,12 +131,12 @@ GPU_UNIT_S, GPU_TOP = 900.0, math.log1p(400.0 * 3600.0 / 900.0)
 
 @inlined
 def _log_run(seconds: float) -> float:
-    return min(1.0, math.log1p(max(seconds, 0.0) / RUN_UNIT_S) / RUN_TOP)
+    return min(1.0, math.log(1.0 + max(seconds, 0.0) / RUN_UNIT_S) / RUN_TOP)
 
 
 @inlined
 def _log_gpu_h(gpu_s: float) -> float:
-    return min(1.0, math.log1p(max(gpu_s, 0.0) / GPU_UNIT_S) / GPU_TOP)
+    return min(1.0, math.log(1.0 + max(gpu_s, 0.0) / GPU_UNIT_S) / GPU_TOP)
 
 
 @stage

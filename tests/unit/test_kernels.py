@@ -135,3 +135,37 @@ def test_index_by_free(nodes: int) -> None:
         ]
         assert listed == np.flatnonzero(free == count).tolist()
         assert index[count, -1] == len(listed)
+
+
+@kernel
+def _move(numbers: npt.NDArray[np.int64], square: npt.NDArray[np.int64], at: int) -> int:
+    numbers[0] = square[1, at]
+    return int(numbers[at])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="Python counts negative indices from the end")
+def test_computed_indices_do_not_wrap_around() -> None:
+    numbers, square = np.arange(10), np.arange(100).reshape(10, 10)
+    assert _move(numbers[2:5], square[2:5, 2:5], 1) == 3
+    assert numbers[2] == 33
+    assert _move(numbers[2:5], square[2:5, 2:5], -1) == 1
+    assert numbers[2] == 31
+
+
+CHECKED = (
+    "conformance/test_vector.py", "property", "golden", "unit/test_features.py",
+    "unit/test_placement.py", "unit/test_rollout.py", "unit/test_simulator.py",
+    "unit/test_workload.py",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_no_index_of_a_kernel_is_out_of_bounds(tmp_path: Path) -> None:
+    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    tests = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow"]
+    command += [str(tests / name) for name in CHECKED]
+    done = subprocess.run(
+        command, env={**os.environ, **checked}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
