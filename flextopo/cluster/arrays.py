@@ -163,6 +163,12 @@ def index_by_free(free: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
 
 
 @inlined
+def as_index(number: int) -> int:
+    """Widen a stored index. Kernels take indices of this one type, or numba makes one for each."""
+    return int(np.int64(number))
+
+
+@inlined
 def popcount(mask: int) -> int:
     """Count the bits set (LLVM turns the loop into one instruction)."""
     count = 0
@@ -231,7 +237,7 @@ def allocate(c: Cluster, pod: int, node: int, gpu_mask: int, cores: npt.NDArray[
 @inlined
 def release(c: Cluster, pod: int) -> None:
     """Take back all that a pod holds; the caller sets the pod's status."""
-    node = c.live[pod]["node"]
+    node = as_index(c.live[pod]["node"])
     mask = c.live[pod]["gpu_mask"]
     set_free_gpus(c, node, c.nodes[node]["gpu_free"] | mask)
     freed = 0

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, is_eligible, popcount
+from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, as_index, is_eligible, popcount
 from flextopo.cluster.kernels import inlined, kernel, stage
 from flextopo.cluster.loss import Costs, eviction_cost, misalignment_cost
 from flextopo.cluster.placement import (
@@ -103,7 +103,7 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
     domains = m[model]["num_sockets"] if by_socket else 1
     count = 0
     for slot in range(c.nodes[node]["num_pods"]):
-        other = c.node_pods[node, slot]
+        other = as_index(c.node_pods[node, slot])
         if not is_eligible(c, other, priority):
             continue
         cost = eviction_cost(c, other, costs)
@@ -200,7 +200,7 @@ def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> in
     slot = 0
     while slots != 0:
         if slots & 1:
-            pod = c.node_pods[node, slot]
+            pod = as_index(c.node_pods[node, slot])
             gpu_free |= c.live[pod]["gpu_mask"]
             for u in range(cores.shape[0]):
                 cores[u] += c.pod_cores[pod, u]
@@ -361,7 +361,7 @@ def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
             continue
         slots = 0
         for slot in range(c.nodes[node]["num_pods"]):
-            if is_eligible(c, c.node_pods[node, slot], priority):
+            if is_eligible(c, as_index(c.node_pods[node, slot]), priority):
                 slots |= 1 << slot
         gpu_free = freed(c, node, slots, cores)
         level = alignment_level(c.models, model, gpu_free, cores, gpus, wanted)

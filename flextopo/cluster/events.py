@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import Cluster
+from flextopo.cluster.arrays import Cluster, as_index
 from flextopo.cluster.kernels import copying_kernel, inlined, stage
 
 CLOCK_DTYPE = np.dtype(
@@ -89,7 +89,7 @@ def _settle(c: Cluster, e: Events, at: int, pod: int) -> None:
 def schedule_event(c: Cluster, e: Events, pod: int, time_s: int) -> None:
     """Set the time of a pod's next event; a pod has one at most."""
     c.live[pod]["next_s"] = time_s
-    at = c.live[pod]["heap_at"]
+    at = as_index(c.live[pod]["heap_at"])
     if at < 0:
         at = e.clock[0]["heap_size"]
         e.clock[0]["heap_size"] = at + 1
@@ -99,14 +99,14 @@ def schedule_event(c: Cluster, e: Events, pod: int, time_s: int) -> None:
 @stage
 def cancel_event(c: Cluster, e: Events, pod: int) -> None:
     """Take a pod out of the event heap if it is there."""
-    at = c.live[pod]["heap_at"]
+    at = as_index(c.live[pod]["heap_at"])
     if at < 0:
         return
     c.live[pod]["heap_at"] = -1
     size = e.clock[0]["heap_size"] - 1
     e.clock[0]["heap_size"] = size
     if at < size:
-        _settle(c, e, at, int(e.heap[size]))
+        _settle(c, e, at, as_index(e.heap[size]))
 
 
 @stage

@@ -17,6 +17,7 @@ from flextopo.cluster.arrays import (
     RUNNING,
     STARTING,
     Cluster,
+    as_index,
     is_eligible,
     lost_work_s,
     popcount,
@@ -190,7 +191,7 @@ def _observe_victims(
     for slot in range(c.nodes[node]["num_pods"]):
         if not (slots >> slot) & 1:
             continue
-        victim = int(c.node_pods[node, slot])
+        victim = as_index(c.node_pods[node, slot])
         spec, live = c.pods[victim], c.live[victim]
         run = float(now - live["since_s"])
         oldest, youngest = max(oldest, run), min(youngest, run)
@@ -220,7 +221,7 @@ def _observe_victims(
                 discarded += float(size * (lost_work_s(c, member) + costs.restart_s))
                 done = c.live[member]["done_s"] + max(0, now - c.live[member]["since_s"])
                 remaining += float(size * done)
-            member = int(c.pods[member]["next_member"])
+            member = as_index(c.pods[member]["next_member"])
             if member == victim:
                 break
     gpus = max(here, 1)
@@ -275,7 +276,7 @@ def _observe_node(
     for slot in range(c.nodes[node]["num_pods"]):
         if (slots >> slot) & 1:
             continue
-        other = int(c.node_pods[node, slot])
+        other = as_index(c.node_pods[node, slot])
         held = popcount(c.live[other]["gpu_mask"])
         if c.pods[other]["online"]:
             online += held

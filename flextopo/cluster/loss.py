@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import RUNNING, STARTING, Cluster, lost_work_s
+from flextopo.cluster.arrays import RUNNING, STARTING, Cluster, as_index, lost_work_s
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.kernels import inlined, stage
 
@@ -148,7 +148,7 @@ def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
             total += spec["gpus"] * (
                 costs.discarded * (1 + spec["batch_class"]) * lost + costs.eviction
             )
-        member = c.pods[member]["next_member"]
+        member = as_index(c.pods[member]["next_member"])
         if member == pod:
             return total
 

@@ -21,6 +21,7 @@ from flextopo.cluster.arrays import (
     Cluster,
     add_to_node,
     allocate,
+    as_index,
     release,
     set_free_gpus,
 )
@@ -128,7 +129,7 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
         allocate(c, member, node, mask, c.scratch[1])
         c.live[member]["level"] = level
         placed += 1
-        member = int(c.pods[member]["next_member"])
+        member = as_index(c.pods[member]["next_member"])
         if member == first:
             break
     complete = placed > 0 and member == first
@@ -140,7 +141,7 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
             bind(c, e, member)
         else:
             release(c, member)
-        member = int(c.pods[member]["next_member"])
+        member = as_index(c.pods[member]["next_member"])
     c.totals[0]["releases"] = releases
     return complete
 
@@ -179,7 +180,7 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
     while clock["cursor"] < clock["queue_size"]:
         if clock["online_left"] == 0 and clock["in_vain"] == c.totals[0]["releases"]:
             return END
-        pod = int(e.queue[clock["cursor"]])
+        pod = as_index(e.queue[clock["cursor"]])
         spec = c.pods[pod]
         if spec["online"] == 0:
             if spec["gpus"] >= small_gpus and spec["cores"] >= small_cores:
@@ -243,7 +244,7 @@ def _happen(c: Cluster, e: Events, now: int) -> None:
         depart(c, e, pod)
         clock["next_departure"] += 1
     while clock["heap_size"] > 0 and c.live[e.heap[0]]["next_s"] <= now:
-        finish_event(c, e, int(e.heap[0]))
+        finish_event(c, e, as_index(e.heap[0]))
 
 
 @kernel
@@ -287,7 +288,7 @@ def _hand_over(
     for slot in range(c.nodes[node]["num_pods"]):
         if not (slots >> slot) & 1:
             continue
-        victim = c.node_pods[node, slot]
+        victim = as_index(c.node_pods[node, slot])
         from_victims |= c.live[victim]["gpu_mask"] & gpu_mask
         c.live[victim]["gpu_mask"] &= ~gpu_mask
         for u in range(taken.shape[0]):
@@ -319,14 +320,14 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
     for slot in range(c.nodes[node]["num_pods"]):
         if not (slots >> slot) & 1:
             continue
-        victim = int(c.node_pods[node, slot])
+        victim = as_index(c.node_pods[node, slot])
         count += 1
         member = victim
         while True:
             status = c.live[member]["status"]
             if status == RUNNING or status == STARTING:
                 evict(c, e, member, rules.grace_s, rules.restart_s)
-            member = int(c.pods[member]["next_member"])
+            member = as_index(c.pods[member]["next_member"])
             if member == victim:
                 break
     best = best_level(c.models, model, spec["gpus"], spec["cores"])
