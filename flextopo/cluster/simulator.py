@@ -95,8 +95,8 @@ class Simulator:
         """Carry out a decision for the pod that `next_decision` returned.
 
         Raises:
-            PodError: no pod waits for a decision, a victim is not eligible, or the preemptor does
-                not fit without the victims.
+            PodError: no pod waits for a decision, there is no such node, a victim is not on it or
+                not eligible, or the preemptor does not fit without the victims.
         """
         asked = int(self.events.clock[0]["asked"])
         if asked < 0:
@@ -106,6 +106,7 @@ class Simulator:
             decline(self.events)
             return
         pod = self.state.pod(asked)
+        slots = self.state.slots_of(candidate.node, candidate.victims)
         for victim in candidate.victims:
             if not may_evict(self.state.arrays, victim, pod.priority):
                 raise PodError(
@@ -117,7 +118,6 @@ class Simulator:
                 f"{pod.name!r} does not fit on node {candidate.node} without the victims "
                 f"{candidate.victims}"
             )
-        slots = self.state.slots_of(candidate.node, candidate.victims)
         preempt(self.state.arrays, self.events, self.rules, candidate.node, slots)
 
     def branch(self, found: CandidateArrays, count: int, horizon_s: int) -> npt.NDArray[np.float64]:

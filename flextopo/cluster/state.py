@@ -215,14 +215,16 @@ class ClusterState:
         """Return the bit mask of the victims' places in the node's list.
 
         Raises:
-            PodError: a victim is not on the node.
+            PodError: there is no such node, or a victim is not on it.
         """
+        if not 0 <= node < self.num_nodes:
+            raise PodError(f"node {node}; legal: 0 to {self.num_nodes - 1}")
         count = self.arrays.nodes[node]["num_pods"]
         places = {int(pod): i for i, pod in enumerate(self.arrays.node_pods[node, :count])}
         slots = 0
         for victim in victims:
             if victim not in places:
-                raise PodError(f"victim {self.name(victim)!r} is not on node {node}")
+                raise PodError(f"victim {self.pod(victim).name!r} is not on node {node}")
             slots |= 1 << places[victim]
         return slots
 

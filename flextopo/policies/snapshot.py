@@ -211,12 +211,13 @@ def check(state: ClusterState, preemptor: Pod, candidate: Candidate | None) -> N
     """Refuse a decision that must not be carried out.
 
     Raises:
-        PodError: a victim may not be evicted for the preemptor, the preemptor does not fit, is
-            guaranteed and not aligned, or would fit with one victim less.
+        PodError: a victim is not on the node or may not be evicted for the preemptor, the preemptor
+            does not fit, is guaranteed and not aligned, or would fit with one victim less.
     """
     if candidate is None:
         return
     victims = candidate.victims
+    state.slots_of(candidate.node, victims)
     for victim in victims:
         if not may_evict(state.arrays, victim, preemptor.priority):
             raise PodError(f"victim {state.name(victim)!r} may not be evicted")

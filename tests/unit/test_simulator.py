@@ -264,6 +264,10 @@ def test_a_decision_is_checked() -> None:
         sim.apply(Candidate(0, (1,), 0b11, (2, 0), legal.level))
     with pytest.raises(PodError, match="does not fit"):
         sim.apply(Candidate(0, (), 0b11, (2, 0), legal.level))
+    with pytest.raises(PodError, match="node -1; legal: 0 to"):
+        sim.apply(Candidate(-1, (0,), 0b11, (2, 0), legal.level))
+    with pytest.raises(PodError, match="pod index -1; legal: 0 to"):
+        sim.apply(Candidate(0, (-1,), 0b11, (2, 0), legal.level))
     sim.apply(legal)
     status = sim.state.arrays.live["status"]
     assert status[0] == TERMINATING

@@ -128,6 +128,8 @@ def test_a_corrupted_array_is_found(corrupt: Callable[[Cluster], None], message:
         (lambda s: s.start(3, 0, [0, 4]), "legal: 1 of"),
         (lambda s: s.pod(4), "pod index 4; legal: 0 to 3"),
         (lambda s: s.slots_of(1, [0]), "'ns/a' is not on node 1"),
+        (lambda s: s.slots_of(0, [-1]), "pod index -1; legal: 0 to 3"),
+        (lambda s: s.slots_of(-1, []), "node -1; legal: 0 to 1"),
     ],
 )
 def test_every_mistake_has_its_error(do: Callable[[ClusterState], Any], message: str) -> None:
