@@ -270,8 +270,10 @@ class ClusterState:
         if candidate.cost_gpu_s == candidate.cost_gpu_s:  # not NaN: the kernel found it
             return candidate.cost_gpu_s
         c, costs, gpus = self.arrays, self.costs, preemptor.gpus
-        best = best_level(c.models, c.nodes[candidate.node]["model"], gpus, preemptor.cores)
-        deficit = level_deficit(int(candidate.level), best)
+        model = int(c.nodes[candidate.node]["model"])
+        deficit = level_deficit(
+            int(candidate.level), best_level(c.models, model, gpus, preemptor.cores)
+        )
         total = float(misalignment_cost(gpus, deficit, costs))
         if candidate.victims:
             total += costs.waiting * gpus * costs.grace_s
