@@ -127,7 +127,8 @@ def empty_observation(k: int) -> Observation:
 
 RUN_UNIT_S, RUN_TOP = 60.0, math.log1p(86400.0 / 60.0)
 GPU_UNIT_S, GPU_TOP = 900.0, math.log1p(400.0 * 3600.0 / 900.0)
-"""Logarithmic scales: linear below the unit, 1 at a day and at 400 GPU-hours."""
+"""Logarithmic scales: linear below the unit, 1 at a day and at 400 GPU-hours. Kernels take log(1 + x):
+`log1p` needs twice the time, and for whole seconds is the same number in float32."""
 
 
 @inlined

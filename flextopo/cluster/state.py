@@ -265,16 +265,18 @@ class ClusterState:
         best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
         return bool(is_aligned(int(candidate.level), int(best)))
 
+    def deficit_of(self, candidate: Candidate, preemptor: Pod) -> int:
+        """Return how many levels the candidate's placement is below the best of that server."""
+        model = int(self.arrays.nodes[candidate.node]["model"])
+        best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
+        return int(level_deficit(int(candidate.level), best))
+
     def cost_of(self, candidate: Candidate, preemptor: Pod) -> float:
         """Return a candidate's own loss in weighted GPU-seconds, as the candidate kernel has it."""
         if candidate.cost_gpu_s == candidate.cost_gpu_s:  # not NaN: the kernel found it
             return candidate.cost_gpu_s
         c, costs, gpus = self.arrays, self.costs, preemptor.gpus
-        model = int(c.nodes[candidate.node]["model"])
-        deficit = level_deficit(
-            int(candidate.level), best_level(c.models, model, gpus, preemptor.cores)
-        )
-        total = float(misalignment_cost(gpus, deficit, costs))
+        total = float(misalignment_cost(gpus, self.deficit_of(candidate, preemptor), costs))
         if candidate.victims:
             total += costs.waiting * gpus * costs.grace_s
         counted: set[int] = set()

@@ -217,7 +217,7 @@ def check(state: ClusterState, preemptor: Pod, candidate: Candidate | None) -> N
     if candidate is None:
         return
     victims = candidate.victims
-    state.slots_of(candidate.node, victims)
+    state.slots_of(candidate.node, victims)  # refuses what is not there before a kernel reads it
     for victim in victims:
         if not may_evict(state.arrays, victim, preemptor.priority):
             raise PodError(f"victim {state.name(victim)!r} may not be evicted")

@@ -23,7 +23,6 @@ from flextopo.baselines.residents import NodeView
 from flextopo.baselines.rollout import Rollout
 from flextopo.baselines.scores import Option
 from flextopo.cluster.arrays import lost_work_s
-from flextopo.cluster.placement import best_level, level_deficit
 from flextopo.cluster.pods import Pod, TopologyRequirement
 from flextopo.cluster.selector import Candidate, VictimSelector
 from flextopo.cluster.state import ClusterState
@@ -190,17 +189,11 @@ def _show(state: ClusterState, pod: Pod, candidate: Candidate, score: float | No
         stopped=tuple(sorted(stopped - victims)),
         gpu_mask=candidate.gpu_mask,
         level=int(candidate.level),
-        deficit=_deficit(state, pod, candidate),
+        deficit=state.deficit_of(candidate, pod),
         cost_gpu_s=state.cost_of(candidate, pod),
         discarded_gpu_s=discarded,
         score=score,
     )
-
-
-def _deficit(state: ClusterState, pod: Pod, candidate: Candidate) -> int:
-    model = state.arrays.nodes[candidate.node]["model"]
-    best = best_level(state.arrays.models, model, pod.gpus, pod.cores)
-    return int(level_deficit(int(candidate.level), best))
 
 
 def _reason(

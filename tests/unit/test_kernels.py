@@ -153,9 +153,9 @@ def test_computed_indices_do_not_wrap_around() -> None:
 
 
 CHECKED = (
-    "conformance/test_vector.py", "property", "golden", "unit/test_features.py",
-    "unit/test_placement.py", "unit/test_rollout.py", "unit/test_simulator.py",
-    "unit/test_workload.py",
+    "conformance/test_vector.py", "property", "golden", "learning/test_learning.py",
+    "unit/test_features.py", "unit/test_kube_cache.py", "unit/test_placement.py",
+    "unit/test_rollout.py", "unit/test_simulator.py", "unit/test_workload.py",
 )  # fmt: skip
 
 
