@@ -13,12 +13,11 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import numpy.typing as npt
 from numba import njit, types
-from numba.core import caching, ir
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import FunctionPass, register_pass
-from numba.core.typed_passes import NopythonRewrites
+from numba.core import caching
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
+
+from flextopo.cluster.compiler import KernelCompiler
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,52 +75,8 @@ class _Cache(caching.FunctionCache):
     _impl_class = _CacheFiles
 
 
-def _as_unsigned(index: Any) -> Any:
-    if isinstance(index, types.Tuple | types.UniTuple):
-        return types.Tuple([_as_unsigned(entry) for entry in index.types])  # type: ignore[no-untyped-call]
-    computed = isinstance(index, types.Integer) and not isinstance(index, types.Literal)
-    return types.uintp if computed else index
-
-
-@register_pass(mutates_CFG=False, analysis_only=False)  # type: ignore[no-untyped-call]
-class _NoWrapAround(FunctionPass):
-    """Take computed indices for what they are in kernels, 0 or more.
-
-    Numba would compare each with 0, since negative ones count from the end, and add the length.
-    """
-
-    _name = "flextopo_no_wrap_around"
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def run_pass(self, state: Any) -> bool:
-        """Declare the indices unsigned where arrays are read and written."""
-        for node, signature in list(state.calltypes.items()):
-            reads = isinstance(node, ir.Expr) and node.op == "getitem"
-            if not reads and not isinstance(node, ir.SetItem):
-                continue
-            of, index, *value = signature.args
-            if isinstance(of, types.Array):
-                del state.calltypes[node]  # which takes no key twice
-                args = (of, _as_unsigned(index), *value)
-                state.calltypes[node] = signature.replace(args=args)
-        return True
-
-
-class _Compiler(CompilerBase):
-    """Numba's own, with that pass before machine code is made."""
-
-    def define_pipelines(self) -> list[Any]:
-        """Return the passes."""
-        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)  # type: ignore[no-untyped-call]
-        passes.add_pass_after(_NoWrapAround, NopythonRewrites)
-        passes.finalize()
-        return [passes]
-
-
 def _compile(function: Callable[P, R], **options: Any) -> Callable[P, R]:
-    compiled = njit(pipeline_class=_Compiler, **options)(function)
+    compiled = njit(pipeline_class=KernelCompiler, **options)(function)
     if hasattr(compiled, "_cache"):  # without NUMBA_DISABLE_JIT
         compiled._cache = _Cache(function)  # type: ignore[no-untyped-call]
     result: Callable[P, R] = compiled
