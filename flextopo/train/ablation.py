@@ -38,9 +38,10 @@ from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta
 from flextopo.train.ablation_networks import AttentionScorer, GraphScorer, LinearScorer
 from flextopo.train.demonstrations import Demonstrations, Demonstrator
-from flextopo.train.imitation import ImitationConfig, fit, play_validation
+from flextopo.train.fitting import fit
+from flextopo.train.imitation import ImitationConfig, play_validation
 from flextopo.train.ppo import PPOConfig, train_ppo
-from flextopo.train.rounds import read_rounds, weights_of
+from flextopo.train.rounds import COMMITTEE, read_rounds, weights_of
 from flextopo.train.statistics import estimate, paired_difference
 
 Report = Callable[[str], None]
@@ -198,7 +199,7 @@ def run_ablation(run: Path, config: AblationConfig, report: Report) -> dict[str,
         )
 
     add("baseline", "greedy-cost", arena.greedy)
-    _stages(folder, rounds, training, arena, add)
+    _stages(run, folder, training, arena, add)
     data = Demonstrator(
         training.servers, training.k, training.horizon_s, policy.weights, True, graph=True
     ).collect(_unused(training), config.tapes)
@@ -214,16 +215,21 @@ def _unused(training: ImitationConfig) -> int:
     return max(len(TRAINING) // 2, 100 * sum(training.plan))
 
 
-def _stages(
-    folder: Path, rounds: dict[str, Any], training: ImitationConfig, arena: Arena, add: Any
-) -> None:
-    """Play the network of every round."""
-    for at in range(len(rounds["losses"])):
-        with np.load(folder / f"network-{at}.npz", allow_pickle=False) as arrays:
+def _stages(run: Path, folder: Path, training: ImitationConfig, arena: Arena, add: Any) -> None:
+    """Play the network of every round: of the best of several networks, then of the committee's."""
+    stages = [
+        (folder, at, "improvement" if at >= training.rounds else "imitation")
+        for at in range(len(read_rounds(folder)["losses"]))
+    ]
+    last = run / COMMITTEE
+    if last.exists():
+        names = ("committee", "improvement")
+        stages += [(last, at, names[at]) for at in range(len(read_rounds(last)["losses"]))]
+    for i, (where, at, name) in enumerate(stages):
+        with np.load(where / f"network-{at}.npz", allow_pickle=False) as arrays:
             weights = {key: arrays[key] for key in arrays.files}
-        stage = "improvement" if at >= training.rounds else "imitation"
-        selector = LearnedSelector(stage, weights, training.k)
-        add("stages", f"{stage}, round {at + 1}", arena.play(selector))
+        played = arena.play(LearnedSelector(name, weights, training.k))
+        add("stages", f"{name}, round {i + 1}", played)
 
 
 def value_loss(network: Any, batch: list[torch.Tensor], _: float) -> torch.Tensor:

@@ -9,16 +9,18 @@ are unbiased samples of what each action costs under the network's own policy.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.candidates import CandidateArrays
 from flextopo.cluster.features import Observation, empty_observation, observe
 from flextopo.cluster.graph_features import empty_graph, observe_graph
 from flextopo.cluster.output_files import write_whole
+from flextopo.cluster.pods import Pod
 from flextopo.cluster.seeds import TRAINING, take
 from flextopo.cluster.selector import AlignmentFilter
 from flextopo.cluster.server_model import Fleet
@@ -31,6 +33,9 @@ from flextopo.train.scale_out import run_jobs
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
+Job = tuple[str, int]
+"""Servers, and the seed of the tape that is played on them."""
+
 
 @dataclass(frozen=True)
 class Demonstrations:
@@ -38,7 +43,8 @@ class Demonstrations:
 
     Attributes:
         preemptor, cluster, candidates, mask: observations with a leading D.
-        losses: (D, K + 1) float32, GPU-hours above the cheapest candidate's; 0 where illegal.
+        losses: (D, K + 1) float32, GPU-hours above the cheapest candidate's, or what `Committee`
+            says; 0 where illegal.
         graph: (D, K, 16, 8) float16, see `graph_features`; (D, 0) where it was not asked for.
     """
 
@@ -101,12 +107,9 @@ class Demonstrator:
             tapes: how many.
             workers: processes.
         """
-        seeds = take(TRAINING, tapes, first)
-        jobs = [(self.servers[i % len(self.servers)], seed) for i, seed in enumerate(seeds)]
-        played = dict(run_jobs(self.play, jobs, workers))
-        return concatenate([played[i] for i in range(tapes)])
+        return collect(self.play, self.servers, first, tapes, workers)
 
-    def play(self, job: tuple[str, int]) -> Demonstrations:
+    def play(self, job: Job) -> Demonstrations:
         """Play the tape of a seed on servers and record every decision.
 
         Half of the tapes follow the network, if there is one, the others the oracle or greedy; a
@@ -124,17 +127,11 @@ class Demonstrator:
         losses: list[npt.NDArray[np.float32]] = []
         graphs: list[npt.NDArray[np.float16]] = []
         k = self.k
-        while (pod := sim.next_decision()) is not None:
-            found, count = sim.state.find(pod, AlignmentFilter.OWN.binds(pod), k)
-            if count == 0:
-                sim.apply(None)
-                continue
+        for pod, found, count, o in decisions(sim, k):
             if ahead is None:
                 branch = sim.branch(found, count, self.horizon_s)
             else:
                 branch = ahead.branch(sim, found, count, self.horizon_s)
-            o = empty_observation(k)
-            observe(sim.state.arrays, sim.costs, pod.index, found, count, o)
             row = np.zeros(k + 1, np.float32)
             row[:count] = (branch[:count] - branch[0]) / 3600.0
             row[k] = (branch[count] - branch[0]) / 3600.0
@@ -150,19 +147,62 @@ class Demonstrator:
                 action = int(np.argmax(score(self.weights, o)))
             else:
                 action = int(np.argmin(branch)) if behaviour == "oracle" else 0
-            waits = action in (count, k)
-            sim.apply(None if waits else sim.state.candidate_at(found, action, pod))
+            carry_out(sim, pod, found, action if action < count else None)
         if not rows:
             rows, losses = [empty_observation(k)], [np.zeros(k + 1, np.float32)]
             graphs = [empty_graph(k).astype(np.float16)] if self.graph else []
-        return Demonstrations(
-            np.stack([o.preemptor for o in rows]),
-            np.stack([o.cluster for o in rows]),
-            np.stack([o.candidates for o in rows]),
-            np.stack([o.mask for o in rows]),
-            np.stack(losses),
-            np.stack(graphs) if graphs else np.zeros((len(rows), 0), np.float16),
-        )
+        return stack(rows, losses, graphs)
+
+
+def stack(
+    rows: list[Observation],
+    losses: list[npt.NDArray[np.float32]],
+    graphs: list[npt.NDArray[np.float16]],
+) -> Demonstrations:
+    """Return the decisions of a tape; without `graphs` none were asked for."""
+    return Demonstrations(
+        np.stack([o.preemptor for o in rows]),
+        np.stack([o.cluster for o in rows]),
+        np.stack([o.candidates for o in rows]),
+        np.stack([o.mask for o in rows]),
+        np.stack(losses),
+        np.stack(graphs) if graphs else np.zeros((len(rows), 0), np.float16),
+    )
+
+
+def collect(
+    play: Callable[[Job], Demonstrations],
+    servers: tuple[str, ...],
+    first: int,
+    tapes: int,
+    workers: int,
+) -> Demonstrations:
+    """Play training tapes, from the one at position `first` on; see `Demonstrator.collect`."""
+    seeds = take(TRAINING, tapes, first)
+    jobs = [(servers[i % len(servers)], seed) for i, seed in enumerate(seeds)]
+    played = dict(run_jobs(play, jobs, workers))
+    return concatenate([played[i] for i in range(tapes)])
+
+
+def decisions(sim: Simulator, k: int) -> Iterator[tuple[Pod, CandidateArrays, int, Observation]]:
+    """Yield each decision: who asks, candidates, their number, and what is seen.
+
+    Each must be carried out before the next is asked for; where there is no candidate nobody is
+    asked.
+    """
+    while (pod := sim.next_decision()) is not None:
+        found, count = sim.state.find(pod, AlignmentFilter.OWN.binds(pod), k)
+        if count == 0:
+            sim.apply(None)
+            continue
+        o = empty_observation(k)
+        observe(sim.state.arrays, sim.costs, pod.index, found, count, o)
+        yield pod, found, count, o
+
+
+def carry_out(sim: Simulator, pod: Pod, found: CandidateArrays, chosen: int | None) -> None:
+    """Take a candidate, or wait (None)."""
+    sim.apply(None if chosen is None else sim.state.candidate_at(found, chosen, pod))
 
 
 def tape_for(fleet: Fleet, config: WorkloadConfig, seed: int) -> Simulator:

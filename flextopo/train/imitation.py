@@ -8,16 +8,18 @@
    loss of one free decision followed by that policy: policy iteration. Imitation alone waits too
    much, since it takes for granted that greedy will not wait on.
 
-Where this ends depends on the first weights and the tapes, so several networks are trained. Validation
-tapes choose the network and its round.
+3. Committee: where this ends depends on the first weights and the tapes, so several networks are
+   trained. The best rounds of each decide together, the best network is fitted to what they say, and
+   improved once more.
+
+Validation tapes choose the best of all rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,7 @@ import torch
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.metrics import episode_metrics
 from flextopo.cluster.output_files import make_folder
-from flextopo.cluster.seeds import VALIDATION, take
+from flextopo.cluster.seeds import TRAINING, VALIDATION, take
 from flextopo.cluster.selector import VictimSelector
 from flextopo.cluster.server_model import Fleet
 from flextopo.cluster.servers import check_servers, parse_servers
@@ -34,9 +36,11 @@ from flextopo.cluster.workload import WorkloadConfig
 from flextopo.policies.artifact import save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector
+from flextopo.train.committee import Committee
 from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
 from flextopo.train.devices import check_device, use_device
-from flextopo.train.rounds import Rounds, rounds_folder, weights_of
+from flextopo.train.fitting import disagreement, fit
+from flextopo.train.rounds import COMMITTEE, Rounds, rounds_folder, weights_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class ImitationConfig:
     Attributes:
         servers: clusters to train on, one after the other.
         networks: trained one after the other, each from first weights and tapes of its own.
-        tapes: training tapes a round.
+        members: rounds of each network in the committee; 0 = none, the best network is kept.
+        tapes: training tapes a round; the committee plays four times as many.
         rounds: rounds of imitation, each fitted on all of them so far.
         improvements: rounds of improvement, each fitted on the last two of them.
         last_tapes: training tapes of the last round of improvement, which need most.
@@ -65,6 +70,7 @@ class ImitationConfig:
 
     servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
     networks: int = 3
+    members: int = 2
     tapes: int = 600
     rounds: int = 2
     improvements: int = 4
@@ -90,7 +96,7 @@ class ImitationConfig:
         for name in ("learning_rate", "horizon_s"):
             if not getattr(self, name) > 0:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: above 0")
-        for name in ("improvements", "entropy", "seed"):
+        for name in ("members", "improvements", "entropy", "seed"):
             if not getattr(self, name) >= 0:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
         if not self.servers:
@@ -110,62 +116,6 @@ class ImitationConfig:
         if self.improvements:
             tapes[-1] = self.last_tapes
         return tapes
-
-
-Objective = Callable[[Any, list[torch.Tensor], float], torch.Tensor]
-
-
-def expected_loss(network: Any, batch: list[torch.Tensor], entropy: float) -> torch.Tensor:
-    """Return the mean over decisions of sum_i p_i L_i, less the entropy bonus."""
-    *inputs, losses = batch
-    scores, _ = network.packed(*inputs)
-    log_p = torch.log_softmax(scores, -1)
-    p = log_p.exp()
-    bonus = -(p * log_p).sum(-1)
-    return ((p * losses).sum(-1) - entropy * bonus).mean()
-
-
-def fit(
-    network: Any,
-    data: Demonstrations,
-    config: ImitationConfig,
-    round_: int,
-    objective: Objective | None = None,
-    graph: bool = False,
-) -> Iterator[float]:
-    """Train on the demonstrations; yield the mean objective after each epoch.
-
-    Args:
-        network: a `CandidateScorer`, or another with `packed`.
-        data: losses are cut at 100 GPU-hours.
-        config: of the optimiser.
-        round_: together with the seed it decides the order of the data.
-        objective: of network, batch and weight of the entropy; None = `expected_loss`, whose mean
-            is in GPU-hours a decision.
-        graph: give the network the candidates' graphs, too.
-    """
-    objective = objective or expected_loss
-    spread = float(np.clip(np.abs(data.losses), 0, 100).mean()) or 1.0
-    arrays = [data.preemptor, data.cluster, data.candidates, data.mask]
-    arrays += [data.graph] if graph else []
-    arrays.append(np.clip(data.losses, -100, 100) / spread)
-    device = next(network.parameters()).device
-    tensors = [torch.from_numpy(array).to(device) for array in arrays]
-    optimiser = torch.optim.Adam(network.parameters(), config.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs)
-    order = np.random.default_rng((config.seed, round_, 29))
-    for _ in range(config.epochs):
-        total = 0.0
-        shuffled = order.permutation(len(data))
-        for at in range(0, len(data), config.batch_size):
-            rows = torch.from_numpy(shuffled[at : at + config.batch_size]).to(device)
-            loss = objective(network, [t[rows] for t in tensors], config.entropy)
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            optimiser.step()
-            total += float(loss.detach()) * len(rows)
-        schedule.step()
-        yield total / len(data) * spread
 
 
 def play_validation(
@@ -225,13 +175,9 @@ def imitate(
         new = demonstrator.collect(first, config.plan[round_], workers)
         data = rounds.to_fit(new)
         *_, final = fit(network, data, config, round_)
-        selector = LearnedSelector("candidate", weights_of(network), config.k)
-        rounds.add(network, validate(selector, config), new)
-        report(
-            f"{'improvement' if improve else 'imitation'} {round_ + 1}/{len(config.plan)}: "
-            f"{len(data)} decisions, expected loss {final:+.3f} GPU-h a decision beyond the "
-            f"cheapest candidate's, validation weighted loss {rounds.losses[-1]:.4f}"
-        )
+        _add(rounds, network, new)
+        stage = "improvement" if improve else "imitation"
+        report(f"{stage} {round_ + 1}/{len(config.plan)}: {_said(data, final, rounds)}")
     network.load_state_dict(rounds.networks[int(np.argmin(rounds.losses))])
     return network, rounds.losses
 
@@ -269,6 +215,15 @@ def train_imitation(
         trained.append(imitate(run.config, workers, _behind(prefix, report), run))
     best = int(np.argmin([min(history) for _, history in trained]))
     network, history = trained[best]
+    if config.members:
+        last = Rounds(config, folder / COMMITTEE, with_data=False)
+        if last.is_there:
+            last.resume()
+        make_folder(folder / COMMITTEE)
+        learn_from_all(network, runs, last, workers, report)
+        if min(last.losses) > min(history):
+            network.load_state_dict(runs[best].networks[int(np.argmin(history))])
+        history = [*history, *last.losses]
     return save_policy(
         network,
         target,
@@ -277,6 +232,62 @@ def train_imitation(
         config=asdict(config),
         rounds=rounds_folder(best),
         validation_loss=history,
+    )
+
+
+def learn_from_all(
+    network: CandidateScorer,
+    runs: list[Rounds],
+    last: Rounds,
+    workers: int,
+    report: Callable[[str], None],
+) -> None:
+    """Fit a network to what the best rounds of all say together, then improve on that once.
+
+    Args:
+        network: the best; becomes the better one of the two rounds.
+        runs: of the networks, each over.
+        last: the two rounds, or what is over of them; they are added to.
+        workers: processes that play.
+        report: is told about each round.
+    """
+    config, seen = last.config, 4 * last.config.tapes
+    # From the end of the training tapes, which no network has seen.
+    first = len(TRAINING) - (config.seed + 1) * (seen + config.last_tapes)
+    if not last.losses:
+        members = [
+            {key: value.numpy() for key, value in run.networks[at].items()}
+            for run in runs
+            for at in np.argsort(run.losses)[: config.members]
+        ]
+        data = Committee(config.servers, config.k, tuple(members)).collect(first, seen, workers)
+        *_, final = fit(network, data, config, len(config.plan), disagreement, unit=1.0)
+        _add(last, network, data)
+        report(
+            f"committee of {len(members)}: {len(data)} decisions, cross entropy {final:.3f}, "
+            f"validation weighted loss {last.losses[-1]:.4f}"
+        )
+    if config.improvements and len(last.losses) == 1:
+        network.load_state_dict(last.networks[0])
+        weights = weights_of(network)
+        demonstrator = Demonstrator(config.servers, config.k, config.horizon_s, weights, True)
+        data = demonstrator.collect(first + seen, config.last_tapes, workers)
+        *_, final = fit(network, data, config, len(config.plan) + 1)
+        _add(last, network, data)
+        report(f"improvement on it: {_said(data, final, last)}")
+    network.load_state_dict(last.networks[int(np.argmin(last.losses))])
+
+
+def _add(rounds: Rounds, network: CandidateScorer, data: Demonstrations) -> None:
+    """Play the validation tapes, and add a round."""
+    selector = LearnedSelector("candidate", weights_of(network), rounds.config.k)
+    rounds.add(network, validate(selector, rounds.config), data)
+
+
+def _said(data: Demonstrations, final: float, rounds: Rounds) -> str:
+    return (
+        f"{len(data)} decisions, expected loss {final:+.3f} GPU-h a decision beyond the "
+        f"cheapest candidate's, validation weighted loss {rounds.losses[-1]:.4f}"
     )
 
 

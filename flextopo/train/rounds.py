@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from flextopo.train.imitation import ImitationConfig
 
 
+COMMITTEE = "committee"
+"""Name of the folder, in a run's, that keeps the rounds after all networks are trained."""
+
+
 def rounds_folder(at: int) -> str:
     """Return the name of the folder, in a run's, that keeps the rounds of a network."""
     return f"rounds-{at}"
@@ -54,10 +58,13 @@ class Rounds:
         config: of the training.
         folder: keeps them, so that a later process goes on from the last complete round to the same
             bits; None = in memory alone.
+        with_data: a round is fitted on the data of rounds before it, too.
     """
 
-    def __init__(self, config: ImitationConfig, folder: Path | None = None) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self, config: ImitationConfig, folder: Path | None = None, with_data: bool = True
+    ) -> None:
+        self.config, self.folder, self.with_data = config, folder, with_data
         self.networks: list[dict[str, torch.Tensor]] = []
         self.losses: list[float] = []
         self.data: dict[int, Demonstrations] = {}
@@ -107,7 +114,7 @@ class Rounds:
     def _first_to_fit(self) -> int:
         """Return the first round whose data the next round is fitted on."""
         at, first = len(self.losses), self.config.rounds
-        if at == len(self.config.plan):
+        if at == len(self.config.plan) or not self.with_data:
             return at
         return 0 if at < first else max(first, at - 1)
 

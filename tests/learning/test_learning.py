@@ -25,7 +25,8 @@ from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta, zoo_names
 from flextopo.train import ppo
 from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
-from flextopo.train.imitation import ImitationConfig, fit, imitate, train_imitation, validate
+from flextopo.train.fitting import fit
+from flextopo.train.imitation import ImitationConfig, imitate, train_imitation, validate
 from flextopo.train.ppo import PPOConfig, train_ppo
 from flextopo.train.rounds import Rounds, read_rounds, weights_of
 
@@ -53,7 +54,7 @@ def test_shipped_policies_beat_every_deterministic_selector(name: str, servers: 
 
 SMALL = ImitationConfig(
     servers=("4*rtx4090",), networks=1, tapes=60, rounds=1, improvements=1, last_tapes=30, epochs=20,
-    k=8, validation_tapes=16, hidden=32,
+    k=8, validation_tapes=16, hidden=32, members=0,
 )  # fmt: skip
 TINY = replace(SMALL, tapes=6, rounds=2, improvements=3, last_tapes=8, epochs=2, hidden=8)
 
@@ -124,19 +125,24 @@ def played(
 
 
 def test_interrupted_imitation_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    whole = load_policy(train_imitation(TINY, tmp_path / "whole", 1, lambda _: None)).weights
+    config = replace(TINY, members=2)
+    whole = load_policy(train_imitation(config, tmp_path / "whole", 1, lambda _: None)).weights
 
     def stop(line: str) -> None:
         if "4/5" in line:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_imitation(TINY, tmp_path / "parts", 1, stop)
+        train_imitation(config, tmp_path / "parts", 1, stop)
     with pytest.raises(FlextopoError, match="--resume"):
-        train_imitation(TINY, tmp_path / "parts", 1, stop)
+        train_imitation(config, tmp_path / "parts", 1, stop)
     said: list[str] = []
-    policy = train_imitation(TINY, tmp_path / "parts", 1, said.append, resume=True)
-    assert [line.split(":")[0] for line in said] == ["improvement 5/5"]
+    policy = train_imitation(config, tmp_path / "parts", 1, said.append, resume=True)
+    assert [line.split(":")[0] for line in said] == [
+        "improvement 5/5",
+        "committee of 2",
+        "improvement on it",
+    ]
     resumed = load_policy(policy).weights
     assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
     assert not list(tmp_path.rglob("demonstrations*"))
