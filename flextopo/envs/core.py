@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from flextopo.cluster.servers import parse_servers
 from flextopo.cluster.simulator import Scenario, Simulator
 from flextopo.cluster.tape import Tape
 from flextopo.cluster.workload import WorkloadConfig
+from flextopo.envs.crew import Crew
 from flextopo.envs.days import DayStore, TapeSource, workload_of
 
 NO_ACTIONS = np.zeros(0, np.int64)
@@ -111,8 +111,7 @@ class Core:
         self.source = tape_source or TapeSource(self.fleet, workload_of(workload), randomise)
         self.k, self.num_envs, self.days = k, num_envs, days
         self._how = (k, threads, allow_wait, autoreset)
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads)  # starts none before there is work
+        self._crew = Crew(threads)
         self._store = DayStore(self.fleet, self.scenario, self.source, days)
         self._random: list[np.random.Generator] = []
         self._buffers: list[Observation] = []
@@ -123,19 +122,18 @@ class Core:
         batch = self.batch
         if batch is not None:
             batch = batch._replace(stored=no_days(batch.stored))
-        return {**self.__dict__, "_pool": None, "_buffers": [], "batch": batch}
+        return {**self.__dict__, "_crew": Crew(self._crew.size), "_buffers": [], "batch": batch}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; the models become read-only again, or every kernel would compile anew."""
         self.__dict__.update(state)
-        self._pool = ThreadPoolExecutor(self._threads)
         if self.batch is not None:
             self.batch.running.models.setflags(write=False)
             self.batch.stored.models.setflags(write=False)
 
     def close(self) -> None:
         """Stop the threads."""
-        self._pool.shutdown()
+        self._crew.stop()
 
     def reset(
         self,
@@ -193,8 +191,7 @@ class Core:
         assert self.batch is not None
         b = self.batch
         b.taken[0] = 0
-        others = [self._pool.submit(play, b, actions, t) for t in range(1, self._threads)]
-        waiting = play(b, actions, 0) + sum(other.result() for other in others)
+        waiting = sum(self._crew.run(play, b, actions))
         while waiting:
             for i in np.flatnonzero(self.batch.starting):
                 self._help(int(i))
