@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.arrays import Cluster
 from flextopo.cluster.candidates import CandidateArrays, Workspace, workspace
-from flextopo.cluster.decision import Decision, show_next, step
+from flextopo.cluster.decision import Decision, act, show_next
 from flextopo.cluster.episodes import (
     Episodes,
     copy_episode,
@@ -25,7 +25,7 @@ from flextopo.cluster.episodes import (
 )
 from flextopo.cluster.features import Observation, empty_observation
 from flextopo.cluster.kernels import fetch_and_add, kernel, stage
-from flextopo.cluster.loss import LOSS_TERMS
+from flextopo.cluster.loss import LOSS_TERMS, weighted_gpu_s
 from flextopo.cluster.metrics import METRICS, measure
 from flextopo.cluster.simulation import END
 
@@ -219,39 +219,43 @@ def play(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
         i = fetch_and_add(b.taken)
         if i >= b.options.shape[0]:
             return waiting
-        d = decision_of(b, i, thread)
-        if actions.shape[0] == 0:
-            if b.starting[i] == 0:
-                continue
-        elif b.ended[i] and b.autoreset == NEXT_STEP:
+        acts = actions.shape[0] > 0 and not (b.ended[i] and b.autoreset == NEXT_STEP)
+        if actions.shape[0] > 0 and not acts:
             b.starting[i] = 1
             b.reward[i] = 0.0
             b.truncated[i] = b.invalid[i] = 0
-        else:
-            forbidden = b.allow_wait == 0 and b.options[i] > 0
-            count, lost, invalid = step(d, b.options[i], actions[i])
-            if forbidden and not invalid and b.found.cost.shape[1] == actions[i]:
-                invalid = True
-                d.events.account[0]["invalid_actions"] += 1
-            b.options[i], b.invalid[i] = count, invalid
-            b.reward[i] = -lost / 36.0 / b.gpus
-            b.truncated[i] = b.ended[i] = count == END
-            if count == END:
-                _finish(b, d, i)
-                b.starting[i] = b.autoreset == SAME_STEP
-        while b.starting[i]:
-            if not _take_day(b, i):
+        # One loop for acting and for starting: what it calls is compiled into it, once.
+        while acts or b.starting[i]:
+            if not acts and not _take_day(b, i):
                 waiting += 1
                 break
             d = decision_of(b, i, thread)
-            count = show_next(d)
+            before = weighted_gpu_s(d.events.account, d.costs)
+            count = b.options[i] if acts else 0
+            if acts:
+                b.invalid[i] = act(d, count, actions[i])
+                waits = actions[i] == b.found.cost.shape[1]
+                if b.allow_wait == 0 and count > 0 and waits:
+                    b.invalid[i] = 1
+                    d.events.account[0]["invalid_actions"] += 1
+            if count != END:
+                count = show_next(d)
             b.options[i] = count
-            b.tries[i] += 1
-            if count != END or b.given[i] >= 0 or b.tries[i] == MAX_REDRAWS:
-                b.starting[i] = b.ended[i] = b.tries[i] = 0
-                b.given[i] = -1
-        _write_loss(d, b.loss[i])
-        b.time_s[i] = d.cluster.totals[0]["now_s"]
-        b.asked[i] = d.events.clock[0]["asked"]
-        if b.allow_wait == 0 and b.options[i] > 0:
-            d.observation.mask[d.observation.mask.shape[0] - 1] = 0
+            if acts:
+                acts = False
+                lost = weighted_gpu_s(d.events.account, d.costs) - before
+                b.reward[i] = -lost / 36.0 / b.gpus
+                b.truncated[i] = b.ended[i] = count == END
+                if count == END:
+                    _finish(b, d, i)
+                    b.starting[i] = b.autoreset == SAME_STEP
+            else:
+                b.tries[i] += 1
+                if count != END or b.given[i] >= 0 or b.tries[i] == MAX_REDRAWS:
+                    b.starting[i] = b.ended[i] = b.tries[i] = 0
+                    b.given[i] = -1
+            _write_loss(d, b.loss[i])
+            b.time_s[i] = d.cluster.totals[0]["now_s"]
+            b.asked[i] = d.events.clock[0]["asked"]
+            if b.allow_wait == 0 and count > 0:
+                d.observation.mask[d.observation.mask.shape[0] - 1] = 0

@@ -9,7 +9,7 @@ from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candida
 from flextopo.cluster.events import Events
 from flextopo.cluster.features import Observation, observe, observe_nothing
 from flextopo.cluster.kernels import stage
-from flextopo.cluster.loss import Costs, weighted_gpu_s
+from flextopo.cluster.loss import Costs
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
 
 
@@ -42,20 +42,15 @@ def show_next(d: Decision) -> int:
 
 
 @stage
-def step(d: Decision, count: int, action: int) -> tuple[int, float, bool]:
-    """Carry out an action and run to the next decision.
+def act(d: Decision, count: int, action: int) -> bool:
+    """Carry out an action; say whether it was invalid.
 
     Args:
         d: the episode.
-        count: how many candidates the present decision has.
+        count: how many candidates the present decision has, or END.
         action: index of a candidate, or K for "do not preempt now"; an index of an empty place
             counts as that, and as an invalid action.
-
-    Returns:
-        Candidates of the next decision or END, weighted GPU-seconds lost meanwhile, and whether
-        the action was invalid.
     """
-    before = weighted_gpu_s(d.events.account, d.costs)
     invalid = action >= count and action != d.observation.candidates.shape[0]
     if count != END:
         d.events.account[0]["decisions"] += 1
@@ -64,5 +59,4 @@ def step(d: Decision, count: int, action: int) -> tuple[int, float, bool]:
             preempt(d.cluster, d.events, d.rules, d.found.node[action], d.found.slots[action])
         else:
             decline(d.events)
-        count = show_next(d)
-    return count, weighted_gpu_s(d.events.account, d.costs) - before, invalid
+    return invalid
