@@ -131,7 +131,8 @@ def training_config(config: SweepConfig, drawn: dict[str, Any]) -> Any:
     else:
         from flextopo.train.imitation import ImitationConfig as Config  # type: ignore[assignment]
 
-        values["networks"] = 1  # the best of several would hide what the hyper-parameters do
+        # The best of several, or what several say, would hide what the hyper-parameters do.
+        values |= {"networks": 1, "members": 0}
     values |= {
         **config.fixed,
         BUDGETS[config.algorithm]: config.budget,

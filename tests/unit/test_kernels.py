@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from numba import config
+from numba.core import inline_closurecall
+from numba.core.compiler import Flags
+from numba.core.errors import TypingError
 
 import flextopo
-from flextopo.cluster import kernels
+from flextopo.cluster import compiler, kernels
 from flextopo.cluster.arrays import index_by_free, lowest_bit, popcount
-from flextopo.cluster.kernels import fetch_and_add, kernel
+from flextopo.cluster.kernels import fetch_and_add, kernel, stage
 
 INTERPRETED = bool(getattr(config, "DISABLE_JIT", 0))
 PACKAGE = Path(flextopo.__file__).parent
@@ -169,3 +174,62 @@ def test_no_index_of_a_kernel_is_out_of_bounds(tmp_path: Path) -> None:
         command, env={**os.environ, **checked}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@stage
+def _twice(x: int) -> int:
+    y = x + x
+    return y
+
+
+@stage
+def _four_times(x: int) -> int:
+    y = _twice(x)
+    return _twice(y)
+
+
+@kernel
+def _sum_of_stages(x: int) -> int:
+    y = _four_times(x) + _twice(x)
+    for _ in range(2):
+        y += _twice(y)
+    return y
+
+
+@kernel
+def _mistaken(x: int) -> int:
+    return x.nothing  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_stage_is_compiled_into_every_place_that_it_is_called_from() -> None:
+    assert _sum_of_stages(1) == 6 * 9
+    assert _sum_of_stages(5) == 30 * 9
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+@pytest.mark.parametrize("collects", [True, False])
+def test_compiling_leaves_numba_and_the_collector_as_they_were(collects: bool) -> None:
+    inliner = inline_closurecall.InlineWorker
+    try:
+        if not collects:
+            gc.disable()
+        with pytest.raises(TypingError):
+            _mistaken(1)
+        assert gc.isenabled() == collects
+        assert inline_closurecall.InlineWorker is inliner
+    finally:
+        gc.enable()
+
+
+def test_flags_are_equal_where_numbas_own_are() -> None:
+    plain: Any = Flags()  # type: ignore[no-untyped-call]
+    other: Any = Flags()  # type: ignore[no-untyped-call]
+    other.forceinline = True
+    for left in (plain, other):
+        for right in (plain, other):
+            quick = compiler._Flags(left)  # type: ignore[no-untyped-call]
+            assert hash(quick) == hash(left)
+            assert (quick == right) == (left == right) == (right == quick)
+    said: Any = compiler._Flags(plain)  # type: ignore[no-untyped-call]
+    said.forceinline = False  # the default
+    assert said == plain
