@@ -12,7 +12,8 @@
    trained. The best rounds of each decide together, the best network is fitted to what they say, and
    improved once more.
 
-Validation tapes choose the best of all rounds.
+Validation tapes choose the round of a network. Between the best network, the one that learnt from the
+committee and its improvement others choose, four times as many: a best of many rounds is partly luck.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ class ImitationConfig:
         for name in ("members", "improvements", "entropy", "seed"):
             if not getattr(self, name) >= 0:
                 raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
+        most = len(VALIDATION) // (1 + AGAIN)
+        if self.validation_tapes > most:
+            raise FlextopoError(f"validation_tapes = {self.validation_tapes}; legal: 1 to {most}")
         if not self.servers:
             raise FlextopoError("servers = (); legal: one cluster or more")
         for servers in self.servers:
@@ -119,20 +123,21 @@ class ImitationConfig:
 
 
 def play_validation(
-    selector: VictimSelector, servers: tuple[str, ...], tapes: int
+    selector: VictimSelector, servers: tuple[str, ...], tapes: int, first: int = 0
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Play the first validation tapes.
+    """Play validation tapes.
 
     Args:
         selector: who plays.
         servers: clusters, one after the other.
         tapes: how many.
+        first: position of the first among the validation seeds.
 
     Returns:
         (tapes,) weighted losses, and the mean success rate.
     """
     losses, success = [], []
-    for i, seed in enumerate(take(VALIDATION, tapes)):
+    for i, seed in enumerate(take(VALIDATION, tapes, first)):
         fleet = Fleet(*parse_servers(servers[i % len(servers)]))
         sim = tape_for(fleet, WorkloadConfig(), seed)
         sim.run(selector)
@@ -142,9 +147,21 @@ def play_validation(
     return np.array(losses), float(np.nanmean(success))
 
 
-def validate(selector: VictimSelector, config: ImitationConfig) -> float:
-    """Return the mean weighted loss on the validation tapes of every cluster trained on."""
-    losses, _ = play_validation(selector, config.servers, config.validation_tapes)
+AGAIN = 4
+"""How many times as many validation tapes the last choice takes."""
+
+
+def validate(selector: VictimSelector, config: ImitationConfig, again: bool = False) -> float:
+    """Return the mean weighted loss on the validation tapes of every cluster trained on.
+
+    Args:
+        selector: who plays.
+        config: of the training.
+        again: on `AGAIN` times as many others.
+    """
+    tapes = config.validation_tapes
+    many, first = (AGAIN * tapes, tapes) if again else (tapes, 0)
+    losses, _ = play_validation(selector, config.servers, many, first)
     return float(np.mean(losses))
 
 
@@ -215,14 +232,23 @@ def train_imitation(
         trained.append(imitate(run.config, workers, _behind(prefix, report), run))
     best = int(np.argmin([min(history) for _, history in trained]))
     network, history = trained[best]
+    finalists: list[float] = []
     if config.members:
         last = Rounds(config, folder / COMMITTEE, with_data=False)
         if last.is_there:
             last.resume()
         make_folder(folder / COMMITTEE)
+        states = [runs[best].networks[int(np.argmin(history))]]
         learn_from_all(network, runs, last, workers, report)
-        if min(last.losses) > min(history):
-            network.load_state_dict(runs[best].networks[int(np.argmin(history))])
+        states += last.networks
+        for state in states:
+            network.load_state_dict(state)
+            finalists.append(validate(_selector(network, config), config, again=True))
+        network.load_state_dict(states[int(np.argmin(finalists))])
+        report(
+            f"on {AGAIN * config.validation_tapes} other validation tapes: "
+            + ", ".join(f"{loss:.4f}" for loss in finalists)
+        )
         history = [*history, *last.losses]
     return save_policy(
         network,
@@ -232,6 +258,7 @@ def train_imitation(
         config=asdict(config),
         rounds=rounds_folder(best),
         validation_loss=history,
+        finalists=finalists,
     )
 
 
@@ -245,7 +272,7 @@ def learn_from_all(
     """Fit a network to what the best rounds of all say together, then improve on that once.
 
     Args:
-        network: the best; becomes the better one of the two rounds.
+        network: the best; it is fitted further.
         runs: of the networks, each over.
         last: the two rounds, or what is over of them; they are added to.
         workers: processes that play.
@@ -275,13 +302,15 @@ def learn_from_all(
         *_, final = fit(network, data, config, len(config.plan) + 1)
         _add(last, network, data)
         report(f"improvement on it: {_said(data, final, last)}")
-    network.load_state_dict(last.networks[int(np.argmin(last.losses))])
 
 
 def _add(rounds: Rounds, network: CandidateScorer, data: Demonstrations) -> None:
     """Play the validation tapes, and add a round."""
-    selector = LearnedSelector("candidate", weights_of(network), rounds.config.k)
-    rounds.add(network, validate(selector, rounds.config), data)
+    rounds.add(network, validate(_selector(network, rounds.config), rounds.config), data)
+
+
+def _selector(network: CandidateScorer, config: ImitationConfig) -> LearnedSelector:
+    return LearnedSelector("candidate", weights_of(network), config.k)
 
 
 def _said(data: Demonstrations, final: float, rounds: Rounds) -> str:

