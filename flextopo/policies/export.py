@@ -238,7 +238,6 @@ def _validation(meta: dict[str, Any]) -> str:
         return "No results were saved with this policy."
     rows = []
     for name, value in found.items():
-        last = value[-1] if isinstance(value, list) and value else value
         label = meta["name"] if name == "weighted_loss" else name
-        rows.append(f"| {label} | {100 * float(last):.2f} |")
+        rows.append(f"| {label} | {100 * float(value):.2f} |")
     return "\n".join(["| selector | weighted loss %, validation |", "| --- | --- |", *rows])

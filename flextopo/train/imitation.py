@@ -232,7 +232,7 @@ def train_imitation(
         trained.append(imitate(run.config, workers, _behind(prefix, report), run))
     best = int(np.argmin([min(history) for _, history in trained]))
     network, history = trained[best]
-    finalists: list[float] = []
+    kept, finalists = min(history), list[float]()
     if config.members:
         last = Rounds(config, folder / COMMITTEE, with_data=False)
         if last.is_there:
@@ -244,7 +244,9 @@ def train_imitation(
         for state in states:
             network.load_state_dict(state)
             finalists.append(validate(_selector(network, config), config, again=True))
-        network.load_state_dict(states[int(np.argmin(finalists))])
+        chosen = int(np.argmin(finalists))
+        network.load_state_dict(states[chosen])
+        kept = [kept, *last.losses][chosen]
         report(
             f"on {AGAIN * config.validation_tapes} other validation tapes: "
             + ", ".join(f"{loss:.4f}" for loss in finalists)
@@ -257,6 +259,7 @@ def train_imitation(
         config.k,
         config=asdict(config),
         rounds=rounds_folder(best),
+        validation={"weighted_loss": kept},
         validation_loss=history,
         finalists=finalists,
     )

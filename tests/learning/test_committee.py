@@ -116,6 +116,7 @@ def test_other_tapes_say_who_is_kept(
     history = meta["validation_loss"]
     assert history[2:] == read_rounds(tmp_path / COMMITTEE)["losses"]
     played = validate(load_policy(policy), CONFIG)
+    assert played == meta["validation"]["weighted_loss"]
     assert played == (min(history[:2]) if best == 0 else history[1 + best])
     assert not list(tmp_path.rglob("demonstrations*"))
 

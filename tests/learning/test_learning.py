@@ -22,7 +22,7 @@ from flextopo.cluster.simulator import Simulator
 from flextopo.cluster.workload import WorkloadConfig, generate_tape
 from flextopo.policies.continuation import PolicyLookahead
 from flextopo.policies.network import CandidateScorer, ScorerConfig
-from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta, zoo_names
+from flextopo.policies.runtime import ZOO, LearnedSelector, load_policy, read_meta, zoo_names
 from flextopo.train import ppo
 from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
 from flextopo.train.fitting import fit
@@ -50,6 +50,12 @@ def test_shipped_policies_beat_every_deterministic_selector(name: str, servers: 
     learned = losses(load_policy(name), servers, 16)
     for other in ("random", "kubernetes", "flextopo-guaranteed", "greedy-cost"):
         assert learned < losses(make_selector(other), servers, 16), other
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_shipped_policies_lose_on_the_validation_tapes_what_they_say(name: str) -> None:
+    said = read_meta(ZOO / name)["validation"]["weighted_loss"]
+    assert validate(load_policy(name), ImitationConfig()) == pytest.approx(said, abs=2e-4)
 
 
 SMALL = ImitationConfig(

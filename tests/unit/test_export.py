@@ -34,6 +34,7 @@ from flextopo.policies.runtime import (
     ArtifactError,
     OnnxSelector,
     load_policy,
+    read_meta,
     zoo_names,
 )
 
@@ -150,12 +151,14 @@ def test_metadata_tells_how_to_feed_the_model(exported: Path) -> None:
     assert meta["inputs"][2]["order"] == list(CANDIDATE_FEATURES)
     assert "flextopo/Preempt-RTX4090-v0" in meta["environments"]
     assert {"flextopo", "torch", "onnx"} <= set(meta["versions"])
-    assert meta["validation"] == json.loads((exported / "meta.json").read_text())["validation"]
+    shipped = read_meta(ZOO / POLICY)["validation"]
+    assert meta["validation"] == shipped
     for name, digest in meta["files"].items():
         assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
     card = (exported / "README.md").read_text()
     assert meta["sha256"] in card
-    assert "| greedy-cost |" in card
+    for name, label in (("weighted_loss", POLICY), ("greedy-cost", "greedy-cost")):
+        assert f"| {label} | {100 * shipped[name]:.2f} |" in card
     # The model says nothing about the machine that exported it.
     assert (
         str(Path(exporting.__file__).parent).encode() not in (exported / "model.onnx").read_bytes()
