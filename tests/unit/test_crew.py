@@ -39,10 +39,15 @@ def test_everybody_calls_at_the_same_time_and_results_come_in_order() -> None:
     crew.stop()
 
 
+def started(crew: Crew) -> list[threading.Thread]:
+    """Let a crew do a job, and return the threads that it started for it."""
+    before = set(threading.enumerate())
+    assert crew.run(lambda t: t) == list(range(crew.size))
+    return [thread for thread in threading.enumerate() if thread not in before]
+
+
 def test_one_thread_starts_none() -> None:
-    before = threading.active_count()
-    assert Crew(1).run(lambda t: t) == [0]
-    assert threading.active_count() == before
+    assert started(Crew(1)) == []
 
 
 def test_what_a_thread_raises_is_raised_and_the_next_job_runs() -> None:
@@ -61,15 +66,16 @@ def test_what_a_thread_raises_is_raised_and_the_next_job_runs() -> None:
 
 @pytest.mark.parametrize("how", ["stop", "forget"])
 def test_threads_end(how: str) -> None:
-    before = threading.active_count()
     crew = Crew(3)
-    crew.run(lambda t: t)
-    assert threading.active_count() == before + 2
+    threads = started(crew)
+    assert len(threads) == 2
+    assert started(crew) == []
     if how == "stop":
         crew.stop()
+        assert len(started(crew)) == 2
     del crew
     gc.collect()
-    assert within(5, lambda: threading.active_count() == before)
+    assert within(5, lambda: not any(thread.is_alive() for thread in threads))
 
 
 def test_nothing_is_held_once_the_answers_are_there() -> None:
