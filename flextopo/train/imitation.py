@@ -7,7 +7,6 @@
 2. Improvement: branches go on under the network of the round before, so what is minimised is the
    loss of one free decision followed by that policy: policy iteration. Imitation alone waits too
    much, since it takes for granted that greedy will not wait on.
-
 3. Committee: where this ends depends on the first weights and the tapes, so several networks are
    trained. The best rounds of each decide together, the best network is fitted to what they say, and
    improved once more.
@@ -238,9 +237,8 @@ def train_imitation(
         if last.is_there:
             last.resume()
         make_folder(folder / COMMITTEE)
-        states = [runs[best].networks[int(np.argmin(history))]]
         learn_from_all(network, runs, last, workers, report)
-        states += last.networks
+        states = [runs[best].networks[int(np.argmin(history))], *last.networks]
         for state in states:
             network.load_state_dict(state)
             finalists.append(validate(_selector(network, config), config, again=True))
