@@ -1,6 +1,6 @@
 """Numba's compiler, told what holds for kernels, so that it compiles sooner and what it makes runs faster.
 
-Everything here may be left out: kernels then compile in 36 instead of 21 s, and run a twelfth slower.
+Everything here may be left out: kernels then compile in 36 instead of 22 s, and run a twelfth slower.
 """
 
 from __future__ import annotations
