@@ -14,9 +14,8 @@ Inbox = SimpleQueue[Any]
 class Crew:
     """Threads that call a function at the same time, told apart by their number.
 
-    A step of 64 environments takes half a millisecond, of which handing it to an executor would take
-    a twentieth; two queues take half of that. The threads start with the first job, and end with
-    `stop` or when nobody holds the crew any more.
+    With an executor in its place, 64 environments on two threads make 4 % fewer decisions a second.
+    The threads start with the first job, and end with `stop` or when nobody holds the crew any more.
 
     Args:
         size: how many call, the thread that asks for it included.

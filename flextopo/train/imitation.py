@@ -102,6 +102,12 @@ class ImitationConfig:
         most = len(VALIDATION) // (1 + AGAIN)
         if self.validation_tapes > most:
             raise FlextopoError(f"validation_tapes = {self.validation_tapes}; legal: 1 to {most}")
+        end = (self.seed + 1) * (self.networks * sum(self.plan) + sum(self.last_plan))
+        if end > len(TRAINING):
+            raise FlextopoError(
+                f"seed = {self.seed}: with tapes = {self.tapes} it and those below take {end} "
+                f"training tapes; legal: up to {len(TRAINING)}"
+            )
         if not self.servers:
             raise FlextopoError("servers = (); legal: one cluster or more")
         for servers in self.servers:
@@ -110,7 +116,12 @@ class ImitationConfig:
 
     def of_network(self, at: int) -> ImitationConfig:
         """Return the configuration of one of the networks alone."""
-        return replace(self, networks=1, seed=self.networks * self.seed + at)
+        return replace(self, networks=1, members=0, seed=self.networks * self.seed + at)
+
+    @property
+    def last_plan(self) -> list[int]:
+        """Training tapes that the committee plays, and those of the improvement on it."""
+        return [4 * self.tapes, self.last_tapes] if self.members else []
 
     @property
     def plan(self) -> list[int]:
@@ -279,9 +290,10 @@ def learn_from_all(
         workers: processes that play.
         report: is told about each round.
     """
-    config, seen = last.config, 4 * last.config.tapes
+    config = last.config
     # From the end of the training tapes, which no network has seen.
-    first = len(TRAINING) - (config.seed + 1) * (seen + config.last_tapes)
+    first = len(TRAINING) - (config.seed + 1) * sum(config.last_plan)
+    seen, more = config.last_plan
     if not last.losses:
         members = [
             {key: value.numpy() for key, value in run.networks[at].items()}
@@ -299,7 +311,7 @@ def learn_from_all(
         network.load_state_dict(last.networks[0])
         weights = weights_of(network)
         demonstrator = Demonstrator(config.servers, config.k, config.horizon_s, weights, True)
-        data = demonstrator.collect(first + seen, config.last_tapes, workers)
+        data = demonstrator.collect(first + seen, more, workers)
         *_, final = fit(network, data, config, len(config.plan) + 1)
         _add(last, network, data)
         report(f"improvement on it: {_said(data, final, last)}")

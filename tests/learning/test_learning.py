@@ -130,12 +130,23 @@ def played(
     return float(weighted_gpu_s(other.events.account, other.costs) - before)
 
 
-def test_interrupted_imitation_resumes_to_the_same_bits(tmp_path: Path) -> None:
+LAST_LINES = [
+    "improvement 5/5",
+    "committee of 2",
+    "improvement on it",
+    "on 64 other validation tapes",
+]
+
+
+@pytest.mark.parametrize(("stopped_at", "left"), [("improvement 4/5", 0), ("committee", 2)])
+def test_interrupted_imitation_resumes_to_the_same_bits(
+    stopped_at: str, left: int, tmp_path: Path
+) -> None:
     config = replace(TINY, members=2)
     whole = load_policy(train_imitation(config, tmp_path / "whole", 1, lambda _: None)).weights
 
     def stop(line: str) -> None:
-        if "4/5" in line:
+        if line.startswith(stopped_at):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -144,12 +155,7 @@ def test_interrupted_imitation_resumes_to_the_same_bits(tmp_path: Path) -> None:
         train_imitation(config, tmp_path / "parts", 1, stop)
     said: list[str] = []
     policy = train_imitation(config, tmp_path / "parts", 1, said.append, resume=True)
-    assert [line.split(":")[0] for line in said] == [
-        "improvement 5/5",
-        "committee of 2",
-        "improvement on it",
-        "on 64 other validation tapes",
-    ]
+    assert [line.split(":")[0] for line in said] == LAST_LINES[left:]
     resumed = load_policy(policy).weights
     assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
     assert not list(tmp_path.rglob("demonstrations*"))
@@ -249,7 +255,23 @@ def test_servers_that_are_not_there_are_named_before_training_starts(config: Any
         replace(config, servers=type(config.servers)())
 
 
-@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"horizon_s": -5}, {"entropy": -1.0}])
+def test_trainings_of_other_seeds_share_no_tape() -> None:
+    config = ImitationConfig(seed=55)
+    one = config.of_network(config.networks - 1)
+    used = (one.seed + 1) * sum(one.plan)  # from the front
+    last = (config.seed + 1) * sum(config.last_plan)  # from the end
+    assert used + last <= len(TRAINING)
+    with pytest.raises(FlextopoError, match=r"seed = 56: .* legal: up to 1000000"):
+        ImitationConfig(seed=56)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rate": 0.0}, {"horizon_s": -5}, {"entropy": -1.0}, {"members": -1},
+        {"validation_tapes": 2001}, {"seed": 10**6},
+    ],
+)  # fmt: skip
 def test_what_imitation_cannot_do_is_said_before_it_starts(wrong: dict[str, Any]) -> None:
     with pytest.raises(FlextopoError, match=f"{next(iter(wrong))} = .*; legal: "):
         replace(TINY, **wrong)
