@@ -67,16 +67,16 @@ results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/
 	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(EVERYBODY) --seeds 50 --out results/rtx4090 --json docs/results/rtx4090.json
 	$(BIN)/flextopo compare --servers "16*a100" --selectors $(EVERYBODY) --seeds 50 --out results/a100 --json docs/results/a100.json
 	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(EVERYBODY) --seeds 50 --out results/mixed --json docs/results/mixed.json
-	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --seeds 50 --hours 168 --out results/week --json docs/results/week.json
-	$(BIN)/flextopo compare --servers "16*a100" --selectors $(STRONGEST) --seeds 50 --hours 168 --out results/week-a100 --json docs/results/week-a100.json
-	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(STRONGEST) --seeds 50 --hours 168 --out results/week-mixed --json docs/results/week-mixed.json
 	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month --json docs/results/month.json
 	$(BIN)/flextopo compare --servers "16*a100" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month-a100 --json docs/results/month-a100.json
 	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month-mixed --json docs/results/month-mixed.json
+	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --seeds 50 --hours 2184 --out results/quarter --json docs/results/quarter.json
+	$(BIN)/flextopo compare --servers "16*a100" --selectors $(STRONGEST) --seeds 50 --hours 2184 --out results/quarter-a100 --json docs/results/quarter-a100.json
+	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(STRONGEST) --seeds 50 --hours 2184 --out results/quarter-mixed --json docs/results/quarter-mixed.json
 	for peak in 50 70 95; do \
 	  $(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST),oracle-lookahead --seeds 50 --peak 0.$$peak --out results/peak$$peak --json docs/results/peak$$peak.json || exit; \
 	done
-	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST),oracle-lookahead --policies deepset-imitation@300 --seeds 50 --out results/limit --json docs/results/limit.json
+	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST),oracle-lookahead --policies deepset-imitation@0,deepset-imitation@300,deepset-imitation@3600 --seeds 50 --out results/limit --json docs/results/limit.json
 	$(BIN)/flextopo compare --servers "128*rtx4090" --selectors $(STRONGEST) --seeds 20 --out results/s128 --json docs/results/s128.json
 	$(BIN)/flextopo compare --servers "1000*rtx4090" --selectors greedy-cost --seeds 10 --out results/s1000 --json docs/results/s1000.json
 	cp results/rtx4090/compare.png docs/results/rtx4090.png

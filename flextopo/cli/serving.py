@@ -15,7 +15,8 @@ FALLBACK = "flextopo-best-effort"
 Selector = Annotated[
     str,
     typer.Option(
-        help="Selector, policy, or the folder of one.", autocompletion=completion.selectors
+        help="Selector, policy, or the folder of one; POLICY@300 may let a pod wait for 300 s.",
+        autocompletion=completion.selectors,
     ),
 ]
 
@@ -37,7 +38,7 @@ def decide(
 
     from flextopo.baselines.registry import make_selector
     from flextopo.policies import snapshot as snapshots
-    from flextopo.policies.selectors import find_selector
+    from flextopo.policies.selectors import find_served
 
     try:
         body = snapshot.read_bytes()
@@ -46,7 +47,7 @@ def decide(
     with results_to(json_path) as write:
         with progress("deciding"):
             found = snapshots.decide(
-                snapshots.decode(body), find_selector(selector), make_selector(FALLBACK)
+                snapshots.decode(body), find_served(selector), make_selector(FALLBACK)
             )
         write(msgspec.to_builtins(found))
         typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
@@ -89,7 +90,7 @@ def serve(
         flextopo serve --kube --selector flextopo --budget-ms 100
     """
     from flextopo.baselines.registry import LOOKAHEAD, make_selector
-    from flextopo.policies.selectors import find_selector
+    from flextopo.policies.selectors import find_served
 
     if selector in LOOKAHEAD:
         raise FlextopoError(
@@ -105,7 +106,7 @@ def serve(
         from flextopo.policies.serving.server import Listen, Plan, start
     start(
         Plan(
-            selector=find_selector(selector),
+            selector=find_served(selector),
             fallback=make_selector(FALLBACK),
             snapshot=snapshot,
             kube=kube,

@@ -8,7 +8,7 @@ from pathlib import Path
 from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.selector import VictimSelector
-from flextopo.policies.runtime import load_policy, zoo_names
+from flextopo.policies.runtime import LearnedSelector, load_policy, zoo_names
 
 
 def find_selector(name: str, seed: int = 0) -> VictimSelector:
@@ -30,3 +30,15 @@ def find_selector(name: str, seed: int = 0) -> VictimSelector:
     raise UnknownNameError(
         "selector", name, [*SELECTORS, *zoo_names(), "the folder of a policy, also with @SECONDS"]
     )
+
+
+def find_served(name: str) -> VictimSelector:
+    """Return a selector for a scheduler, as `find_selector` does.
+
+    A policy may find that waiting is best until the preemptor gives up; a scheduler has promised to
+    place it. So it lets no pod wait by choice, unless `POLICY@SECONDS` says for how long it may.
+    """
+    found = find_selector(name)
+    if isinstance(found, LearnedSelector) and found.max_wait_s is None:
+        return replace(found, max_wait_s=0)
+    return found

@@ -9,6 +9,9 @@ import pytest
 from kube_objects import flextopo, full_node, make_cache, node, pod, preemptor
 
 from flextopo.baselines.registry import make_selector
+from flextopo.cluster.selector import VictimSelector
+from flextopo.policies.runtime import zoo_names
+from flextopo.policies.selectors import find_selector, find_served
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
@@ -20,12 +23,15 @@ RECORDED = Path(__file__).parents[3] / "shared" / "cases" / "extender"
 
 
 def make_extender(
-    cache: ClusterCache, lines: list[bytes] | None = None, *, shadow: bool = False
+    cache: ClusterCache,
+    lines: list[bytes] | None = None,
+    *,
+    shadow: bool = False,
+    selector: VictimSelector | None = None,
 ) -> Extender:
     telemetry = Telemetry(cache, write=(lines if lines is not None else []).append)
-    decider = Decider(
-        cache, make_selector("greedy-cost"), make_selector("flextopo-best-effort"), budget_s=60
-    )
+    selector = selector or make_selector("greedy-cost")
+    decider = Decider(cache, selector, make_selector("flextopo-best-effort"), budget_s=60)
     return Extender(decider, telemetry, shadow)
 
 
@@ -221,6 +227,22 @@ def test_prioritize_scores_the_alignment_of_free_resources() -> None:
     extender = make_extender(make_cache([*late, *full_node("half", 0)]))
     one = ask(extender, "prioritize", nodes_request(["half", "late"], preemptor(1)))
     assert [entry["Score"] for entry in one] == [10, 5]
+
+
+def test_a_served_policy_leaves_no_pod_waiting_unless_told_to() -> None:
+    (name,) = zoo_names()
+    cache, request = make_cache(full_node()), meta_victims({"n0": ["uid-n0-b3"]}, preemptor(1))
+    waits = {"NodeNameToMetaVictims": {}}
+    # By its scores the shipped policy would wait here, for ever since nothing changes.
+    assert ask(make_extender(cache, selector=find_selector(name)), "preempt", request) == waits
+    extender = make_extender(cache, selector=find_served(name))
+    answer = ask(extender, "preempt", request)
+    check_accepted(request, answer, cache)
+    assert len(answer["NodeNameToMetaVictims"]["n0"]["Pods"]) == 1
+    patient = make_extender(cache, selector=find_served(f"{name}@60"))
+    for created, expected in (("2027-01-15T07:59:30Z", waits), ("2027-01-15T07:58:30Z", answer)):
+        request["Pod"]["metadata"]["creationTimestamp"] = created
+        assert ask(patient, "preempt", request) == expected
 
 
 def test_a_pod_without_gpus_is_left_alone() -> None:

@@ -15,7 +15,14 @@ from kube_objects import (
     read_record,
 )
 
-from flextopo.cluster.arrays import LIVE_DTYPE, NOMINATED, RUNNING, TERMINATING
+from flextopo.cluster.arrays import (
+    LIVE_DTYPE,
+    NODE_DTYPE,
+    NOMINATED,
+    POD_DTYPE,
+    RUNNING,
+    TERMINATING,
+)
 from flextopo.cluster.server_model import PRESETS
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.node_state import NodeState
@@ -34,7 +41,15 @@ def held(state: NodeState) -> dict[str, list[int]]:
 
 
 def live(state: NodeState) -> np.ndarray[Any, Any]:
-    return np.frombuffer(state.counted.live, LIVE_DTYPE)
+    at = NODE_DTYPE.itemsize + state.counted.cores_free.nbytes
+    at += len(state.counted.records) * POD_DTYPE.itemsize
+    return np.frombuffer(state.counted.packed, LIVE_DTYPE, len(state.counted.records), at)
+
+
+def cores_held(state: NodeState) -> np.ndarray[Any, Any]:
+    width = len(state.counted.cores_free)
+    held = state.counted.packed[-2 * width * len(state.counted.records) :]
+    return np.frombuffer(held, np.int16).reshape(-1, width)
 
 
 def test_flextopo_tells_who_holds_what() -> None:
@@ -42,8 +57,7 @@ def test_flextopo_tells_who_holds_what() -> None:
     assert held(state) == {f"n0-b{i}": [i] for i in range(6)}
     assert state.counted.gpu_free == 0b11000000
     # GPU 0 sits on NUMA node 3; seven of its eight cores are used.
-    cores = np.frombuffer(state.counted.cores, np.int16).reshape(-1, 8)
-    assert cores.sum(0).tolist() == [7, 7, 7, 7, 0, 0, 7, 7]
+    assert cores_held(state).sum(0).tolist() == [7, 7, 7, 7, 0, 0, 7, 7]
     assert state.counted.cores_free.tolist() == [1, 1, 1, 1, 8, 8, 1, 1]
     assert state.known
     assert state.sure.gpu_free == state.counted.gpu_free
@@ -246,6 +260,18 @@ def test_a_flextopo_that_is_none_counts_as_missing() -> None:
     cache.put(read(document))
     assert not cache.nodes.states["n0"].hardware.known
     assert "nothing" in cache.problems["FlexTopo n0"]
+
+
+def test_nodes_without_pods_are_in_the_view() -> None:
+    documents = [*full_node("n0", count=0), *full_node("n1", count=2), *full_node("n2", count=0)]
+    cache = make_cache(documents)
+    nodes = {name: cache.nodes.states[name] for name in ("n0", "n1", "n2")}
+    view = cache.view(read_record(preemptor(4)), nodes, worst_case=False)
+    assert view.arrays.nodes["num_pods"].tolist() == [0, 2, 0]
+    assert view.arrays.nodes["gpu_free"].tolist() == [0xFF, 0b11111100, 0xFF]
+    assert view.arrays.cores_free.sum(1).tolist() == [64, 50, 64]
+    assert (view.arrays.node_pods[:, :3] == [[-1] * 3, [1, 2, -1], [-1] * 3]).all()
+    assert view.arrays.live["node"].tolist() == [-1, 1, 1]
 
 
 def test_the_view_holds_what_the_cache_does() -> None:

@@ -167,7 +167,7 @@ def none_to_spare(p: Proposal) -> str:
     """Refuse a set from which a victim could stay."""
     for row in p.candidate.victims:
         if p.fits([other for other in p.candidate.victims if other != row]):
-            return f"{p.view.records[row].key} is not needed"
+            return f"{p.view.name(row)} is not needed"
     return ""
 
 

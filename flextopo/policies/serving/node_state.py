@@ -30,14 +30,14 @@ Cores = npt.NDArray[np.int16]
 
 @dataclass(slots=True, eq=False)
 class Outlook:
-    """A node as a view shows it; R pods, each a row of the arrays in bytes.
+    """A node as a view shows it, with R pods.
 
     Attributes:
         records: (R,) the pods.
-        pods: R rows of POD_DTYPE.
-        live: R rows of LIVE_DTYPE; `node` is left to the view.
-        cores: (R, U) int16, cores held in each NUMA node.
         node: a row of NODE_DTYPE.
+        packed: all that the arrays of a view say of it, in bytes: the row of NODE_DTYPE, (U,) int16
+            free cores, R rows of POD_DTYPE, R of LIVE_DTYPE (`node` is left to the view), and (R, U)
+            int16 cores held in each NUMA node.
         gpu_free: bit mask of free GPUs.
         cores_free: (U,) int16 free cores of each NUMA node.
         num_gpus: free GPUs.
@@ -45,10 +45,8 @@ class Outlook:
     """
 
     records: list[PodRecord]
-    pods: bytes
-    live: bytes
-    cores: bytes
     node: bytes
+    packed: bytes
     gpu_free: int
     cores_free: Cores
     num_gpus: int
@@ -180,12 +178,13 @@ def derive(
     everyone = [*known, *guessed]
     pack_cores = struct.Struct(f"{width}h").pack
     rows = [_rows_of(holder, pack_cores, budget_of, now_s) for holder in everyone]
-    counted = sure = _outlook(everyone, rows, hardware.model, gpu_free, cores_free)
+    counted = sure = _outlook(everyone, rows, hardware.model, gpu_free, pack_cores, cores_free)
     if guessed or unknown_gpus or unknown_cores or not hardware.known:
         # No NUMA node has fewer free cores than if all that nobody knows of were there.
         least = [max(cores - unknown_cores, 0) for cores in before]
         sure_gpus = 0 if unknown_gpus else gpu_free
-        sure = _outlook(known, rows[: len(known)], hardware.model, sure_gpus, least)
+        rows = rows[: len(known)]
+        sure = _outlook(known, rows, hardware.model, sure_gpus, pack_cores, least)
     online = sum([h.record.gpus for h in everyone if h.record.online])
     return NodeState(
         hardware=hardware,
@@ -312,15 +311,18 @@ def _outlook(
     rows: Sequence[Rows],
     model: int,
     gpu_free: int,
+    pack_cores: Callable[..., bytes],
     cores_free: Sequence[int],
 ) -> Outlook:
     num_cores = sum(cores_free)
+    node = pack_node(gpu_free, num_cores, model, len(rows))
+    pieces = [node, pack_cores(*cores_free)]
+    for column in zip(*rows, strict=True):
+        pieces += column
     return Outlook(
         records=[holder.record for holder in holders],
-        pods=b"".join([spec for spec, _, _ in rows]),
-        live=b"".join([live for _, live, _ in rows]),
-        cores=b"".join([cores for _, _, cores in rows]),
-        node=pack_node(gpu_free, num_cores, model, len(rows)),
+        node=node,
+        packed=b"".join(pieces),
         gpu_free=gpu_free,
         cores_free=np.array(cores_free, np.int16),
         num_gpus=gpu_free.bit_count(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,13 +64,13 @@ class NodeTable:
                 if not here:
                     del self._members[record.group]
 
-    def other_rows(self, names: Mapping[str, NodeState]) -> npt.NDArray[Any]:
+    def other_rows(self, names: Iterable[str]) -> npt.NDArray[Any]:
         """Return all nodes but the named ones as the features see them, (m,) NODE_DTYPE."""
         if self._row_of is None:
             rows = [state.counted.node for state in self.states.values()]
             self._rows = joined(rows, NODE_DTYPE)
             self._row_of = {name: row for row, name in enumerate(self.states)}
-        inside = [self._row_of[name] for name in names if name in self._row_of]
+        inside = [row for row in map(self._row_of.get, names) if row is not None]
         keep = np.ones(len(self._rows), np.bool_)
         keep[inside] = False
         return self._rows[keep]

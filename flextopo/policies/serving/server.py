@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.selector import VictimSelector
@@ -175,7 +175,7 @@ async def _serve(servers: Sequence[uvicorn.Server], tasks: Sequence[Task]) -> No
 
 
 def _config(
-    app: Starlette, host: str, port: int, tls: dict[str, str | int | None] | None = None
+    app: ASGIApp, host: str, port: int, tls: dict[str, str | int | None] | None = None
 ) -> uvicorn.Config:
     return uvicorn.Config(
         app,

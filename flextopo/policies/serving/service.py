@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.selector import VictimSelector
@@ -76,43 +78,44 @@ class Service:
         self.telemetry.log("decision", verb="decide", **found)
         return msgspec.json.encode(found)
 
-    def verb(self, name: str) -> Callable[[Request], Awaitable[Response]]:
-        """Return the handler of a verb: the body within its limits, then bytes to bytes."""
+    async def answer(self, name: str, headers: Headers, receive: Receive) -> Response:
+        """Answer a verb: the body within its limits, then bytes to bytes."""
+        begin = time.perf_counter()
+        if self._under_way >= self.limits.requests:
+            return self._close(name, begin, 503, f"{self._under_way} requests are under way")
+        self._under_way += 1
+        try:
+            async with asyncio.timeout(self.limits.body_s):
+                body = await self._read(headers, receive)
+        except TimeoutError:
+            return self._close(name, begin, 408, f"no body after {self.limits.body_s:g} s")
+        except ClientDisconnect:
+            return self._close(name, begin, 400, "the client went away")
+        finally:
+            self._under_way -= 1
+        if body is None:
+            limit = self.limits.body_bytes
+            return self._close(name, begin, 413, f"body over {limit} bytes; legal: up to that")
+        status, content = self._run(name, body)
+        self.telemetry.answered(name, status, time.perf_counter() - begin)
+        return Response(content, status, media_type="application/json")
 
-        async def handle(request: Request) -> Response:
-            begin = time.perf_counter()
-            if self._under_way >= self.limits.requests:
-                return self._close(name, begin, 503, f"{self._under_way} requests are under way")
-            self._under_way += 1
-            try:
-                async with asyncio.timeout(self.limits.body_s):
-                    body = await self._read(request)
-            except TimeoutError:
-                return self._close(name, begin, 408, f"no body after {self.limits.body_s:g} s")
-            except ClientDisconnect:
-                return self._close(name, begin, 400, "the client went away")
-            finally:
-                self._under_way -= 1
-            if body is None:
-                limit = self.limits.body_bytes
-                return self._close(name, begin, 413, f"body over {limit} bytes; legal: up to that")
-            status, content = self._run(name, body)
-            self.telemetry.answered(name, status, time.perf_counter() - begin)
-            return Response(content, status, media_type="application/json")
-
-        return handle
-
-    async def _read(self, request: Request) -> bytes | None:
+    async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         """Return the body, None if it is too large."""
-        told = request.headers.get("content-length", "0")
+        told = headers.get("content-length", "0")
         if told.isdigit() and int(told) > self.limits.body_bytes:
             return None
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self.limits.body_bytes:
+        chunks, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self.limits.body_bytes:
                 return None
-        return bytes(body)
+            more = message.get("more_body", False)
+        return b"".join(chunks)
 
     def _run(self, name: str, body: bytes) -> tuple[int, bytes]:
         if name != "decide" and not self.ready():
@@ -167,18 +170,35 @@ class Service:
         return _json(200, openapi_document())
 
 
-def make_app(service: Service) -> Starlette:
+@dataclass(frozen=True)
+class _Endpoint:
+    """A verb as an application of its own."""
+
+    service: Service
+    name: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.service.answer(self.name, Headers(scope=scope), receive)
+        await response(scope, receive, send)
+
+
+def make_app(service: Service) -> ASGIApp:
     """Return the application: verbs, health, metrics and the OpenAPI document."""
-    verbs = [
-        Route(path, service.verb(name), methods=["POST"])
-        for path, name in (
-            ("/filter", "filter"),
-            ("/prioritize", "prioritize"),
-            ("/preempt", "preempt"),
-            ("/v1/decide", "decide"),
-        )
-    ]
-    return Starlette(routes=[*verbs, *_health_routes(service)])
+    verbs = {
+        "/filter": _Endpoint(service, "filter"),
+        "/prioritize": _Endpoint(service, "prioritize"),
+        "/preempt": _Endpoint(service, "preempt"),
+        "/v1/decide": _Endpoint(service, "decide"),
+    }
+    routes = [Route(path, verb, methods=["POST"]) for path, verb in verbs.items()]
+    routed = Starlette(routes=[*routes, *_health_routes(service)])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette's way to a route and back would take 0.1 ms of a verb's 2 ms.
+        verb = verbs.get(scope["path"]) if scope.get("method") == "POST" else None
+        await (verb or routed)(scope, receive, send)
+
+    return app
 
 
 def make_health_app(service: Service) -> Starlette:

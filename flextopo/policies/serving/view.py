@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from flextopo.cluster.arrays import (
     TOTALS_DTYPE,
     Cluster,
 )
-from flextopo.cluster.kernels import kernel
+from flextopo.cluster.kernels import inlined, kernel
 from flextopo.cluster.loss import LossWeights, compile_costs
 from flextopo.cluster.placement import (
     NO_FIT,
@@ -38,6 +40,10 @@ from flextopo.policies.serving.records import PodRecord
 Groups = Mapping[str, Sequence[tuple[NodeState, int]]]
 """PodGroup to its members, each a node's state and the pod's row there."""
 
+Bytes = npt.NDArray[np.uint8]
+
+NODE_SIZE, POD_SIZE, LIVE_SIZE = NODE_DTYPE.itemsize, POD_DTYPE.itemsize, LIVE_DTYPE.itemsize
+
 COSTS = compile_costs(LossWeights(), grace_s=30, restart_s=60)
 
 
@@ -50,7 +56,6 @@ class ClusterView(ClusterState):
     Attributes:
         node_names: (n,) names of the nodes.
         states: (n,) where each came from.
-        records: (P,) pods by row; the first is the preemptor.
         whole: the arrays with all nodes of the cluster behind those of the view, for features that
             tell of the whole cluster.
     """
@@ -61,19 +66,33 @@ class ClusterView(ClusterState):
         models: Sequence[ServerModel],
         node_names: Sequence[str],
         states: Sequence[NodeState],
-        records: Sequence[PodRecord],
+        parts: Sequence[Sequence[PodRecord]],
         whole: Cluster,
     ) -> None:
         super().__init__(arrays, tuple(models), COSTS)
         self.node_names = node_names
         self.states = states
-        self.records = records
         self.whole = whole
+        self._parts = parts
         self._held: dict[int, dict[int, tuple[int, npt.NDArray[np.int16]]]] = {}
+
+    @cached_property
+    def records(self) -> list[PodRecord]:
+        """Return the (P,) pods by row; the first is the preemptor."""
+        return list(chain.from_iterable(self._parts))
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        return [0, *accumulate(map(len, self._parts))]
+
+    def record(self, pod: int) -> PodRecord:
+        """Return a pod; `records` would touch them all, which costs a tenth of a decision."""
+        part = bisect_right(self._begins, pod) - 1
+        return self._parts[part][pod - self._begins[part]]
 
     def name(self, pod: int) -> str:
         """Return a pod's `namespace/name`."""
-        return self.records[pod].key
+        return self.record(pod).key
 
     @cached_property
     def preemptor(self) -> Pod:
@@ -116,7 +135,7 @@ class ClusterView(ClusterState):
 
     def victims_of(self, candidate: Candidate) -> list[PodRecord]:
         """Return a candidate's victims by descending importance."""
-        found = [self.records[row] for row in candidate.victims]
+        found = [self.record(row) for row in candidate.victims]
         return sorted(found, key=lambda record: record.importance)
 
 
@@ -150,93 +169,108 @@ def build_view(
         The view; the time of the copies grows with the pods on `nodes` alone.
     """
     states = list(nodes.values())
-    outlooks = [state.outlook(worst_case) for state in states]
-    records = [preemptor]
-    for outlook in outlooks:
-        records += outlook.records
-    members = _members_elsewhere(records, states, groups)
-    records += [state.counted.records[row] for state, row in members]
-    rows = [outlook.node for outlook in outlooks]
-    whole = joined([*rows, others.view(np.uint8)], NODE_DTYPE)
-    c = Cluster(
-        models=table,
-        nodes=whole[: len(states)],
-        node_pods=np.empty((len(states), MAX_PODS_PER_NODE), np.int32),
-        by_free=np.zeros((0, 0), np.int64),
-        pdb_left=np.array(pdb_left, np.int64),
-        totals=np.zeros(1, TOTALS_DTYPE),
-        scratch=np.zeros((2, len(outlooks[0].cores_free)), np.int16),
-        **_pods(preemptor, totals["now_s"], outlooks, members),
-    )
-    _seat(c.nodes, c.node_pods, c.pods, c.live)
-    if groups:
-        _fill_groups(c, records, groups)
-    for name, value in totals.items():
-        c.totals[0][name] = value
-    return ClusterView(c, models, list(nodes), states, records, c._replace(nodes=whole))
-
-
-def _pods(
-    preemptor: PodRecord,
-    now_s: int,
-    outlooks: Sequence[Outlook],
-    members: Sequence[tuple[NodeState, int]],
-) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of the preemptor, the pods on the nodes, and group members elsewhere."""
-    width = len(outlooks[0].cores_free)
-    spec = pack_pod(
+    outlooks = [state.sure if worst_case else state.counted for state in states]
+    parts = [[preemptor], *[outlook.records for outlook in outlooks]]
+    members = _members_elsewhere(parts, states, groups)
+    parts.append([state.counted.records[row] for state, row in members])
+    width, n = len(outlooks[0].cores_free), len(states)
+    first = pack_pod(
         0, preemptor.gpus, preemptor.cores, preemptor.priority, 0, 0, -1, 1,
         preemptor.requirement, 1,
     )  # fmt: skip
-    live = pack_live(NEVER_PLACED_S, preemptor.created_s or now_s, 0, PENDING)
-    elsewhere = [(state.counted, row) for state, row in members]
-    pods = [spec, *[o.pods for o in outlooks]]
-    pods += [_row(o.pods, row, POD_DTYPE.itemsize) for o, row in elsewhere]
-    lives = [live, *[o.live for o in outlooks]]
-    lives += [_row(o.live, row, LIVE_DTYPE.itemsize) for o, row in elsewhere]
-    cores = [bytes(2 * width), *[o.cores for o in outlooks]]
-    cores += [_row(o.cores, row, 2 * width) for o, row in elsewhere]
-    return {
-        "pods": joined(pods, POD_DTYPE),
-        "live": joined(lives, LIVE_DTYPE),
-        "pod_cores": joined(cores, np.int16).reshape(-1, width),
-        "cores_free": joined([o.cores_free for o in outlooks], np.int16).reshape(-1, width),
-    }
+    queued_s = preemptor.created_s or totals["now_s"]
+    packed = [first, pack_live(NEVER_PLACED_S, queued_s, 0, PENDING), bytes(2 * width)]
+    packed += [outlook.packed for outlook in outlooks]
+    packed += [piece for state, row in members for piece in _pod_rows(state.counted, row, width)]
+    everything = joined(packed, np.uint8)
+    num_pods = (everything.size - n * (NODE_SIZE + 2 * width)) // (POD_SIZE + LIVE_SIZE + 2 * width)
+    whole = np.empty(n + len(others), NODE_DTYPE)
+    whole[n:] = others
+    c = Cluster(
+        models=table,
+        nodes=whole[:n],
+        node_pods=np.empty((n, MAX_PODS_PER_NODE), np.int32),
+        cores_free=np.empty((n, width), np.int16),
+        by_free=np.zeros((0, 0), np.int64),
+        pods=np.empty(num_pods, POD_DTYPE),
+        live=np.empty(num_pods, LIVE_DTYPE),
+        pod_cores=np.empty((num_pods, width), np.int16),
+        pdb_left=np.array(pdb_left, np.int64),
+        totals=np.zeros(1, TOTALS_DTYPE),
+        scratch=np.zeros((2, width), np.int16),
+    )
+    _unpack(c, everything, *map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores)))
+    if groups:
+        _fill_groups(c, parts, groups)
+    for name, value in totals.items():
+        c.totals[0][name] = value
+    return ClusterView(c, models, list(nodes), states, parts, c._replace(nodes=whole))
 
 
-def _row(rows: bytes, row: int, size: int) -> bytes:
-    return rows[row * size : (row + 1) * size]
+def _pod_rows(outlook: Outlook, row: int, width: int) -> Iterator[bytes]:
+    """Return what `packed` says of one pod."""
+    at, num_pods = NODE_SIZE + 2 * width, len(outlook.records)
+    for size in (POD_SIZE, LIVE_SIZE, 2 * width):
+        yield outlook.packed[at + row * size : at + (row + 1) * size]
+        at += num_pods * size
+
+
+def _as_bytes(rows: npt.NDArray[Any]) -> Bytes:
+    found: Bytes = rows.view(np.uint8).reshape(-1)
+    return found
+
+
+@inlined
+def _copy(packed: Bytes, at: int, size: int, out: Bytes, to: int) -> int:
+    """Copy `size` bytes, and return where the next ones are."""
+    for i in range(size):
+        out[to + i] = packed[at + i]
+    return at + size
 
 
 @kernel
-def _seat(
-    nodes: npt.NDArray[Any],
-    node_pods: npt.NDArray[np.int32],
-    pods: npt.NDArray[Any],
-    live: npt.NDArray[Any],
+def _unpack(
+    c: Cluster,
+    packed: Bytes,
+    nodes: Bytes,
+    cores_free: Bytes,
+    pods: Bytes,
+    live: Bytes,
+    pod_cores: Bytes,
 ) -> None:
-    """Say of each pod on a node where it is; members elsewhere are charged for, and on no node."""
-    row = 1
-    for node in range(nodes.shape[0]):
-        here = nodes[node]["num_pods"]
-        for slot in range(node_pods.shape[1]):
-            node_pods[node, slot] = row + slot if slot < here else -1
-        for at in range(row, row + here):
-            live[at]["node"] = node
-        row += here
-    for pod in range(pods.shape[0]):
-        pods[pod]["next_member"] = pod  # without a PodGroup it is its own ring
+    """Fill in the arrays, given as bytes too: preemptor, nodes with their pods, members elsewhere.
+
+    Members elsewhere are charged for, and on no node.
+    """
+    width, last = 2 * c.cores_free.shape[1], c.nodes.shape[0]
+    at, row, node = 0, 0, -1
+    while node < last or row < c.pods.shape[0]:
+        here = 1
+        if 0 <= node < last:
+            at = _copy(packed, at, NODE_SIZE, nodes, node * NODE_SIZE)
+            at = _copy(packed, at, width, cores_free, node * width)
+            here = c.nodes[node]["num_pods"]
+            for slot in range(c.node_pods.shape[1]):
+                c.node_pods[node, slot] = row + slot if slot < here else -1
+        at = _copy(packed, at, here * POD_SIZE, pods, row * POD_SIZE)
+        at = _copy(packed, at, here * LIVE_SIZE, live, row * LIVE_SIZE)
+        at = _copy(packed, at, here * width, pod_cores, row * width)
+        for pod in range(row, row + here):
+            c.pods[pod]["next_member"] = pod  # without a PodGroup it is its own ring
+            if 0 <= node < last:
+                c.live[pod]["node"] = node
+        row, node = row + here, node + 1
 
 
 def _members_elsewhere(
-    records: Sequence[PodRecord],
+    parts: Sequence[Sequence[PodRecord]],
     states: Sequence[NodeState],
     groups: Groups,
 ) -> list[tuple[NodeState, int]]:
     if not groups:
         return []
     inside = {id(state) for state in states}
-    met = {record.group for record in records[1:] if record.group in groups}
+    met = {record.group for part in parts[1:] for record in part if record.group in groups}
     return [
         (state, row)
         for group in sorted(met)
@@ -245,10 +279,10 @@ def _members_elsewhere(
     ]
 
 
-def _fill_groups(c: Cluster, records: Sequence[PodRecord], groups: Groups) -> None:
+def _fill_groups(c: Cluster, parts: Sequence[Sequence[PodRecord]], groups: Groups) -> None:
     """Number the PodGroups and make each a ring."""
     numbers: dict[str, int] = {}
-    for row, record in enumerate(records):
+    for row, record in enumerate(chain.from_iterable(parts)):
         if row and record.group in groups:
             c.pods[row]["group"] = numbers.setdefault(record.group, len(numbers))
     if numbers:
