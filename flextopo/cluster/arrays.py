@@ -164,7 +164,10 @@ def index_by_free(free: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
 
 @inlined
 def as_index(number: int) -> int:
-    """Widen a stored index. Kernels take indices of this one type, or numba makes one for each."""
+    """Widen a stored index. Kernels take indices of this one type, or numba makes one for each.
+
+    For the same reason masks begin with as_index(0): a literal 0 is of a type of its own.
+    """
     return int(np.int64(number))
 
 

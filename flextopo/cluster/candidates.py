@@ -261,7 +261,7 @@ def _search_domain(
         dear = kept == out.cost.shape[0] and w.path_cost[depth] >= out.cost[kept - 1]
         if not dear and need_gpus <= 0 and need_cores <= 0:
             if _is_minimal(c, w, depth, domains, domain):
-                slots = 0
+                slots = as_index(0)
                 for j in range(depth):
                     slots |= 1 << w.slot[w.stack[j]]
                 gpu_free = freed(c, node, slots, cores)
@@ -334,8 +334,8 @@ def find_candidates(
         for d in range(domains):
             fits = fits or (w.need_gpus[d] <= 0 and w.need_cores[d] <= 0)
         if fits:
-            gpu_free = freed(c, node, 0, cores)
-            level = alignment_level(c.models, model, gpu_free, cores, gpus, wanted_cores)
+            gpu_free, here = c.nodes[node]["gpu_free"], c.cores_free[node]
+            level = alignment_level(c.models, model, gpu_free, here, gpus, wanted_cores)
             deficit = level_deficit(level, best)
             cost = misalignment_cost(gpus, deficit, costs)
             kept = _keep(out, kept, node, 0, level, deficit, cost)
@@ -359,7 +359,7 @@ def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
             last_model = model
         if best == NO_FIT or c.nodes[node]["num_pods"] >= MAX_PODS_PER_NODE:
             continue
-        slots = 0
+        slots = as_index(0)
         for slot in range(c.nodes[node]["num_pods"]):
             if is_eligible(c, as_index(c.node_pods[node, slot]), priority):
                 slots |= 1 << slot

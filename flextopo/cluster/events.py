@@ -162,7 +162,7 @@ def enqueue(c: Cluster, e: Events, pod: int) -> None:
         e.clock[0]["online_queued"] += 1
     else:
         e.clock[0]["in_vain"] = -1
-        _count_waiting(c, pod, 1)
+        _count_waiting(c, pod, as_index(1))
 
 
 @inlined
@@ -176,4 +176,4 @@ def dequeue(c: Cluster, e: Events, pod: int) -> None:
     if c.pods[pod]["online"]:
         e.clock[0]["online_queued"] -= 1
     else:
-        _count_waiting(c, pod, -1)
+        _count_waiting(c, pod, as_index(-1))

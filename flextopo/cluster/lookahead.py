@@ -1,4 +1,4 @@
-"""Run the simulation under the greedy rule: warm-up, and branches of the lookahead oracle."""
+"""Run the simulation under the greedy rule: the warm-up, and branches of the lookahead oracle."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from flextopo.cluster.loss import Costs, weighted_gpu_s
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
 
 
-@kernel
-def run_greedy(
+def warm_up(
     c: Cluster, e: Events, rules: Rules, costs: Costs, w: Workspace, one: CandidateArrays
 ) -> None:
-    """Run to the rules' end, always taking the candidate of the least own loss."""
+    """Run to the rules' end, always taking the candidate of the least own loss.
+
+    Python between kernels, which every environment needs anyway: 0.3 ms more for each new day, and
+    2 s less before the first than `run_greedy`, the same compiled.
+    """
     while True:
         pod = advance(c, e, rules)
         if pod == END:
@@ -26,6 +29,9 @@ def run_greedy(
             decline(e)
         else:
             preempt(c, e, rules, one.node[0], one.slots[0])
+
+
+run_greedy = kernel(warm_up)
 
 
 @stage

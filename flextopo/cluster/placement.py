@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, lowest_bit, popcount
+from flextopo.cluster.arrays import (
+    MAX_PODS_PER_NODE,
+    Cluster,
+    as_index,
+    lowest_bit,
+    popcount,
+)
 from flextopo.cluster.kernels import inlined, kernel, stage
 
 NUMA, SOCKET, CROSS_SOCKET, NO_FIT = 0, 1, 2, 3
@@ -167,7 +173,7 @@ def place(
     domain = 0
     if level != CROSS_SOCKET:
         domain = _tightest(models, model, gpu_free, cores_free, gpus, cores, level)
-    mask, gpus_left, cores_left, used = 0, gpus, cores, 0
+    mask, gpus_left, cores_left, used = 0, gpus, cores, as_index(0)
     while True:
         u = _next_numa_node(models, model, gpu_free, cores_free, level, domain, used)
         if u < 0:
@@ -185,7 +191,7 @@ def place(
         cores_left -= share
         if gpus_left == 0 and cores_left == 0:
             return level, mask
-    used = 0
+    used = as_index(0)
     while cores_left > 0:
         u = _next_numa_node(models, model, gpu_free, cores_free, level, domain, used)
         used |= 1 << u

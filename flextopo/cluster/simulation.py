@@ -61,6 +61,13 @@ def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
 
 
 @stage
+def _find_any_node(c: Cluster, pod: int) -> int:
+    """Return a node for a batch pod, aligned or not; -1 = none."""
+    no = bool(np.bool_(False))
+    return find_node(c, pod, no, no)
+
+
+@stage
 def _accrue(c: Cluster, e: Events, until_s: int) -> None:
     """Move the clock, and charge what the time costs."""
     t = c.totals[0]
@@ -122,7 +129,7 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
     releases = c.totals[0]["releases"]
     member = first
     while True:
-        node = find_node(c, member, False, False)
+        node = _find_any_node(c, member)
         if node < 0:
             break
         level, mask = _place_on(c, member, node, c.scratch[1])
@@ -155,7 +162,7 @@ def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
             if _start_group(c, e, pod):
                 return True
         else:
-            node = find_node(c, pod, False, False)
+            node = _find_any_node(c, pod)
             if node >= 0:
                 _start(c, e, pod, node)
                 return True
@@ -189,7 +196,7 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
                 not _schedule_batch(c, e, pod)
                 and spec["gpus"] <= small_gpus
                 and spec["cores"] <= small_cores
-                and (spec["group"] < 0 or find_node(c, pod, False, False) < 0)
+                and (spec["group"] < 0 or _find_any_node(c, pod) < 0)
             ):
                 small_gpus, small_cores = spec["gpus"], spec["cores"]
             continue

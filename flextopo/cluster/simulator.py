@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from flextopo.cluster.arrays import Cluster, empty_cluster, may_evict
 from flextopo.cluster.candidates import CandidateArrays, candidate_arrays, workspace
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
 from flextopo.cluster.events import Events
-from flextopo.cluster.lookahead import branch_losses, run_greedy
+from flextopo.cluster.lookahead import branch_losses, run_greedy, warm_up
 from flextopo.cluster.loss import ACCOUNT_DTYPE, LossWeights, compile_costs, weighted_gpu_s
 from flextopo.cluster.placement import NO_FIT, best_level
 from flextopo.cluster.pods import Pod
@@ -82,7 +83,7 @@ class Simulator:
         if arrays is None:
             arrays = _load(tape, fleet), _empty_events(tape)
             warmup = self.rules._replace(filter=int(AlignmentFilter.OWN), end_s=0)
-            run_greedy(*arrays, warmup, self.costs, self._workspace, self._one)
+            warm_up(*arrays, warmup, self.costs, self._workspace, self._one)
         cluster, self.events = arrays
         self.state = ClusterState(cluster, fleet.models, self.costs, simulator=self)
 
@@ -182,8 +183,10 @@ def _load(tape: Tape, fleet: Fleet) -> Cluster:
     cluster.pdb_left[:] = tape.pdb_allowed
     cluster.totals["now_s"] = -tape.warmup_s
     kinds = sorted(set(fleet.node_model))
+    # As narrow as in the arrays, or the kernel would be compiled for other types, too.
+    narrow: Any = np.int32
     for gpus, cores in sorted(set(zip(tape.gpus.tolist(), tape.cores.tolist(), strict=True))):
-        levels = [best_level(tables, m, gpus, cores) for m in kinds]
+        levels = [best_level(tables, narrow(m), narrow(gpus), narrow(cores)) for m in kinds]
         if min(levels) == NO_FIT:
             raise WorkloadError(
                 f"a pod asks for {gpus} GPUs and {cores} cores; legal: what one of the servers "
