@@ -1,4 +1,4 @@
-"""What each ingredient buys: stages of training, networks, PPO, and features, on validation tapes.
+"""What each ingredient buys: stages of training, networks, PPO, DQN, and features, on validation tapes.
 
 All networks are fitted to the same demonstrations with the same optimiser and order of data. All rows
 are played on the same validation tapes; the comparison seeds are not touched.
@@ -36,6 +36,7 @@ from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
 from flextopo.cluster.state import ClusterState
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta
+from flextopo.train.ablation_dqn import train_dqn
 from flextopo.train.ablation_networks import AttentionScorer, GraphScorer, LinearScorer
 from flextopo.train.demonstrations import Demonstrations, Demonstrator
 from flextopo.train.fitting import fit
@@ -206,6 +207,7 @@ def run_ablation(run: Path, config: AblationConfig, report: Report) -> dict[str,
     report(f"{len(data)} decisions for the networks")
     _networks(data, training, arena, add)
     curves = _ppo(run / "policy", config, arena, add)
+    _dqn(config, arena, add)
     importance = _importance(policy, data, config, arena, report)
     return {"ablation": rows, "learning_curves": curves, "importance": importance}
 
@@ -318,6 +320,15 @@ def _ppo(start: Path, config: AblationConfig, arena: Arena, add: Any) -> dict[st
             add("PPO", name, played, speed=speed)
             curves[f"PPO, {name}"] = curve
     return curves
+
+
+def _dqn(config: AblationConfig, arena: Arena, add: Any) -> None:
+    """Train with DQN from scratch, on as many decisions as PPO."""
+    begin = time.perf_counter()
+    weights = weights_of(train_dqn(config.ppo))
+    speed = config.ppo.timesteps / (time.perf_counter() - begin)
+    policy = LearnedSelector("dqn", weights, config.ppo.k, allow_wait=config.ppo.allow_wait)
+    add("DQN", "from scratch, beyond greedy-cost", arena.play(policy), speed=speed)
 
 
 def _importance(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -12,11 +14,14 @@ import torch
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR
 from flextopo.cluster.graph_features import NUM_GPU
+from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import load_policy
 from flextopo.train.ablation import AblationConfig, Arena, run_ablation, value_loss
+from flextopo.train.ablation_dqn import TimedReplayBuffer, draw_legal, train_dqn
 from flextopo.train.ablation_networks import AttentionScorer, GraphScorer, LinearScorer
 from flextopo.train.imitation import ImitationConfig, train_imitation
 from flextopo.train.ppo import PPOConfig
+from flextopo.train.rollout_buffer import REWARD_SCALE
 
 TINY = ImitationConfig(
     servers=("4*rtx4090",), networks=2, tapes=6, rounds=1, improvements=1, last_tapes=6, epochs=1,
@@ -44,9 +49,40 @@ def test_every_row_is_played_on_the_same_tapes(run: Path) -> None:
     stages = [row["loss"] for row in rows.values() if row["group"] == "stages"]
     assert len(stages) == 4  # two rounds of the best network, the committee's and one more
     assert losses.mean() in stages
+    assert ("DQN", "from scratch, beyond greedy-cost") in rows
     assert len(found["importance"]) == NUM_PREEMPTOR + NUM_CLUSTER + NUM_CANDIDATE
     assert all(len(curve["loss"]) == 8 for curve in found["learning_curves"].values())
     assert len(said) == len(rows) + 2
+
+
+class Clock:
+    elapsed_s = np.array([0.0, 3600.0])
+
+
+def test_dqn_discounts_by_elapsed_time() -> None:
+    space = gym.spaces.Dict({"x": gym.spaces.Box(0, 1, (1,))})
+    action = gym.spaces.Discrete(2)
+    memory = TimedReplayBuffer(8, space, action, n_envs=2, clock=Clock(), tau_s=7200.0)
+    seen = {"x": np.zeros((2, 1), np.float32)}
+    for over in (False, True):
+        memory.add(seen, seen, np.zeros(2), np.ones(2), np.array([over, over]), [{}, {}])
+    # What follows a step counts exp(-dt / tau) times, and nothing after the last.
+    assert memory.dones[:2].ravel() == pytest.approx([0.0, 1 - math.exp(-0.5), 1.0, 1.0])
+    assert memory.rewards[0] == pytest.approx(
+        [REWARD_SCALE, REWARD_SCALE * (1 - math.exp(-0.5)) / 0.5]
+    )
+
+
+def test_dqn_explores_legal_actions_and_repeats_itself() -> None:
+    mask = np.array([[0, 1, 0, 1], [1, 0, 0, 0]])
+    drawn = np.array([draw_legal(mask) for _ in range(200)])
+    assert set(drawn[:, 0]) == {1, 3}
+    assert set(drawn[:, 1]) == {0}
+    first, again = (train_dqn(PPO).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    torch.manual_seed(PPO.seed)
+    fresh = CandidateScorer(ScorerConfig(PPO.hidden)).state_dict()
+    assert not torch.equal(first["score.weight"], fresh["score.weight"])
 
 
 def test_a_folder_without_rounds_is_refused(run: Path, tmp_path: Path) -> None:
