@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.arrays import (
     MAX_PODS_PER_NODE,
+    NODE_DTYPE,
     NOMINATED,
     RUNNING,
     STARTING,
@@ -34,7 +35,6 @@ class Outlook:
 
     Attributes:
         records: (R,) the pods.
-        node: a row of NODE_DTYPE.
         packed: all that the arrays of a view say of it, in bytes: the row of NODE_DTYPE, (U,) int16
             free cores, R rows of POD_DTYPE, R of LIVE_DTYPE (`node` is left to the view), and (R, U)
             int16 cores held in each NUMA node.
@@ -45,12 +45,16 @@ class Outlook:
     """
 
     records: list[PodRecord]
-    node: bytes
     packed: bytes
     gpu_free: int
     cores_free: Cores
     num_gpus: int
     num_cores: int
+
+    @property
+    def node(self) -> bytes:
+        """Return the row of NODE_DTYPE."""
+        return self.packed[: NODE_DTYPE.itemsize]
 
 
 @dataclass(slots=True, eq=False)
@@ -315,13 +319,11 @@ def _outlook(
     cores_free: Sequence[int],
 ) -> Outlook:
     num_cores = sum(cores_free)
-    node = pack_node(gpu_free, num_cores, model, len(rows))
-    pieces = [node, pack_cores(*cores_free)]
+    pieces = [pack_node(gpu_free, num_cores, model, len(rows)), pack_cores(*cores_free)]
     for column in zip(*rows, strict=True):
         pieces += column
     return Outlook(
         records=[holder.record for holder in holders],
-        node=node,
         packed=b"".join(pieces),
         gpu_free=gpu_free,
         cores_free=np.array(cores_free, np.int16),
