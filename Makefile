@@ -76,7 +76,7 @@ results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/
 	for peak in 50 70 95; do \
 	  $(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST),oracle-lookahead --seeds 50 --peak 0.$$peak --out results/peak$$peak --json docs/results/peak$$peak.json || exit; \
 	done
-	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST),oracle-lookahead --policies deepset-imitation@3600,deepset-imitation@300,deepset-imitation@0 --seeds 50 --out results/limit --json docs/results/limit.json
+	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --policies deepset-imitation@3600,deepset-imitation@300,deepset-imitation@0 --seeds 50 --hours 2184 --out results/limit --json docs/results/limit.json
 	$(BIN)/flextopo compare --servers "128*rtx4090" --selectors $(STRONGEST) --seeds 20 --out results/s128 --json docs/results/s128.json
 	$(BIN)/flextopo compare --servers "1000*rtx4090" --selectors greedy-cost --seeds 10 --out results/s1000 --json docs/results/s1000.json
 	cp results/rtx4090/compare.png docs/results/rtx4090.png
