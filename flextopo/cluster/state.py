@@ -230,10 +230,15 @@ class ClusterState:
 
     def candidate(self, node: int, victims: Sequence[int], preemptor: Pod) -> Candidate | None:
         """Return the candidate of a victim set, None if the preemptor does not fit without it."""
+        return self._candidate(node, self.slots_of(node, victims), victims, preemptor)
+
+    def _candidate(
+        self, node: int, slots: int, victims: Sequence[int], preemptor: Pod
+    ) -> Candidate | None:
         c = self.arrays
         cores = np.zeros(c.cores_free.shape[1], np.int16)
         taken = np.zeros_like(cores)
-        gpu_free = freed(c, node, self.slots_of(node, victims), cores)
+        gpu_free = freed(c, node, slots, cores)
         level, mask = place(
             c.models,
             c.nodes[node]["model"],
@@ -314,7 +319,7 @@ class ClusterState:
         """Return entry `i` of the kernel's arrays as a `Candidate`."""
         node, slots = int(room.node[i]), int(room.slots[i])
         victims = [int(self.arrays.node_pods[node, s]) for s in _bits(slots)]
-        found = self.candidate(node, victims, preemptor)
+        found = self._candidate(node, slots, victims, preemptor)
         if found is None:
             raise PodError(f"candidate {i} on node {node} does not let {preemptor.name!r} fit")
         return Candidate(

@@ -316,10 +316,13 @@ class ClusterCache:
     def states_of(self, names: Iterable[str], preemptor: PodRecord) -> dict[str, NodeState]:
         """Return those of the nodes that can be decided about, as `state_of` does."""
         self.refresh()
-        found = {name: self._table.states.get(name) for name in names}
-        if found.get(preemptor.nominated):
-            found[preemptor.nominated] = self.state_of(preemptor.nominated, preemptor)
-        return {name: state for name, state in found.items() if state and not state.broken}
+        own, state_of = preemptor.nominated, self._table.states.get
+        return {
+            name: state
+            for name in names
+            if (state := state_of(name) if name != own else self.state_of(name, preemptor))
+            and not state.broken
+        }
 
     def view(
         self,

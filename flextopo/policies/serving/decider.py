@@ -303,8 +303,12 @@ class Decider:
         """Return the nodes whose victims are about something else: the preemptor fits as it is."""
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
         gpus, cores = preemptor.gpus, preemptor.cores
-        free = [(name, state.outlook(guaranteed)) for name, state in states.items()]
-        roomy = [name for name, o in free if o.num_gpus >= gpus and o.num_cores >= cores]
+        roomy = [
+            name
+            for name, state in states.items()
+            if (free := state.sure if guaranteed else state.counted).num_gpus >= gpus
+            and free.num_cores >= cores
+        ]
         return {
             name
             for name in roomy
