@@ -179,7 +179,7 @@ def main() -> None:
             for name, node_cache in (("nodeCacheCapable", True), ("full bodies", False)):
                 body = make_body(node_cache, options.gpus)
                 head = f"POST /preempt HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-                rows.append((name, head.encode() + body, b"NodeNameToMetaVictims"))
+                rows.append((name, head.encode() + body, b'{"Pods":[{"UID":'))  # an eviction
             for name, request, expected in rows:
                 before = cpu_s(process.pid)
                 found, errors = asyncio.run(

@@ -232,7 +232,7 @@ def test_prioritize_scores_the_alignment_of_free_resources() -> None:
 def test_a_served_policy_leaves_no_pod_waiting_unless_told_to() -> None:
     (name,) = zoo_names()
     cache, request = make_cache(full_node()), meta_victims({"n0": ["uid-n0-b3"]}, preemptor(1))
-    waits = {"NodeNameToMetaVictims": {}}
+    waits: dict[str, Any] = {"NodeNameToMetaVictims": {}}
     # By its scores the shipped policy would wait here, for ever since nothing changes.
     assert ask(make_extender(cache, selector=find_selector(name)), "preempt", request) == waits
     extender = make_extender(cache, selector=find_served(name))
