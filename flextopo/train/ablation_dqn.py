@@ -93,7 +93,7 @@ class MaskedDQN(DQN):
         """Return actions; random ones at the rate of exploration unless `deterministic`."""
         actions, state = self.policy.predict(observation, state, episode_start, True)
         if not deterministic:
-            random = np.random.random(actions.shape) < self.exploration_rate  # noqa: NPY002
+            random = _uniform(actions.shape) < self.exploration_rate
             actions = np.where(random, draw_legal(observation["action_mask"]), actions)
         return actions, state
 
@@ -108,10 +108,14 @@ class MaskedDQN(DQN):
         return actions, actions
 
 
+def _uniform(shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Draw from [0, 1) with numpy's global generator: that is what Stable-Baselines3 seeds."""
+    return np.random.random(shape)  # noqa: NPY002
+
+
 def draw_legal(mask: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Draw a legal action of each row of (B, K + 1); where there is none, 0."""
-    keys = np.random.random(mask.shape)  # noqa: NPY002  what Stable-Baselines3 seeds
-    drawn: npt.NDArray[np.int64] = np.where(mask != 0, keys, -1.0).argmax(-1)
+    drawn: npt.NDArray[np.int64] = np.where(mask != 0, _uniform(mask.shape), -1.0).argmax(-1)
     return drawn
 
 

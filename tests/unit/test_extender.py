@@ -10,7 +10,6 @@ from kube_objects import flextopo, full_node, make_cache, node, pod, preemptor
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.selector import VictimSelector
-from flextopo.policies.runtime import zoo_names
 from flextopo.policies.selectors import find_selector, find_served
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
@@ -230,7 +229,7 @@ def test_prioritize_scores_the_alignment_of_free_resources() -> None:
 
 
 def test_a_served_policy_leaves_no_pod_waiting_unless_told_to() -> None:
-    (name,) = zoo_names()
+    name = "deepset-imitation"
     cache, request = make_cache(full_node()), meta_victims({"n0": ["uid-n0-b3"]}, preemptor(1))
     waits: dict[str, Any] = {"NodeNameToMetaVictims": {}}
     # By its scores the shipped policy would wait here, for ever since nothing changes.

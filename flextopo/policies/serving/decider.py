@@ -306,8 +306,7 @@ class Decider:
         roomy = [
             name
             for name, state in states.items()
-            if (free := state.sure if guaranteed else state.counted).num_gpus >= gpus
-            and free.num_cores >= cores
+            if (free := state.outlook(guaranteed)).num_gpus >= gpus and free.num_cores >= cores
         ]
         return {
             name

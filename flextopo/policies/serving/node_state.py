@@ -90,7 +90,11 @@ class NodeState:
     @property
     def known(self) -> bool:
         """Say whether every placement on the node is known."""
-        return self.sure is self.counted
+        return self.hardware.known and not self.unknown_gpus and not self.unknown_cores
+
+    def outlook(self, sure: bool) -> Outlook:
+        """Return what a view shows: what holds for sure, or what is true in number."""
+        return self.sure if sure else self.counted
 
 
 @dataclass(slots=True)

@@ -169,7 +169,7 @@ def build_view(
         The view; the time of the copies grows with the pods on `nodes` alone.
     """
     states = list(nodes.values())
-    outlooks = [state.sure if worst_case else state.counted for state in states]
+    outlooks = [state.outlook(worst_case) for state in states]
     parts = [[preemptor], *[outlook.records for outlook in outlooks]]
     members = _members_elsewhere(parts, states, groups)
     parts.append([state.counted.records[row] for state, row in members])
