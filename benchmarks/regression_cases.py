@@ -25,7 +25,7 @@ from flextopo.policies.runtime import load_policy, zoo_names
 
 ENV_ID = "flextopo/Preempt-RTX4090-v0"
 SIZES = (16, 128, 1000)
-COMPILED_SELECTORS = ("random", "greedy-cost", "exact", "oracle-lookahead")
+COMPILED_SELECTORS = ("random", "greedy-cost", "oracle-lookahead")
 """Selectors that spend nearly all of their time in kernels."""
 
 SAMPLE_S = 0.003

@@ -1,7 +1,8 @@
 """Speeds of environments, kernels and selectors; every figure stands beside a reference loop.
 
 The machine is noisy, so compare the ratios: the reference is a fixed plain-Python loop, timed in
-the same process right before. `--out FOLDER` also writes `speed.json` and `scaling.png`, and the
+the same process right before. Of environments and of the loop the fastest of several windows
+counts: what the neighbours steal falls away. `--out FOLDER` also writes `speed.json` and `scaling.png`, and the
 generated blocks of `docs/performance.md`.
 """
 
@@ -40,13 +41,16 @@ RESULTS: dict[str, Any] = {}
 
 def reference_per_s() -> float:
     """Return how often a second a fixed plain-Python loop runs (the unit of all ratios)."""
-    begin, runs = time.perf_counter(), 0
-    while time.perf_counter() - begin < 0.3:
-        total = 0
-        for i in range(1000):
-            total += i & 7
-        runs += 1
-    return runs / (time.perf_counter() - begin)
+    best = 0.0
+    for _ in range(6):
+        begin, runs = time.perf_counter(), 0
+        while time.perf_counter() - begin < 0.1:
+            total = 0
+            for i in range(1000):
+                total += i & 7
+            runs += 1
+        best = max(best, runs / (time.perf_counter() - begin))
+    return best
 
 
 def show(name: str, per_s: float, unit: str) -> None:
@@ -82,6 +86,11 @@ def scalar_steps(env: gym.Env[Any, Any], seconds: float) -> tuple[float, float]:
     return steps / (stepping + resetting), resetting / max(resets, 1)
 
 
+def best_scalar_steps(env: gym.Env[Any, Any]) -> tuple[float, float]:
+    """Return the fastest of six half-seconds of `scalar_steps`, and its resets."""
+    return max(scalar_steps(env, 0.5) for _ in range(6))
+
+
 def scalar() -> None:
     print("scalar environment, random legal actions, resets included")
     env = gym.make("flextopo/Preempt-RTX4090-v0")
@@ -91,19 +100,20 @@ def scalar() -> None:
     print(f"{'':52} reset {reset_s * 1e6:6.0f} us")
     while (rate := scalar_steps(env, 3.0)[0]) > 1.1 * RESULTS.get("last", {"per_s": 0.0})["per_s"]:
         RESULTS["last"] = {"per_s": rate}
-    rate, reset_s = scalar_steps(env, 3.0)
+    rate, reset_s = best_scalar_steps(env)
     RESULTS.pop("last")
     show("RTX4090-v0, its 1,024 days in memory", rate, "steps")
     print(f"{'':52} reset {reset_s * 1e6:6.0f} us")
     large = PreemptionEnv("280*rtx4090", days=8)
     scalar_steps(large, 3.0)
-    show("280 servers, days in memory", scalar_steps(large, 3.0)[0], "steps")
+    show("280 servers, days in memory", best_scalar_steps(large)[0], "steps")
 
 
 def legal(batch: Any, rng: np.random.Generator, k: int) -> Any:
     """Draw a legal action for each environment, all at once."""
-    chosen = (rng.random(len(batch.options)) * (batch.options + 1)).astype(np.int64)
-    return np.where(chosen >= batch.options, k, chosen)
+    options = batch.seats["options"]
+    chosen = (rng.random(len(options)) * (options + 1)).astype(np.int64)
+    return np.where(chosen >= options, k, chosen)
 
 
 def vector(num_envs: int, threads: int, days: int = 1024) -> None:
@@ -127,7 +137,8 @@ def vector(num_envs: int, threads: int, days: int = 1024) -> None:
     best = 0.0
     while (now := rate(env.step, 2.0)) > 1.05 * best:  # until the days are in memory
         best = now
-    whole, bare = rate(env.step, 3.0), rate(env.core.step, 3.0)
+    windows = [(rate(env.step, 0.5), rate(env.core.step, 0.5)) for _ in range(6)]
+    whole, bare = map(max, zip(*windows, strict=True))
     name = f"{num_envs} environments, {threads} threads, {days:,} days"
     show(f"vector, {name}", whole, "decisions")
     show(f"bare kernel, {name}", bare, "decisions")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.kernels import copying_kernel, inlined, stage
+from flextopo.cluster.kernels import copying_kernel, inlined, popcount, stage
 from flextopo.cluster.server_model import MAX_GPUS
 
 MAX_PODS_PER_NODE = 64
@@ -90,6 +90,7 @@ TOTALS_DTYPE = np.dtype(
         ("late_gpus", "i8"),  # serving online GPUs one level worse than possible
         ("cross_gpus", "i8"),  # serving online GPUs across sockets where one would do
         ("releases", "i8"),  # counts releases of resources
+        ("free_counts", "i8"),  # bit f = a node has f free GPUs
     ],
     align=True,
 )
@@ -135,6 +136,8 @@ def empty_cluster(
     live["since_s"] = NEVER_PLACED_S
     totals = np.zeros(1, TOTALS_DTYPE)
     totals["gpus"] = totals["free_gpus"] = gpus.sum()
+    by_free = index_by_free(gpus)
+    totals["free_counts"] = free_counts(by_free)
     return Cluster(
         models=models,
         pods=np.zeros(num_pods, POD_DTYPE),
@@ -143,7 +146,7 @@ def empty_cluster(
         nodes=nodes,
         cores_free=cores.copy(),
         node_pods=np.full((n, MAX_PODS_PER_NODE), -1, np.int32),
-        by_free=index_by_free(gpus),
+        by_free=by_free,
         pdb_left=np.zeros(num_pdbs, np.int64),
         totals=totals,
         scratch=np.zeros((2, u), np.int16),
@@ -153,13 +156,17 @@ def empty_cluster(
 def index_by_free(free: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
     """Return `Cluster.by_free` for nodes with these numbers of free GPUs, (N,) integers."""
     words = -(-len(free) // 64)
-    index = np.zeros((MAX_GPUS + 1, words + 1), np.int64)
-    for count in range(MAX_GPUS + 1):
-        here = np.zeros(64 * words, np.bool_)
-        here[: len(free)] = free == count
-        index[count, :words] = np.packbits(here, bitorder="little").view(np.int64)
-        index[count, words] = here.sum()
+    here = np.zeros((MAX_GPUS + 1, 64 * words), np.bool_)
+    here[:, : len(free)] = free == np.arange(MAX_GPUS + 1)[:, None]
+    index = np.empty((MAX_GPUS + 1, words + 1), np.int64)
+    index[:, :words] = np.packbits(here, axis=1, bitorder="little").view(np.int64)
+    index[:, words] = here.sum(1)
     return index
+
+
+def free_counts(by_free: npt.NDArray[np.int64]) -> int:
+    """Return the field `free_counts` of the totals for an index of nodes by free GPUs."""
+    return sum(1 << free for free, nodes in enumerate(by_free[:, -1]) if nodes)
 
 
 @inlined
@@ -169,22 +176,6 @@ def as_index(number: int) -> int:
     For the same reason masks begin with as_index(0): a literal 0 is of a type of its own.
     """
     return int(np.int64(number))
-
-
-@inlined
-def popcount(mask: int) -> int:
-    """Count the bits set (LLVM turns the loop into one instruction)."""
-    count = 0
-    while mask != 0:
-        mask &= mask - 1
-        count += 1
-    return count
-
-
-@inlined
-def lowest_bit(mask: int) -> int:
-    """Return the number of the lowest bit set in a mask that is not 0."""
-    return popcount((mask & -mask) - 1)
 
 
 @copying_kernel
@@ -219,8 +210,11 @@ def set_free_gpus(c: Cluster, node: int, gpu_free: int) -> None:
     bit = 1 << (node & 63)
     c.by_free[before, word] ^= bit
     c.by_free[before, last] -= 1
+    if c.by_free[before, last] == 0:
+        c.totals[0]["free_counts"] ^= 1 << before
     c.by_free[after, word] ^= bit
     c.by_free[after, last] += 1
+    c.totals[0]["free_counts"] |= 1 << after
 
 
 @inlined
@@ -287,13 +281,11 @@ def may_evict(c: Cluster, pod: int, priority: int) -> bool:
     """
     spec = c.pods[pod]
     live = c.live[pod]
-    if spec["preemptible"] == 0:
+    if spec["preemptible"] == 0 or spec["priority"] >= priority:
         return False
     if live["status"] != RUNNING and live["status"] != STARTING:
         return False
-    if c.totals[0]["now_s"] - live["since_s"] < spec["protection_s"]:
-        return False
-    return bool(spec["priority"] < priority)
+    return bool(c.totals[0]["now_s"] - live["since_s"] >= spec["protection_s"])
 
 
 @inlined

@@ -24,7 +24,7 @@ from flextopo.cluster.episodes import (
     view_events,
 )
 from flextopo.cluster.features import Observation, empty_observation
-from flextopo.cluster.kernels import fetch_and_add, kernel, stage
+from flextopo.cluster.kernels import fetch_and_add, program, stage
 from flextopo.cluster.loss import LOSS_TERMS, weighted_gpu_s
 from flextopo.cluster.metrics import METRICS, measure
 from flextopo.cluster.simulation import END
@@ -32,47 +32,59 @@ from flextopo.cluster.simulation import END
 NEXT_STEP, SAME_STEP, DISABLED = range(3)
 """When an environment that ended starts anew (the names are Gymnasium's)."""
 
-DRAWS = 32
+DRAWS = 256
 """Days drawn ahead for each environment."""
 
 MAX_REDRAWS = 100
 """Days without a decision that a reset skips before it shows one."""
 
+SEAT_DTYPE = np.dtype(
+    [
+        ("given", "i8"),  # a day asked for by name, -1 = none
+        ("cursor", "i8"),  # place of the next day in `draws`
+        ("tries", "i8"),  # days without a decision that the present reset skipped
+        ("options", "i8"),  # candidates of the present decision, or END
+        ("ended", "?"),
+        ("starting", "?"),
+    ],
+    align=True,
+)
+"""What an environment keeps from step to step, beside its episode."""
+
+OUTCOME_DTYPE = np.dtype(
+    [
+        ("reward", "f8"),  # GPU-hours per 100 GPUs
+        ("time_s", "i8"),
+        ("asked", "i8"),  # the preemptor, -1 = none
+        ("loss", "f8", (len(LOSS_TERMS),)),  # GPU-hours since time 0
+        ("truncated", "?"),
+        ("invalid", "?"),
+        ("final_time_s", "i8"),  # this and the rest only of an episode that has just ended
+        ("final_loss", "f8", (len(LOSS_TERMS),)),
+        ("metrics", "f8", (len(METRICS),)),
+    ],
+    align=True,
+)
+"""What a step of an environment came to, beside the observation."""
+
 
 class Batch(NamedTuple):
     """B environments with K candidates each, stepped by T threads.
 
-    Fields: `running` B rows, `stored` S rows, day d in row d % S; `draws` (B, 32) int64 days that
-    come next, from `cursor` (B,) on; `given` (B,) int64 a day asked for by name, -1 = none;
-    `tries` (B,) days without a decision that the present reset skipped; `ended` and `starting` (B,)
-    int8; `options` (B,) candidates of the present decision or END; `found` (B, K) arrays;
-    `observation` with a leading B, every row of which a step writes; `reward` (B,) GPU-hours per
-    100 GPUs; `truncated` and `invalid` (B,) int8; `time_s` and `asked` (B,) int64; `loss` (B, 5)
-    GPU-hours since time 0; `final_loss`, `final_time_s` and `metrics` (B, M) of the episode that
-    ended last; `taken` (1,) int64 environments that threads have taken in hand in this step;
-    `workspace` and `scratch` with a leading T; `allow_wait`, `autoreset`; `gpus` of the cluster.
+    Fields: `running` B rows, `stored` S rows, day d in row d % S; `draws` (B, 256) int64 days that
+    come next; `seats` (B,) SEAT_DTYPE; `found` (B, K) arrays; `observation` with a leading B, every
+    row of which a step writes; `outcome` (B,) OUTCOME_DTYPE, zeros before a step; `taken` (1,) int64
+    environments that threads have taken in hand in this step; `workspace` and `scratch` with a
+    leading T; `allow_wait`, `autoreset`; `gpus` of the cluster.
     """
 
     running: Episodes
     stored: Episodes
     draws: npt.NDArray[np.int64]
-    cursor: npt.NDArray[np.int64]
-    given: npt.NDArray[np.int64]
-    tries: npt.NDArray[np.int64]
-    ended: npt.NDArray[np.int8]
-    starting: npt.NDArray[np.int8]
-    options: npt.NDArray[np.int64]
+    seats: npt.NDArray[Any]
     found: CandidateArrays
     observation: Observation
-    reward: npt.NDArray[np.float64]
-    truncated: npt.NDArray[np.int8]
-    invalid: npt.NDArray[np.int8]
-    time_s: npt.NDArray[np.int64]
-    asked: npt.NDArray[np.int64]
-    loss: npt.NDArray[np.float64]
-    final_loss: npt.NDArray[np.float64]
-    final_time_s: npt.NDArray[np.int64]
-    metrics: npt.NDArray[np.float64]
+    outcome: npt.NDArray[Any]
     taken: npt.NDArray[np.int64]
     workspace: Workspace
     scratch: npt.NDArray[np.int16]
@@ -94,17 +106,14 @@ def empty_batch(
     """Return room for `num_envs` environments that have not started yet."""
     pods, budgets = stored.pods.shape[1], stored.pdb_left.shape[1]
     b = num_envs
+    seats = np.zeros(b, SEAT_DTYPE)
+    seats["given"], seats["cursor"], seats["options"] = -1, DRAWS, END
     scratch: Any = (np.stack([array] * threads) for array in workspace())
     return Batch(
         running=empty_episodes(like, b, pods, budgets),
         stored=stored,
         draws=np.zeros((b, DRAWS), np.int64),
-        cursor=np.full(b, DRAWS),
-        given=np.full(b, -1),
-        tries=np.zeros(b, np.int64),
-        ended=np.zeros(b, np.int8),
-        starting=np.zeros(b, np.int8),
-        options=np.full(b, END),
+        seats=seats,
         found=CandidateArrays(
             node=np.zeros((b, k), np.int64),
             slots=np.zeros((b, k), np.int64),
@@ -113,15 +122,7 @@ def empty_batch(
             cost=np.zeros((b, k)),
         ),
         observation=empty_observations(b, k),
-        reward=np.zeros(b),
-        truncated=np.zeros(b, np.int8),
-        invalid=np.zeros(b, np.int8),
-        time_s=np.zeros(b, np.int64),
-        asked=np.zeros(b, np.int64),
-        loss=np.zeros((b, len(LOSS_TERMS))),
-        final_loss=np.zeros((b, len(LOSS_TERMS))),
-        final_time_s=np.zeros(b, np.int64),
-        metrics=np.zeros((b, len(METRICS))),
+        outcome=np.zeros(b, OUTCOME_DTYPE),
         taken=np.zeros(1, np.int64),
         workspace=Workspace(*scratch),
         scratch=np.zeros((threads, *like.scratch.shape), np.int16),
@@ -140,19 +141,7 @@ def decision_of(b: Batch, i: int, thread: int) -> Decision:
         view_events(b.running, i),
         rules_of(b.running, i),
         costs_of(b.running, i),
-        Workspace(
-            w.slot[thread],
-            w.pod[thread],
-            w.cost[thread],
-            w.gpus[thread],
-            w.cores[thread],
-            w.need_gpus[thread],
-            w.need_cores[thread],
-            w.rest_gpus[thread],
-            w.rest_cores[thread],
-            w.stack[thread],
-            w.path_cost[thread],
-        ),
+        Workspace(w.eligible[thread], w.need[thread], w.path[thread]),
         CandidateArrays(f.node[i], f.slots[i], f.level[i], f.deficit[i], f.cost[i]),
         Observation(o.preemptor[i], o.cluster[i], o.candidates[i], o.mask[i]),
     )
@@ -161,17 +150,18 @@ def decision_of(b: Batch, i: int, thread: int) -> Decision:
 @stage
 def _take_day(b: Batch, i: int) -> bool:
     """Copy the next day of environment i from the store; False if it is not there."""
-    day = b.given[i]
+    seat = b.seats[i]
+    day = seat["given"]
     if day < 0:
-        if b.cursor[i] == b.draws.shape[1]:
+        if seat["cursor"] == b.draws.shape[1]:
             return False
-        day = b.draws[i, b.cursor[i]]
+        day = b.draws[i, seat["cursor"]]
     row = day % b.stored.day.shape[0]
     if b.stored.day[row] != day:
         return False
     copy_episode(b.stored, row, b.running, i)
-    if b.given[i] < 0:
-        b.cursor[i] += 1
+    if seat["given"] < 0:
+        seat["cursor"] += 1
     return True
 
 
@@ -185,10 +175,10 @@ def _finish(b: Batch, d: Decision, i: int) -> None:
         d.rules.end_s,
         b.running.demanded[i],
         d.events.heap,
-        b.metrics[i],
+        b.outcome[i]["metrics"],
     )
-    _write_loss(d, b.final_loss[i])
-    b.final_time_s[i] = d.cluster.totals[0]["now_s"]
+    _write_loss(d, b.outcome[i]["final_loss"])
+    b.outcome[i]["final_time_s"] = d.cluster.totals[0]["now_s"]
 
 
 @stage
@@ -202,7 +192,7 @@ def _write_loss(d: Decision, out: npt.NDArray[np.float64]) -> None:
     out[4] = costs.idle * a["idle"] / 3600.0
 
 
-@kernel
+@program
 def play(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
     """Step the environments that no other thread has taken, or go on with those that are starting.
 
@@ -217,45 +207,44 @@ def play(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
     waiting = 0
     while True:
         i = fetch_and_add(b.taken)
-        if i >= b.options.shape[0]:
+        if i >= b.seats.shape[0]:
             return waiting
-        acts = actions.shape[0] > 0 and not (b.ended[i] and b.autoreset == NEXT_STEP)
+        seat, out = b.seats[i], b.outcome[i]
+        acts = actions.shape[0] > 0 and not (seat["ended"] and b.autoreset == NEXT_STEP)
         if actions.shape[0] > 0 and not acts:
-            b.starting[i] = 1
-            b.reward[i] = 0.0
-            b.truncated[i] = b.invalid[i] = 0
+            seat["starting"] = True
         # One loop for acting and for starting: what it calls is compiled into it, once.
-        while acts or b.starting[i]:
+        while acts or seat["starting"]:
             if not acts and not _take_day(b, i):
                 waiting += 1
                 break
             d = decision_of(b, i, thread)
             before = weighted_gpu_s(d.events.account, d.costs)
-            count = b.options[i] if acts else 0
+            count = seat["options"] if acts else 0
             if acts:
-                b.invalid[i] = act(d, count, actions[i])
+                out["invalid"] = act(d, count, actions[i])
                 waits = actions[i] == b.found.cost.shape[1]
                 if b.allow_wait == 0 and count > 0 and waits:
-                    b.invalid[i] = 1
+                    out["invalid"] = True
                     d.events.account[0]["invalid_actions"] += 1
             if count != END:
                 count = show_next(d)
-            b.options[i] = count
+            seat["options"] = count
             if acts:
                 acts = False
                 lost = weighted_gpu_s(d.events.account, d.costs) - before
-                b.reward[i] = -lost / 36.0 / b.gpus
-                b.truncated[i] = b.ended[i] = count == END
+                out["reward"] = -lost / 36.0 / b.gpus
+                out["truncated"] = seat["ended"] = count == END
                 if count == END:
                     _finish(b, d, i)
-                    b.starting[i] = b.autoreset == SAME_STEP
+                    seat["starting"] = b.autoreset == SAME_STEP
             else:
-                b.tries[i] += 1
-                if count != END or b.given[i] >= 0 or b.tries[i] == MAX_REDRAWS:
-                    b.starting[i] = b.ended[i] = b.tries[i] = 0
-                    b.given[i] = -1
-            _write_loss(d, b.loss[i])
-            b.time_s[i] = d.cluster.totals[0]["now_s"]
-            b.asked[i] = d.events.clock[0]["asked"]
+                seat["tries"] += 1
+                if count != END or seat["given"] >= 0 or seat["tries"] == MAX_REDRAWS:
+                    seat["starting"] = seat["ended"] = False
+                    seat["tries"], seat["given"] = 0, -1
+            _write_loss(d, out["loss"])
+            out["time_s"] = d.cluster.totals[0]["now_s"]
+            out["asked"] = d.events.clock[0]["asked"]
             if b.allow_wait == 0 and count > 0:
                 d.observation.mask[d.observation.mask.shape[0] - 1] = 0

@@ -13,13 +13,18 @@ the cost of a set is a sum of terms that are never negative. On one node and dom
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import MAX_PODS_PER_NODE, Cluster, as_index, is_eligible, popcount
-from flextopo.cluster.kernels import inlined, kernel, stage
+from flextopo.cluster.arrays import (
+    MAX_PODS_PER_NODE,
+    Cluster,
+    as_index,
+    is_eligible,
+)
+from flextopo.cluster.kernels import inlined, kernel, lowest_bit, popcount, stage
 from flextopo.cluster.loss import Costs, eviction_cost, misalignment_cost
 from flextopo.cluster.placement import (
     CROSS_SOCKET,
@@ -49,20 +54,35 @@ class CandidateArrays(NamedTuple):
     cost: npt.NDArray[np.float64]
 
 
-class Workspace(NamedTuple):
-    """Scratch memory of the kernel for the node in hand; E = 64 eligible pods, D = 8 domains."""
+ELIGIBLE_DTYPE = np.dtype(
+    [
+        ("slot", "i8"),  # place in the node's list
+        ("pod", "i8"),
+        ("cost", "f8"),
+        ("rest_gpus", "i8"),  # what this pod and those behind it could free in the domain in hand
+        ("rest_cores", "i8"),
+        ("gpus", "i8", (MAX_DOMAINS,)),  # what it would free in each domain
+        ("cores", "i8", (MAX_DOMAINS,)),
+    ]
+)
 
-    slot: npt.NDArray[np.int64]  # (E,) place in the node's list
-    pod: npt.NDArray[np.int64]  # (E,)
-    cost: npt.NDArray[np.float64]  # (E,)
-    gpus: npt.NDArray[np.int64]  # (E, D) GPUs it would free in each domain
-    cores: npt.NDArray[np.int64]  # (E, D)
-    need_gpus: npt.NDArray[np.int64]  # (D,) what is short in each domain
-    need_cores: npt.NDArray[np.int64]  # (D,)
-    rest_gpus: npt.NDArray[np.int64]  # (E + 1,) what pods i, i+1, ... could still free
-    rest_cores: npt.NDArray[np.int64]  # (E + 1,)
-    stack: npt.NDArray[np.int64]  # (E,) the pods taken
-    path_cost: npt.NDArray[np.float64]  # (E + 1,)
+NEED_DTYPE = np.dtype([("gpus", "i8"), ("cores", "i8")])
+"""What a domain is short of."""
+
+PATH_DTYPE = np.dtype([("taken", "i8"), ("cost", "f8")])
+"""A step of the walk: the pod taken, and what all before it cost."""
+
+
+class Workspace(NamedTuple):
+    """Scratch memory of the kernel for the node in hand.
+
+    Fields: `eligible` (65,) ELIGIBLE_DTYPE, `need` (8,) NEED_DTYPE, one a domain, `path` (65,)
+    PATH_DTYPE.
+    """
+
+    eligible: npt.NDArray[Any]
+    need: npt.NDArray[Any]
+    path: npt.NDArray[Any]
 
 
 def candidate_arrays(k: int) -> CandidateArrays:
@@ -78,19 +98,10 @@ def candidate_arrays(k: int) -> CandidateArrays:
 
 def workspace() -> Workspace:
     """Return scratch memory for the kernel; one for each thread."""
-    e, d = MAX_PODS_PER_NODE, MAX_DOMAINS
     return Workspace(
-        slot=np.zeros(e, np.int64),
-        pod=np.zeros(e, np.int64),
-        cost=np.zeros(e),
-        gpus=np.zeros((e, d), np.int64),
-        cores=np.zeros((e, d), np.int64),
-        need_gpus=np.zeros(d, np.int64),
-        need_cores=np.zeros(d, np.int64),
-        rest_gpus=np.zeros(e + 1, np.int64),
-        rest_cores=np.zeros(e + 1, np.int64),
-        stack=np.zeros(e, np.int64),
-        path_cost=np.zeros(e + 1),
+        eligible=np.zeros(MAX_PODS_PER_NODE + 1, ELIGIBLE_DTYPE),
+        need=np.zeros(MAX_DOMAINS, NEED_DTYPE),
+        path=np.zeros(MAX_PODS_PER_NODE + 1, PATH_DTYPE),
     )
 
 
@@ -100,7 +111,6 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
     model = c.nodes[node]["model"]
     m = c.models
     priority = c.pods[pod]["priority"]
-    domains = m[model]["num_sockets"] if by_socket else 1
     count = 0
     for slot in range(c.nodes[node]["num_pods"]):
         other = as_index(c.node_pods[node, slot])
@@ -110,60 +120,64 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
         size = c.pods[other]["gpus"]
         at = count
         while at > 0:
-            before = w.pod[at - 1]
-            before_size = c.pods[before]["gpus"]
+            before = w.eligible[at - 1]
+            before_size = c.pods[before["pod"]]["gpus"]
             if before_size > size or (
                 before_size == size
-                and (w.cost[at - 1] < cost or (w.cost[at - 1] == cost and before < other))
+                and (before["cost"] < cost or (before["cost"] == cost and before["pod"] < other))
             ):
                 break
-            w.slot[at], w.pod[at], w.cost[at] = w.slot[at - 1], before, w.cost[at - 1]
+            here = w.eligible[at]
+            here["slot"], here["pod"], here["cost"] = before["slot"], before["pod"], before["cost"]
             at -= 1
-        w.slot[at], w.pod[at], w.cost[at] = slot, other, cost
+        here = w.eligible[at]
+        here["slot"], here["pod"], here["cost"] = slot, other, cost
         count += 1
     gpus, cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
     free = c.nodes[node]["gpu_free"]
     if not by_socket:  # one domain, and an eligible pod holds all that it asked for
-        w.need_gpus[0] = gpus - popcount(free)
-        w.need_cores[0] = cores - c.nodes[node]["cores_free"]
+        w.need[0]["gpus"] = gpus - popcount(free)
+        w.need[0]["cores"] = cores - c.nodes[node]["cores_free"]
         for i in range(count):
-            w.gpus[i, 0] = c.pods[w.pod[i]]["gpus"]
-            w.cores[i, 0] = c.pods[w.pod[i]]["cores"]
+            here = w.eligible[i]
+            here["gpus"][0] = c.pods[here["pod"]]["gpus"]
+            here["cores"][0] = c.pods[here["pod"]]["cores"]
         return count
-    for d in range(domains):
-        mask = m[model]["socket_gpus"][d]
-        w.need_gpus[d] = gpus - popcount(free & mask)
-        w.need_cores[d] = cores
+    for d in range(m[model]["num_sockets"]):
+        mask, socket = m[model]["socket_gpus"][d], m[model]["socket_numa"][d]
+        short, numa_nodes = cores, socket
+        while numa_nodes != 0:
+            short -= c.cores_free[node, lowest_bit(numa_nodes)]
+            numa_nodes &= numa_nodes - 1
+        w.need[d]["gpus"] = gpus - popcount(free & mask)
+        w.need[d]["cores"] = short
         for i in range(count):
-            w.gpus[i, d] = popcount(c.live[w.pod[i]]["gpu_mask"] & mask)
-            w.cores[i, d] = 0
-        for u in range(m[model]["num_numa"]):
-            if m[model]["numa_socket"][u] != d:
-                continue
-            w.need_cores[d] -= c.cores_free[node, u]
-            for i in range(count):
-                w.cores[i, d] += c.pod_cores[w.pod[i], u]
+            here = w.eligible[i]
+            held, numa_nodes = as_index(0), socket
+            while numa_nodes != 0:
+                held += c.pod_cores[here["pod"], lowest_bit(numa_nodes)]
+                numa_nodes &= numa_nodes - 1
+            here["gpus"][d] = popcount(c.live[here["pod"]]["gpu_mask"] & mask)
+            here["cores"][d] = held
     return count
 
 
 @stage
-def _is_minimal(c: Cluster, w: Workspace, depth: int, domains: int, domain: int) -> bool:
+def _is_minimal(w: Workspace, depth: int, domains: int, domain: int) -> bool:
     """Say whether the taken pods are a minimal set that no earlier domain has reported."""
     for d in range(domains):
-        freed_gpus, freed_cores = 0, 0
+        more_gpus, more_cores = -w.need[d]["gpus"], -w.need[d]["cores"]
         for j in range(depth):
-            freed_gpus += w.gpus[w.stack[j], d]
-            freed_cores += w.cores[w.stack[j], d]
-        if freed_gpus < w.need_gpus[d] or freed_cores < w.need_cores[d]:
+            taken = w.eligible[w.path[j]["taken"]]
+            more_gpus += taken["gpus"][d]
+            more_cores += taken["cores"][d]
+        if more_gpus < 0 or more_cores < 0:
             continue
         if d < domain:
             return False
         for j in range(depth):
-            i = w.stack[j]
-            if (
-                freed_gpus - w.gpus[i, d] >= w.need_gpus[d]
-                and freed_cores - w.cores[i, d] >= w.need_cores[d]
-            ):
+            taken = w.eligible[w.path[j]["taken"]]
+            if more_gpus >= taken["gpus"][d] and more_cores >= taken["cores"][d]:
                 return False
     return True
 
@@ -197,38 +211,35 @@ def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> in
     gpu_free = c.nodes[node]["gpu_free"]
     for u in range(cores.shape[0]):
         cores[u] = c.cores_free[node, u]
-    slot = 0
     while slots != 0:
-        if slots & 1:
-            pod = as_index(c.node_pods[node, slot])
-            gpu_free |= c.live[pod]["gpu_mask"]
-            for u in range(cores.shape[0]):
-                cores[u] += c.pod_cores[pod, u]
-        slots >>= 1
-        slot += 1
+        pod = as_index(c.node_pods[node, lowest_bit(slots)])
+        slots &= slots - 1
+        gpu_free |= c.live[pod]["gpu_mask"]
+        for u in range(cores.shape[0]):
+            cores[u] += c.pod_cores[pod, u]
     return int(gpu_free)
 
 
 @stage
 def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
     """Return what taking pod i adds: nothing when a member of its PodGroup is taken already."""
-    group = c.pods[w.pod[i]]["group"]
+    group = c.pods[w.eligible[i]["pod"]]["group"]
     if group >= 0:
         for j in range(depth):
-            if c.pods[w.pod[w.stack[j]]]["group"] == group:
+            if c.pods[w.eligible[w.path[j]["taken"]]["pod"]]["group"] == group:
                 return 0.0
-    return float(w.cost[i])
+    return float(w.eligible[i]["cost"])
 
 
 @stage
 def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     """Say whether the disruption budget of pod i allows it beside the pods taken."""
-    pdb = c.pods[w.pod[i]]["pdb"]
+    pdb = c.pods[w.eligible[i]["pod"]]["pdb"]
     if pdb < 0:
         return True
     used = 1
     for j in range(depth):
-        if c.pods[w.pod[w.stack[j]]]["pdb"] == pdb:
+        if c.pods[w.eligible[w.path[j]["taken"]]["pod"]]["pdb"] == pdb:
             used += 1
     return bool(used <= c.pdb_left[pdb])
 
@@ -249,46 +260,51 @@ def _search_domain(
     kept: int,
 ) -> int:
     """Walk the victim sets of one domain depth first; return how many candidates are kept."""
-    need_gpus, need_cores = w.need_gpus[domain], w.need_cores[domain]
+    need_gpus, need_cores = w.need[domain]["gpus"], w.need[domain]["cores"]
     gpus, model = c.pods[pod]["gpus"], c.nodes[node]["model"]
-    w.rest_gpus[count] = w.rest_cores[count] = 0
+    w.eligible[count]["rest_gpus"] = w.eligible[count]["rest_cores"] = 0
     for i in range(count - 1, -1, -1):
-        w.rest_gpus[i] = w.rest_gpus[i + 1] + w.gpus[i, domain]
-        w.rest_cores[i] = w.rest_cores[i + 1] + w.cores[i, domain]
+        one, behind = w.eligible[i], w.eligible[i + 1]
+        one["rest_gpus"] = behind["rest_gpus"] + one["gpus"][domain]
+        one["rest_cores"] = behind["rest_cores"] + one["cores"][domain]
     depth, i = 0, 0
-    w.path_cost[0] = costs.waiting * gpus * costs.grace_s
+    w.path[0]["cost"] = costs.waiting * gpus * costs.grace_s
     for _ in range(MAX_STEPS):
-        dear = kept == out.cost.shape[0] and w.path_cost[depth] >= out.cost[kept - 1]
+        one, path = w.eligible[i], w.path[depth]
+        dear = kept == out.cost.shape[0] and path["cost"] >= out.cost[kept - 1]
         if not dear and need_gpus <= 0 and need_cores <= 0:
-            if _is_minimal(c, w, depth, domains, domain):
+            if _is_minimal(w, depth, domains, domain):
                 slots = as_index(0)
                 for j in range(depth):
-                    slots |= 1 << w.slot[w.stack[j]]
+                    slots |= 1 << w.eligible[w.path[j]["taken"]]["slot"]
                 gpu_free = freed(c, node, slots, cores)
                 level = alignment_level(
                     c.models, model, gpu_free, cores, gpus, c.pods[pod]["cores"]
                 )
                 deficit = level_deficit(level, best)
-                cost = w.path_cost[depth] + misalignment_cost(gpus, deficit, costs)
+                cost = path["cost"] + misalignment_cost(gpus, deficit, costs)
                 kept = _keep(out, kept, node, slots, level, deficit, cost)
         elif (
-            not dear and w.rest_gpus[i] >= need_gpus and w.rest_cores[i] >= need_cores and i < count
+            not dear
+            and one["rest_gpus"] >= need_gpus
+            and one["rest_cores"] >= need_cores
+            and i < count
         ):
-            useful = w.gpus[i, domain] > 0 or w.cores[i, domain] > 0
+            useful = one["gpus"][domain] > 0 or one["cores"][domain] > 0
             if useful and _budget_left(c, w, depth, i):
-                w.path_cost[depth + 1] = w.path_cost[depth] + _add_cost(c, w, depth, i)
-                w.stack[depth] = i
+                w.path[depth + 1]["cost"] = path["cost"] + _add_cost(c, w, depth, i)
+                path["taken"] = i
                 depth += 1
-                need_gpus -= w.gpus[i, domain]
-                need_cores -= w.cores[i, domain]
+                need_gpus -= one["gpus"][domain]
+                need_cores -= one["cores"][domain]
             i += 1
             continue
         if depth == 0:
             break
         depth -= 1
-        i = w.stack[depth]
-        need_gpus += w.gpus[i, domain]
-        need_cores += w.cores[i, domain]
+        i = w.path[depth]["taken"]
+        need_gpus += w.eligible[i]["gpus"][domain]
+        need_cores += w.eligible[i]["cores"][domain]
         i += 1
     return kept
 
@@ -332,7 +348,7 @@ def find_candidates(
         count = _gather(c, costs, pod, node, by_socket, w)
         fits = False
         for d in range(domains):
-            fits = fits or (w.need_gpus[d] <= 0 and w.need_cores[d] <= 0)
+            fits = fits or (w.need[d]["gpus"] <= 0 and w.need[d]["cores"] <= 0)
         if fits:
             gpu_free, here = c.nodes[node]["gpu_free"], c.cores_free[node]
             level = alignment_level(c.models, model, gpu_free, here, gpus, wanted_cores)

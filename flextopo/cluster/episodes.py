@@ -45,7 +45,7 @@ class Episodes(NamedTuple):
     pdb_left: npt.NDArray[np.int64]
     totals: npt.NDArray[Any]
     departures: npt.NDArray[np.int64]
-    heap: npt.NDArray[np.int32]
+    heap: npt.NDArray[np.int64]
     queue: npt.NDArray[np.int32]
     clock: npt.NDArray[Any]
     account: npt.NDArray[Any]
@@ -71,7 +71,7 @@ def empty_episodes(like: Cluster, count: int, pods: int, budgets: int) -> Episod
         pdb_left=np.zeros((count, budgets), np.int64),
         totals=np.zeros((count, 1), TOTALS_DTYPE),
         departures=np.zeros((count, pods), np.int64),
-        heap=np.zeros((count, pods), np.int32),
+        heap=np.zeros((count, pods), np.int64),
         queue=np.zeros((count, pods), np.int32),
         clock=np.zeros((count, 1), CLOCK_DTYPE),
         account=np.zeros((count, 1), ACCOUNT_DTYPE),
@@ -118,9 +118,10 @@ def copy_episode(source: Episodes, s: int, target: Episodes, t: int) -> None:
         target.costs[t, i] = source.costs[s, i]
     for pod in range(source.sizes[s, PODS]):
         target.pods[t, pod] = source.pods[s, pod]
-        target.live[t, pod] = source.live[s, pod]
+        like = min(pod, source.clock[s, 0]["next_arrival"])  # pods that are to come are all alike
+        target.live[t, pod] = source.live[s, like]
         for u in range(source.pod_cores.shape[2]):
-            target.pod_cores[t, pod, u] = source.pod_cores[s, pod, u]
+            target.pod_cores[t, pod, u] = source.pod_cores[s, like, u]
     for node in range(source.nodes.shape[1]):
         target.nodes[t, node] = source.nodes[s, node]
         for u in range(source.cores_free.shape[2]):

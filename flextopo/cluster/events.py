@@ -26,16 +26,20 @@ CLOCK_DTYPE = np.dtype(
 )
 
 
+LAST_S = 2**31 - 1
+"""The latest time in the event heap, 68 years; whatever comes later is there as if it came then."""
+
+
 class Events(NamedTuple):
     """What the simulator keeps beside the cluster; P pods, D online pods that leave.
 
-    Fields: `departures` (D,) int64, pods by (depart_s, index), never changes; `heap` (P,) int32, a
-    binary heap of pods by (next_s, index); `queue` (P,) int32, pending pods by (priority descending,
-    arrival, index); `clock` (1,) CLOCK_DTYPE; `account` (1,) ACCOUNT_DTYPE.
+    Fields: `departures` (D,) int64, pods by (depart_s, index), never changes; `heap` (P,) int64, a
+    binary heap of entries, next_s * 2**32 + pod; `queue` (P,) int32, pending pods by (priority
+    descending, arrival, index); `clock` (1,) CLOCK_DTYPE; `account` (1,) ACCOUNT_DTYPE.
     """
 
     departures: npt.NDArray[np.int64]
-    heap: npt.NDArray[np.int32]
+    heap: npt.NDArray[np.int64]
     queue: npt.NDArray[np.int32]
     clock: npt.NDArray[Any]
     account: npt.NDArray[Any]
@@ -52,37 +56,45 @@ def copy_events(source: Events, target: Events) -> None:
     target.account[:] = source.account
 
 
-@stage
-def _earlier(c: Cluster, a: int, b: int) -> bool:
-    """Order two pods in the event heap."""
-    at, bt = c.live[a]["next_s"], c.live[b]["next_s"]
-    return bool(at < bt or (at == bt and a < b))
+@inlined
+def pod_of(entry: int) -> int:
+    """Return the pod of an entry of the event heap."""
+    return entry & 0xFFFFFFFF
 
 
 @inlined
-def _settle(c: Cluster, e: Events, at: int, pod: int) -> None:
-    """Put a pod where it belongs in the heap, starting from the free place `at`."""
+def time_of(entry: int) -> int:
+    """Return the time of an entry of the event heap."""
+    return entry >> 32
+
+
+@inlined
+def _settle(c: Cluster, e: Events, at: int, entry: int) -> None:
+    """Put an entry where it belongs in the heap, starting from the free place `at`."""
     size = e.clock[0]["heap_size"]
     while at > 0:
         parent = (at - 1) // 2
-        if not _earlier(c, pod, e.heap[parent]):
+        above = e.heap[parent]
+        if above <= entry:
             break
-        e.heap[at] = e.heap[parent]
-        c.live[e.heap[at]]["heap_at"] = at
+        e.heap[at] = above
+        c.live[pod_of(above)]["heap_at"] = at
         at = parent
     while True:
         child = 2 * at + 1
         if child >= size:
             break
-        if child + 1 < size and _earlier(c, e.heap[child + 1], e.heap[child]):
+        below = e.heap[child]
+        if child + 1 < size and e.heap[child + 1] < below:
             child += 1
-        if not _earlier(c, e.heap[child], pod):
+            below = e.heap[child]
+        if entry <= below:
             break
-        e.heap[at] = e.heap[child]
-        c.live[e.heap[at]]["heap_at"] = at
+        e.heap[at] = below
+        c.live[pod_of(below)]["heap_at"] = at
         at = child
-    e.heap[at] = pod
-    c.live[pod]["heap_at"] = at
+    e.heap[at] = entry
+    c.live[pod_of(entry)]["heap_at"] = at
 
 
 @inlined
@@ -93,7 +105,7 @@ def schedule_event(c: Cluster, e: Events, pod: int, time_s: int) -> None:
     if at < 0:
         at = e.clock[0]["heap_size"]
         e.clock[0]["heap_size"] = at + 1
-    _settle(c, e, at, pod)
+    _settle(c, e, at, min(time_s, LAST_S) << 32 | pod)
 
 
 @stage
@@ -106,7 +118,7 @@ def cancel_event(c: Cluster, e: Events, pod: int) -> None:
     size = e.clock[0]["heap_size"] - 1
     e.clock[0]["heap_size"] = size
     if at < size:
-        _settle(c, e, at, as_index(e.heap[size]))
+        _settle(c, e, at, e.heap[size])
 
 
 @stage
@@ -123,6 +135,9 @@ def _before(c: Cluster, a: int, b: int) -> bool:
 def _queue_place(c: Cluster, e: Events, pod: int) -> int:
     """Return the place of a pod in the queue: its own if it is there, else where it belongs."""
     low, high = 0, e.clock[0]["queue_size"]
+    cursor = e.clock[0]["cursor"]
+    if cursor < high and e.queue[cursor] == pod:  # the scheduling pass has just come to it
+        return int(cursor)
     while low < high:
         middle = (low + high) // 2
         if _before(c, e.queue[middle], pod):

@@ -20,12 +20,11 @@ from flextopo.cluster.arrays import (
     as_index,
     is_eligible,
     lost_work_s,
-    popcount,
 )
 from flextopo.cluster.candidates import CandidateArrays, freed
-from flextopo.cluster.kernels import inlined, kernel, stage
+from flextopo.cluster.kernels import inlined, kernel, lowest_bit, popcount, stage
 from flextopo.cluster.loss import Costs
-from flextopo.cluster.placement import CROSS_SOCKET, NUMA, SOCKET, alignment_level, place
+from flextopo.cluster.placement import CROSS_SOCKET, NUMA, SOCKET, alignment_level, take
 
 PREEMPTOR_FEATURES: dict[str, str] = {
     "gpus": "GPUs asked for / 16",
@@ -189,10 +188,9 @@ def _observe_victims(
     victims, here, cores, evicted, members, largest, highest = 0, 0, 0, 0, 0, 0, -(1 << 40)
     middle, unsaved, budgeted, earlier, fitting = 0, 0, 0, 0, 0
     discarded, remaining, oldest, youngest, due = 0.0, 0.0, 0.0, 1e18, 0.0
-    for slot in range(c.nodes[node]["num_pods"]):
-        if not (slots >> slot) & 1:
-            continue
-        victim = as_index(c.node_pods[node, slot])
+    while slots != 0:
+        victim = as_index(c.node_pods[node, lowest_bit(slots)])
+        slots &= slots - 1
         spec, live = c.pods[victim], c.live[victim]
         run = float(now - live["since_s"])
         oldest, youngest = max(oldest, run), min(youngest, run)
@@ -207,11 +205,12 @@ def _observe_victims(
             fitting += spec["gpus"]
         if spec["batch_class"] > 0:
             middle += spec["gpus"]
+        lost = lost_work_s(c, victim)
         if spec["checkpoint_s"] == 0:
             unsaved += spec["gpus"]
             due += 1.0
         else:
-            due += lost_work_s(c, victim) / spec["checkpoint_s"]
+            due += lost / spec["checkpoint_s"]
         member = victim
         while True:
             status = c.live[member]["status"]
@@ -219,7 +218,9 @@ def _observe_victims(
                 size = c.pods[member]["gpus"]
                 evicted += size
                 members += member != victim
-                discarded += float(size * (lost_work_s(c, member) + costs.restart_s))
+                if member != victim:
+                    lost = lost_work_s(c, member)
+                discarded += float(size * (lost + costs.restart_s))
                 done = c.live[member]["done_s"] + max(0, now - c.live[member]["since_s"])
                 remaining += float(size * done)
             member = as_index(c.pods[member]["next_member"])
@@ -232,7 +233,9 @@ def _observe_victims(
     f[12] = min(1.0, max(0.0, (c.pods[pod]["priority"] - highest) / 1000.0)) if victims else 1.0
     f[13] = middle / gpus
     f[14] = _log_gpu_h(discarded)
-    f[17], f[18] = _log_run(oldest), _log_run(youngest) if victims else 0.0
+    f[17] = f[18] = _log_run(oldest)
+    if victims != 1:
+        f[18] = _log_run(youngest) if victims else 0.0
     f[19] = _log_gpu_h(remaining)
     f[20], f[21] = due / max(victims, 1), unsaved / gpus
     f[22], f[23] = min(1.0, earlier / 4.0), min(1.0, members / 8.0)
@@ -267,7 +270,7 @@ def _observe_node(
         m, model, c.nodes[node]["gpu_free"], c.cores_free[node], spec["gpus"], spec["cores"]
     )
     gpu_free = freed(c, node, slots, cores)
-    _, mask = place(m, model, gpu_free, cores, spec["gpus"], spec["cores"], taken)
+    mask = take(m, model, gpu_free, cores, spec["gpus"], spec["cores"], level, taken)
     after = gpu_free & ~mask
     most, fewest = 0, 1 << 30
     for s in range(m[model]["num_sockets"]):
@@ -323,7 +326,7 @@ def observe(
         elsewhere = second if node == largest_node else largest
         _observe_victims(c, costs, pod, node, slots, elsewhere, f)
         f[15] = _log_gpu_h(found.cost[i])
-        f[16] = _log_gpu_h(found.cost[i] - found.cost[0])
+        f[16] = _log_gpu_h(found.cost[i] - found.cost[0]) if i > 0 else 0.0
     o.mask[k] = 1
 
 

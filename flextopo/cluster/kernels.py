@@ -17,7 +17,7 @@ from numba.core import caching
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-from flextopo.cluster.compiler import KernelCompiler
+from flextopo.cluster.compiler import KernelCompiler, ProgramCompiler
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,8 +75,10 @@ class _Cache(caching.FunctionCache):
     _impl_class = _CacheFiles
 
 
-def _compile(function: Callable[P, R], **options: Any) -> Callable[P, R]:
-    compiled = njit(pipeline_class=KernelCompiler, **options)(function)
+def _compile(
+    function: Callable[P, R], compiler: type[KernelCompiler] = KernelCompiler, **options: Any
+) -> Callable[P, R]:
+    compiled = njit(pipeline_class=compiler, **options)(function)
     if hasattr(compiled, "_cache"):  # without NUMBA_DISABLE_JIT
         compiled._cache = _Cache(function)  # type: ignore[no-untyped-call]
     result: Callable[P, R] = compiled
@@ -95,10 +97,18 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     return _compile(function, _nrt=False, nogil=True)
 
 
+def program(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a kernel together with all kernels that it calls: for the outermost of hot ones.
+
+    Calls then hand over what is used, instead of a hundred words of array descriptions.
+    """
+    return _compile(function, ProgramCompiler, _nrt=False, nogil=True)
+
+
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a small helper into its callers, as machine code.
 
-    A call hands over a hundred words of array descriptions, which cost more than what these do.
+    A call costs more than what these do.
     """
     return _compile(function, _nrt=False, forceinline=True)
 
@@ -136,3 +146,40 @@ def _atomic_add(typing_context: Any, counter: types.Array) -> Any:
 @overload(fetch_and_add, strict=False)
 def _fetch_and_add(counter: Any) -> Any:
     return lambda counter: _atomic_add(counter)  # type: ignore[call-arg]
+
+
+def popcount(mask: int) -> int:
+    """Count the bits set in a mask of 64 bits."""
+    return (int(mask) & (1 << 64) - 1).bit_count()
+
+
+def lowest_bit(mask: int) -> int:
+    """Return the number of the lowest bit set in a mask that is not 0."""
+    mask = int(mask)
+    return (mask & -mask).bit_length() - 1
+
+
+@intrinsic
+def _ctpop(typing_context: Any, mask: types.Integer) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _cttz(typing_context: Any, mask: types.Integer) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], context.get_constant(types.boolean, True))
+
+    return types.int64(types.int64), generate
+
+
+@overload(popcount, strict=False)
+def _popcount(mask: Any) -> Any:
+    return lambda mask: _ctpop(mask)  # type: ignore[call-arg]
+
+
+@overload(lowest_bit, strict=False)
+def _lowest_bit(mask: Any) -> Any:
+    return lambda mask: _cttz(mask)  # type: ignore[call-arg]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from flextopo.cluster.arrays import Cluster, copy_cluster
 from flextopo.cluster.candidates import CandidateArrays, Workspace, find_candidates
 from flextopo.cluster.events import Events, copy_events
-from flextopo.cluster.kernels import copying_kernel, kernel, stage
+from flextopo.cluster.kernels import copying_kernel, program, stage
 from flextopo.cluster.loss import Costs, weighted_gpu_s
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
 
@@ -31,7 +31,7 @@ def warm_up(
             preempt(c, e, rules, one.node[0], one.slots[0])
 
 
-run_greedy = kernel(warm_up)
+run_greedy = program(warm_up)
 """The same compiled, for branches."""
 
 

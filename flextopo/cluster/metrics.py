@@ -58,13 +58,24 @@ def _wait_s(c: Cluster, pod: int) -> int:
 
 
 @stage
-def _sort_waits(c: Cluster, waits: npt.NDArray[np.int32]) -> tuple[int, int]:
-    """Sort the waits above 0 into `waits`; return how many pods count, and how many are sorted."""
-    counted, size = 0, 0
+def _sort_waits(c: Cluster, waits: npt.NDArray[np.int64]) -> tuple[int, int, int, int]:
+    """Sort the waits above 0 into `waits`.
+
+    Returns:
+        How many pods count, how many waits are sorted, how many pods once fitted nowhere, and how
+        many of those were placed.
+    """
+    counted, size, preemptors, placed = 0, 0, 0, 0
     for pod in range(c.pods.shape[0]):
         wait = _wait_s(c, pod)
-        counted += wait >= 0
-        if wait <= 0:
+        if wait < 0:
+            continue
+        counted += 1
+        live = c.live[pod]
+        if live["preemptor"]:
+            preemptors += 1
+            placed += live["since_s"] != NEVER_PLACED_S or live["status"] == NOMINATED
+        if wait == 0:
             continue
         at = size
         while at > 0 and waits[at - 1] > wait:
@@ -72,11 +83,11 @@ def _sort_waits(c: Cluster, waits: npt.NDArray[np.int32]) -> tuple[int, int]:
             at -= 1
         waits[at] = wait
         size += 1
-    return counted, size
+    return counted, size, preemptors, placed
 
 
 @stage
-def _percentile(waits: npt.NDArray[np.int32], counted: int, size: int, q: float) -> float:
+def _percentile(waits: npt.NDArray[np.int64], counted: int, size: int, q: float) -> float:
     """Return a percentile of the waits with linear interpolation, as numpy's default."""
     if counted == 0:
         return math.nan
@@ -96,7 +107,7 @@ def measure(
     costs: Costs,
     end_s: int,
     demanded: int,
-    waits: npt.NDArray[np.int32],
+    waits: npt.NDArray[np.int64],
     out: npt.NDArray[np.float64],
 ) -> None:
     """Write every metric in `METRICS` for a finished episode, in their order.
@@ -114,15 +125,7 @@ def measure(
     whole = float(max(demanded, 1))
     capacity = float(c.totals[0]["gpus"]) * end_s
     per_day = 86400.0 / end_s
-    counted, waited = _sort_waits(c, waits)
-    preemptors, placed = 0, 0
-    for pod in range(c.pods.shape[0]):
-        if _wait_s(c, pod) < 0:
-            continue
-        live = c.live[pod]
-        if live["preemptor"]:
-            preemptors += 1
-            placed += live["since_s"] != NEVER_PLACED_S or live["status"] == NOMINATED
+    counted, waited, preemptors, placed = _sort_waits(c, waits)
     out[1] = costs.waiting * a["waiting"] / whole
     out[2] = (costs.late * a["late"] + costs.cross * a["cross"]) / whole
     out[3] = costs.discarded * a["discarded_weighted"] / whole
@@ -149,6 +152,6 @@ def episode_metrics(sim: Simulator) -> dict[str, float]:
     """Return every metric in `METRICS` for a finished episode; NaN where nothing was counted."""
     out = np.empty(len(METRICS))
     c, tape = sim.state.arrays, sim.tape
-    waits = np.empty(len(c.pods), np.int32)
+    waits = np.empty(len(c.pods), np.int64)
     measure(c, sim.events.account, sim.costs, tape.end_s, tape.demanded_gpu_s(), waits, out)
     return dict(zip(METRICS, out.tolist(), strict=True))

@@ -11,10 +11,8 @@ from flextopo.cluster.arrays import (
     MAX_PODS_PER_NODE,
     Cluster,
     as_index,
-    lowest_bit,
-    popcount,
 )
-from flextopo.cluster.kernels import inlined, kernel, stage
+from flextopo.cluster.kernels import inlined, kernel, lowest_bit, popcount, stage
 
 NUMA, SOCKET, CROSS_SOCKET, NO_FIT = 0, 1, 2, 3
 """`AlignmentLevel` as plain integers for the kernels; NO_FIT where nothing does."""
@@ -34,23 +32,27 @@ def alignment_level(
     The ladder of the paper's guaranteed filter, over GPUs and cores together: one NUMA node, else
     one socket, else the whole server, else NO_FIT.
     """
-    all_cores = 0
-    for u in range(models[model]["num_numa"]):
-        if cores_free[u] >= cores and popcount(gpu_free & models[model]["numa_gpus"][u]) >= gpus:
-            return NUMA
-        all_cores += cores_free[u]
-    if all_cores < cores or popcount(gpu_free) < gpus:
+    if popcount(gpu_free) < gpus:
         return NO_FIT
+    all_cores, on_socket = 0, False
     for s in range(models[model]["num_sockets"]):
-        if popcount(gpu_free & models[model]["socket_gpus"][s]) < gpus:
-            continue
         socket_cores = 0
-        for u in range(models[model]["num_numa"]):
-            if models[model]["numa_socket"][u] == s:
-                socket_cores += cores_free[u]
-        if socket_cores >= cores:
-            return SOCKET
-    return CROSS_SOCKET
+        numa_nodes = models[model]["socket_numa"][s]
+        while numa_nodes != 0:
+            u = lowest_bit(numa_nodes)
+            numa_nodes &= numa_nodes - 1
+            if (
+                cores_free[u] >= cores
+                and popcount(gpu_free & models[model]["numa_gpus"][u]) >= gpus
+            ):
+                return NUMA
+            socket_cores += cores_free[u]
+        if socket_cores >= cores and popcount(gpu_free & models[model]["socket_gpus"][s]) >= gpus:
+            on_socket = True
+        all_cores += socket_cores
+    if on_socket:
+        return SOCKET
+    return CROSS_SOCKET if all_cores >= cores else NO_FIT
 
 
 @kernel
@@ -94,9 +96,10 @@ def _tightest(
             free_cores = int(cores_free[d])
         else:
             free_gpus = popcount(gpu_free & models[model]["socket_gpus"][d])
-            for u in range(models[model]["num_numa"]):
-                if models[model]["numa_socket"][u] == d:
-                    free_cores += cores_free[u]
+            numa_nodes = models[model]["socket_numa"][d]
+            while numa_nodes != 0:
+                free_cores += cores_free[lowest_bit(numa_nodes)]
+                numa_nodes &= numa_nodes - 1
         if free_gpus < gpus or free_cores < cores:
             continue
         if (
@@ -109,33 +112,94 @@ def _tightest(
 
 
 @inlined
-def _next_numa_node(
+def _freest_socket(models: npt.NDArray[Any], model: int, gpu_free: int, sockets: int) -> int:
+    """Return the socket of a mask with the most free GPUs, the lowest of equals."""
+    chosen, most = -1, -1
+    while sockets != 0:
+        s = lowest_bit(sockets)
+        sockets &= sockets - 1
+        free = popcount(gpu_free & models[model]["socket_gpus"][s])
+        if free > most:
+            chosen, most = s, free
+    return chosen
+
+
+@inlined
+def _freest_numa_node(
     models: npt.NDArray[Any],
     model: int,
     gpu_free: int,
     cores_free: npt.NDArray[np.int16],
-    level: int,
-    domain: int,
-    used: int,
+    numa_nodes: int,
 ) -> int:
-    """Return the NUMA node of a domain to take from next, -1 when all are in the mask `used`.
-
-    GPUs come from few sockets, then few NUMA nodes: most free GPUs on the socket first, then most
-    on the NUMA node, then most free cores, then the lowest number.
-    """
+    """Return the NUMA node of a mask with the most free GPUs, then cores, the lowest of equals."""
     chosen, most = -1, -1
-    for u in range(models[model]["num_numa"]):
-        socket = models[model]["numa_socket"][u]
-        if (used >> u) & 1 or (level == NUMA and u != domain):
-            continue
-        if level == SOCKET and socket != domain:
-            continue
-        in_socket = popcount(gpu_free & models[model]["socket_gpus"][socket])
-        in_numa = popcount(gpu_free & models[model]["numa_gpus"][u])
-        key = ((in_socket * 64 + (63 - socket)) * 64 + in_numa) * 2048 + cores_free[u]
+    while numa_nodes != 0:
+        u = lowest_bit(numa_nodes)
+        numa_nodes &= numa_nodes - 1
+        key = popcount(gpu_free & models[model]["numa_gpus"][u]) * 65536 + int(cores_free[u])
         if key > most:
             chosen, most = u, key
     return chosen
+
+
+@kernel
+def take(
+    models: npt.NDArray[Any],
+    model: int,
+    gpu_free: int,
+    cores_free: npt.NDArray[np.int16],
+    gpus: int,
+    cores: int,
+    level: int,
+    taken: npt.NDArray[np.int16],
+) -> int:
+    """Choose GPUs and cores at the level that these free resources give: see `place`.
+
+    GPUs come from few sockets, then few NUMA nodes: the freest socket first, and on it the freest
+    NUMA node.
+    """
+    for u in range(taken.shape[0]):
+        taken[u] = 0
+    mask = as_index(0)
+    if level == NO_FIT:
+        return mask
+    domain, sockets = 0, (1 << models[model]["num_sockets"]) - 1
+    if level != CROSS_SOCKET:
+        domain = _tightest(models, model, gpu_free, cores_free, gpus, cores, level)
+        sockets = 1 << domain
+    gpus_left, cores_left = gpus, cores
+    if level == NUMA:
+        free = gpu_free & models[model]["numa_gpus"][domain]
+        while gpus_left > 0:
+            mask |= free & -free
+            free &= free - 1
+            gpus_left -= 1
+        taken[domain] = cores
+        return mask
+    for again in range(2):  # then what is short of cores comes from the rest of the domain
+        todo = sockets
+        while todo != 0:
+            s = _freest_socket(models, model, gpu_free, todo)
+            todo ^= 1 << s
+            numa_nodes = models[model]["socket_numa"][s]
+            while numa_nodes != 0:
+                u = _freest_numa_node(models, model, gpu_free, cores_free, numa_nodes)
+                numa_nodes ^= 1 << u
+                free = gpu_free & models[model]["numa_gpus"][u]
+                here = 0
+                while free != 0 and gpus_left > 0:
+                    mask |= free & -free
+                    free &= free - 1
+                    gpus_left -= 1
+                    here += 1
+                wanted = cores_left if again else -(-cores * here // max(gpus, 1))
+                share = min(wanted, cores_left, cores_free[u] - taken[u])
+                taken[u] += share
+                cores_left -= share
+                if gpus_left == 0 and cores_left == 0:
+                    return mask
+    return mask
 
 
 @kernel
@@ -165,40 +229,8 @@ def place(
     Returns:
         Alignment level and GPU mask; (NO_FIT, 0) when it does not fit.
     """
-    for u in range(taken.shape[0]):
-        taken[u] = 0
     level = alignment_level(models, model, gpu_free, cores_free, gpus, cores)
-    if level == NO_FIT:
-        return NO_FIT, 0
-    domain = 0
-    if level != CROSS_SOCKET:
-        domain = _tightest(models, model, gpu_free, cores_free, gpus, cores, level)
-    mask, gpus_left, cores_left, used = 0, gpus, cores, as_index(0)
-    while True:
-        u = _next_numa_node(models, model, gpu_free, cores_free, level, domain, used)
-        if u < 0:
-            break
-        used |= 1 << u
-        free = gpu_free & models[model]["numa_gpus"][u]
-        here = 0
-        while free != 0 and gpus_left > 0:
-            mask |= free & -free
-            free &= free - 1
-            gpus_left -= 1
-            here += 1
-        share = min(-(-cores * here // max(gpus, 1)), cores_left, cores_free[u])
-        taken[u] = share
-        cores_left -= share
-        if gpus_left == 0 and cores_left == 0:
-            return level, mask
-    used = as_index(0)
-    while cores_left > 0:
-        u = _next_numa_node(models, model, gpu_free, cores_free, level, domain, used)
-        used |= 1 << u
-        extra = min(cores_left, cores_free[u] - taken[u])
-        taken[u] += extra
-        cores_left -= extra
-    return level, mask
+    return level, take(models, model, gpu_free, cores_free, gpus, cores, level, taken)
 
 
 @kernel
@@ -217,11 +249,11 @@ def find_node(c: Cluster, pod: int, aligned: bool, by_alignment: bool) -> int:
     gpus, cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
     last_model, best = -1, NO_FIT
     chosen, least = -1, NO_FIT
-    last = c.by_free.shape[1] - 1
-    for free in range(gpus, c.by_free.shape[0]):
-        if c.by_free[free, last] == 0:
-            continue
-        for word in range(last):
+    counts = c.totals[0]["free_counts"] >> gpus << gpus
+    while counts != 0:
+        free = lowest_bit(counts)
+        counts &= counts - 1
+        for word in range(c.by_free.shape[1] - 1):
             nodes = c.by_free[free, word]
             while nodes != 0:
                 node = 64 * word + lowest_bit(nodes)

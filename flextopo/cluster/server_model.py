@@ -173,6 +173,7 @@ MODEL_DTYPE = np.dtype(
         ("numa_socket", "i8", (MAX_NUMA_NODES,)),  # -1 = no such NUMA node
         ("numa_gpus", "i8", (MAX_NUMA_NODES,)),  # bit masks of GPUs
         ("socket_gpus", "i8", (MAX_SOCKETS,)),  # the same a socket
+        ("socket_numa", "i8", (MAX_SOCKETS,)),  # bit masks of NUMA nodes
         ("numa_cores", "i2", (MAX_NUMA_NODES,)),
     ],
     align=True,
@@ -190,6 +191,8 @@ def compile_models(models: Sequence[ServerModel]) -> npt.NDArray[Any]:
         table["num_sockets"] = model.num_sockets
         table["numa_socket"][: model.num_numa_nodes] = model.numa_socket
         table["numa_cores"][: model.num_numa_nodes] = model.numa_cores
+        for numa_node, socket in enumerate(model.numa_socket):
+            table["socket_numa"][socket] |= 1 << numa_node
         for gpu, numa_node in enumerate(model.gpu_numa):
             table["numa_gpus"][numa_node] |= 1 << gpu
             table["socket_gpus"][model.numa_socket[numa_node]] |= 1 << gpu

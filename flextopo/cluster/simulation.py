@@ -26,7 +26,7 @@ from flextopo.cluster.arrays import (
     set_free_gpus,
 )
 from flextopo.cluster.candidates import can_preempt, freed
-from flextopo.cluster.events import Events, dequeue, enqueue, schedule_event
+from flextopo.cluster.events import Events, dequeue, enqueue, pod_of, schedule_event, time_of
 from flextopo.cluster.kernels import kernel, stage
 from flextopo.cluster.lifecycle import GUARANTEED, bind, depart, evict, finish_event, set_level
 from flextopo.cluster.placement import best_level, find_node, is_aligned, place
@@ -177,6 +177,17 @@ def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
 
 
 @stage
+def _next_smaller(c: Cluster, e: Events, place: int, gpus: int, cores: int) -> int:
+    """Return the next place in the queue with an online pod, or with one that asks for less."""
+    while place < e.clock[0]["queue_size"]:
+        spec = c.pods[e.queue[place]]
+        if spec["online"] or spec["gpus"] < gpus or spec["cores"] < cores:
+            break
+        place += 1
+    return place
+
+
+@stage
 def _pass(c: Cluster, e: Events, rules: Rules) -> int:
     """Go on with the scheduling pass; return the pod that needs a decision, or END.
 
@@ -191,7 +202,7 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
         spec = c.pods[pod]
         if spec["online"] == 0:
             if spec["gpus"] >= small_gpus and spec["cores"] >= small_cores:
-                clock["cursor"] += 1
+                clock["cursor"] = _next_smaller(c, e, clock["cursor"], small_gpus, small_cores)
             elif (
                 not _schedule_batch(c, e, pod)
                 and spec["gpus"] <= small_gpus
@@ -229,7 +240,7 @@ def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
     if clock["next_departure"] < e.departures.shape[0]:
         time = min(time, c.pods[e.departures[clock["next_departure"]]]["depart_s"])
     if clock["heap_size"] > 0:
-        time = min(time, c.live[e.heap[0]]["next_s"])
+        time = min(time, time_of(e.heap[0]))
     return time
 
 
@@ -250,8 +261,8 @@ def _happen(c: Cluster, e: Events, now: int) -> None:
             break
         depart(c, e, pod)
         clock["next_departure"] += 1
-    while clock["heap_size"] > 0 and c.live[e.heap[0]]["next_s"] <= now:
-        finish_event(c, e, as_index(e.heap[0]))
+    while clock["heap_size"] > 0 and time_of(e.heap[0]) <= now:
+        finish_event(c, e, pod_of(e.heap[0]))
 
 
 @kernel

@@ -202,7 +202,7 @@ def _empty_events(tape: Tape) -> Events:
     clock["asked"] = -1
     return Events(
         departures=leaving[order],
-        heap=np.zeros(tape.num_pods, np.int32),
+        heap=np.zeros(tape.num_pods, np.int64),
         queue=np.zeros(tape.num_pods, np.int32),
         clock=clock,
         account=np.zeros(1, ACCOUNT_DTYPE),

@@ -352,7 +352,9 @@ class ClusterState:
             if c.nodes[node]["cores_free"] != c.cores_free[node].sum():
                 raise PodError(f"node {node}: {c.nodes[node]['cores_free']} free cores is not true")
         free = np.bitwise_count(c.nodes["gpu_free"]).astype(np.int64)
-        if (c.by_free != arrays.index_by_free(free)).any():
+        index = arrays.index_by_free(free)
+        counts = arrays.free_counts(index)
+        if (c.by_free != index).any() or c.totals[0]["free_counts"] != counts:
             raise PodError("the index of nodes by free GPUs is not true")
         self._check_totals()
 

@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from flextopo.cluster.batch import DRAWS, Batch, empty_batch, empty_observations, play
+from flextopo.cluster.batch import (
+    DRAWS,
+    OUTCOME_DTYPE,
+    Batch,
+    empty_batch,
+    empty_observations,
+    play,
+)
 from flextopo.cluster.episodes import Episodes, cluster_of, events_of, no_days
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR, Observation
@@ -157,23 +164,24 @@ class Core:
         b = self.batch
         for i in range(self.num_envs):
             if which[i] and (not self._random or self._random[i] is not random[i]):
-                b.cursor[i] = DRAWS
+                b.seats[i]["cursor"] = DRAWS
         self._random = list(random)
         shown = self._buffer()
         for at in range(len(shown)):
             shown[at][:] = b.observation[at]
-        self.batch = b = b._replace(observation=shown)
-        b.starting[which] = 1
-        b.tries[which] = 0
-        b.invalid[which] = 0
-        b.given[which] = -1 if given is None else given[which]
+        self.batch = b = b._replace(observation=shown, outcome=b.outcome.copy())
+        b.seats["starting"][which] = True
+        b.seats["tries"][which] = 0
+        b.seats["given"][which] = -1 if given is None else given[which]
+        b.outcome["invalid"][which] = False
         self._run(NO_ACTIONS)
         return self.batch
 
     def step(self, actions: npt.NDArray[np.int64]) -> Batch:
-        """Step every environment; return the arrays, with the observations in fresh ones."""
+        """Step every environment; return the arrays, with what a step writes in fresh ones."""
         assert self.batch is not None
-        self.batch = self.batch._replace(observation=self._buffer())
+        outcome = np.zeros(self.num_envs, OUTCOME_DTYPE)
+        self.batch = self.batch._replace(observation=self._buffer(), outcome=outcome)
         self._run(actions)
         return self.batch
 
@@ -193,7 +201,7 @@ class Core:
         b.taken[0] = 0
         waiting = sum(self._crew.run(play, b, actions))
         while waiting:
-            for i in np.flatnonzero(self.batch.starting):
+            for i in np.flatnonzero(self.batch.seats["starting"]):
                 self._help(int(i))
             self.batch.taken[0] = 0
             waiting = play(self.batch, NO_ACTIONS, 0)
@@ -202,11 +210,12 @@ class Core:
         """Draw days for an environment that has none left, and load the one it waits for."""
         b = self.batch
         assert b is not None
-        if b.given[i] < 0 and b.cursor[i] == DRAWS:
+        seat = b.seats[i]
+        if seat["given"] < 0 and seat["cursor"] == DRAWS:
             begin = TRAINING.start
             b.draws[i] = self._random[i].integers(begin, begin + self.days, DRAWS)
-            b.cursor[i] = 0
-        day = int(b.given[i] if b.given[i] >= 0 else b.draws[i, b.cursor[i]])
+            seat["cursor"] = 0
+        day = int(seat["given"] if seat["given"] >= 0 else b.draws[i, seat["cursor"]])
         if b.stored.day[day % len(b.stored.day)] != day:
             self._grow(self._store.load(day))
 
@@ -241,6 +250,6 @@ class Core:
         return self._store.play(day)
 
     def metrics(self, i: int) -> dict[str, float]:
-        """Return the metrics of the episode that environment i ended last."""
+        """Return the metrics of the episode that environment i has just ended."""
         assert self.batch is not None
-        return dict(zip(METRICS, self.batch.metrics[i].tolist(), strict=True))
+        return dict(zip(METRICS, self.batch.outcome[i]["metrics"].tolist(), strict=True))

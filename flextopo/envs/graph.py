@@ -42,7 +42,7 @@ class GraphObservation(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
         batch = self._inner.core.batch
         assert batch is not None
         graph = empty_graph(self._inner.k)
-        count, asked = int(batch.options[0]), int(batch.asked[0])
+        count, asked = int(batch.seats[0]["options"]), int(batch.outcome[0]["asked"])
         if asked >= 0 and count > 0:
             found = type(batch.found)(*(array[0] for array in batch.found))
             observe_graph(

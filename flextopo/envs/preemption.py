@@ -128,10 +128,11 @@ class PreemptionEnv(gym.Env[Any, Any]):
         self._action[0] = action
         batch = self.core.step(self._action)
         info = self._info(batch)
-        truncated = bool(batch.truncated[0])
+        truncated = bool(batch.outcome[0]["truncated"])
         if truncated:
             info["metrics"] = self.core.metrics(0)
-        return self._observe(batch), float(batch.reward[0]), False, truncated, info
+        reward = float(batch.outcome[0]["reward"])
+        return self._observe(batch), reward, False, truncated, info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """Return which actions are legal, (K + 1,) bool, as sb3-contrib wants it."""
@@ -167,10 +168,11 @@ class PreemptionEnv(gym.Env[Any, Any]):
         }
 
     def _info(self, batch: Batch) -> dict[str, Any]:
+        outcome = batch.outcome[0]
         return {
             "action_mask": batch.observation.mask[0].copy(),
-            "time_s": int(batch.time_s[0]),
-            "preemptor": int(batch.asked[0]),
-            "invalid_action": bool(batch.invalid[0]),
-            "loss": dict(zip(LOSS_TERMS, batch.loss[0].tolist(), strict=True)),
+            "time_s": int(outcome["time_s"]),
+            "preemptor": int(outcome["asked"]),
+            "invalid_action": bool(outcome["invalid"]),
+            "loss": dict(zip(LOSS_TERMS, outcome["loss"].tolist(), strict=True)),
         }

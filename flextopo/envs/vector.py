@@ -167,15 +167,16 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         chosen = np.ascontiguousarray(actions, np.int64)
         if chosen.shape != (self.num_envs,):
             raise FlextopoError(f"actions of shape {chosen.shape}; legal: ({self.num_envs},)")
-        if chosen.min() < 0 or chosen.max() > self.k:
+        if np.count_nonzero(chosen.view(np.uint64) > self.k):  # negative ones are large then
             wrong = chosen[(chosen < 0) | (chosen > self.k)][0]
             raise FlextopoError(f"action {wrong}; legal: 0 to {self.k}")
         batch = self.core.step(chosen)
-        truncated = batch.truncated.astype(np.bool_)
+        truncated = batch.outcome["truncated"]
         info = self._info(batch, self._everywhere)
-        if truncated.any():
+        if np.count_nonzero(truncated):
             self._add_final(info, batch, truncated)
-        return named(batch.observation), batch.reward.copy(), self._nowhere, truncated, info
+        reward = batch.outcome["reward"].copy()
+        return named(batch.observation), reward, self._nowhere, truncated, info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """Return which actions are legal, (B, K + 1) bool."""
@@ -189,13 +190,14 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _info(self, batch: Batch, where: npt.NDArray[np.bool_]) -> dict[str, Any]:
         """Return infos as Gymnasium's vectors give them: each with a mask of who has it."""
+        out = batch.outcome
         return _masked(
             {
                 "action_mask": batch.observation.mask.copy(),
-                "time_s": batch.time_s.copy(),
-                "preemptor": batch.asked.copy(),
-                "invalid_action": batch.invalid.astype(np.bool_),
-                "loss": _masked(dict(zip(LOSS_TERMS, batch.loss.T.copy(), strict=True)), where),
+                "time_s": out["time_s"],
+                "preemptor": out["asked"],
+                "invalid_action": out["invalid"],
+                "loss": _masked(dict(zip(LOSS_TERMS, out["loss"].T, strict=True)), where),
             },
             where,
         )
@@ -204,20 +206,19 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         self, info: dict[str, Any], batch: Batch, truncated: npt.NDArray[np.bool_]
     ) -> None:
         """Add what the episodes that ended in this step came to."""
-        table = np.where(truncated[:, None], batch.metrics, 0.0).T.copy()
-        metrics = _masked(dict(zip(METRICS, table, strict=True)), truncated)
+        out = batch.outcome
+        metrics = _masked(dict(zip(METRICS, out["metrics"].T, strict=True)), truncated)
         if self.metadata["autoreset_mode"] != AutoresetMode.SAME_STEP:
             info.update(_masked({"metrics": metrics}, truncated))
             return
         last = np.zeros((self.num_envs, self.k + 1), np.int8)
         last[truncated, self.k] = 1
-        loss = np.where(truncated[:, None], batch.final_loss, 0.0).T.copy()
         final = {
             "action_mask": last,
-            "time_s": np.where(truncated, batch.final_time_s, 0),
+            "time_s": out["final_time_s"],
             "preemptor": np.where(truncated, -1, 0),
-            "invalid_action": truncated & batch.invalid.astype(np.bool_),
-            "loss": _masked(dict(zip(LOSS_TERMS, loss, strict=True)), truncated),
+            "invalid_action": truncated & out["invalid"],
+            "loss": _masked(dict(zip(LOSS_TERMS, out["final_loss"].T, strict=True)), truncated),
             "metrics": metrics,
         }
         shown = np.full(self.num_envs, None, object)
@@ -230,7 +231,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
 
 def _masked(values: dict[str, Any], where: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Add to each entry the mask of the environments that have it."""
-    return {**values, **{f"_{name}": where for name in values}}
+    return {**values, **dict.fromkeys(map("_".__add__, values), where)}
 
 
 def nothing_to_see(k: int) -> Arrays:

@@ -22,7 +22,7 @@ from flextopo.cluster.candidates import (
 )
 from flextopo.cluster.events import Events
 from flextopo.cluster.features import Observation, empty_observation, observe
-from flextopo.cluster.kernels import copying_kernel, kernel
+from flextopo.cluster.kernels import copying_kernel, kernel, program
 from flextopo.cluster.lookahead import begin_branch, rules_ahead
 from flextopo.cluster.loss import Costs, weighted_gpu_s
 from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
@@ -182,7 +182,7 @@ def choose(net: Net, o: Observation, count: int) -> int:
     return count if s > most else best
 
 
-@kernel
+@program
 def _run_policy(
     net: Net, c: Cluster, e: Events, rules: Rules, costs: Costs, w: Workspace,
     found: CandidateArrays, o: Observation,

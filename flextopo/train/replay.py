@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.events import time_of
 from flextopo.cluster.loss import LOSS_TERMS, loss_terms
 from flextopo.cluster.metrics import episode_metrics
 from flextopo.cluster.selector import VictimSelector
@@ -171,7 +172,7 @@ def next_event_s(sim: Simulator) -> int:
     if clock["next_departure"] < len(e.departures):
         times.append(int(c.pods[e.departures[clock["next_departure"]]]["depart_s"]))
     if clock["heap_size"] > 0:
-        times.append(int(c.live[e.heap[0]]["next_s"]))
+        times.append(int(time_of(e.heap[0])))
     return min(times)
 
 

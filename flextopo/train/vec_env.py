@@ -68,7 +68,7 @@ class PreemptionVecEnv(VecEnv):
         """Note where in which day each environment stands."""
         batch = self.vector.core.batch
         assert batch is not None
-        self._time_s = batch.time_s.copy()
+        self._time_s = batch.outcome["time_s"]
         self._days = batch.running.day.copy()
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:

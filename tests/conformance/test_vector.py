@@ -97,10 +97,10 @@ def test_vector_equals_scalar_on_a_selectors_actions(name: str) -> None:
         for env in theirs:
             sim, batch = env.simulator, env.core.batch
             assert batch is not None
-            pod = sim.state.pod(int(batch.asked[0]))
+            pod = sim.state.pod(int(batch.outcome[0]["asked"]))
             chosen = selector.select(sim.state, pod)
             action = env.k
-            for i in range(int(batch.options[0])):
+            for i in range(int(batch.seats[0]["options"])):
                 slots = sim.state.slots_of(chosen.node, chosen.victims) if chosen else -1
                 if (chosen and batch.found.node[0, i], batch.found.slots[0, i]) == (
                     chosen and chosen.node,

@@ -9,24 +9,28 @@ from hypothesis import strategies as st
 from flextopo.cluster.arrays import Cluster, empty_cluster
 from flextopo.cluster.events import (
     CLOCK_DTYPE,
+    LAST_S,
     Events,
     cancel_event,
     copy_events,
     dequeue,
     enqueue,
+    pod_of,
     schedule_event,
+    time_of,
 )
 from flextopo.cluster.loss import ACCOUNT_DTYPE
 from flextopo.cluster.server_model import compile_models, preset
 
 PODS = 12
+TIMES = st.none() | st.integers(-3, 9) | st.just(LAST_S)
 TABLES = compile_models([preset("a100")])
 
 
 def fresh() -> tuple[Cluster, Events]:
     events = Events(
         departures=np.zeros(0, np.int64),
-        heap=np.zeros(PODS, np.int32),
+        heap=np.zeros(PODS, np.int64),
         queue=np.zeros(PODS, np.int32),
         clock=np.zeros(1, CLOCK_DTYPE),
         account=np.zeros(1, ACCOUNT_DTYPE),
@@ -35,27 +39,28 @@ def fresh() -> tuple[Cluster, Events]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, PODS - 1), st.integers(-1, 9)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, PODS - 1), TIMES), max_size=60))
 def test_the_heap_gives_the_earliest_event_then_the_lowest_pod(
-    steps: list[tuple[int, int]],
+    steps: list[tuple[int, int | None]],
 ) -> None:
     c, e = fresh()
     due: dict[int, int] = {}
     for pod, time_s in steps:
-        if time_s < 0:
+        if time_s is None:
             cancel_event(c, e, pod)
             due.pop(pod, None)
         else:
             schedule_event(c, e, pod, time_s)
             due[pod] = time_s
         size = int(e.clock[0]["heap_size"])
-        assert sorted(e.heap[:size]) == sorted(due)
-        assert all(c.live[e.heap[at]]["heap_at"] == at for at in range(size))
+        entries = [(time_of(entry), pod_of(entry)) for entry in e.heap[:size]]
+        assert sorted(entries) == sorted((due[pod], pod) for pod in due)
+        assert all(c.live[pod]["heap_at"] == at for at, (_, pod) in enumerate(entries))
         if due:
-            assert e.heap[0] == min(due, key=lambda pod: (due[pod], pod))
+            assert entries[0] == min(entries)
     drained = []
     while e.clock[0]["heap_size"]:
-        drained.append(int(e.heap[0]))
+        drained.append(int(pod_of(e.heap[0])))
         cancel_event(c, e, drained[-1])
     assert drained == sorted(due, key=lambda pod: (due[pod], pod))
     assert (c.live["heap_at"] == -1).all()
@@ -95,7 +100,19 @@ def test_copied_events_go_their_own_way() -> None:
     schedule_event(c, e, 3, 5)
     enqueue(c, e, 7)
     copy_events(e, other)
-    assert (other.heap[0], other.queue[0]) == (3, 7)
+    assert (time_of(other.heap[0]), pod_of(other.heap[0]), other.queue[0]) == (5, 3, 7)
     assert other.clock == e.clock
     cancel_event(c, other, 3)
     assert e.clock[0]["heap_size"] == 1
+
+
+def test_what_comes_later_than_the_heap_can_say_comes_last() -> None:
+    c, e = fresh()
+    for pod, time_s in ((2, 2**40), (3, LAST_S - 1), (1, 2**50)):
+        schedule_event(c, e, pod, time_s)
+    order = []
+    while e.clock[0]["heap_size"]:
+        order.append(int(pod_of(e.heap[0])))
+        cancel_event(c, e, order[-1])
+    assert order == [3, 1, 2]
+    assert c.live["next_s"][[1, 2]].tolist() == [2**50, 2**40]

@@ -20,8 +20,8 @@ from numba.core.errors import TypingError
 
 import flextopo
 from flextopo.cluster import compiler, kernels
-from flextopo.cluster.arrays import index_by_free, lowest_bit, popcount
-from flextopo.cluster.kernels import fetch_and_add, kernel, stage
+from flextopo.cluster.arrays import index_by_free
+from flextopo.cluster.kernels import fetch_and_add, kernel, lowest_bit, popcount, stage
 
 INTERPRETED = bool(getattr(config, "DISABLE_JIT", 0))
 PACKAGE = Path(flextopo.__file__).parent
@@ -29,9 +29,12 @@ PACKAGE = Path(flextopo.__file__).parent
 CALL = """
 import sys
 sys.path.insert(0, {root!r})
-from flextopo.cluster.arrays import lowest_bit
 import flextopo
-print(flextopo.__file__, lowest_bit(8))
+from flextopo.cluster.placement import alignment_level
+from flextopo.cluster.server_model import compile_models, preset
+models = compile_models([preset("a100")])
+no_gpu = 0
+print(flextopo.__file__, alignment_level(models, 0, no_gpu, models[0]["numa_cores"], 1, 1))
 """
 
 
@@ -65,17 +68,15 @@ def test_a_change_anywhere_makes_kernels_anew_and_very_old_ones_go(package: Path
     assert call(package) == "3"
     [before] = (cluster / "__pycache__").glob("flextopo-*")
     assert list(before.glob("*.nbi"))
-    # `lowest_bit` calls `popcount`: numba's own cache would look at neither's change of meaning
-    # if they stood in two files.
-    source = cluster / "arrays.py"
-    source.write_text(
-        source.read_text().replace("count += 1\n    return count", "count += 2\n    return count")
-    )
-    assert call(package) == "6"
+    # `alignment_level` calls `popcount`, which stands in another file: numba's own cache would not
+    # look there.
+    source = cluster / "kernels.py"
+    source.write_text(source.read_text().replace("_ctpop(mask)", "_ctpop(mask) + 1"))
+    assert call(package) == "0"
     assert before.exists()  # another process may be using it
     os.utime(before, (0, 0))
     source.write_text(source.read_text() + "\n")
-    assert call(package) == "6"
+    assert call(package) == "0"
     assert not before.exists()
     assert len(list((cluster / "__pycache__").glob("flextopo-*"))) == 2
 
@@ -120,11 +121,18 @@ def test_fetch_and_add_inside_and_outside_kernels() -> None:
     assert counter[0] == 7
 
 
-@pytest.mark.parametrize("mask", [1, 2, 0b1011000, 1 << 62, -(1 << 63), -1])
-def test_bits(mask: int) -> None:
-    assert popcount(mask) == (mask & (1 << 64) - 1).bit_count()
-    expected = (mask & -mask).bit_length() - 1
-    assert lowest_bit(mask) == expected
+@kernel
+def _bits(mask: int) -> tuple[int, int]:
+    return popcount(mask), lowest_bit(mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "count", "lowest"),
+    [(1, 1, 0), (2, 1, 1), (0b1011000, 3, 3), (1 << 62, 1, 62), (-(1 << 63), 1, 63), (-1, 64, 0)],
+)
+def test_bits_inside_and_outside_kernels(mask: int, count: int, lowest: int) -> None:
+    assert (popcount(mask), lowest_bit(mask)) == (count, lowest)
+    assert _bits(mask) == (count, lowest)
 
 
 @pytest.mark.parametrize("nodes", [1, 63, 64, 65, 200])

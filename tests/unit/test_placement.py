@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flextopo.cluster.arrays import popcount
+from flextopo.cluster.kernels import popcount
 from flextopo.cluster.placement import (
     CROSS_SOCKET,
     NO_FIT,

@@ -68,7 +68,7 @@ def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
             envs.reset()
         core = relative.vector.core
         assert core.batch is not None
-        days, begin_s = core.batch.running.day.copy(), core.batch.time_s.copy()
+        days, begin_s = core.batch.running.day.copy(), core.batch.outcome["time_s"]
         sums, over = np.zeros((2, 2)), np.zeros(2, bool)
         while not over.all():
             steps = [envs.step(np.full(2, action)) for envs in (plain, relative)]
