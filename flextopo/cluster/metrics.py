@@ -59,7 +59,7 @@ def _wait_s(c: Cluster, pod: int) -> int:
 
 @stage
 def _sort_waits(c: Cluster, waits: npt.NDArray[np.int64]) -> tuple[int, int, int, int]:
-    """Sort the waits above 0 into `waits`.
+    """Sort the waits above 0 into `waits`, and count pods on the way.
 
     Returns:
         How many pods count, how many waits are sorted, how many pods once fitted nowhere, and how
