@@ -102,7 +102,7 @@ class Cluster(NamedTuple):
     Fields: `models` (M,) MODEL_DTYPE; `pods` (P,) POD_DTYPE; `live` (P,) LIVE_DTYPE;
     `pod_cores` (P, U) int16 cores held in each NUMA node; `nodes` (N,) NODE_DTYPE; `cores_free`
     (N, U) int16; `node_pods` (N, 64) int32 pods holding resources, the first `num_pods` count;
-    `by_free` (17, W + 1) int64, row f: bit n % 64 of entry n // 64 = node n has f free GPUs; the
+    `by_free` (17, W + 1) int64, row f: bit n % 32 of entry n // 32 = node n has f free GPUs; the
     last entry counts them; `pdb_left` (B,) int64 disruptions allowed; `totals` (1,) TOTALS_DTYPE;
     `scratch` (2, U) int16, room for the kernels: free cores of the node in hand, and cores taken.
     """
@@ -154,12 +154,15 @@ def empty_cluster(
 
 
 def index_by_free(free: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    """Return `Cluster.by_free` for nodes with these numbers of free GPUs, (N,) integers."""
-    words = -(-len(free) // 64)
-    here = np.zeros((MAX_GPUS + 1, 64 * words), np.bool_)
+    """Return `Cluster.by_free` for nodes with these numbers of free GPUs, (N,) integers.
+
+    An entry holds 32 nodes, so that no mask is negative where kernels run as plain Python.
+    """
+    words = -(-len(free) // 32)
+    here = np.zeros((MAX_GPUS + 1, 32 * words), np.bool_)
     here[:, : len(free)] = free == np.arange(MAX_GPUS + 1)[:, None]
     index = np.empty((MAX_GPUS + 1, words + 1), np.int64)
-    index[:, :words] = np.packbits(here, axis=1, bitorder="little").view(np.int64)
+    index[:, :words] = np.packbits(here, axis=1, bitorder="little").view(np.uint32)
     index[:, words] = here.sum(1)
     return index
 
@@ -206,8 +209,8 @@ def set_free_gpus(c: Cluster, node: int, gpu_free: int) -> None:
     before, after = popcount(c.nodes[node]["gpu_free"]), popcount(gpu_free)
     c.nodes[node]["gpu_free"] = gpu_free
     c.totals[0]["free_gpus"] += after - before
-    word, last = node >> 6, c.by_free.shape[1] - 1
-    bit = 1 << (node & 63)
+    word, last = node >> 5, c.by_free.shape[1] - 1
+    bit = 1 << (node & 31)
     c.by_free[before, word] ^= bit
     c.by_free[before, last] -= 1
     if c.by_free[before, last] == 0:

@@ -256,7 +256,7 @@ def find_node(c: Cluster, pod: int, aligned: bool, by_alignment: bool) -> int:
         for word in range(c.by_free.shape[1] - 1):
             nodes = c.by_free[free, word]
             while nodes != 0:
-                node = 64 * word + lowest_bit(nodes)
+                node = 32 * word + lowest_bit(nodes)
                 nodes &= nodes - 1
                 state = c.nodes[node]
                 if state["cores_free"] < cores or state["num_pods"] >= MAX_PODS_PER_NODE:
