@@ -2,8 +2,8 @@
 
 The machine is noisy, so compare the ratios: the reference is a fixed plain-Python loop, timed in
 the same process right before. Of environments and of the loop the fastest of several windows
-counts: what the neighbours steal falls away. `--out FOLDER` also writes `speed.json` and `scaling.png`, and the
-generated blocks of `docs/performance.md`.
+counts: what the neighbours steal falls away. `--out FOLDER` also writes `speed.json` and
+`scaling.png`, and the generated blocks of `docs/performance.md`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from flextopo.cluster.arrays import (
 )
 from flextopo.cluster.candidates import CandidateArrays, candidate_arrays, workspace
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.events import LAST_S, Events
+from flextopo.cluster.events import Events, heap_entries
 from flextopo.cluster.lookahead import branch_losses
 from flextopo.cluster.loss import weighted_gpu_s
 from flextopo.cluster.pods import Pod
@@ -146,7 +146,7 @@ def imagine(sim: Simulator, known: Known, future: Future) -> tuple[Cluster, Even
     live[:here] = known.live
     heap = np.zeros(len(pods), np.int64)
     events = _next_events(pods[:here], live[:here])
-    heap[: len(events)] = np.minimum(live["next_s"][events], LAST_S) << 32 | events
+    heap[: len(events)] = heap_entries(live["next_s"][events], events)
     live["heap_at"][:here] = -1
     live["heap_at"][events] = np.arange(len(events))
     queue = np.zeros(len(pods), np.int32)

@@ -68,6 +68,11 @@ def time_of(entry: int) -> int:
     return entry >> 32
 
 
+def heap_entries(next_s: npt.NDArray[np.int64], pods: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Return the entries of pods with these times, (N,) int64; sorted ones are a heap."""
+    return np.minimum(next_s, LAST_S) << 32 | pods
+
+
 @inlined
 def _settle(c: Cluster, e: Events, at: int, entry: int) -> None:
     """Put an entry where it belongs in the heap, starting from the free place `at`."""

@@ -178,7 +178,7 @@ def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
 
 @stage
 def _next_smaller(c: Cluster, e: Events, place: int, gpus: int, cores: int) -> int:
-    """Return the next place in the queue with an online pod, or with one that asks for less."""
+    """Return the next place in the queue, from `place` on, of an online pod or a smaller one."""
     while place < e.clock[0]["queue_size"]:
         spec = c.pods[e.queue[place]]
         if spec["online"] or spec["gpus"] < gpus or spec["cores"] < cores:
@@ -202,7 +202,7 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
         spec = c.pods[pod]
         if spec["online"] == 0:
             if spec["gpus"] >= small_gpus and spec["cores"] >= small_cores:
-                clock["cursor"] = _next_smaller(c, e, clock["cursor"], small_gpus, small_cores)
+                clock["cursor"] = _next_smaller(c, e, clock["cursor"] + 1, small_gpus, small_cores)
             elif (
                 not _schedule_batch(c, e, pod)
                 and spec["gpus"] <= small_gpus
