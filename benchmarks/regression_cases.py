@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 import flextopo  # noqa: F401
 from flextopo.baselines.registry import SELECTORS, make_selector
-from flextopo.cluster.features import empty_observation, observe
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter, VictimSelector
-from flextopo.cluster.server_model import PRESETS, Fleet
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.workload import WorkloadConfig, generate_tape
+from flextopo.cluster.observation.features import empty_observation, observe
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.decision import AlignmentFilter
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.model import PRESETS, Fleet
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.policies.runtime import load_policy, zoo_names
 
 ENV_ID = "flextopo/Preempt-RTX4090-v0"
@@ -214,7 +215,7 @@ def day() -> Run:
 
     def run() -> float:
         simulator = simulation(16, 3, selector.filter)
-        return timed(lambda: simulator.run(selector))
+        return timed(lambda: simulator.play(selector))
 
     run()
     return run

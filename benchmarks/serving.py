@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flextopo.cluster.server_model import PRESETS
-from flextopo.cluster.topology import build_graph, to_resource
+from flextopo.cluster.topology.flextopo import build_graph
+from flextopo.cluster.topology.model import PRESETS
+from flextopo.cluster.topology.resource import to_resource
 
 SERVER = PRESETS["rtx4090"]
 PODS = SERVER.num_gpus

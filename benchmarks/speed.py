@@ -26,12 +26,12 @@ import numpy as np
 
 import flextopo  # noqa: F401
 from flextopo.baselines.registry import SELECTORS, make_selector
-from flextopo.cluster.episodes import bytes_of_episode
-from flextopo.cluster.features import empty_observation, observe
-from flextopo.cluster.output_files import make_folder, write_whole
-from flextopo.cluster.server_model import PRESETS, Fleet
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.workload import WorkloadConfig, generate_tape
+from flextopo.cluster.files import make_folder, write_whole
+from flextopo.cluster.observation.features import empty_observation, observe
+from flextopo.cluster.simulation.episodes import bytes_of_episode
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.topology.model import PRESETS, Fleet
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.envs.vector import PreemptionVectorEnv
 from flextopo.train.report import fill_blocks
@@ -104,21 +104,21 @@ def scalar() -> None:
     RESULTS.pop("last")
     show("RTX4090-v0, its 1,024 days in memory", rate, "steps")
     print(f"{'':52} reset {reset_s * 1e6:6.0f} us")
-    large = PreemptionEnv("280*rtx4090", days=8)
+    large = PreemptionEnv("280*rtx4090", tapes=8)
     scalar_steps(large, 3.0)
     show("280 servers, days in memory", best_scalar_steps(large)[0], "steps")
 
 
 def legal(batch: Any, rng: np.random.Generator, k: int) -> Any:
     """Draw a legal action for each environment, all at once."""
-    options = batch.seats["options"]
+    options = batch.environments["options"]
     chosen = (rng.random(len(options)) * (options + 1)).astype(np.int64)
     return np.where(chosen >= options, k, chosen)
 
 
 def vector(num_envs: int, threads: int, days: int = 1024) -> None:
     """Steps of the vector environment and of its bare kernel on the same kind of actions."""
-    env = PreemptionVectorEnv(num_envs, threads=threads, days=days)
+    env = PreemptionVectorEnv(num_envs, threads=threads, tapes=days)
     rng = np.random.default_rng(0)
     env.reset(seed=0)
     batch = env.core.batch
@@ -158,7 +158,7 @@ def learner(k: int) -> None:
     from flextopo.train.vec_env import PreemptionVecEnv
 
     use_threads(1)
-    envs = PreemptionVecEnv(64, k=k, days=128)
+    envs = PreemptionVecEnv(64, k=k, tapes=128)
     spent = [0.0]
     step_wait = envs.step_wait
 
@@ -241,7 +241,7 @@ def days() -> None:
     for nodes in (16, 100, 1000, 10000):
         begin = time.perf_counter()
         sim = Simulator(generate_tape(WorkloadConfig(), nodes * 8, 1), fleet_of(nodes))
-        sim.run(make_selector("greedy-cost"))
+        sim.play(make_selector("greedy-cost"))
         rate = 1 / (time.perf_counter() - begin)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         RESULTS[f"days at {nodes}"] = {"per_s": rate, "peak_mib": peak}
@@ -341,7 +341,7 @@ def main() -> None:
     print("native vector environment, 16 servers, K = 64, next-step autoreset")
     for num_envs, threads in ((64, 1), (64, cores), (256, cores)):
         vector(num_envs, threads)
-    vector(64, cores, days=8)
+    vector(64, cores, tapes=8)
     print("training")
     learner(64)
     learner(16)

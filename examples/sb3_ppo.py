@@ -21,7 +21,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     arguments = {"servers": "16*rtx4090", "k": 16}
-    envs = PreemptionVecEnv(16, **arguments, days=1024)
+    envs = PreemptionVecEnv(16, **arguments, tapes=1024)
     steps = min(128, max(2, options.timesteps // 16))
     model = PPO("MultiInputPolicy", envs, n_steps=steps, batch_size=64, seed=0, device="cpu")
     before = evaluate(model, arguments, options.days)

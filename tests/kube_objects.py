@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from flextopo.cluster.server_model import PRESETS, ServerModel
-from flextopo.cluster.topology import build_graph, mark_used, to_resource
+from flextopo.cluster.topology.flextopo import build_graph, mark_used
+from flextopo.cluster.topology.model import PRESETS, ServerModel
+from flextopo.cluster.topology.resource import to_resource
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.objects import KINDS, KubeObject, PodObject
 from flextopo.policies.serving.records import PodRecord, read_pod

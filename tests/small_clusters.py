@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from flextopo.cluster import arrays
 from flextopo.cluster.errors import PodError
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.server_model import ServerModel
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state import arrays
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.model import ServerModel
 
 NOW_S = 100_000
 PRIORITIES = (-10, -5, 0, 5, 10)

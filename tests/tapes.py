@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.baselines.registry import make_selector
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter
-from flextopo.cluster.server_model import Fleet, ServerModel
-from flextopo.cluster.servers import parse_servers
-from flextopo.cluster.simulator import Scenario, Simulator
-from flextopo.cluster.tape import NEVER_S, Tape
-from flextopo.cluster.workload import generate_tape
-from flextopo.cluster.workload_config import WorkloadConfig
+from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.state.decision import AlignmentFilter
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import Fleet, ServerModel
+from flextopo.cluster.topology.servers import parse_servers
+from flextopo.cluster.workload.config import WorkloadConfig
+from flextopo.cluster.workload.generator import generate_tape
+from flextopo.cluster.workload.tape import NEVER_S, Tape
 
 BUSY = WorkloadConfig(online_peak_share=0.9)
 SERVERS = ("4*rtx4090", "4*a100", "2*rtx4090,2*a100")

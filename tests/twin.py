@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from flextopo.cluster.arrays import RUNNING, STARTING, is_eligible
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.server_model import ServerModel
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.arrays import RUNNING, STARTING, is_eligible
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import ServerModel
 
 NUMA, SOCKET, CROSS_SOCKET, NO_FIT = range(4)
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from flextopo.cli.topology_drawing import POD_COLOURS, draw_png
-from flextopo.cluster.server_model import preset
-from flextopo.cluster.topology import build_graph, mark_used
+from flextopo.cluster.topology.flextopo import build_graph, mark_used
+from flextopo.cluster.topology.model import preset
 
 BATCH = {f"batch-{gpu}": [gpu] for gpu in range(7)}
 """Batch pods on a server of RTX 4090s: GPUs 0 to 6, one each; GPU 7 is free."""

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flextopo.baselines.residents import NodeView, Resident
-from flextopo.cluster.arrays import MAX_PODS_PER_NODE
-from flextopo.cluster.loss import eviction_cost, misalignment_cost
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter, Candidate
-from flextopo.cluster.server_model import AlignmentLevel, ServerModel
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.loss import eviction_cost, misalignment_cost
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import AlignmentLevel, ServerModel
 
 
 def free_level(

@@ -1,6 +1,6 @@
 """Futures as a policy can imagine them: sampled from the workload model and from what has been seen.
 
-`Known` is the one place that reads a simulation's tape. It blanks what has not happened yet (run
+`InformationState` is the one place that reads a simulation's tape. It blanks what has not happened yet (run
 times, departures, later arrivals, start-up times), so that nothing behind it can look ahead.
 """
 
@@ -21,7 +21,8 @@ from flextopo.baselines.replica_forecast import (
     size_prior,
     within_limit,
 )
-from flextopo.cluster.arrays import (
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.arrays import (
     DONE,
     NOMINATED,
     POD_DTYPE,
@@ -29,12 +30,11 @@ from flextopo.cluster.arrays import (
     STARTING,
     TERMINATING,
 )
-from flextopo.cluster.batch_jobs import BatchJobs, draw_attributes, generate_jobs
-from flextopo.cluster.online_demand import P90_Z, STEP_S
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.tape import BATCH_PRIORITIES, NEVER_S
-from flextopo.cluster.workload_config import WorkloadConfig
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.workload.batch_jobs import BatchJobs, draw_attributes, generate_jobs
+from flextopo.cluster.workload.config import WorkloadConfig
+from flextopo.cluster.workload.online_demand import P90_Z, STEP_S
+from flextopo.cluster.workload.tape import BATCH_PRIORITIES, NEVER_S
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ DRAWS = 4
 
 
 @dataclass(frozen=True)
-class Known:
+class InformationState:
     """What is known at a decision; P pods present, H replicas seen so far.
 
     Attributes:
@@ -76,7 +76,7 @@ class Known:
     cores_per_gpu: int
 
     @classmethod
-    def of(cls, sim: Simulator) -> Known:
+    def of(cls, sim: Simulator) -> InformationState:
         """Return what is known of a simulation now."""
         c, now = sim.state.arrays, sim.state.now_s
         arrived = int(sim.events.clock[0]["next_arrival"])
@@ -124,7 +124,7 @@ class Future:
 
 def sample_futures(
     config: WorkloadConfig,
-    known: Known,
+    known: InformationState,
     samples: int,
     horizon_s: int,
     history_s: int,
@@ -209,7 +209,7 @@ def remaining_beyond(
 
 
 def _sample_present(
-    config: WorkloadConfig, known: Known, rng: np.random.Generator
+    config: WorkloadConfig, known: InformationState, rng: np.random.Generator
 ) -> npt.NDArray[Any]:
     """Draw the run times and start-up times of the present pods, given how long they have run."""
     pods, live, now = known.pods.copy(), known.live, known.now_s
@@ -226,7 +226,7 @@ def _sample_present(
     return pods
 
 
-def _run_times(config: WorkloadConfig, known: Known, done: Ints, share: Floats) -> Ints:
+def _run_times(config: WorkloadConfig, known: InformationState, done: Ints, share: Floats) -> Ints:
     """Return run times of batch pods, (P,) whole seconds above what they have done."""
     age, low, high = done.astype(np.float64), config.min_duration_s, config.max_duration_s
     large = (known.pods["gpus"] > 2) | (known.pods["group"] >= 0)
@@ -260,7 +260,7 @@ def _start_up(config: WorkloadConfig, started: Floats, share: Floats) -> Ints:
 
 def _sample_replicas(
     config: WorkloadConfig,
-    known: Known,
+    known: InformationState,
     samples: int,
     horizon_s: int,
     history_s: int,
@@ -287,7 +287,7 @@ def _sample_replicas(
     return replica_runs(wanted, counts[:, -1], changed, known.now_s, rng)
 
 
-def _counts_at(known: Known, services: int, times_s: Ints) -> Ints:
+def _counts_at(known: InformationState, services: int, times_s: Ints) -> Ints:
     """Return the replicas of each service at some times, (S, T)."""
     counts = np.zeros((services, len(times_s)), np.int64)
     for when, sign in ((known.replica_arrive_s, 1), (known.replica_depart_s, -1)):
@@ -299,7 +299,7 @@ def _counts_at(known: Known, services: int, times_s: Ints) -> Ints:
 
 def _replicas(
     config: WorkloadConfig,
-    known: Known,
+    known: InformationState,
     present: npt.NDArray[Any],
     runs: Runs,
     sample: int,
@@ -334,7 +334,7 @@ def _replicas(
 
 
 def _jobs(
-    config: WorkloadConfig, known: Known, jobs: BatchJobs, rng: np.random.Generator
+    config: WorkloadConfig, known: InformationState, jobs: BatchJobs, rng: np.random.Generator
 ) -> tuple[npt.NDArray[Any], int]:
     """Return jobs as pods, groups and budgets from 0 on, and how many budgets there are."""
     attributes = draw_attributes(config, jobs.pods, rng.spawn(3))

@@ -23,11 +23,10 @@ from flextopo.baselines.search import (
     smallest_sets,
     within_budget,
 )
-from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.selector import AlignmentFilter, Candidate
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.simulation.simulator import simulation_of
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
 
 NodeSearch = Callable[[NodeView, Pod, Sequence[int], bool], list[Option[Resident]]]
 """Searches one node: view, preemptor, disruptions left a budget, must it be aligned."""
@@ -163,20 +162,6 @@ class GreedyCost:
         """Choose the cheapest candidate; None where there is none."""
         found, count = cluster.find(preemptor, self.filter.binds(preemptor), 1)
         return cluster.candidate_at(found, 0, preemptor) if count else None
-
-
-def simulation_of(cluster: ClusterState, selector: str) -> Simulator:
-    """Return the simulation that a cluster belongs to, which looking ahead needs.
-
-    Raises:
-        FlextopoError: the cluster is a snapshot, which has neither a past nor a future.
-    """
-    if cluster.simulator is None:
-        raise FlextopoError(
-            f"selector {selector!r} needs a simulated cluster; "
-            "legal for a snapshot: any other selector"
-        )
-    return cluster.simulator
 
 
 @dataclass(frozen=True)

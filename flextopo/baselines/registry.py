@@ -17,7 +17,7 @@ from flextopo.baselines.policies import (
 )
 from flextopo.baselines.rollout import Rollout
 from flextopo.cluster.errors import UnknownNameError
-from flextopo.cluster.selector import VictimSelector
+from flextopo.cluster.state.selector import VictimSelector
 
 SELECTORS: dict[str, tuple[Callable[[int], VictimSelector], str]] = {
     "random": (lambda seed: RandomCandidate(seed), "any of the 64 cheapest minimal victim sets"),

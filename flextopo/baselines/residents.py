@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from flextopo.baselines.scores import topology_score
-from flextopo.cluster.arrays import RUNNING, STARTING
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.server_model import AlignmentLevel, ServerModel
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.arrays import RUNNING, STARTING
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import AlignmentLevel, ServerModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.baselines.futures import Future, Known, sample_futures
-from flextopo.baselines.policies import simulation_of
-from flextopo.cluster.arrays import (
+from flextopo.baselines.futures import Future, InformationState, sample_futures
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.simulation.events import Events, heap_entries
+from flextopo.cluster.simulation.lookahead import branch_losses
+from flextopo.cluster.simulation.simulator import Simulator, simulation_of
+from flextopo.cluster.state.arrays import (
     LIVE_DTYPE,
     NEVER_PLACED_S,
     NOMINATED,
@@ -19,17 +22,13 @@ from flextopo.cluster.arrays import (
     TERMINATING,
     Cluster,
 )
-from flextopo.cluster.candidates import CandidateArrays, candidate_arrays, workspace
-from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.events import Events, heap_entries
-from flextopo.cluster.lookahead import branch_losses
-from flextopo.cluster.loss import weighted_gpu_s
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter, Candidate
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.state import ClusterState
-from flextopo.cluster.tape import NEVER_S
-from flextopo.cluster.workload_config import WorkloadConfig
+from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.loss import weighted_gpu_s
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.workload.config import WorkloadConfig
+from flextopo.cluster.workload.tape import NEVER_S
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,13 @@ class Rollout:
         Returns:
             (samples, count + 1) float64, weighted GPU-seconds from now to the horizon.
         """
-        known = Known.of(sim)
+        known = InformationState.of(sim)
         rng = np.random.default_rng((self.seed, known.now_s & 0xFFFFFFFF, preemptor.index))
         futures = sample_futures(
             self.workload, known, self.samples, self.horizon_s, self.history_s, rng
         )
         losses = np.empty((self.samples, count + 1))
-        room, one = workspace(), candidate_arrays(1)
+        w, one = workspace(), candidate_arrays(1)
         for row, future in enumerate(futures):
             c, e = imagine(sim, known, future)
             branch_losses(
@@ -112,14 +111,14 @@ class Rollout:
                 self.horizon_s,
                 found,
                 count,
-                room,
+                w,
                 one,
                 losses[row],
             )
         return losses - weighted_gpu_s(sim.events.account, sim.costs)
 
 
-def imagine(sim: Simulator, known: Known, future: Future) -> tuple[Cluster, Events]:
+def imagine(sim: Simulator, known: InformationState, future: Future) -> tuple[Cluster, Events]:
     """Return the present state of a simulation with another future.
 
     Its pod table has the present pods in their order, then the arrivals. Nodes list their pods in

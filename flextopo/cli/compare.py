@@ -18,7 +18,7 @@ from flextopo.cli.terminal import (
     progress,
     results_to,
 )
-from flextopo.cluster.output_files import make_folder
+from flextopo.cluster.files import make_folder
 
 if TYPE_CHECKING:
     from flextopo.train.compare import ComparisonConfig
@@ -155,7 +155,7 @@ def _compare(
             _, source = comparing.make_tape(config, fleet, config.seeds_of(config.names[0])[0])
             # An unwritable place shows before the games, not after.
             make_folder(out)
-            scores, interrupted = comparing.run(config, processes, done, ray)
+            scores, interrupted = comparing.play_all(config, processes, done, ray)
         if not any(scores.values()):
             raise KeyboardInterrupt("no seed was finished")
         results = comparing.summarise(

@@ -38,7 +38,7 @@ def policy_list(incomplete: str) -> Completions:
 
 def servers(incomplete: str) -> Completions:
     """Complete servers: those of each environment, and presets after `4*`."""
-    from flextopo.cluster.server_model import PRESETS
+    from flextopo.cluster.topology.model import PRESETS
     from flextopo.envs.registration import ENVIRONMENTS
 
     count, star, _ = incomplete.rpartition("*")
@@ -49,7 +49,7 @@ def servers(incomplete: str) -> Completions:
 
 def sources(incomplete: str) -> Completions:
     """Complete where a topology comes from, unless it is a file."""
-    from flextopo.cluster.server_model import PRESETS
+    from flextopo.cluster.topology.model import PRESETS
 
     known = [(name, model.gpu_name) for name, model in PRESETS.items()]
     return _starting(incomplete, [*known, ("detect", "this machine")])
@@ -57,7 +57,7 @@ def sources(incomplete: str) -> Completions:
 
 def presets(incomplete: str) -> Completions:
     """Complete the last of several presets, joined by commas."""
-    from flextopo.cluster.server_model import PRESETS
+    from flextopo.cluster.topology.model import PRESETS
 
     return _last(incomplete, [(name, model.gpu_name) for name, model in PRESETS.items()])
 
@@ -79,7 +79,7 @@ def training_fields(incomplete: str) -> Completions:
 
 def admissions(incomplete: str) -> Completions:
     """Complete the node admission."""
-    names = constant(declared_value("flextopo.cluster.simulator", "ADMISSIONS"))
+    names = constant(declared_value("flextopo.cluster.simulation.simulator", "ADMISSIONS"))
     return _starting(incomplete, [(name, "") for name in names])
 
 

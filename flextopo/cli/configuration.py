@@ -164,8 +164,8 @@ def sentence(text: str) -> str:
 
 
 COMPARISON = Configuration("flextopo.train.compare", "ComparisonConfig")
-WORKLOAD = Configuration("flextopo.cluster.workload_config", "WorkloadConfig")
-SCENARIO = Configuration("flextopo.cluster.simulator", "Scenario")
+WORKLOAD = Configuration("flextopo.cluster.workload.config", "WorkloadConfig")
+SCENARIO = Configuration("flextopo.cluster.simulation.simulator", "Scenario")
 PLAN = Configuration("flextopo.train.reproduce", "Plan")
 SWEEP = Configuration("flextopo.train.sweep", "SweepConfig")
 ALGORITHMS = {

@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from flextopo.cli.app import app
 from flextopo.cli.commands import Command
-from flextopo.cluster.output_files import write_whole
+from flextopo.cluster.files import write_whole
 
 BLOCK = re.compile(r"(?<=<!-- generated: commands -->\n).*?(?=<!-- end -->)", re.DOTALL)
 

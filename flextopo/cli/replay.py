@@ -64,7 +64,7 @@ def replay(
         flextopo replay results/compare.json -s exact --seed 2000000
         flextopo replay -s deepset-imitation -s greedy-cost -o day.html
     """
-    from flextopo.cluster.seeds import VALIDATION
+    from flextopo.cluster.workload.seeds import VALIDATION
     from flextopo.policies.runtime import zoo_names
     from flextopo.train.compare import REFERENCE, ComparisonConfig
     from flextopo.train.replay_page import write_replay

@@ -9,7 +9,7 @@ import typer
 
 from flextopo.cli.terminal import Failed, JsonPath, progress, results_to
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.output_files import write_whole
+from flextopo.cluster.files import write_whole
 
 
 def report(

@@ -18,7 +18,7 @@ from flextopo.cli.terminal import (
     results_to,
 )
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.output_files import write_whole
+from flextopo.cluster.files import write_whole
 
 
 def reproduce(

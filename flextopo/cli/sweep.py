@@ -22,7 +22,7 @@ from flextopo.cli.terminal import (
 )
 from flextopo.cli.train import Algorithm, Set
 from flextopo.cluster.errors import UnknownNameError
-from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.cluster.files import make_folder, write_whole
 
 
 def sweep(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.cluster.files import make_folder, write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -12,8 +12,8 @@ from flextopo.cli import completion
 from flextopo.cli.commands import Command
 from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import TopologyError, UnknownNameError
-from flextopo.cluster.output_files import make_folder
-from flextopo.cluster.server_model import PRESETS, ServerModel
+from flextopo.cluster.files import make_folder
+from flextopo.cluster.topology.model import PRESETS, ServerModel
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -76,7 +76,7 @@ def show(
         flextopo topology show detect --json
     """
     from flextopo.cli.topology_drawing import draw_png
-    from flextopo.cluster.topology import to_resource
+    from flextopo.cluster.topology.resource import to_resource
 
     graph = _open(source, "")
     with results_to(json_path) as write:
@@ -95,7 +95,7 @@ def detect(output: Output = None, name: Name = "", json_path: JsonPath = None) -
         flextopo topology detect
         flextopo topology detect -o node.yaml --name node-1
     """
-    from flextopo.cluster.topology import to_resource, write_resource
+    from flextopo.cluster.topology.resource import to_resource, write_resource
 
     graph = _open("detect", name)
     with results_to(json_path) as write:
@@ -162,7 +162,7 @@ def _print_tree(graph: nx.DiGraph) -> None:
 def _open(source: str, name: str) -> nx.DiGraph:
     """Return the graph of a preset, of this machine or of a file."""
     if source == "detect":
-        from flextopo.cluster.detect import detect as detect_machine
+        from flextopo.cluster.topology.detect import detect as detect_machine
 
         return _build(*detect_machine(), name)
     if source in PRESETS:
@@ -177,8 +177,8 @@ def _load(files: list[Path], name: str) -> nx.DiGraph:
     """Return the graph of a server in files; a resource keeps what its pods hold."""
     import networkx as nx
 
-    from flextopo.cluster.captures import load_server, read_capture
-    from flextopo.cluster.topology import localize_gpus, server_model_from_graph
+    from flextopo.cluster.topology.captures.load import load_server, read_capture
+    from flextopo.cluster.topology.model_from_graph import localize_gpus, server_model_from_graph
 
     found = [read_capture(path) for path in files]
     graphs = [each for each in found if isinstance(each, nx.DiGraph)]
@@ -195,7 +195,7 @@ def _load(files: list[Path], name: str) -> nx.DiGraph:
 
 
 def _build(model: ServerModel, warnings: list[str], name: str) -> nx.DiGraph:
-    from flextopo.cluster.topology import build_graph
+    from flextopo.cluster.topology.flextopo import build_graph
 
     _warn(warnings)
     return build_graph(model, name or model.name)
@@ -217,7 +217,7 @@ def _warn(warnings: list[str]) -> None:
 
 
 def _emit(graph: nx.DiGraph, output: Path | None, json_path: Path | None) -> None:
-    from flextopo.cluster.topology import format_resource, to_resource, write_resource
+    from flextopo.cluster.topology.resource import format_resource, to_resource, write_resource
 
     with results_to(json_path) as write:
         if output is not None:

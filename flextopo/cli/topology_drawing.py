@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 from flextopo.cluster.errors import FlextopoError, TopologyError
-from flextopo.cluster.topology import (
+from flextopo.cluster.topology.flextopo import allocations
+from flextopo.cluster.topology.graph import (
     VertexType,
-    allocations,
     enclosing,
     gpu_numa_node,
     vertex_index,

@@ -10,26 +10,31 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from flextopo.cluster.batch import (
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.observation.features import (
+    NUM_CANDIDATE,
+    NUM_CLUSTER,
+    NUM_PREEMPTOR,
+    Observation,
+)
+from flextopo.cluster.simulation.batch import (
     DRAWS,
     OUTCOME_DTYPE,
     Batch,
     empty_batch,
     empty_observations,
-    play,
+    step_batch,
 )
-from flextopo.cluster.episodes import Episodes, cluster_of, events_of, no_days
-from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR, Observation
-from flextopo.cluster.metrics import METRICS
-from flextopo.cluster.seeds import TRAINING
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.servers import parse_servers
-from flextopo.cluster.simulator import Scenario, Simulator
-from flextopo.cluster.tape import Tape
-from flextopo.cluster.workload import WorkloadConfig
-from flextopo.envs.crew import Crew
-from flextopo.envs.days import DayStore, TapeSource, workload_of
+from flextopo.cluster.simulation.episodes import Episodes, cluster_of, events_of, no_tapes
+from flextopo.cluster.simulation.metrics import METRICS
+from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.topology.servers import parse_servers
+from flextopo.cluster.workload.generator import WorkloadConfig
+from flextopo.cluster.workload.seeds import TRAINING
+from flextopo.cluster.workload.tape import Tape
+from flextopo.envs.tape_store import EpisodeStore, TapeSource, workload_of
+from flextopo.envs.worker_threads import WorkerThreads
 
 NO_ACTIONS = np.zeros(0, np.int64)
 
@@ -73,7 +78,7 @@ def named(o: Observation) -> Arrays:
     }
 
 
-def given_day(options: dict[str, Any]) -> int | None:
+def given_tape(options: dict[str, Any]) -> int | None:
     """Take `tape_seed` out of the options of a reset; None where it is not given.
 
     Raises:
@@ -105,31 +110,41 @@ class Core:
         allow_wait: bool,
         randomise: bool,
         tape_source: Callable[[int], Tape] | None,
-        days: int,
+        tapes: int,
         threads: int = 1,
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("k", k), ("days", days), ("threads", threads)):
+        for name, value in (
+            ("num_envs", num_envs),
+            ("k", k),
+            ("tapes", tapes),
+            ("threads", threads),
+        ):
             if value < 1:
                 raise FlextopoError(f"{name} = {value}; legal: 1 or more")
-        if days > len(TRAINING):
-            raise FlextopoError(f"days = {days}; legal: 1 to {len(TRAINING)}")
+        if tapes > len(TRAINING):
+            raise FlextopoError(f"tapes = {tapes}; legal: 1 to {len(TRAINING)}")
         self.fleet = servers if isinstance(servers, Fleet) else Fleet(*parse_servers(servers))
         self.scenario = scenario or Scenario()
         self.source = tape_source or TapeSource(self.fleet, workload_of(workload), randomise)
-        self.k, self.num_envs, self.days = k, num_envs, days
+        self.k, self.num_envs, self.tapes = k, num_envs, tapes
         self._how = (k, threads, allow_wait, autoreset)
-        self._crew = Crew(threads)
-        self._store = DayStore(self.fleet, self.scenario, self.source, days)
+        self._threads = WorkerThreads(threads)
+        self._store = EpisodeStore(self.fleet, self.scenario, self.source, tapes)
         self._random: list[np.random.Generator] = []
         self._buffers: list[Observation] = []
         self.batch: Batch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without threads, and without the days in memory: see `DayStore`."""
+        """Pickle without threads, and without the tapes in memory: see `EpisodeStore`."""
         batch = self.batch
         if batch is not None:
-            batch = batch._replace(stored=no_days(batch.stored))
-        return {**self.__dict__, "_crew": Crew(self._crew.size), "_buffers": [], "batch": batch}
+            batch = batch._replace(stored=no_tapes(batch.stored))
+        return {
+            **self.__dict__,
+            "_threads": WorkerThreads(self._threads.size),
+            "_buffers": [],
+            "batch": batch,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; the models become read-only again, or every kernel would compile anew."""
@@ -140,7 +155,7 @@ class Core:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._crew.stop()
+        self._threads.stop()
 
     def reset(
         self,
@@ -148,11 +163,11 @@ class Core:
         random: list[np.random.Generator],
         given: npt.NDArray[np.int64] | None = None,
     ) -> Batch:
-        """Start new days in some environments.
+        """Start new tapes in some environments.
 
         Args:
             which: (B,) the environments.
-            random: one generator each; a new one throws away the days drawn ahead.
+            random: one generator each; a new one throws away the tapes drawn ahead.
             given: (B,) seeds of the tapes instead of drawn ones.
 
         Returns:
@@ -164,15 +179,15 @@ class Core:
         b = self.batch
         for i in range(self.num_envs):
             if which[i] and (not self._random or self._random[i] is not random[i]):
-                b.seats[i]["cursor"] = DRAWS
+                b.environments[i]["cursor"] = DRAWS
         self._random = list(random)
         shown = self._buffer()
         for at in range(len(shown)):
             shown[at][:] = b.observation[at]
         self.batch = b = b._replace(observation=shown, outcome=b.outcome.copy())
-        b.seats["starting"][which] = True
-        b.seats["tries"][which] = 0
-        b.seats["given"][which] = -1 if given is None else given[which]
+        b.environments["starting"][which] = True
+        b.environments["tries"][which] = 0
+        b.environments["given"][which] = -1 if given is None else given[which]
         b.outcome["invalid"][which] = False
         self._run(NO_ACTIONS)
         return self.batch
@@ -199,28 +214,30 @@ class Core:
         assert self.batch is not None
         b = self.batch
         b.taken[0] = 0
-        waiting = sum(self._crew.run(play, b, actions))
+        waiting = sum(self._threads.call_all(step_batch, b, actions))
         while waiting:
-            for i in np.flatnonzero(self.batch.seats["starting"]):
+            for i in np.flatnonzero(self.batch.environments["starting"]):
                 self._help(int(i))
             self.batch.taken[0] = 0
-            waiting = play(self.batch, NO_ACTIONS, 0)
+            waiting = step_batch(self.batch, NO_ACTIONS, 0)
 
     def _help(self, i: int) -> None:
-        """Draw days for an environment that has none left, and load the one it waits for."""
+        """Draw tapes for an environment that has none left, and load the one it waits for."""
         b = self.batch
         assert b is not None
-        seat = b.seats[i]
-        if seat["given"] < 0 and seat["cursor"] == DRAWS:
+        environment = b.environments[i]
+        if environment["given"] < 0 and environment["cursor"] == DRAWS:
             begin = TRAINING.start
-            b.draws[i] = self._random[i].integers(begin, begin + self.days, DRAWS)
-            seat["cursor"] = 0
-        day = int(seat["given"] if seat["given"] >= 0 else b.draws[i, seat["cursor"]])
-        if b.stored.day[day % len(b.stored.day)] != day:
-            self._grow(self._store.load(day))
+            b.draws[i] = self._random[i].integers(begin, begin + self.tapes, DRAWS)
+            environment["cursor"] = 0
+        tape = int(
+            environment["given"] if environment["given"] >= 0 else b.draws[i, environment["cursor"]]
+        )
+        if b.stored.tape[tape % len(b.stored.tape)] != tape:
+            self._grow(self._store.load(tape))
 
     def _grow(self, stored: Episodes) -> None:
-        """Give the environments as much room as the stored days have."""
+        """Give the environments as much room as the stored tapes have."""
         b = self.batch
         if b is not None and b.stored is stored:
             return
@@ -242,12 +259,12 @@ class Core:
         running = self.batch.running
         scratch = np.zeros((2, running.cores_free.shape[2]), np.int16)
         arrays = cluster_of(running, i, scratch), events_of(running, i)
-        tape = self.source(int(running.day[i]))
+        tape = self.source(int(running.tape[i]))
         return Simulator(tape, self.fleet, scenario=self.scenario, arrays=arrays)
 
-    def play(self, day: int) -> Simulator:
+    def simulate(self, tape: int) -> Simulator:
         """Return the simulation of a day, warmed up, over arrays of its own."""
-        return self._store.play(day)
+        return self._store.simulate(tape)
 
     def metrics(self, i: int) -> dict[str, float]:
         """Return the metrics of the episode that environment i has just ended."""

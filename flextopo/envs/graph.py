@@ -8,9 +8,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from flextopo.cluster.episodes import cluster_of
-from flextopo.cluster.graph_features import NUM_GPU, empty_graph, observe_graph
-from flextopo.cluster.server_model import MAX_GPUS
+from flextopo.cluster.observation.gpu_graph import NUM_GPU, empty_graph, observe_graph
+from flextopo.cluster.simulation.episodes import cluster_of
+from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.envs.preemption import PreemptionEnv
 
 
@@ -42,7 +42,7 @@ class GraphObservation(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
         batch = self._inner.core.batch
         assert batch is not None
         graph = empty_graph(self._inner.k)
-        count, asked = int(batch.seats[0]["options"]), int(batch.outcome[0]["asked"])
+        count, asked = int(batch.environments[0]["options"]), int(batch.outcome[0]["asked"])
         if asked >= 0 and count > 0:
             found = type(batch.found)(*(array[0] for array in batch.found))
             observe_graph(

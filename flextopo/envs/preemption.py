@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from flextopo.cluster.batch import DISABLED, Batch
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.loss import LOSS_TERMS
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.simulator import Scenario, Simulator
-from flextopo.cluster.tape import Tape
-from flextopo.cluster.workload import WorkloadConfig
-from flextopo.envs.core import Core, given_day, observation_space
+from flextopo.cluster.simulation.batch import DISABLED, Batch
+from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.state.loss import LOSS_TERMS
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.workload.generator import WorkloadConfig
+from flextopo.cluster.workload.tape import Tape
+from flextopo.envs.core import Core, given_tape, observation_space
 from flextopo.envs.rendering import draw_cluster, print_cluster
 
 ObsType = dict[str, npt.NDArray[Any]]
@@ -39,29 +39,29 @@ class PreemptionEnv(gym.Env[Any, Any]):
 
     ## Observation Space
     `Dict` of float32 boxes within [-1, 1]: `preemptor` (6,), `cluster` (16,), `candidates` (K, 32),
-    and `action_mask` (K + 1,) int8, 1 = legal. `flextopo.cluster.features` names every entry.
+    and `action_mask` (K + 1,) int8, 1 = legal. `flextopo.cluster.observation.features` names every entry.
 
     ## Rewards
     The weighted loss since the last decision, negative, in GPU-hours per 100 GPUs.
 
     ## Starting State
-    A tape of a seed drawn from the first `days` training seeds, drawn again while it has no decision
+    A tape of a seed drawn from the first `tapes` training seeds, drawn again while it has no decision
     at all; or the tape of `options={"tape_seed": seed}`.
 
     ## Episode End
-    `truncated` at the end of the day. A given tape without any decision ends with the first step.
+    `truncated` at the end of the tape. A given tape without any decision ends with the first step.
 
     ## Information
     `action_mask` (as in the observation), `loss` (terms of the weighted loss in GPU-hours since
     time 0), `time_s`, `preemptor` (row of the pod in the simulator), `invalid_action`; at the end
-    also `metrics` (see `flextopo.cluster.metrics`).
+    also `metrics` (see `flextopo.cluster.simulation.metrics`).
 
     ## Arguments
     servers: such as `16*rtx4090` or `8*rtx4090,8*a100`, or a `Fleet`. workload: parameters of the
     generator, or a dict of those that differ from the defaults. scenario: loss weights with node
     admission. k: candidates shown. allow_wait: False masks action K wherever a candidate exists.
     randomise: draw workload parameters anew for each episode. strict: raise on an invalid action.
-    tape_source: any pure function from a seed to a tape. days: how many different days the training
+    tape_source: any pure function from a seed to a tape. tapes: how many different tapes the training
     seeds give; those that fit in 256 MiB stay warmed up in memory.
 
     ## Version History
@@ -81,13 +81,13 @@ class PreemptionEnv(gym.Env[Any, Any]):
         randomise: bool = False,
         strict: bool = False,
         tape_source: Callable[[int], Tape] | None = None,
-        days: int = 1024,
+        tapes: int = 1024,
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise FlextopoError(f"render_mode {render_mode!r}; legal: None, ansi, rgb_array")
         self.core = Core(
-            1, DISABLED, servers, workload, scenario, k, allow_wait, randomise, tape_source, days
+            1, DISABLED, servers, workload, scenario, k, allow_wait, randomise, tape_source, tapes
         )
         self.fleet = self.core.fleet
         self.k = k
@@ -101,17 +101,17 @@ class PreemptionEnv(gym.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ObsType, dict[str, Any]]:
-        """Start a new day; `options={"tape_seed": seed}` fixes its tape.
+        """Start a new tape; `options={"tape_seed": seed}` fixes its tape.
 
         Raises:
             FlextopoError: `options` has another key, or it is no seed.
         """
         super().reset(seed=seed)
         options = dict(options or {})
-        day = given_day(options)
+        tape = given_tape(options)
         if options:
             raise FlextopoError(f"reset option {min(options)!r}; legal: tape_seed")
-        given = None if day is None else np.array([day])
+        given = None if tape is None else np.array([tape])
         batch = self.core.reset(self._all, [self.np_random], given)
         return self._observe(batch), self._info(batch)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.envs.scene import (
     LEGEND,
     LETTERS,

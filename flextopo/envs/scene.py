@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import NOMINATED, TERMINATING
-from flextopo.cluster.pods import TopologyRequirement
-from flextopo.cluster.server_model import MAX_GPUS, Fleet, ServerModel
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.arrays import NOMINATED, TERMINATING
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.pods import TopologyRequirement
+from flextopo.cluster.topology.model import MAX_GPUS, Fleet, ServerModel
 
 Colour = tuple[int, int, int]
 

@@ -13,16 +13,16 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from flextopo.cluster.batch import DISABLED, NEXT_STEP, SAME_STEP, Batch
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.features import empty_observation
-from flextopo.cluster.loss import LOSS_TERMS
-from flextopo.cluster.metrics import METRICS
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.simulator import Scenario
-from flextopo.cluster.tape import Tape
-from flextopo.cluster.workload import WorkloadConfig
-from flextopo.envs.core import ENVS_PER_THREAD, Core, given_day, named, observation_space
+from flextopo.cluster.observation.features import empty_observation
+from flextopo.cluster.simulation.batch import DISABLED, NEXT_STEP, SAME_STEP, Batch
+from flextopo.cluster.simulation.metrics import METRICS
+from flextopo.cluster.simulation.simulator import Scenario
+from flextopo.cluster.state.loss import LOSS_TERMS
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.workload.generator import WorkloadConfig
+from flextopo.cluster.workload.tape import Tape
+from flextopo.envs.core import ENVS_PER_THREAD, Core, given_tape, named, observation_space
 
 AUTORESET = {
     AutoresetMode.NEXT_STEP: NEXT_STEP,
@@ -42,7 +42,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
     Args:
         num_envs: how many.
         servers: this and the following as in `PreemptionEnv`.
-        autoreset_mode: `NextStep` (the step after the end starts the new day and ignores the
+        autoreset_mode: `NextStep` (the step after the end starts the new tape and ignores the
             action), `SameStep` (the last step of a day shows the first decision of the next; the
             end is in `info["final_obs"]` and `info["final_info"]`) or `Disabled` (call `reset` with
             `options={"reset_mask": mask}`).
@@ -61,7 +61,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         allow_wait: bool = True,
         randomise: bool = False,
         tape_source: Callable[[int], Tape] | None = None,
-        days: int = 1024,
+        tapes: int = 1024,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         threads: int | None = None,
         render_mode: str | None = None,
@@ -81,7 +81,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
             allow_wait,
             randomise,
             tape_source,
-            days,
+            tapes,
             threads,
         )
         self.num_envs, self.k = num_envs, k
@@ -114,7 +114,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Arrays, dict[str, Any]]:
-        """Start new days, in all environments or where `options["reset_mask"]` is true.
+        """Start new tapes, in all environments or where `options["reset_mask"]` is true.
 
         Args:
             seed: of environment 0, the others follow; or one each; None goes on with the present
@@ -126,7 +126,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         """
         options = dict(options or {})
         where = np.asarray(options.pop("reset_mask", self._everywhere))
-        day = given_day(options)
+        tape = given_tape(options)
         if options:
             raise FlextopoError(f"reset option {min(options)!r}; legal: reset_mask, tape_seed")
         if where.shape != (self.num_envs,) or where.dtype != np.bool_ or not where.any():
@@ -143,7 +143,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
                 generator, used = gym.utils.seeding.np_random(own)
                 self._random[i : i + 1] = [generator]
                 self._seeds[i : i + 1] = [used]
-        given = None if day is None else np.full(self.num_envs, day)
+        given = None if tape is None else np.full(self.num_envs, tape)
         batch = self.core.reset(where, self._random, given)
         return named(batch.observation), self._info(batch, where)
 

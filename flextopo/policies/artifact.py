@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 import flextopo
-from flextopo.cluster.features import layout_hash
-from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.cluster.files import make_folder, write_whole
+from flextopo.cluster.observation.features import layout_hash
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import ArtifactError, load_policy
 

@@ -12,21 +12,21 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import Cluster
-from flextopo.cluster.candidates import (
+from flextopo.cluster.jit.kernels import copying_kernel, kernel, program
+from flextopo.cluster.observation.features import Observation, empty_observation, observe
+from flextopo.cluster.simulation.events import Events
+from flextopo.cluster.simulation.lookahead import begin_branch, rules_ahead
+from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, must_align, preempt
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.arrays import Cluster
+from flextopo.cluster.state.candidates import (
     CandidateArrays,
     Workspace,
     candidate_arrays,
     find_candidates,
     workspace,
 )
-from flextopo.cluster.events import Events
-from flextopo.cluster.features import Observation, empty_observation, observe
-from flextopo.cluster.kernels import copying_kernel, kernel, program
-from flextopo.cluster.lookahead import begin_branch, rules_ahead
-from flextopo.cluster.loss import Costs, weighted_gpu_s
-from flextopo.cluster.simulation import END, Rules, advance, decline, must_align, preempt
-from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.state.loss import Costs, weighted_gpu_s
 
 Array = npt.NDArray[np.float32]
 
@@ -38,7 +38,7 @@ ROWS = 4
 class Net(NamedTuple):
     """Weights of a `CandidateScorer` for the kernels, transposed: (inputs, outputs); h hidden.
 
-    Fields: as the network's layers; `room` (K + 4, 2h) float32 is scratch memory.
+    Fields: as the network's layers; `scratch` (K + 4, 2h) float32 is scratch memory.
     """
 
     candidate: Array
@@ -53,7 +53,7 @@ class Net(NamedTuple):
     wait_bias: Array
     wait_out: Array
     wait_out_bias: Array
-    room: Array
+    scratch: Array
 
 
 class PolicyLookahead:
@@ -138,9 +138,9 @@ def choose(net: Net, o: Observation, count: int) -> int:
     The twin of `runtime.score`, which sums in another order.
     """
     h = net.own.shape[0]
-    room = net.room
-    k = room.shape[0] - ROWS
-    shared, pooled, context, hidden = room[k], room[k + 1], room[k + 2], room[k + 3]
+    scratch = net.scratch
+    k = scratch.shape[0] - ROWS
+    shared, pooled, context, hidden = scratch[k], scratch[k + 1], scratch[k + 2], scratch[k + 3]
     for j in range(h):
         shared[j] = net.candidate_bias[j]
         context[j] = net.own_bias[j]
@@ -149,7 +149,7 @@ def choose(net: Net, o: Observation, count: int) -> int:
     _add_product(o.preemptor, o.preemptor.shape[0], net.shared, 0, shared)
     _add_product(o.cluster, o.cluster.shape[0], net.shared, o.preemptor.shape[0], shared)
     for i in range(count):
-        e = room[i]
+        e = scratch[i]
         for j in range(h):
             e[j] = shared[j]
         _add_product(o.candidates[i], o.candidates.shape[1], net.candidate, 0, e)
@@ -165,7 +165,7 @@ def choose(net: Net, o: Observation, count: int) -> int:
     for i in range(count):
         for j in range(h):
             hidden[j] = context[j]
-        _add_product(room[i], h, net.own, 0, hidden)
+        _add_product(scratch[i], h, net.own, 0, hidden)
         s = 0.0
         for j in range(h):
             s += max(hidden[j], np.float32(0.0)) * net.score[j]
@@ -208,15 +208,15 @@ def _run_policy(
 def branch_losses_under(
     net: Net, c: Cluster, e: Events, scratch_c: Cluster, scratch_e: Events, rules: Rules,
     costs: Costs, horizon_s: int, found: CandidateArrays, count: int, w: Workspace,
-    room: CandidateArrays, o: Observation, losses: npt.NDArray[np.float64],
+    found_ahead: CandidateArrays, o: Observation, losses: npt.NDArray[np.float64],
 ) -> None:  # fmt: skip
     """Write the loss of each branch: take a candidate now, then follow the policy.
 
-    Arguments as `lookahead.branch_losses` has them, and with it the policy `net`, `room` for the
+    Arguments as `lookahead.branch_losses` has them, and with it the policy `net`, `found_ahead` for the
     candidates of later decisions, and `o` for their observations.
     """
     ahead = rules_ahead(c, rules, horizon_s)
     for i in range(count + 1):
         begin_branch(c, e, scratch_c, scratch_e, ahead, found, count, i)
-        _run_policy(net, scratch_c, scratch_e, ahead, costs, w, room, o)
+        _run_policy(net, scratch_c, scratch_e, ahead, costs, w, found_ahead, o)
         losses[i] = weighted_gpu_s(scratch_e.account, costs)

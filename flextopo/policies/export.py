@@ -17,7 +17,8 @@ from torch.export import Dim
 
 import flextopo
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.features import (
+from flextopo.cluster.files import make_folder, write_whole
+from flextopo.cluster.observation.features import (
     CANDIDATE_FEATURES,
     CLUSTER_FEATURES,
     NUM_CANDIDATE,
@@ -25,7 +26,6 @@ from flextopo.cluster.features import (
     NUM_PREEMPTOR,
     PREEMPTOR_FEATURES,
 )
-from flextopo.cluster.output_files import make_folder, write_whole
 from flextopo.policies.artifact import load_network
 from flextopo.policies.network import CandidateScorer
 from flextopo.policies.runtime import INPUTS, MAX_K, OUTPUTS, ZOO, read_meta, zoo_names

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flextopo.cluster.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR
+from flextopo.cluster.observation.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR
 
 MASKED = -1e8
 """Score of an illegal action: no probability, and still a finite gradient."""

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.candidates import CandidateArrays
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
-from flextopo.cluster.features import (
+from flextopo.cluster.observation.features import (
     NUM_CANDIDATE,
     NUM_CLUSTER,
     NUM_PREEMPTOR,
@@ -29,9 +28,10 @@ from flextopo.cluster.features import (
     layout_hash,
     observe,
 )
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter, Candidate
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.candidates import CandidateArrays
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.pods import Pod
 
 ZOO = Path(__file__).parent / "zoo"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cluster.errors import UnknownNameError
-from flextopo.cluster.selector import VictimSelector
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import LearnedSelector, load_policy, zoo_names
 
 

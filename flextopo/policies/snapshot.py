@@ -11,12 +11,13 @@ from typing import Any
 
 import msgspec
 
-from flextopo.cluster.arrays import may_evict
 from flextopo.cluster.errors import FlextopoError, PodError
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
-from flextopo.cluster.server_model import ServerModel, preset
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.arrays import may_evict
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.model import ServerModel, preset
 from flextopo.policies.serving.records import REQUIREMENTS
 from flextopo.policies.serving.runner import (
     FALLBACK_FACTOR,

@@ -21,7 +21,7 @@ from torch import nn
 
 from flextopo.baselines.policies import GreedyCost
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.features import (
+from flextopo.cluster.observation.features import (
     CANDIDATE_FEATURES,
     CLUSTER_FEATURES,
     PREEMPTOR_FEATURES,
@@ -29,11 +29,12 @@ from flextopo.cluster.features import (
     empty_observation,
     observe,
 )
-from flextopo.cluster.graph_features import empty_graph, observe_graph
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.seeds import TRAINING
-from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.observation.gpu_graph import empty_graph, observe_graph
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.workload.seeds import TRAINING
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta
 from flextopo.train.ablation_dqn import train_dqn
@@ -150,9 +151,9 @@ class Arena:
 
     def __init__(self, servers: tuple[str, ...], tapes: int) -> None:
         self.servers, self.tapes = servers, tapes
-        self.greedy = self.play(GreedyCost())
+        self.greedy = self.validate(GreedyCost())
 
-    def play(self, selector: VictimSelector, tapes: int | None = None) -> Played:
+    def validate(self, selector: VictimSelector, tapes: int | None = None) -> Played:
         """Return what a selector comes to on the first tapes; None = on all."""
         return play_validation(selector, self.servers, tapes or self.tapes)
 
@@ -230,7 +231,7 @@ def _stages(run: Path, folder: Path, training: ImitationConfig, arena: Arena, ad
     for i, (where, at, name) in enumerate(stages):
         with np.load(where / f"network-{at}.npz", allow_pickle=False) as arrays:
             weights = {key: arrays[key] for key in arrays.files}
-        played = arena.play(LearnedSelector(name, weights, training.k))
+        played = arena.validate(LearnedSelector(name, weights, training.k))
         add("stages", f"{name}, round {i + 1}", played)
 
 
@@ -277,7 +278,7 @@ def _networks(data: Demonstrations, training: ImitationConfig, arena: Arena, add
         if isinstance(network, CandidateScorer):
             selector = LearnedSelector(name, weights_of(network), training.k)
         parameters = sum(p.numel() for p in network.parameters())
-        add("networks", name, arena.play(selector), speed=speed, parameters=parameters)
+        add("networks", name, arena.validate(selector), speed=speed, parameters=parameters)
 
 
 POINTS = 8
@@ -310,7 +311,7 @@ def _ppo(start: Path, config: AblationConfig, arena: Arena, add: Any) -> dict[st
                 )
                 gc.collect()  # models and environments point at each other and hold days in memory
                 before = time.perf_counter()
-                played = arena.play(policy)
+                played = arena.validate(policy)
                 playing += time.perf_counter() - before
                 found = estimate(played[0])
                 curve["decisions"].append(steps)
@@ -328,7 +329,7 @@ def _dqn(config: AblationConfig, arena: Arena, add: Any) -> None:
     weights = weights_of(train_dqn(config.ppo))
     speed = config.ppo.timesteps / (time.perf_counter() - begin)
     policy = LearnedSelector("dqn", weights, config.ppo.k, allow_wait=config.ppo.allow_wait)
-    add("DQN", "from scratch, beyond greedy-cost", arena.play(policy), speed=speed)
+    add("DQN", "from scratch, beyond greedy-cost", arena.validate(policy), speed=speed)
 
 
 def _importance(
@@ -340,7 +341,7 @@ def _importance(
 ) -> dict[str, Any]:
     """Return what is lost when a feature's value is drawn from other decisions."""
     tapes = min(config.importance_tapes, config.validation_tapes)
-    known, _ = arena.play(policy, tapes)
+    known, _ = arena.validate(policy, tapes)
     legal = data.mask[:, :-1] != 0
     fields = {
         "preemptor": (PREEMPTOR_FEATURES, data.preemptor),
@@ -359,7 +360,7 @@ def _importance(
                 values=values[:, column],
                 rng=np.random.default_rng((column, len(names))),
             )
-            losses, _ = arena.play(shuffled, tapes)
+            losses, _ = arena.validate(shuffled, tapes)
             found[f"{field}: {name}"] = asdict(estimate(losses - known))
     report(f"{len(found)} features shuffled, one at a time, on {tapes} tapes")
     return found

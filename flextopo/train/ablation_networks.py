@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flextopo.cluster.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR
-from flextopo.cluster.graph_features import NUM_GPU
+from flextopo.cluster.observation.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR
+from flextopo.cluster.observation.gpu_graph import NUM_GPU
 from flextopo.policies.network import MASKED, CandidateScorer, ScorerConfig
 
 SHARED = NUM_PREEMPTOR + NUM_CLUSTER

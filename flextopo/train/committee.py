@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.features import Observation, empty_observation
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.servers import parse_servers
-from flextopo.cluster.workload import randomised
+from flextopo.cluster.observation.features import Observation, empty_observation
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.topology.servers import parse_servers
+from flextopo.cluster.workload.generator import randomised
 from flextopo.policies.runtime import score
 from flextopo.train.demonstrations import (
     Demonstrations,
@@ -58,9 +58,9 @@ class Committee:
         Returns:
             Decisions, where the loss of an action is minus the logarithm of its probability.
         """
-        return collect(self.play, self.servers, first, tapes, workers)
+        return collect(self.demonstrate, self.servers, first, tapes, workers)
 
-    def play(self, job: Job) -> Demonstrations:
+    def demonstrate(self, job: Job) -> Demonstrations:
         """Play the tape of a seed on servers; a tenth of the actions are random."""
         servers, seed = job
         rng = np.random.default_rng((seed, 23))
@@ -70,7 +70,7 @@ class Committee:
         for pod, found, count, o in decisions(sim, self.k):
             scores = self.score(o)
             rows.append(o)
-            losses.append(surprise(scores, o.mask))
+            losses.append(log_loss(scores, o.mask))
             random = rng.random() < 0.1
             action = int(rng.integers(count + 1) if random else np.argmax(scores))
             carry_out(sim, pod, found, action if action < count else None)
@@ -79,7 +79,7 @@ class Committee:
         return stack(rows, losses, [])
 
 
-def surprise(
+def log_loss(
     scores: npt.NDArray[np.float32], mask: npt.NDArray[np.int8]
 ) -> npt.NDArray[np.float32]:
     """Return minus the logarithms of the probabilities that scores stand for; 0 where illegal."""

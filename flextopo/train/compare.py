@@ -10,17 +10,22 @@ from typing import Any
 
 from flextopo.baselines.registry import COMPARED, LOOKAHEAD
 from flextopo.baselines.rollout import Rollout
-from flextopo.cluster.batch_jobs import BatchJobs
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.metrics import METRICS, episode_metrics
-from flextopo.cluster.seeds import SPLITS, take
-from flextopo.cluster.selector import VictimSelector
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.servers import parse_servers
-from flextopo.cluster.simulator import Scenario, Simulator
-from flextopo.cluster.tape import Tape
-from flextopo.cluster.traces import ServiceRates, read_jobs, read_services, tape_from_traces
-from flextopo.cluster.workload import WorkloadConfig, generate_tape
+from flextopo.cluster.simulation.metrics import METRICS, episode_metrics
+from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.topology.servers import parse_servers
+from flextopo.cluster.workload.batch_jobs import BatchJobs
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
+from flextopo.cluster.workload.seeds import SPLITS, take
+from flextopo.cluster.workload.tape import Tape
+from flextopo.cluster.workload.traces import (
+    ServiceRates,
+    read_jobs,
+    read_services,
+    tape_from_traces,
+)
 from flextopo.policies.runtime import zoo_names
 from flextopo.policies.selectors import find_selector
 from flextopo.train.scale_out import run_jobs
@@ -118,10 +123,10 @@ def make_tape(config: ComparisonConfig, fleet: Fleet, seed: int) -> tuple[Tape, 
     return tape, str(report)
 
 
-def play(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
+def play_tape(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
     """Play one tape with one selector and return its metrics."""
     sim, selector = open_game(config, name, seed)
-    sim.run(selector)
+    sim.play(selector)
     return episode_metrics(sim)
 
 
@@ -139,7 +144,7 @@ Scores = dict[str, dict[int, dict[str, float]]]
 """Selector to seed to metric to value."""
 
 
-def run(
+def play_all(
     config: ComparisonConfig,
     workers: int,
     done: Callable[[int, int], None] | None = None,
@@ -178,7 +183,7 @@ def run(
 
 
 def _play_job(job: tuple[ComparisonConfig, str, int]) -> dict[str, float]:
-    return play(*job)
+    return play_tape(*job)
 
 
 def _complete_seeds(config: ComparisonConfig, scores: Scores) -> Scores:

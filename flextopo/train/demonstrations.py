@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.candidates import CandidateArrays
-from flextopo.cluster.features import Observation, empty_observation, observe
-from flextopo.cluster.graph_features import empty_graph, observe_graph
-from flextopo.cluster.output_files import write_whole
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.seeds import TRAINING, take
-from flextopo.cluster.selector import AlignmentFilter
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.servers import parse_servers
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.workload import WorkloadConfig, generate_tape, randomised
+from flextopo.cluster.files import write_whole
+from flextopo.cluster.observation.features import Observation, empty_observation, observe
+from flextopo.cluster.observation.gpu_graph import empty_graph, observe_graph
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.candidates import CandidateArrays
+from flextopo.cluster.state.decision import AlignmentFilter
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.topology.servers import parse_servers
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape, randomised
+from flextopo.cluster.workload.seeds import TRAINING, take
 from flextopo.policies.continuation import PolicyLookahead
 from flextopo.policies.runtime import score
 from flextopo.train.scale_out import run_jobs
@@ -107,9 +107,9 @@ class Demonstrator:
             tapes: how many.
             workers: processes.
         """
-        return collect(self.play, self.servers, first, tapes, workers)
+        return collect(self.demonstrate, self.servers, first, tapes, workers)
 
-    def play(self, job: Job) -> Demonstrations:
+    def demonstrate(self, job: Job) -> Demonstrations:
         """Play the tape of a seed on servers and record every decision.
 
         Half of the tapes follow the network, if there is one, the others the oracle or greedy; a

@@ -28,9 +28,9 @@ def expected_loss(network: Any, batch: list[torch.Tensor], entropy: float) -> to
 
 def disagreement(network: Any, batch: list[torch.Tensor], _: float) -> torch.Tensor:
     """Return the cross entropy of what a `Committee` says and what the network says, in nats."""
-    *inputs, surprise = batch
+    *inputs, log_loss = batch
     scores, _value = network.packed(*inputs)
-    said = torch.where(inputs[3] != 0, torch.exp(-surprise), 0.0)
+    said = torch.where(inputs[3] != 0, torch.exp(-log_loss), 0.0)
     return -(said * torch.log_softmax(scores, -1)).sum(-1).mean()
 
 

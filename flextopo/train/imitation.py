@@ -26,13 +26,13 @@ import numpy.typing as npt
 import torch
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.metrics import episode_metrics
-from flextopo.cluster.output_files import make_folder
-from flextopo.cluster.seeds import TRAINING, VALIDATION, take
-from flextopo.cluster.selector import VictimSelector
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.servers import check_servers, parse_servers
-from flextopo.cluster.workload import WorkloadConfig
+from flextopo.cluster.files import make_folder
+from flextopo.cluster.simulation.metrics import episode_metrics
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.topology.servers import check_servers, parse_servers
+from flextopo.cluster.workload.generator import WorkloadConfig
+from flextopo.cluster.workload.seeds import TRAINING, VALIDATION, take
 from flextopo.policies.artifact import save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector
@@ -150,7 +150,7 @@ def play_validation(
     for i, seed in enumerate(take(VALIDATION, tapes, first)):
         fleet = Fleet(*parse_servers(servers[i % len(servers)]))
         sim = tape_for(fleet, WorkloadConfig(), seed)
-        sim.run(selector)
+        sim.play(selector)
         metrics = episode_metrics(sim)
         losses.append(metrics["weighted_loss"])
         success.append(metrics["success_rate"])

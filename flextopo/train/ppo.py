@@ -27,8 +27,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.output_files import make_folder, write_whole
-from flextopo.cluster.servers import check_servers
+from flextopo.cluster.files import make_folder, write_whole
+from flextopo.cluster.topology.servers import check_servers
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.maskable import ScorerPolicy, use_threads
 from flextopo.policies.network import CandidateScorer, ScorerConfig
@@ -50,7 +50,7 @@ class PPOConfig:
         num_envs: environments played side by side.
         rollout: decisions each plays between two updates.
         k: candidates shown.
-        days: different days to train on.
+        tapes: different tapes to train on.
         hidden: width of the network, when it begins from scratch.
         learning_rate: of Adam.
         epochs: passes over a rollout.
@@ -75,7 +75,7 @@ class PPOConfig:
     num_envs: int = 8
     rollout: int = 256
     k: int = 16
-    days: int = 4096
+    tapes: int = 4096
     hidden: int = 64
     learning_rate: float = 3e-4
     epochs: int = 4
@@ -96,7 +96,7 @@ class PPOConfig:
             "num_envs",
             "rollout",
             "k",
-            "days",
+            "tapes",
             "hidden",
             "batch_size",
             "epochs",
@@ -179,7 +179,7 @@ def make_envs(config: PPOConfig) -> PreemptionVecEnv:
         k=config.k,
         randomise=True,
         allow_wait=config.allow_wait,
-        days=config.days,
+        tapes=config.tapes,
         relative=config.relative,
     )
 

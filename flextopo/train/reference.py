@@ -10,10 +10,14 @@ from typing import Any
 
 from gymnasium import spaces
 
-from flextopo.cluster.features import CANDIDATE_FEATURES, CLUSTER_FEATURES, PREEMPTOR_FEATURES
-from flextopo.cluster.loss import LossWeights
-from flextopo.cluster.metrics import METRICS
-from flextopo.cluster.workload_config import WorkloadConfig
+from flextopo.cluster.observation.features import (
+    CANDIDATE_FEATURES,
+    CLUSTER_FEATURES,
+    PREEMPTOR_FEATURES,
+)
+from flextopo.cluster.simulation.metrics import METRICS
+from flextopo.cluster.state.loss import LossWeights
+from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.envs.core import observation_space
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.train.results import markdown

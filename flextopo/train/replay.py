@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.events import time_of
-from flextopo.cluster.loss import LOSS_TERMS, loss_terms
-from flextopo.cluster.metrics import episode_metrics
-from flextopo.cluster.selector import VictimSelector
-from flextopo.cluster.simulation import END, Rules, advance
-from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.simulation.events import time_of
+from flextopo.cluster.simulation.metrics import episode_metrics
+from flextopo.cluster.simulation.scheduler import END, Rules, advance
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.loss import LOSS_TERMS, loss_terms
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.envs.scene import occupants
 from flextopo.train.replay_decision import Choice, describe
 
@@ -99,7 +99,7 @@ def record(
         selector: decides.
         done: is told how many of how many seconds are over.
     """
-    return _Recorder(sim, selector).run(done)
+    return _Recorder(sim, selector).record(done)
 
 
 class _Recorder:
@@ -110,7 +110,7 @@ class _Recorder:
         gpus = int(sim.state.arrays.totals[0]["gpus"])
         self.pods, self.uses = np.full(gpus, -1, np.int32), np.zeros(gpus, np.uint8)
 
-    def run(self, done: Callable[[int, int], None] | None) -> Recording:
+    def record(self, done: Callable[[int, int], None] | None) -> Recording:
         end_s, num_pods = self.sim.rules.end_s, len(self.ranks)
         self.note(0, START)
         while (now_s := next_event_s(self.sim)) < end_s:

@@ -22,10 +22,12 @@ from flextopo.baselines.policies import (
 from flextopo.baselines.residents import NodeView
 from flextopo.baselines.rollout import Rollout
 from flextopo.baselines.scores import Option
-from flextopo.cluster.arrays import lost_work_s
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.selector import Candidate, VictimSelector
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.arrays import lost_work_s
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import LearnedSelector
 
 SHOWN = 8
@@ -149,7 +151,7 @@ def _rank(selector: VictimSelector, state: ClusterState, pod: Pod) -> _Ranked:
         listed = [state.candidate_at(found, i, pod) for i in range(count)]
         return _Ranked(listed, scores[:count].tolist(), wait, "score")
     aligned = selector.filter.binds(pod)
-    if isinstance(selector, OracleLookahead | Rollout) and state.simulator is not None:
+    if isinstance(selector, OracleLookahead | Rollout) and isinstance(state.simulator, Simulator):
         found, count = state.find(pod, aligned, selector.branches)
         listed = [state.candidate_at(found, i, pod) for i in range(count)]
         if not count:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.loss import LOSS_TERMS
-from flextopo.cluster.output_files import make_folder, write_whole
-from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.files import make_folder, write_whole
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.envs.scene import LEGEND, THEMES, Colour, make_scene
 from flextopo.train.compare import ComparisonConfig, check, make_tape, open_game
 from flextopo.train.replay import Difference, Recording, differences, record

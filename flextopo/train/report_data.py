@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.loss import LOSS_TERMS, LossWeights
-from flextopo.cluster.servers import parse_servers
+from flextopo.cluster.state.loss import LOSS_TERMS, LossWeights
+from flextopo.cluster.topology.servers import parse_servers
 from flextopo.train.statistics import (
     PairedDifference,
     Profile,

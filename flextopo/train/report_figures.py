@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.loss import LOSS_TERMS
+from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.train.report_data import (
     Comparison,
     ReportData,

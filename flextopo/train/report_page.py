@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.cluster.files import make_folder, write_whole
 from flextopo.train.report_data import Comparison, ReportData, read_report_data
 from flextopo.train.report_figures import FIGURES
 from flextopo.train.results import LOSS_COLUMNS, OTHER_COLUMNS, paired_rows, rows

@@ -13,8 +13,8 @@ import numpy as np
 from flextopo.baselines.residents import NodeView, Resident
 from flextopo.baselines.search import by_importance, smallest_sets
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.pods import Pod
 from flextopo.train.reproduce_experiment import (
     CORES_PER_GPU,
     SELECTORS,
@@ -156,9 +156,9 @@ def say(mix: tuple[float, ...]) -> str:
     return "/".join(sizes) + (" card" if sizes == ["1"] else " cards")
 
 
-def play(run: Run) -> dict[str, Any]:
+def rates_of(run: Run) -> dict[str, Any]:
     """Play a run and return its rates with intervals, and its tally."""
-    tally = PaperExperiment(*run).run()
+    tally = PaperExperiment(*run).count()
     rate = tally.hits / tally.preemptions if tally.preemptions else None
     interval = estimate(tally.blocks)
     return {
@@ -185,7 +185,7 @@ def reproduce(
     todo = jobs(plan)
     runs = list(dict.fromkeys(job.run for job in todo))
     played: dict[Run, dict[str, Any]] = {}
-    for i, row in run_jobs(play, runs, workers):
+    for i, row in run_jobs(rates_of, runs, workers):
         played[runs[i]] = row
         if done is not None:
             done(len(played), len(runs))
@@ -226,7 +226,7 @@ def time_search(
     experiment = PaperExperiment(config, "flextopo-guaranteed")
     every = config.preemptions // TIMED_DECISIONS
     out: dict[str, Any] = {"smallest_s": [], "full_s": [], "smallest_sets": 0, "full_sets": 0}
-    for number, (preemptor, *_) in enumerate(experiment.play()):
+    for number, (preemptor, *_) in enumerate(experiment.decisions()):
         turn, rest = divmod(number, every)
         if rest or turn >= TIMED_DECISIONS:
             continue

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from flextopo.cluster import arrays
-from flextopo.cluster.placement import find_node
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.selector import Candidate
-from flextopo.cluster.server_model import ServerModel
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state import arrays
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.placement import find_node
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.model import ServerModel
 
 NOW_S = 1_000_000_000
 """The clock stands still; a start time is any second before it, so that ties are rare."""

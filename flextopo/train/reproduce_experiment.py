@@ -15,10 +15,10 @@ from flextopo.baselines.registry import make_selector
 from flextopo.baselines.residents import NodeView, Resident
 from flextopo.baselines.scores import Option
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter, Candidate
-from flextopo.cluster.server_model import AlignmentLevel, ServerModel, preset
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import AlignmentLevel, ServerModel, preset
 from flextopo.train.reproduce_cluster import NOWHERE, PodTable, keep_last_cores
 
 SIZES = (1, 2, 4, 8)
@@ -288,7 +288,7 @@ class PaperExperiment:
             self._queue.append(next(self._batch))
             self.pods.start(self.pods.new(gpus, self.config.cores(gpus), False), node)
 
-    def play(self) -> Iterator[Decision]:
+    def decisions(self) -> Iterator[Decision]:
         """Yield each preemption just before it happens, until there were enough or none comes."""
         most = ARRIVALS * self.config.preemptions + 1000
         filter_ = self.policy.filter
@@ -338,8 +338,8 @@ class PaperExperiment:
             before = sum(tally.blocks) * size
             tally.blocks.append((tally.hits - before) / size)
 
-    def run(self) -> Tally:
+    def count(self) -> Tally:
         """Play to the end and return what happened."""
-        for _ in self.play():
+        for _ in self.decisions():
             pass
         return self.tally

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.output_files import make_folder
+from flextopo.cluster.files import make_folder
 from flextopo.train.report import fill_blocks
 from flextopo.train.reproduce import CLOSED_FORMS, PAPER, PAPER_SEARCH_TIME
 from flextopo.train.results import markdown, save_figure

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 import flextopo
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.loss import LOSS_TERMS
-from flextopo.cluster.output_files import make_folder, write_whole
+from flextopo.cluster.files import make_folder, write_whole
+from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.train.statistics import paired_difference
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.output_files import write_whole
+from flextopo.cluster.files import write_whole
 from flextopo.policies.network import CandidateScorer
 from flextopo.train.demonstrations import Demonstrations, concatenate
 

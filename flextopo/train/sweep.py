@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
-from flextopo.cluster.output_files import make_folder
-from flextopo.cluster.seeds import VALIDATION, take
-from flextopo.train.compare import ComparisonConfig, check, play
+from flextopo.cluster.files import make_folder
+from flextopo.cluster.workload.seeds import VALIDATION, take
+from flextopo.train.compare import ComparisonConfig, check, play_tape
 from flextopo.train.scale_out import run_jobs
 
 FIRST_TAPE = 5000
@@ -161,7 +161,7 @@ def run_trial(trial: Trial) -> float:
         policy = train_imitation(config, folder, 1, lambda _: None)
     judge = _judge(trial.config, str(policy))
     seeds = take(VALIDATION, trial.config.tapes, FIRST_TAPE)
-    return float(np.mean([play(judge, str(policy), seed)["weighted_loss"] for seed in seeds]))
+    return float(np.mean([play_tape(judge, str(policy), seed)["weighted_loss"] for seed in seeds]))
 
 
 def _judge(config: SweepConfig, policy: str) -> ComparisonConfig:

@@ -23,7 +23,7 @@ class PreemptionVecEnv(VecEnv):
     Args:
         num_envs: how many environments.
         servers: this and the other arguments as in `PreemptionVectorEnv`.
-        relative: give the reward beyond greedy-cost's in the same time of the same day. What the
+        relative: give the reward beyond greedy-cost's in the same time of the same tape. What the
             arrivals cost whoever decides cancels out, and the sum over a day differs from the plain
             one by a number that no action changes.
 
@@ -48,14 +48,14 @@ class PreemptionVecEnv(VecEnv):
         self._lengths = np.zeros(num_envs, np.int64)
         self.elapsed_s = np.zeros(num_envs)
         self._time_s = np.zeros(num_envs, np.int64)
-        self._days = np.full(num_envs, -1)
+        self._tapes = np.full(num_envs, -1)
         self._greedy = GreedyLosses(self.vector.core) if relative else None
         super().__init__(
             num_envs, self.vector.single_observation_space, self.vector.single_action_space
         )
 
     def reset(self) -> Arrays:
-        """Start new days with the seeds given to `seed`, which count once."""
+        """Start new tapes with the seeds given to `seed`, which count once."""
         shown, _ = self.vector.reset(seed=self._seeds)
         self._reset_seeds()
         self._returns[:] = 0.0
@@ -65,11 +65,11 @@ class PreemptionVecEnv(VecEnv):
         return shown
 
     def _keep_time(self) -> None:
-        """Note where in which day each environment stands."""
+        """Note where in which tape each environment stands."""
         batch = self.vector.core.batch
         assert batch is not None
         self._time_s = batch.outcome["time_s"]
-        self._days = batch.running.day.copy()
+        self._tapes = batch.running.tape.copy()
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._actions = actions
@@ -86,7 +86,7 @@ class PreemptionVecEnv(VecEnv):
         self.elapsed_s = (until_s - self._time_s).astype(np.float64)
         self._returns += reward
         if self._greedy is not None:
-            reward = reward + self._greedy.between(self._days, self._time_s, until_s)
+            reward = reward + self._greedy.between(self._tapes, self._time_s, until_s)
         self._keep_time()
         self._lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -139,7 +139,7 @@ GRID_S = 300
 
 
 class GreedyLosses:
-    """What greedy-cost loses on the days that environments play, as a function of time.
+    """What greedy-cost loses on the tapes that environments play, as a function of time.
 
     Args:
         core: the environments.
@@ -153,20 +153,20 @@ class GreedyLosses:
         """Pickle without the curves: they are made again."""
         return {**self.__dict__, "_curves": {}}
 
-    def curve(self, day: int) -> npt.NDArray[np.float64]:
+    def curve(self, tape: int) -> npt.NDArray[np.float64]:
         """Return the loss until 0, GRID_S, 2 GRID_S ... s, GPU-hours per 100 GPUs."""
-        if day not in self._curves:
-            sim = self._core.play(day)
+        if tape not in self._curves:
+            sim = self._core.simulate(tape)
             gpus = self._core.fleet.num_gpus
             points = range(0, sim.rules.end_s + GRID_S, GRID_S)
-            self._curves[day] = np.array([sim.greedy_loss(t) for t in points]) / 36.0 / gpus
-        return self._curves[day]
+            self._curves[tape] = np.array([sim.greedy_loss(t) for t in points]) / 36.0 / gpus
+        return self._curves[tape]
 
     def between(
-        self, days: npt.NDArray[np.int64], from_s: npt.NDArray[Any], until_s: npt.NDArray[Any]
+        self, tapes: npt.NDArray[np.int64], from_s: npt.NDArray[Any], until_s: npt.NDArray[Any]
     ) -> npt.NDArray[np.float64]:
-        """Return what greedy-cost loses on each day between two times, GPU-hours per 100 GPUs."""
-        curves = np.stack([self.curve(day) for day in days.tolist()])
+        """Return what greedy-cost loses on each tape between two times, GPU-hours per 100 GPUs."""
+        curves = np.stack([self.curve(tape) for tape in tapes.tolist()])
         return _read(curves, until_s) - _read(curves, from_s)
 
 

@@ -16,9 +16,9 @@ import importlib.util, sys
 for name in ("torch", "gymnasium", "stable_baselines3", "sb3_contrib", "onnx"):
     assert importlib.util.find_spec(name) is None, name
 from flextopo.policies.runtime import load_policy
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.server_model import PRESETS
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import PRESETS
+from flextopo.cluster.state.cluster_state import ClusterState
 
 pods = [Pod(i, f"batch/{i}", 1, 7, 100) for i in range(8)]
 pods.append(Pod(8, "online/p", 2, 14, 1000, online=True))

@@ -14,8 +14,8 @@ from tapes import same
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.loss import loss_terms
-from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.loss import loss_terms
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.envs.registration import ENVIRONMENTS
 
@@ -213,7 +213,7 @@ def test_action_zero_is_greedy_cost_and_rewards_sum_to_the_account(id_: str) -> 
     assert after > before
 
     simulator = Simulator(env.simulator.tape, env.fleet)
-    simulator.run(make_selector("greedy-cost"))
+    simulator.play(make_selector("greedy-cost"))
     mine, theirs = account[0], simulator.events.account[0]
     # Decisions without any candidate are passed over by the environment.
     names = [name for name in account.dtype.names or () if name != "decisions"]

@@ -8,13 +8,13 @@ import tapes
 import twin
 
 from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
-from flextopo.cluster.arrays import may_evict
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.selector import AlignmentFilter
-from flextopo.cluster.server_model import preset
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.arrays import may_evict
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.model import preset
 
 every_selector = pytest.mark.parametrize("name", SELECTORS)
 every_cluster = pytest.mark.parametrize("servers", tapes.SERVERS)
@@ -94,4 +94,4 @@ def test_an_unknown_name_lists_the_legal_ones() -> None:
 def test_the_simulator_refuses_a_selector_of_another_filter() -> None:
     sim = tapes.simulate("4*a100", 3)
     with pytest.raises(FlextopoError, match="works with filter BLIND"):
-        sim.run(make_selector("kubernetes"))
+        sim.play(make_selector("kubernetes"))

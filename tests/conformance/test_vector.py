@@ -14,7 +14,7 @@ from tapes import same
 
 from flextopo.baselines.registry import COMPARED, make_selector
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.selector import AlignmentFilter
+from flextopo.cluster.state.decision import AlignmentFilter
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.envs.vector import PreemptionVectorEnv
@@ -62,10 +62,10 @@ def test_vector_equals_scalar(id_: str, mode: AutoresetMode) -> None:
         vectorization_mode="vector_entry_point",
         autoreset_mode=mode,
         threads=2,
-        days=16,
+        tapes=16,
     )
     theirs = SyncVectorEnv(
-        [lambda: gym.make(id_, days=16).unwrapped] * NUM_ENVS, autoreset_mode=mode
+        [lambda: gym.make(id_, tapes=16).unwrapped] * NUM_ENVS, autoreset_mode=mode
     )
     rng = np.random.default_rng(0)
     a: Any = ours.reset(seed=5)
@@ -87,8 +87,8 @@ def test_vector_equals_scalar(id_: str, mode: AutoresetMode) -> None:
 def test_vector_equals_scalar_on_a_selectors_actions(name: str) -> None:
     """Whatever a selector picks among the shown candidates leads both to the same states."""
     selector = make_selector(name)
-    ours = PreemptionVectorEnv(2, SMALL, workload=tapes.BUSY, days=4, autoreset_mode="SameStep")
-    theirs = [PreemptionEnv(SMALL, workload=tapes.BUSY, days=4) for _ in range(2)]
+    ours = PreemptionVectorEnv(2, SMALL, workload=tapes.BUSY, tapes=4, autoreset_mode="SameStep")
+    theirs = [PreemptionEnv(SMALL, workload=tapes.BUSY, tapes=4) for _ in range(2)]
     shown, _ = ours.reset(seed=1)
     for i, env in enumerate(theirs):
         assert same(env.reset(seed=1 + i)[0]["candidates"], shown["candidates"][i])
@@ -100,7 +100,7 @@ def test_vector_equals_scalar_on_a_selectors_actions(name: str) -> None:
             pod = sim.state.pod(int(batch.outcome[0]["asked"]))
             chosen = selector.select(sim.state, pod)
             action = env.k
-            for i in range(int(batch.seats[0]["options"])):
+            for i in range(int(batch.environments[0]["options"])):
                 slots = sim.state.slots_of(chosen.node, chosen.victims) if chosen else -1
                 if (chosen and batch.found.node[0, i], batch.found.slots[0, i]) == (
                     chosen and chosen.node,
@@ -123,7 +123,7 @@ def test_threads_and_the_number_of_days_in_memory_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def rollout(threads: int) -> bytes:
-        env = PreemptionVectorEnv(8, SMALL, threads=threads, days=32, randomise=True)
+        env = PreemptionVectorEnv(8, SMALL, threads=threads, tapes=32, randomise=True)
         rng = np.random.default_rng(2)
         shown, _ = env.reset(seed=9)
         kept = []
@@ -135,7 +135,7 @@ def test_threads_and_the_number_of_days_in_memory_change_nothing(
 
     expected = rollout(1)
     assert rollout(3) == expected
-    monkeypatch.setattr("flextopo.envs.days.STORE_BYTES", 1)  # one day at a time
+    monkeypatch.setattr("flextopo.envs.tape_store.STORE_BYTES", 1)  # one day at a time
     assert rollout(2) == expected
 
 
@@ -186,11 +186,11 @@ def test_masks_and_partial_resets() -> None:
 
 def test_a_day_without_decisions_is_skipped_alike() -> None:
     quiet = {"batch_load": 0.0, "online_peak_share": 0.3}
-    vector = PreemptionVectorEnv(2, SMALL, workload=quiet, days=4)
+    vector = PreemptionVectorEnv(2, SMALL, workload=quiet, tapes=4)
     shown, _ = vector.reset(seed=0)
     assert shown["action_mask"][:, -1].all()
     assert not shown["action_mask"][:, :-1].any()
-    scalar = PreemptionEnv(SMALL, workload=quiet, days=4)
+    scalar = PreemptionEnv(SMALL, workload=quiet, tapes=4)
     assert same(scalar.reset(seed=0)[0]["action_mask"], shown["action_mask"][0])
     assert vector.step([0, 0])[3].all()
 
@@ -211,7 +211,7 @@ def test_mistakes_name_what_is_legal() -> None:
         env.reset(options={"tape_seed": -2})
     with pytest.raises(FlextopoError, match="reset_mask of shape"):
         env.reset(options={"reset_mask": np.ones(3, bool)})
-    for change in ({"num_envs": 0}, {"days": 0}, {"threads": 0}, {"days": 10**7}):
+    for change in ({"num_envs": 0}, {"tapes": 0}, {"threads": 0}, {"tapes": 10**7}):
         with pytest.raises(FlextopoError, match="legal: 1"):
             PreemptionVectorEnv(**{"servers": SMALL, **change})  # type: ignore[arg-type]
     with pytest.raises(FlextopoError, match="of a vector"):
@@ -219,7 +219,7 @@ def test_mistakes_name_what_is_legal() -> None:
 
 
 def test_pickled_environments_go_on_alike() -> None:
-    env = PreemptionVectorEnv(20, SMALL, days=8, threads=2)
+    env = PreemptionVectorEnv(20, SMALL, tapes=8, threads=2)
     env.reset(seed=8)
     env.step([0] * 20)
     twin = pickle.loads(pickle.dumps(env))
@@ -231,13 +231,13 @@ def test_pickled_environments_go_on_alike() -> None:
 
 def test_a_pickle_holds_no_days_and_goes_on_into_others() -> None:
     """Days are made again, in rows no smaller than what is being played needs."""
-    env = PreemptionVectorEnv(2, SMALL, days=512, randomise=True)
+    env = PreemptionVectorEnv(2, SMALL, tapes=512, randomise=True)
     env.reset(seed=3)
     for _ in range(200):
         env.step([0, 0])
     batch = env.core.batch
     assert batch is not None
-    assert (batch.stored.day >= 0).sum() > 4
+    assert (batch.stored.tape >= 0).sum() > 4
     blob = pickle.dumps(env)
     assert len(blob) < 8 * sum(array[0].nbytes for array in batch.running[1:])
     twin = pickle.loads(blob)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flextopo.cluster.server_model import preset
-from flextopo.cluster.traces import read_jobs, read_services, tape_from_traces
-from flextopo.cluster.workload import WorkloadConfig
+from flextopo.cluster.topology.model import preset
+from flextopo.cluster.workload.generator import WorkloadConfig
+from flextopo.cluster.workload.traces import read_jobs, read_services, tape_from_traces
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -11,15 +11,11 @@ from typing import Any
 
 import pytest
 
-from flextopo.cluster.captures import load_server
-from flextopo.cluster.server_model import ServerModel
-from flextopo.cluster.topology import (
-    allocations,
-    build_graph,
-    read_resource,
-    server_model_from_graph,
-    write_resource,
-)
+from flextopo.cluster.topology.captures.load import load_server
+from flextopo.cluster.topology.flextopo import allocations, build_graph
+from flextopo.cluster.topology.model import ServerModel
+from flextopo.cluster.topology.model_from_graph import server_model_from_graph
+from flextopo.cluster.topology.resource import read_resource, write_resource
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "topology"
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR
-from flextopo.cluster.graph_features import NUM_GPU
+from flextopo.cluster.observation.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR
+from flextopo.cluster.observation.gpu_graph import NUM_GPU
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import load_policy
 from flextopo.train.ablation import AblationConfig, Arena, run_ablation, value_loss
@@ -27,7 +27,7 @@ TINY = ImitationConfig(
     servers=("4*rtx4090",), networks=2, tapes=6, rounds=1, improvements=1, last_tapes=6, epochs=1,
     k=8, hidden=8, validation_tapes=4,
 )  # fmt: skip
-PPO = PPOConfig(servers="4*rtx4090", timesteps=256, num_envs=2, rollout=16, k=8, hidden=8, days=4)
+PPO = PPOConfig(servers="4*rtx4090", timesteps=256, num_envs=2, rollout=16, k=8, hidden=8, tapes=4)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_every_row_is_played_on_the_same_tapes(run: Path) -> None:
     assert [group for group, _ in rows].count("networks") == 6
     assert rows["baseline", "greedy-cost"]["against_greedy"]["mean"] == 0.0
     arena = Arena(TINY.servers, 4)
-    losses, _ = arena.play(load_policy(run / "policy"))
+    losses, _ = arena.validate(load_policy(run / "policy"))
     stages = [row["loss"] for row in rows.values() if row["group"] == "stages"]
     assert len(stages) == 4  # two rounds of the best network, the committee's and one more
     assert losses.mean() in stages

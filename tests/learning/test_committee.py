@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from flextopo.baselines.registry import make_selector
-from flextopo.cluster.features import Observation
+from flextopo.cluster.observation.features import Observation
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import load_policy, read_meta, score
 from flextopo.train import imitation
-from flextopo.train.committee import Committee, surprise
+from flextopo.train.committee import Committee, log_loss
 from flextopo.train.demonstrations import Demonstrations
 from flextopo.train.fitting import disagreement, fit
 from flextopo.train.imitation import ImitationConfig, train_imitation, validate
@@ -66,7 +66,7 @@ def test_members_count_alike_and_nothing_illegal_is_said() -> None:
 
 def test_unlikely_is_surprising() -> None:
     scores = np.array([0.0, np.log(3.0), -1e8], np.float32)
-    found = surprise(scores, np.array([1, 1, 0], np.int8))
+    found = log_loss(scores, np.array([1, 1, 0], np.int8))
     assert found == pytest.approx([np.log(4.0), np.log(4.0 / 3.0), 0.0], abs=1e-6)
 
 

@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from flextopo.baselines.registry import make_selector
-from flextopo.cluster.arrays import copy_cluster
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.events import copy_events
-from flextopo.cluster.loss import weighted_gpu_s
-from flextopo.cluster.metrics import episode_metrics
-from flextopo.cluster.seeds import TRAINING, VALIDATION, take
-from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.servers import parse_servers
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.workload import WorkloadConfig, generate_tape
+from flextopo.cluster.simulation.events import copy_events
+from flextopo.cluster.simulation.metrics import episode_metrics
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.arrays import copy_cluster
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.loss import weighted_gpu_s
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.topology.servers import parse_servers
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
+from flextopo.cluster.workload.seeds import TRAINING, VALIDATION, take
 from flextopo.policies.continuation import PolicyLookahead
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import ZOO, LearnedSelector, load_policy, read_meta, zoo_names
@@ -39,7 +40,7 @@ def losses(selector: VictimSelector, servers: str, count: int) -> float:
             WorkloadConfig(), fleet.num_gpus, seed, cores_per_gpu=fleet.cores_per_gpu
         )
         sim = Simulator(tape, fleet, selector.filter)
-        sim.run(selector)
+        sim.play(selector)
         found.append(episode_metrics(sim)["weighted_loss"])
     return float(np.mean(found))
 
@@ -126,7 +127,7 @@ def played(
     end = min(sim.rules.end_s, sim.state.now_s + 7200)
     other.rules = other.rules._replace(end_s=end)
     other.apply(first)
-    other.run(policy)
+    other.play(policy)
     return float(weighted_gpu_s(other.events.account, other.costs) - before)
 
 

@@ -8,11 +8,11 @@ import twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flextopo.cluster.candidates import can_preempt
-from flextopo.cluster.placement import best_level, place
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.server_model import ServerModel, compile_models
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.candidates import can_preempt
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.placement import best_level, place
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import ServerModel, compile_models
 
 ALL = 4096
 

@@ -7,11 +7,11 @@ import pytest
 import tapes
 
 from flextopo.baselines.registry import COMPARED, make_selector
-from flextopo.cluster.arrays import DONE, FUTURE, PENDING, RUNNING, TERMINATING
-from flextopo.cluster.candidates import candidate_arrays
-from flextopo.cluster.loss import weighted_gpu_s
-from flextopo.cluster.selector import Candidate
-from flextopo.cluster.simulator import Scenario, Simulator
+from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.state.arrays import DONE, FUTURE, PENDING, RUNNING, TERMINATING
+from flextopo.cluster.state.candidates import candidate_arrays
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.loss import weighted_gpu_s
 
 CHECKED_DECISIONS = 40
 

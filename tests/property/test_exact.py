@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from flextopo.baselines.exact import minimum
 from flextopo.baselines.registry import make_selector
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.state import ClusterState
-from flextopo.cluster.workload_config import WorkloadConfig
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.envs.registration import ENVIRONMENTS
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from flextopo.cluster.captures import load_server, parse_cpu_list
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.server_model import ServerModel, preset
-from flextopo.cluster.topology import build_graph, write_resource
+from flextopo.cluster.topology.captures.load import load_server, parse_cpu_list
+from flextopo.cluster.topology.flextopo import build_graph
+from flextopo.cluster.topology.model import ServerModel, preset
+from flextopo.cluster.topology.resource import write_resource
 
 Save = Callable[[str, str], Path]
 

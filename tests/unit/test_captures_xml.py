@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flextopo.cluster.captures import load_server
-from flextopo.cluster.captures_xml import parse_cpu_mask
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.server_model import ServerModel
+from flextopo.cluster.topology.captures.from_xml import parse_cpu_mask
+from flextopo.cluster.topology.captures.load import load_server
+from flextopo.cluster.topology.model import ServerModel
 
 Save = Callable[[str], Path]
 

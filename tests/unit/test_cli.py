@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flextopo.cli.app import main
-from flextopo.cluster.metrics import METRICS
+from flextopo.cluster.simulation.metrics import METRICS
 from flextopo.policies.runtime import ZOO, read_meta
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from flextopo.cli.app import main
 from flextopo.cli.replay import _override
-from flextopo.cluster.workload import WorkloadConfig
+from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.policies.runtime import ZOO
-from flextopo.train.compare import ComparisonConfig, play
+from flextopo.train.compare import ComparisonConfig, play_tape
 
 SMALL = ("--servers", "4*a100", "--hours", "6")
 
@@ -42,7 +42,7 @@ def test_two_selectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     sides = data["sides"]
     assert isinstance(sides, list)
     for side, name in zip(sides, ("kubernetes", "greedy-cost"), strict=True):
-        loss = play(config, name, 2_000_003)["weighted_loss"]
+        loss = play_tape(config, name, 2_000_003)["weighted_loss"]
         assert (side["name"], side["weighted_loss"]) == (name, round(loss, 6))
 
 

@@ -12,14 +12,10 @@ from typer.testing import CliRunner
 from flextopo.cli.topology import app
 from flextopo.cli.topology_drawing import POD_COLOURS, draw_png, format_cpu_list
 from flextopo.cluster.errors import FlextopoError, TopologyError, UnknownNameError
-from flextopo.cluster.server_model import ServerModel, preset
-from flextopo.cluster.topology import (
-    build_graph,
-    mark_used,
-    read_resource,
-    server_model_from_graph,
-    write_resource,
-)
+from flextopo.cluster.topology.flextopo import build_graph, mark_used
+from flextopo.cluster.topology.model import ServerModel, preset
+from flextopo.cluster.topology.model_from_graph import server_model_from_graph
+from flextopo.cluster.topology.resource import read_resource, write_resource
 
 RUNNER = CliRunner()
 SMALL = ServerModel("small", (1, 0, 1), (0, 1), (2, 3), gpu_name="T4")

@@ -8,11 +8,11 @@ import pytest
 
 from flextopo.baselines.rollout import Rollout
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
-from flextopo.cluster.loss import LOSS_TERMS
-from flextopo.cluster.metrics import METRICS
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.state import ClusterState
-from flextopo.cluster.workload import WorkloadConfig
+from flextopo.cluster.simulation.metrics import METRICS
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.loss import LOSS_TERMS
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.train import compare as comparing
 from flextopo.train.compare import ComparisonConfig
 from flextopo.train.results import (
@@ -37,7 +37,7 @@ SMALL = ComparisonConfig(
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    scores, interrupted = comparing.run(SMALL, workers=1)
+    scores, interrupted = comparing.play_all(SMALL, workers=1)
     assert not interrupted
     return comparing.summarise(SMALL, scores)
 
@@ -69,13 +69,13 @@ def test_paired_differences_are_differences_of_the_same_seeds(results: dict[str,
 
 
 def test_processes_and_repetition_change_no_number(results: dict[str, Any]) -> None:
-    again, _ = comparing.run(SMALL, workers=2)
+    again, _ = comparing.play_all(SMALL, workers=2)
     assert comparing.summarise(SMALL, again) == results
 
 
 def test_the_oracle_may_play_fewer_seeds() -> None:
     config = replace(SMALL, oracle_seeds=1, selectors=("greedy-cost", "oracle-lookahead"))
-    scores, _ = comparing.run(config, workers=1)
+    scores, _ = comparing.play_all(config, workers=1)
     assert len(scores["oracle-lookahead"]) == 1
     assert len(scores["greedy-cost"]) == 3
     assert comparing.summarise(config, scores)["paired"]["oracle-lookahead"]["low"] is not None
@@ -91,21 +91,21 @@ def test_rollout_draws_its_futures_from_the_comparisons_workload(
 
     monkeypatch.setattr(Rollout, "select", select)
     busy = WorkloadConfig(horizon_h=14.0, online_peak_share=0.9)
-    comparing.play(replace(SMALL, selectors=("rollout",), workload=busy), "rollout", 2_000_000)
+    comparing.play_tape(replace(SMALL, selectors=("rollout",), workload=busy), "rollout", 2_000_000)
     assert models == {busy}
 
 
 def test_an_interrupt_keeps_the_finished_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def play(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
+    def play_tape(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
         calls.append(name)
         if len(calls) == 5:
             raise KeyboardInterrupt
         return dict.fromkeys(METRICS, 1.0)
 
-    monkeypatch.setattr(comparing, "play", play)
-    scores, interrupted = comparing.run(SMALL, workers=1)
+    monkeypatch.setattr(comparing, "play_tape", play_tape)
+    scores, interrupted = comparing.play_all(SMALL, workers=1)
     assert interrupted
     assert {name: len(found) for name, found in scores.items()} == dict.fromkeys(SMALL.names, 1)
 
@@ -136,7 +136,7 @@ def test_scores_of_every_seed_survive_saving(results: dict[str, Any], tmp_path: 
 
 def test_seeds_that_a_selector_did_not_play_are_nan(tmp_path: Path) -> None:
     config = replace(SMALL, oracle_seeds=1, selectors=("greedy-cost", "oracle-lookahead"), seeds=2)
-    save_scores(comparing.summarise(config, comparing.run(config, 1)[0]), tmp_path / "s.npz")
+    save_scores(comparing.summarise(config, comparing.play_all(config, 1)[0]), tmp_path / "s.npz")
     loss = load_scores(tmp_path / "s.npz")["weighted_loss"]
     assert np.isnan(loss).tolist() == [[False, False], [False, True]]
 

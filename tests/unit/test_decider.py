@@ -18,9 +18,10 @@ from kube_objects import (
 )
 
 from flextopo.baselines.registry import make_selector
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import LearnedSelector, load_policy
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.runner import (

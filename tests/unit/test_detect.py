@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flextopo.cluster.detect import detect, run_command
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.server_model import ServerModel
+from flextopo.cluster.topology.detect import detect, run_command
+from flextopo.cluster.topology.model import ServerModel
 
 MATRIX = (
     "\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\nGPU0\t X \tSYS\t2-3,6-7\t1\n"

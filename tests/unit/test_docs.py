@@ -16,9 +16,13 @@ import pytest
 from pages import ROOT, check_command, commands, read_blocks, with_output
 
 from flextopo.baselines.registry import SELECTORS
-from flextopo.cluster.features import CANDIDATE_FEATURES, CLUSTER_FEATURES, PREEMPTOR_FEATURES
-from flextopo.cluster.loss import LOSS_TERMS
-from flextopo.cluster.metrics import METRICS
+from flextopo.cluster.observation.features import (
+    CANDIDATE_FEATURES,
+    CLUSTER_FEATURES,
+    PREEMPTOR_FEATURES,
+)
+from flextopo.cluster.simulation.metrics import METRICS
+from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.envs.core import observation_space
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.train.reference import REFERENCE, SIGNED, feature_range, section
@@ -94,7 +98,7 @@ def test_the_reference_is_up_to_date() -> None:
 
 
 def test_the_reference_names_everything_in_info() -> None:
-    env = PreemptionEnv("2*rtx4090", days=8)
+    env = PreemptionEnv("2*rtx4090", tapes=8)
     _, info = env.reset(seed=0)
     over = False
     while not over:

@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flextopo.cluster.arrays import Cluster, empty_cluster
-from flextopo.cluster.events import (
+from flextopo.cluster.simulation.events import (
     CLOCK_DTYPE,
     LAST_S,
     Events,
@@ -19,8 +18,9 @@ from flextopo.cluster.events import (
     schedule_event,
     time_of,
 )
-from flextopo.cluster.loss import ACCOUNT_DTYPE
-from flextopo.cluster.server_model import compile_models, preset
+from flextopo.cluster.state.arrays import Cluster, empty_cluster
+from flextopo.cluster.state.loss import ACCOUNT_DTYPE
+from flextopo.cluster.topology.model import compile_models, preset
 
 PODS = 12
 TIMES = st.none() | st.integers(-3, 9) | st.just(LAST_S)

@@ -12,7 +12,7 @@ import torch
 
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.features import (
+from flextopo.cluster.observation.features import (
     CANDIDATE_FEATURES,
     NUM_CANDIDATE,
     NUM_CLUSTER,
@@ -22,9 +22,9 @@ from flextopo.cluster.features import (
     layout_hash,
     observe,
 )
-from flextopo.cluster.server_model import PRESETS, Fleet
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.workload import WorkloadConfig, generate_tape
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.topology.model import PRESETS, Fleet
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.policies import export as exporting
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig

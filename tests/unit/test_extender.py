@@ -9,7 +9,7 @@ import pytest
 from kube_objects import flextopo, full_node, make_cache, node, pod, preemptor
 
 from flextopo.baselines.registry import make_selector
-from flextopo.cluster.selector import VictimSelector
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.selectors import find_selector, find_served
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider

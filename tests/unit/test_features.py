@@ -11,18 +11,18 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from tapes import decisions
 
-from flextopo.cluster.arrays import PENDING
-from flextopo.cluster.candidates import CandidateArrays
-from flextopo.cluster.features import (
+from flextopo.cluster.observation.features import (
     CANDIDATE_FEATURES,
     CLUSTER_FEATURES,
     Observation,
     empty_observation,
     observe,
 )
-from flextopo.cluster.graph_features import GPU_FEATURES, empty_graph, observe_graph
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.simulator import Simulator
+from flextopo.cluster.observation.gpu_graph import GPU_FEATURES, empty_graph, observe_graph
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.arrays import PENDING
+from flextopo.cluster.state.candidates import CandidateArrays
+from flextopo.cluster.state.pods import Pod
 from flextopo.envs.graph import GraphObservation
 
 CLUSTER, CANDIDATE = list(CLUSTER_FEATURES), list(CANDIDATE_FEATURES)

@@ -18,9 +18,9 @@ from kube_objects import (
 )
 
 from flextopo.baselines.registry import make_selector
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter, Candidate
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.pods import Pod
 from flextopo.policies.serving import guards
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
@@ -156,16 +156,16 @@ def test_an_alignment_nobody_knows_is_not_promised(monkeypatch: pytest.MonkeyPat
     assert decide(cache, make_selector("greedy-cost"), preemptor(2)).level in ("numa", "socket")
 
 
-def test_a_node_that_came_with_victims_is_not_answered_without(
+def test_a_node_that_proposed_victims_is_not_answered_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = make_cache(full_node(count=4))
     came = {"n0": ["uid-n0-b0"]}
     monkeypatch.setattr(Decider, "_foreign", lambda *_: set())
     with pytest.raises(UndecidableError, match="not_emptied"):
-        decide(cache, make_selector("greedy-cost"), preemptor(2), came=came)
+        decide(cache, make_selector("greedy-cost"), preemptor(2), proposed=came)
     without(monkeypatch, "not_emptied")
-    found = decide(cache, make_selector("greedy-cost"), preemptor(2), came=came)
+    found = decide(cache, make_selector("greedy-cost"), preemptor(2), proposed=came)
     assert (found.node, found.victims) == ("n0", ())
 
 
@@ -174,12 +174,12 @@ def test_memory_must_suffice_too(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(full_node())
     asking = preemptor(2, memory="490Gi")
     came = {"n0": [f"uid-n0-b{i}" for i in range(4)]}
-    found = decide(cache, make_selector("greedy-cost"), asking, came=came)
+    found = decide(cache, make_selector("greedy-cost"), asking, proposed=came)
     assert (found.node, found.unchanged, found.fallback) == (None, ("n0",), "unmodelled")
     assert "memory" in found.detail
     # Without two of them there are 488 Gi: nobody is evicted in vain.
     few = {"n0": came["n0"][:2]}
-    found = decide(cache, make_selector("greedy-cost"), asking, came=few)
+    found = decide(cache, make_selector("greedy-cost"), asking, proposed=few)
     assert (found.node, found.unchanged) == (None, ())
     found = decide(cache, make_selector("greedy-cost"), asking)
     assert (found.node, found.unchanged) == (None, ())

@@ -25,7 +25,7 @@ ROOT = Path(flextopo.__file__).parents[1]
 
 
 def make() -> gymnasium.Env[Any, Any]:
-    return gymnasium.make(ID, servers="2*rtx4090", k=8, days=16)
+    return gymnasium.make(ID, servers="2*rtx4090", k=8, tapes=16)
 
 
 def play(env: gymnasium.Env[Any, Any], seed: int = 0) -> tuple[float, int, dict[str, Any]]:
@@ -56,7 +56,7 @@ def test_a_time_limit_cuts_a_day() -> None:
 
 def test_vectors_of_scalar_environments_equal_the_native_one() -> None:
     native = gymnasium.make_vec(
-        ID, 2, "vector_entry_point", servers="2*rtx4090", k=8, days=16, autoreset_mode="SameStep"
+        ID, 2, "vector_entry_point", servers="2*rtx4090", k=8, tapes=16, autoreset_mode="SameStep"
     )
     vectors = [
         RecordVectorStatistics(SyncVectorEnv([make, make], autoreset_mode="SameStep")),
@@ -83,7 +83,7 @@ def test_sb3s_own_vectors_and_monitor() -> None:
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
-    arguments = {"servers": "2*rtx4090", "k": 8, "days": 16}
+    arguments = {"servers": "2*rtx4090", "k": 8, "tapes": 16}
     envs = make_vec_env(ID, n_envs=2, seed=0, env_kwargs=arguments)
     model = PPO("MultiInputPolicy", envs, n_steps=32, batch_size=32, n_epochs=1, seed=0)
     before = [p.detach().clone() for p in model.policy.parameters()]

@@ -19,9 +19,9 @@ from numba.core.compiler import Flags
 from numba.core.errors import TypingError
 
 import flextopo
-from flextopo.cluster import compiler, kernels
-from flextopo.cluster.arrays import index_by_free
-from flextopo.cluster.kernels import fetch_and_add, kernel, lowest_bit, popcount, stage
+from flextopo.cluster.jit import compiler, kernels
+from flextopo.cluster.jit.kernels import fetch_and_add, kernel, lowest_bit, popcount, stage
+from flextopo.cluster.state.arrays import index_by_free
 
 INTERPRETED = bool(getattr(config, "DISABLE_JIT", 0))
 PACKAGE = Path(flextopo.__file__).parent
@@ -30,8 +30,8 @@ CALL = """
 import sys
 sys.path.insert(0, {root!r})
 import flextopo
-from flextopo.cluster.placement import alignment_level
-from flextopo.cluster.server_model import compile_models, preset
+from flextopo.cluster.state.placement import alignment_level
+from flextopo.cluster.topology.model import compile_models, preset
 models = compile_models([preset("a100")])
 no_gpu = 0
 print(flextopo.__file__, alignment_level(models, 0, no_gpu, models[0]["numa_cores"], 1, 1))

@@ -15,7 +15,7 @@ from kube_objects import (
     read_record,
 )
 
-from flextopo.cluster.arrays import (
+from flextopo.cluster.state.arrays import (
     LIVE_DTYPE,
     NODE_DTYPE,
     NOMINATED,
@@ -23,7 +23,7 @@ from flextopo.cluster.arrays import (
     RUNNING,
     TERMINATING,
 )
-from flextopo.cluster.server_model import PRESETS
+from flextopo.cluster.topology.model import PRESETS
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.node_state import NodeState
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from kube_objects import NOW_S, budget, pod, read, read_record
 
-from flextopo.cluster.pods import TopologyRequirement
+from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.budgets import covers, matches, violations
 from flextopo.policies.serving.objects import (
     BudgetObject,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flextopo.cluster.kernels import popcount
-from flextopo.cluster.placement import (
+from flextopo.cluster.jit.kernels import popcount
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.placement import (
     CROSS_SOCKET,
     NO_FIT,
     NUMA,
@@ -18,9 +19,8 @@ from flextopo.cluster.placement import (
     level_deficit,
     place,
 )
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.server_model import AlignmentLevel, compile_models, preset
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import AlignmentLevel, compile_models, preset
 
 RTX, A100 = 0, 1
 TABLES = compile_models([preset("rtx4090"), preset("a100")])

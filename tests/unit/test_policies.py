@@ -11,18 +11,18 @@ import torch
 from tapes import BUSY
 
 from flextopo.cluster.errors import UnknownNameError
-from flextopo.cluster.features import (
+from flextopo.cluster.observation.features import (
     NUM_CANDIDATE,
     NUM_CLUSTER,
     NUM_PREEMPTOR,
     Observation,
     empty_observation,
 )
-from flextopo.cluster.selector import AlignmentFilter
-from flextopo.cluster.server_model import PRESETS, Fleet
-from flextopo.cluster.servers import parse_servers
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.workload import WorkloadConfig, generate_tape
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.decision import AlignmentFilter
+from flextopo.cluster.topology.model import PRESETS, Fleet
+from flextopo.cluster.topology.servers import parse_servers
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.network import MASKED, CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import ZOO, ArtifactError, load_policy, score, zoo_names

@@ -14,15 +14,15 @@ import tapes
 from flextopo.baselines.policies import GreedyCost
 from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.selector import AlignmentFilter, Candidate
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.model import Fleet
 from flextopo.envs.scene import LETTERS, occupants
 from flextopo.policies.runtime import zoo_names
-from flextopo.train.compare import ComparisonConfig, open_game, play, summarise
-from flextopo.train.compare import run as run_comparison
+from flextopo.train.compare import ComparisonConfig, open_game, play_tape, summarise
+from flextopo.train.compare import play_all as run_comparison
 from flextopo.train.replay import START, Frame, Recording, differences, record
 from flextopo.train.replay_decision import Choice, Shown, describe
 from flextopo.train.replay_page import page_data, render
@@ -55,11 +55,11 @@ def final(sim: Simulator) -> list[bytes]:
 @pytest.mark.parametrize("name", NAMES)
 def test_recording_changes_no_bit(name: str) -> None:
     plain, selector = open_game(CONFIG, name, SEED)
-    plain.run(selector)
+    plain.play(selector)
     sim, selector = open_game(CONFIG, name, SEED)
     recording = record(sim, selector)
     assert final(sim) == final(plain)
-    assert repr(recording.metrics) == repr(play(CONFIG, name, SEED))
+    assert repr(recording.metrics) == repr(play_tape(CONFIG, name, SEED))
     assert len(recording.choices) == recording.metrics["decisions"] > 0
 
 

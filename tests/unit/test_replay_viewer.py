@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tapes
 
-from flextopo.cluster.loss import LOSS_TERMS
+from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.envs.scene import LEGEND, LETTERS, THEMES, Scene, fleet_scene
 from flextopo.train.compare import ComparisonConfig, check
 from flextopo.train.replay import Recording

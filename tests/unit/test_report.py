@@ -15,9 +15,9 @@ import pytest
 
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.loss import LossWeights
-from flextopo.cluster.simulator import Scenario
-from flextopo.cluster.workload import WorkloadConfig
+from flextopo.cluster.simulation.simulator import Scenario
+from flextopo.cluster.state.loss import LossWeights
+from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.train import compare as comparing
 from flextopo.train.compare import ComparisonConfig
 from flextopo.train.report import generated
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "three": replace(SMALL, servers="3*rtx4090"),
         "slower": replace(SMALL, scenario=heavier),
     }.items():
-        scores, _ = comparing.run(config, workers=1)
+        scores, _ = comparing.play_all(config, workers=1)
         save_results(comparing.summarise(config, scores), out / f"{name}.json")
     (out / "learnt.json").write_text(json.dumps(LEARNT))
     return out

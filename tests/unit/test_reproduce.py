@@ -11,8 +11,8 @@ import pytest
 
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.server_model import PRESETS
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.topology.model import PRESETS
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.train import reproduce_tables as tables
 from flextopo.train.reproduce import (
@@ -46,7 +46,7 @@ def test_blind_choices_on_full_nodes_hit_as_often_as_counting_says(
     mix, probability = CLOSED_FORMS[preemptor]
     config = PaperConfig(kind, 10, 1500, preemptor_mix=mix, online_share=0.0)
     for selector in ("godel", "kubernetes"):
-        tally = PaperExperiment(config, selector).run()
+        tally = PaperExperiment(config, selector).count()
         spread = (probability * (1 - probability) / 1500) ** 0.5
         assert tally.hits / 1500 == pytest.approx(probability, abs=3.5 * spread)
         assert tally.preemptions == tally.arrivals == 1500
@@ -54,7 +54,7 @@ def test_blind_choices_on_full_nodes_hit_as_often_as_counting_says(
 
 @pytest.mark.parametrize("selector", ["flextopo-guaranteed", "flextopo-best-effort"])
 def test_flextopo_always_hits_on_full_nodes_of_one_card_pods(selector: str) -> None:
-    tally = PaperExperiment(replace(SMALL, preemptor_mix=HALF), selector).run()
+    tally = PaperExperiment(replace(SMALL, preemptor_mix=HALF), selector).count()
     assert tally.hits == tally.preemptions == 60
     assert tally.cross_socket == 0
 
@@ -63,14 +63,14 @@ def test_flextopo_always_hits_on_full_nodes_of_one_card_pods(selector: str) -> N
 @pytest.mark.parametrize("last_core", ["unused", "used"])
 def test_the_guaranteed_filter_never_crosses_sockets(fill: float, last_core: str) -> None:
     config = replace(SMALL, batch_mix=ALL, preemptor_mix=ALL, fill=fill, last_core=last_core)
-    tally = PaperExperiment(config, "flextopo-guaranteed").run()
+    tally = PaperExperiment(config, "flextopo-guaranteed").count()
     assert tally.preemptions == sum(tally.decided.values()) > 0
     assert tally.cross_socket == 0
 
 
 def test_best_effort_misses_where_free_cards_decide() -> None:
     config = replace(SMALL, batch_mix=HALF, preemptor_mix=HALF, preemptions=1000)
-    tally = PaperExperiment(config, "flextopo-best-effort").run()
+    tally = PaperExperiment(config, "flextopo-best-effort").count()
     assert 0 < tally.free_gpu_misses <= tally.preemptions - tally.hits
 
 
@@ -82,7 +82,7 @@ def test_cached_search_is_select_on_the_whole_cluster(kind: str, selector: str) 
     )
     experiment = PaperExperiment(config, selector)
     decisions = 0
-    for preemptor, candidate, _ in experiment.play():
+    for preemptor, candidate, _ in experiment.decisions():
         assert repr(experiment.policy.select(experiment.pods.state, preemptor)) == repr(candidate)
         decisions += 1
     assert decisions == experiment.tally.preemptions == 100
@@ -92,7 +92,7 @@ def test_a_search_that_forgets_nothing_would_be_noticed() -> None:
     experiment = PaperExperiment(SMALL, "flextopo-guaranteed")
     experiment.search.changed = lambda nodes: None  # type: ignore[method-assign]
     with pytest.raises(FlextopoError, match="is not on node"):
-        experiment.run()
+        experiment.count()
 
 
 @pytest.mark.parametrize("selector", ["godel", "flextopo-best-effort"])
@@ -102,7 +102,7 @@ def test_every_gpu_and_core_keeps_one_owner(selector: str, last_core: str) -> No
         SMALL, batch_mix=ALL, preemptor_mix=ALL, fill=0.95, last_core=last_core, preemptions=80
     )
     experiment = PaperExperiment(config, selector)
-    for _ in experiment.play():
+    for _ in experiment.decisions():
         check(experiment)
     check(experiment)
     held = experiment.pods.state.arrays.totals[0]
@@ -119,9 +119,9 @@ def check(experiment: PaperExperiment) -> None:
 
 def test_equal_configurations_give_equal_runs() -> None:
     for selector in SELECTORS:
-        one, two = (PaperExperiment(SMALL, selector).run() for _ in range(2))
+        one, two = (PaperExperiment(SMALL, selector).count() for _ in range(2))
         assert one == two
-    assert PaperExperiment(replace(SMALL, seed=1), "godel").run() != one
+    assert PaperExperiment(replace(SMALL, seed=1), "godel").count() != one
 
 
 def test_every_selector_sees_the_same_arrivals() -> None:
@@ -129,7 +129,7 @@ def test_every_selector_sees_the_same_arrivals() -> None:
     seen: list[list[int]] = []
     for selector in SELECTORS:
         experiment = PaperExperiment(config, selector)
-        seen.append([decision.preemptor.gpus for decision in experiment.play()])
+        seen.append([decision.preemptor.gpus for decision in experiment.decisions()])
     stream = [arrival.gpus for arrival in islice(arrivals(config), 60)]
     assert seen == [stream] * 4  # at 100 % of one-card pods each arrival preempts
     other = replace(config, batch_mix=TWO)
@@ -155,7 +155,7 @@ def test_last_cores_are_kept_from_all_pods() -> None:
 
 def test_full_enumeration_finds_the_same_smallest_sets() -> None:
     experiment = PaperExperiment(SMALL, "flextopo-guaranteed")
-    preemptor, *_ = next(experiment.play())
+    preemptor, *_ = next(experiment.decisions())
     state = experiment.pods.state
     num_residents, tried, sets = search_node(state, 0, preemptor, False)
     assert (num_residents, tried, len(sets)) == (8, 38, 12)

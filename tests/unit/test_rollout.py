@@ -12,7 +12,7 @@ import tapes
 from flextopo.baselines import rollout as rolling
 from flextopo.baselines.futures import (
     Future,
-    Known,
+    InformationState,
     log_normal_beyond,
     remaining_beyond,
     sample_futures,
@@ -20,14 +20,14 @@ from flextopo.baselines.futures import (
 from flextopo.baselines.policies import GreedyCost, OracleLookahead
 from flextopo.baselines.replica_forecast import filter_demand, replica_runs, within_limit
 from flextopo.baselines.rollout import Rollout, imagine
-from flextopo.cluster.arrays import DONE, RUNNING, STARTING
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.server_model import Fleet
-from flextopo.cluster.simulator import Simulator
-from flextopo.cluster.state import ClusterState
-from flextopo.cluster.tape import NEVER_S, Tape
-from flextopo.cluster.workload_config import WorkloadConfig
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.arrays import DONE, RUNNING, STARTING
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.workload.config import WorkloadConfig
+from flextopo.cluster.workload.tape import NEVER_S, Tape
 
 SERVERS = "4*rtx4090"
 MODEL = WorkloadConfig()
@@ -115,7 +115,7 @@ def test_with_the_true_future_it_is_the_oracle(
     """The present state is carried over whole: on the real tape the branches lose the same."""
     tape, fleet = tapes.make_tape(servers, 3)
     sim, pod = stop_at(replace(tape, pdb=np.full(tape.num_pods, -1)), fleet, decision)
-    c, known = sim.state.arrays, Known.of(sim)
+    c, known = sim.state.arrays, InformationState.of(sim)
     arrived = int(sim.events.clock[0]["next_arrival"])
     truth = Future(c.pods[known.rows].copy(), c.pods[arrived:].copy(), 0)
     state, events = imagine(sim, known, truth)
@@ -128,7 +128,7 @@ def test_with_the_true_future_it_is_the_oracle(
 
 def test_futures_agree_with_what_is_known() -> None:
     sim, _ = stop_at(*tapes.make_tape("16*rtx4090", 5, MODEL), 4)
-    known = Known.of(sim)
+    known = InformationState.of(sim)
     for name in ("duration_s", "depart_s", "start_s"):
         assert not known.pods[name].any()
     futures = sample_futures(MODEL, known, 12, 14400, 43200, np.random.default_rng(0))

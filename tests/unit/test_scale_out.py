@@ -14,7 +14,7 @@ import pytest
 
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
-from flextopo.cluster.workload import WorkloadConfig
+from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.train import compare as comparing
 from flextopo.train import scale_out
 from flextopo.train.compare import ComparisonConfig
@@ -90,8 +90,8 @@ def test_the_page_names_options_that_exist(capsys: pytest.CaptureFixture[str]) -
 @needs_ray
 @quiet
 def test_ray_plays_the_same_numbers() -> None:
-    here, _ = comparing.run(SMALL, workers=1)
-    there, interrupted = comparing.run(SMALL, workers=2, ray="local")
+    here, _ = comparing.play_all(SMALL, workers=1)
+    there, interrupted = comparing.play_all(SMALL, workers=2, ray="local")
     assert not interrupted
     assert comparing.summarise(SMALL, there) == comparing.summarise(SMALL, here)
 
@@ -140,6 +140,6 @@ def test_the_jobs_of_a_lost_node_are_done_again_and_commands_reach_a_cluster(
         subprocess.run([*command, "--ray", cluster.address], check=True, capture_output=True)
     finally:
         cluster.shutdown()
-    here, _ = comparing.run(SMALL, workers=1)
+    here, _ = comparing.play_all(SMALL, workers=1)
     found_there = load_results(tmp_path / "compare.json")
     assert found_there["selectors"] == comparing.summarise(SMALL, here)["selectors"]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tapes
 
-from flextopo.cluster.arrays import NOMINATED, TERMINATING
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.server_model import PRESETS, ServerModel
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.arrays import NOMINATED, TERMINATING
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.model import PRESETS, ServerModel
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.envs.rendering import draw_cluster, gpu_uses, print_cluster
 from flextopo.envs.scene import LEGEND, LETTERS, THEMES, first_gpus, make_scene, occupants

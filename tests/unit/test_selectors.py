@@ -27,10 +27,10 @@ from flextopo.baselines.search import (
     split_by_budget,
     within_budget,
 )
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.selector import Candidate
-from flextopo.cluster.server_model import AlignmentLevel, ServerModel, preset
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.model import AlignmentLevel, ServerModel, preset
 
 
 @dataclass(frozen=True)

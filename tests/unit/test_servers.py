@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from flextopo.cluster.captures import TopologyWarning
 from flextopo.cluster.errors import TopologyError, UnknownNameError
-from flextopo.cluster.server_model import ServerModel, preset
-from flextopo.cluster.servers import MAX_SERVERS, check_servers, parse_servers
-from flextopo.cluster.topology import build_graph, write_resource
+from flextopo.cluster.topology.captures.load import TopologyWarning
+from flextopo.cluster.topology.flextopo import build_graph
+from flextopo.cluster.topology.model import ServerModel, preset
+from flextopo.cluster.topology.resource import write_resource
+from flextopo.cluster.topology.servers import MAX_SERVERS, check_servers, parse_servers
 
 RTX, A100 = preset("rtx4090"), preset("a100")
 SMALL = ServerModel("small", (0,), (0,), (4,), gpu_name="T4")

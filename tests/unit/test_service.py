@@ -17,9 +17,10 @@ from kube_objects import full_node, make_cache, node, preemptor
 from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import AlignmentFilter, Candidate, VictimSelector
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import load_policy
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 import flextopo
-from flextopo.cluster.features import CANDIDATE_FEATURES, CLUSTER_FEATURES, PREEMPTOR_FEATURES
+from flextopo.cluster.observation.features import (
+    CANDIDATE_FEATURES,
+    CLUSTER_FEATURES,
+    PREEMPTOR_FEATURES,
+)
 from flextopo.policies.serving.openapi import openapi_document
 from flextopo.policies.serving.telemetry import CAUSES
 

@@ -9,13 +9,13 @@ import pytest
 from tapes import DUO, hand_tape
 
 from flextopo.baselines.registry import make_selector
-from flextopo.cluster.arrays import DONE, PENDING, RUNNING, TERMINATING
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
-from flextopo.cluster.loss import loss_terms, weighted_gpu_s
-from flextopo.cluster.metrics import episode_metrics
-from flextopo.cluster.selector import AlignmentFilter, Candidate
-from flextopo.cluster.server_model import Fleet, ServerModel
-from flextopo.cluster.simulator import Scenario, Simulator
+from flextopo.cluster.simulation.metrics import episode_metrics
+from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.state.arrays import DONE, PENDING, RUNNING, TERMINATING
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.loss import loss_terms, weighted_gpu_s
+from flextopo.cluster.topology.model import Fleet, ServerModel
 
 ONE, TWO = Fleet((DUO,), (0,)), Fleet((DUO,), (0, 0))
 BEST_EFFORT, GUARANTEED = 1, 2
@@ -24,7 +24,7 @@ Row = Mapping[str, int]
 
 def play(sim: Simulator, name: str = "greedy-cost") -> dict[str, int]:
     """Play to the end, check the invariants, return what of the account is not 0."""
-    sim.run(make_selector(name))
+    sim.play(make_selector(name))
     sim.state.check_invariants()
     account = sim.events.account[0]
     return {key: int(account[key]) for key in account.dtype.names or () if account[key]}

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import tapes
 
-from flextopo.cluster import arrays
-from flextopo.cluster.arrays import Cluster, copy_cluster, lost_work_s, may_evict, release
 from flextopo.cluster.errors import FlextopoError, PodError
-from flextopo.cluster.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
-from flextopo.cluster.pods import Pod, TopologyRequirement
-from flextopo.cluster.selector import AlignmentFilter
-from flextopo.cluster.server_model import preset
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state import arrays
+from flextopo.cluster.state.arrays import Cluster, copy_cluster, lost_work_s, may_evict, release
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter
+from flextopo.cluster.state.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.model import preset
 
 PODS = (
     Pod(0, "ns/a", gpus=2, cores=14, priority=100, checkpoint_s=900, batch_class=1),

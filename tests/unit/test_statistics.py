@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.seeds import COMPARISON, SPLITS, TRAINING, VALIDATION, take
+from flextopo.cluster.workload.seeds import COMPARISON, SPLITS, TRAINING, VALIDATION, take
 from flextopo.train.statistics import (
     estimate,
     interquartile_mean,

@@ -10,18 +10,15 @@ import networkx as nx
 import pytest
 import yaml
 
-from flextopo.cluster.captures import load_server
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.server_model import ServerModel, preset
-from flextopo.cluster.topology import (
-    Allocation,
-    VertexType,
-    allocations,
-    build_graph,
+from flextopo.cluster.topology.captures.load import load_server
+from flextopo.cluster.topology.flextopo import Allocation, allocations, build_graph, mark_used
+from flextopo.cluster.topology.graph import VertexType
+from flextopo.cluster.topology.model import ServerModel, preset
+from flextopo.cluster.topology.model_from_graph import server_model_from_graph
+from flextopo.cluster.topology.resource import (
     graph_from_resource,
-    mark_used,
     read_resource,
-    server_model_from_graph,
     to_resource,
     write_resource,
 )
@@ -175,7 +172,7 @@ def test_mark_used_changes_all_or_nothing() -> None:
 
 def test_the_domain_loads_no_yaml_and_no_xml_parser() -> None:
     code = (
-        "import sys, flextopo.cluster.captures, flextopo.cluster.servers, flextopo.cluster.detect\n"
+        "import sys, flextopo.cluster.topology.captures.load, flextopo.cluster.topology.servers, flextopo.cluster.topology.detect\n"
         "print([m for m in ('yaml', 'defusedxml', 'typer', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

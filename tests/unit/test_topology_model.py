@@ -7,14 +7,11 @@ import networkx as nx
 import pytest
 
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.server_model import ServerModel, preset
-from flextopo.cluster.topology import (
-    EdgeType,
-    build_graph,
-    graph_from_resource,
-    server_model_from_graph,
-    to_resource,
-)
+from flextopo.cluster.topology.flextopo import build_graph
+from flextopo.cluster.topology.graph import EdgeType
+from flextopo.cluster.topology.model import ServerModel, preset
+from flextopo.cluster.topology.model_from_graph import server_model_from_graph
+from flextopo.cluster.topology.resource import graph_from_resource, to_resource
 
 SMALL = ServerModel("small", (1,), (0, 1), (1, 1), gpu_name="T4", gpu_memory_mib=16)
 

@@ -8,13 +8,10 @@ from typing import Any
 import pytest
 
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.input_files import MAX_INPUT_BYTES
-from flextopo.cluster.server_model import ServerModel
-from flextopo.cluster.topology import (
-    graph_from_resource,
-    read_resource,
-    server_model_from_graph,
-)
+from flextopo.cluster.files import MAX_INPUT_BYTES
+from flextopo.cluster.topology.model import ServerModel
+from flextopo.cluster.topology.model_from_graph import server_model_from_graph
+from flextopo.cluster.topology.resource import graph_from_resource, read_resource
 
 
 def small_resource() -> dict[str, Any]:

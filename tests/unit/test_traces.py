@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from flextopo.cluster.batch_jobs import BatchJobs
 from flextopo.cluster.errors import WorkloadError
-from flextopo.cluster.tape import Tape
-from flextopo.cluster.trace_readers import ServiceRates
-from flextopo.cluster.traces import read_jobs, read_services, tape_from_traces
-from flextopo.cluster.workload import WorkloadConfig
+from flextopo.cluster.workload.batch_jobs import BatchJobs
+from flextopo.cluster.workload.generator import WorkloadConfig
+from flextopo.cluster.workload.tape import Tape
+from flextopo.cluster.workload.trace_readers import ServiceRates
+from flextopo.cluster.workload.traces import read_jobs, read_services, tape_from_traces
 
 DAY = 86400
 OPENB_HEADER = (
@@ -338,7 +338,7 @@ def test_a_cluster_smaller_than_every_job_is_named() -> None:
 
 
 def test_a_trace_too_thin_for_the_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flextopo.cluster.traces.MAX_JOBS", 1000)
+    monkeypatch.setattr("flextopo.cluster.workload.traces.MAX_JOBS", 1000)
     jobs = make_jobs(days=1, per_day=1)
     with pytest.raises(WorkloadError, match=r"of 1200 GPU-s in the stretch .* 1000 jobs at most"):
         tape_from_traces(make_services(), jobs, WorkloadConfig(), 128, 0)

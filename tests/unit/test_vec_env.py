@@ -22,8 +22,8 @@ SMALL = "2*rtx4090,2*a100"
 
 def test_it_gives_what_the_scalar_environments_give() -> None:
     """Autoreset in the same step, with what Stable-Baselines3 wants to know of the end."""
-    envs = PreemptionVecEnv(3, SMALL, workload=BUSY, days=8)
-    scalar = [PreemptionEnv(SMALL, workload=BUSY, days=8) for _ in range(3)]
+    envs = PreemptionVecEnv(3, SMALL, workload=BUSY, tapes=8)
+    scalar = [PreemptionEnv(SMALL, workload=BUSY, tapes=8) for _ in range(3)]
     envs.seed(4)
     shown: Any = envs.reset()
     for i, env in enumerate(scalar):
@@ -59,7 +59,7 @@ def test_it_gives_what_the_scalar_environments_give() -> None:
 
 def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
     """Over a day, whatever is done: plain return less greedy-cost's; 0 for greedy-cost itself."""
-    arguments: dict[str, Any] = {"k": 8, "workload": BUSY, "days": 4}
+    arguments: dict[str, Any] = {"k": 8, "workload": BUSY, "tapes": 4}
     plain = PreemptionVecEnv(2, SMALL, **arguments)
     relative = PreemptionVecEnv(2, SMALL, relative=True, **arguments)
     for action in (0, 8):
@@ -68,7 +68,7 @@ def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
             envs.reset()
         core = relative.vector.core
         assert core.batch is not None
-        days, begin_s = core.batch.running.day.copy(), core.batch.outcome["time_s"]
+        days, begin_s = core.batch.running.tape.copy(), core.batch.outcome["time_s"]
         sums, over = np.zeros((2, 2)), np.zeros(2, bool)
         while not over.all():
             steps = [envs.step(np.full(2, action)) for envs in (plain, relative)]
@@ -81,7 +81,7 @@ def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
         offset = curves.between(days, begin_s, np.full(2, 86400))
         assert sums[1] == pytest.approx(sums[0] + offset, rel=1e-4)
         for day, begin in zip(days.tolist(), begin_s.tolist(), strict=True):
-            lost = core.play(day).greedy_loss(begin) / 36.0 / core.fleet.num_gpus
+            lost = core.simulate(day).greedy_loss(begin) / 36.0 / core.fleet.num_gpus
             before, after = curves.curve(day)[begin // 300 :][:2]
             assert before - 1e-9 <= lost <= after + 1e-9
         # Greedy-cost's own decision at the start of a cell of the curve is spread over the cell.
@@ -90,7 +90,7 @@ def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
 
 def test_training_on_it_is_repeatable_and_counts_episodes() -> None:
     def train() -> tuple[list[float], list[float]]:
-        envs = PreemptionVecEnv(4, SMALL, k=8, days=8)
+        envs = PreemptionVecEnv(4, SMALL, k=8, tapes=8)
         model = MaskablePPO(ScorerPolicy, envs, n_steps=32, batch_size=64, n_epochs=2, seed=3)
         model.learn(256)
         weights = [float(p.detach().sum()) for p in model.policy.parameters()]

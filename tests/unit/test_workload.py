@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from flextopo.cluster.batch_jobs import (
+from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.workload.batch_jobs import (
     BatchJobs,
     draw_attributes,
     generate_jobs,
@@ -19,17 +20,16 @@ from flextopo.cluster.batch_jobs import (
     mean_duration_s,
     nearest_prefix,
 )
-from flextopo.cluster.errors import WorkloadError
-from flextopo.cluster.online_demand import (
+from flextopo.cluster.workload.config import CHECKPOINT_S, SPOT_HOUR_FACTORS
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
+from flextopo.cluster.workload.online_demand import (
     common_n_max,
     desired_replicas,
     num_services,
     replica_pods,
     service_rates,
 )
-from flextopo.cluster.tape import BATCH_PRIORITIES, NEVER_S, ONLINE_PRIORITY, Tape
-from flextopo.cluster.workload import WorkloadConfig, generate_tape
-from flextopo.cluster.workload_config import CHECKPOINT_S, SPOT_HOUR_FACTORS
+from flextopo.cluster.workload.tape import BATCH_PRIORITIES, NEVER_S, ONLINE_PRIORITY, Tape
 
 DEFAULT = WorkloadConfig()
 SMOOTH = WorkloadConfig(residual_sd=0.34, residual_phi=0.93)

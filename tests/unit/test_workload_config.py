@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flextopo.cluster.errors import WorkloadError
-from flextopo.cluster.workload import WorkloadConfig, generate_tape, randomised
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape, randomised
 
 DEFAULT = WorkloadConfig()
 

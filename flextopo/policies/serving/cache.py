@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.server_model import compile_models
+from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
 from flextopo.policies.serving.hardware import (
     Hardware,

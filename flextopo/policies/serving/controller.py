@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from flextopo.cluster.pods import TopologyRequirement
+from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.kube import KubeWatch, http_status

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.placement import NO_FIT, alignment_level, best_level, is_aligned
-from flextopo.cluster.pods import TopologyRequirement
-from flextopo.cluster.selector import Candidate, VictimSelector
-from flextopo.cluster.server_model import MAX_GPUS
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.placement import NO_FIT, alignment_level, best_level, is_aligned
+from flextopo.cluster.state.pods import TopologyRequirement
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
@@ -58,7 +59,7 @@ class Decider:
         self,
         preemptor: PodRecord,
         nodes: Iterable[str],
-        came: Mapping[str, Sequence[str]] | None = None,
+        proposed: Mapping[str, Sequence[str]] | None = None,
         *,
         may_violate: bool = True,
     ) -> Decision:
@@ -67,7 +68,7 @@ class Decider:
         Args:
             preemptor: the pending pod.
             nodes: names of the nodes it may go to.
-            came: uids of the victims that kube-scheduler chose by node; such a node is not
+            proposed: uids of the victims that kube-scheduler chose by node; such a node is not
                 answered without victims.
             may_violate: budgets may be violated where nothing else helps.
 
@@ -75,14 +76,14 @@ class Decider:
             UndecidableError: no node is known, or the baseline failed too.
         """
         begin = time.perf_counter()
-        found = self._decide(preemptor, list(nodes), came or {}, may_violate)
+        found = self._decide(preemptor, list(nodes), proposed or {}, may_violate)
         return replace(found, elapsed_ms=(time.perf_counter() - begin) * 1000.0)
 
     def _decide(
         self,
         preemptor: PodRecord,
         nodes: list[str],
-        came: Mapping[str, Sequence[str]],
+        proposed: Mapping[str, Sequence[str]],
         may_violate: bool,
     ) -> Decision:
         states = self.cache.states_of(nodes, preemptor)
@@ -94,7 +95,7 @@ class Decider:
         if preemptor.never_preempts:
             return Decision(None, reasons=("its preemption policy is Never",))
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
-        foreign = self._foreign(states, preemptor, came)
+        foreign = self._foreign(states, preemptor, proposed)
         known = {
             name: state
             for name, state in states.items()
@@ -104,17 +105,19 @@ class Decider:
             name: state for name, state in states.items() if name not in known.keys() | foreign
         }  # fmt: skip
         try:
-            found = self._try(preemptor, known, rest, came, may_violate)
+            found = self._try(preemptor, known, rest, proposed, may_violate)
         except _ShortOfResourcesError as error:
-            foreign, found = {name for name in came if came[name]}, None
+            foreign, found = {name for name in proposed if proposed[name]}, None
             why = f"the conflict is not about GPUs or topology ({error})"
         else:
             why = "the conflict is not about GPUs or topology"
         if found is not None:
             return found
-        unchanged = tuple(n for n in nodes if n in foreign and self._stands(preemptor, n, came[n]))
+        unchanged = tuple(
+            n for n in nodes if n in foreign and self._stands(preemptor, n, proposed[n])
+        )
         cause, detail = self._stale()
-        strangers = {uid for uids in came.values() for uid in uids} - self.cache.pods.keys()
+        strangers = {uid for uids in proposed.values() for uid in uids} - self.cache.pods.keys()
         if not unchanged and strangers:
             raise UndecidableError(
                 f"pod {preemptor.key!r}: {len(strangers)} victims that the watch has not seen, such "
@@ -137,19 +140,19 @@ class Decider:
         preemptor: PodRecord,
         known: dict[str, NodeState],
         rest: dict[str, NodeState],
-        came: Mapping[str, Sequence[str]],
+        proposed: Mapping[str, Sequence[str]],
         may_violate: bool,
     ) -> Decision | None:
         """Try nodes of known placements, then the others, then to violate budgets."""
         cause, detail = self._stale()
-        found = self._choose(preemptor, known, came, cause, detail) if known else None
+        found = self._choose(preemptor, known, proposed, cause, detail) if known else None
         if found is None and rest:
             flat = any(not state.hardware.known for state in rest.values())
             why = "missing_flextopo" if flat else "unknown_placement"
-            found = self._choose(preemptor, rest, came, why, f"{len(rest)} nodes, {why}")
+            found = self._choose(preemptor, rest, proposed, why, f"{len(rest)} nodes, {why}")
         for nodes in (known, rest) if may_violate else ():
             if found is None and nodes:
-                found = self._violate(preemptor, nodes, came)
+                found = self._violate(preemptor, nodes, proposed)
         return found
 
     def _stale(self) -> tuple[str, str]:
@@ -162,7 +165,7 @@ class Decider:
         self,
         preemptor: PodRecord,
         nodes: dict[str, NodeState],
-        came: Mapping[str, Sequence[str]],
+        proposed: Mapping[str, Sequence[str]],
         cause: str,
         detail: str,
     ) -> Decision | None:
@@ -174,7 +177,7 @@ class Decider:
             view = self.cache.view(preemptor, nodes, worst_case=guaranteed)
             try:
                 chosen = self._run(self.selector, view, self.budget_s)
-                self._check(preemptor, view, chosen, came)
+                self._check(preemptor, view, chosen, proposed)
             except SelectorTimeoutError as error:
                 cause, detail = "timeout", str(error)
             except GuardError as error:
@@ -187,7 +190,7 @@ class Decider:
                 for some in _parts(nodes):
                     view = self.cache.view(preemptor, some, worst_case=guaranteed)
                     chosen = self._run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
-                    self._check(preemptor, view, chosen, came)
+                    self._check(preemptor, view, chosen, proposed)
                     if chosen is not None:
                         break
             except Exception as error:
@@ -215,7 +218,7 @@ class Decider:
         preemptor: PodRecord,
         view: ClusterView,
         chosen: Candidate | None,
-        came: Mapping[str, Sequence[str]],
+        proposed: Mapping[str, Sequence[str]],
         may_violate: bool = False,
     ) -> None:
         if chosen is None:
@@ -230,7 +233,7 @@ class Decider:
                 now=self.cache.pods,
                 budgets=self.cache.budgets.of(victims),
                 may_violate=may_violate,
-                came_with_victims=bool(came.get(view.node_names[chosen.node])),
+                proposed_victims=bool(proposed.get(view.node_names[chosen.node])),
                 now_s=self.cache.clock(),
             )
         )
@@ -239,7 +242,7 @@ class Decider:
         self,
         preemptor: PodRecord,
         nodes: dict[str, NodeState],
-        came: Mapping[str, Sequence[str]],
+        proposed: Mapping[str, Sequence[str]],
     ) -> Decision | None:
         """Take the candidate that violates the fewest budgets, now that none violates none."""
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
@@ -251,7 +254,7 @@ class Decider:
             if best is not None and count >= best[0]:
                 continue
             try:
-                self._check(preemptor, view, candidate, came, may_violate=True)
+                self._check(preemptor, view, candidate, proposed, may_violate=True)
             except GuardError:
                 continue
             best = count, candidate
@@ -298,7 +301,7 @@ class Decider:
         self,
         states: dict[str, NodeState],
         preemptor: PodRecord,
-        came: Mapping[str, Sequence[str]],
+        proposed: Mapping[str, Sequence[str]],
     ) -> set[str]:
         """Return the nodes whose victims are about something else: the preemptor fits as it is."""
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
@@ -306,12 +309,12 @@ class Decider:
         roomy = [
             name
             for name, state in states.items()
-            if (free := state.outlook(guaranteed)).num_gpus >= gpus and free.num_cores >= cores
+            if (free := state.resources(guaranteed)).num_gpus >= gpus and free.num_cores >= cores
         ]
         return {
             name
             for name in roomy
-            if came.get(name) and (not guaranteed or self.alignment(states[name], preemptor)[0])
+            if proposed.get(name) and (not guaranteed or self.alignment(states[name], preemptor)[0])
         }
 
     def alignment(self, state: NodeState, preemptor: PodRecord) -> tuple[bool, int, int]:

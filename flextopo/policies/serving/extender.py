@@ -12,17 +12,17 @@ from typing import Any
 
 import msgspec
 
-from flextopo.cluster.placement import NO_FIT, level_deficit
-from flextopo.cluster.pods import TopologyRequirement
+from flextopo.cluster.state.placement import NO_FIT, level_deficit
+from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord, read_pod
 from flextopo.policies.serving.shadow import compare_with_default
 from flextopo.policies.serving.telemetry import Telemetry
 from flextopo.policies.serving.wire import (
-    CameVictims,
     MetaPod,
     MetaVictims,
+    ProposedVictims,
     decode_nodes,
     decode_preempt,
     read_nodes,
@@ -39,7 +39,7 @@ class Extender:
     Attributes:
         decider: decides.
         telemetry: counts and logs.
-        shadow: decide and log, and answer the victims that came.
+        shadow: decide and log, and answer the victims that proposed.
     """
 
     decider: Decider
@@ -62,19 +62,19 @@ class Extender:
         """
         request = decode_preempt(body)
         preemptor = read_pod(request.Pod, self.decider.cache.classes)
-        came = CameVictims(request)
-        if preemptor.gpus == 0 or not came:
-            return _as_they_came(came, came)
-        decision = self.decider.decide(preemptor, came, came)
+        proposed = ProposedVictims(request)
+        if preemptor.gpus == 0 or not proposed:
+            return _as_proposed(proposed, proposed)
+        decision = self.decider.decide(preemptor, proposed, proposed)
         more: dict[str, Any] = {}
         if self.shadow:
-            counts = {name: came.violations(name) for name in came}
-            more = compare_with_default(self.decider, preemptor, decision, came, counts)
+            counts = {name: proposed.violations(name) for name in proposed}
+            more = compare_with_default(self.decider, preemptor, decision, proposed, counts)
         self.telemetry.decided("preempt", preemptor, decision, more)
         if self.shadow:
-            return _as_they_came(came, came)
+            return _as_proposed(proposed, proposed)
         if decision.node is None:
-            return _as_they_came(came, decision.unchanged)
+            return _as_proposed(proposed, decision.unchanged)
         victims = MetaVictims([MetaPod(one.uid) for one in decision.victims], decision.violations)
         return _encode({decision.node: victims})
 
@@ -157,10 +157,10 @@ class Extender:
         return SCORES[int(level_deficit(level, best))] if level != NO_FIT else 0
 
 
-def _as_they_came(came: CameVictims, names: Iterable[str]) -> bytes:
+def _as_proposed(proposed: ProposedVictims, names: Iterable[str]) -> bytes:
     return _encode(
         {
-            name: MetaVictims([MetaPod(uid) for uid in came[name]], came.violations(name))
+            name: MetaVictims([MetaPod(uid) for uid in proposed[name]], proposed.violations(name))
             for name in names
         }
     )

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.pods import TopologyRequirement
-from flextopo.cluster.selector import Candidate
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.objects import BudgetObject
@@ -38,7 +38,7 @@ class Proposal:
         victims: the records behind the candidate's victims.
         now: the pods as the cache has them now, by uid.
         budgets: those that cover any of the victims.
-        came_with_victims: kube-scheduler sent the node with victims.
+        proposed_victims: kube-scheduler sent the node with victims.
         may_violate: no answer within the budgets exists.
         now_s: Unix time.
     """
@@ -49,7 +49,7 @@ class Proposal:
     victims: Sequence[PodRecord]
     now: Mapping[str, PodRecord]
     budgets: Sequence[BudgetObject]
-    came_with_victims: bool
+    proposed_victims: bool
     may_violate: bool
     now_s: int
 
@@ -172,8 +172,8 @@ def none_to_spare(p: Proposal) -> str:
 
 
 def not_emptied(p: Proposal) -> str:
-    """Refuse to return a node without victims that came with some."""
-    return f"node {p.node} came with victims" if p.came_with_victims and not p.victims else ""
+    """Refuse to return a node without victims that proposed with some."""
+    return f"node {p.node} proposed with victims" if p.proposed_victims and not p.victims else ""
 
 
 GUARDS: tuple[Guard, ...] = (

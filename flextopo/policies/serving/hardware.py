@@ -9,11 +9,11 @@ from typing import NamedTuple
 import msgspec
 
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.server_model import ServerModel
-from flextopo.cluster.topology import DAEMON_PODS
-from flextopo.cluster.topology_graph import VertexType, vertex_index, vertices_of
-from flextopo.cluster.topology_model import server_model_from_graph
-from flextopo.cluster.topology_resource import API_VERSION, KIND, graph_from_resource
+from flextopo.cluster.topology.flextopo import DAEMON_PODS
+from flextopo.cluster.topology.graph import VertexType, vertex_index, vertices_of
+from flextopo.cluster.topology.model import ServerModel
+from flextopo.cluster.topology.model_from_graph import server_model_from_graph
+from flextopo.cluster.topology.resource import API_VERSION, KIND, graph_from_resource
 from flextopo.policies.serving.objects import FlexTopoObject, FlexTopoSpec, ObjectError
 
 

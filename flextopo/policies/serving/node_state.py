@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import (
+from flextopo.cluster.state.arrays import (
     MAX_PODS_PER_NODE,
     NODE_DTYPE,
     NOMINATED,
@@ -20,7 +20,7 @@ from flextopo.cluster.arrays import (
     STARTING,
     TERMINATING,
 )
-from flextopo.cluster.placement import NO_FIT, place
+from flextopo.cluster.state.placement import NO_FIT, place
 from flextopo.policies.serving.hardware import NO_MARKS, Hardware, Marks, held_by
 from flextopo.policies.serving.node_rows import pack_live, pack_node, pack_pod
 from flextopo.policies.serving.objects import GPU
@@ -30,7 +30,7 @@ Cores = npt.NDArray[np.int16]
 
 
 @dataclass(slots=True, eq=False)
-class Outlook:
+class NodeResources:
     """A node as a view shows it, with R pods.
 
     Attributes:
@@ -79,8 +79,8 @@ class NodeState:
     hardware: Hardware
     allocatable: dict[str, int]
     requested: dict[str, int]
-    counted: Outlook
-    sure: Outlook
+    counted: NodeResources
+    sure: NodeResources
     unknown_gpus: int
     unknown_cores: int
     online_gpus: int
@@ -92,7 +92,7 @@ class NodeState:
         """Say whether every placement on the node is known."""
         return self.hardware.known and not self.unknown_gpus and not self.unknown_cores
 
-    def outlook(self, sure: bool) -> Outlook:
+    def resources(self, sure: bool) -> NodeResources:
         """Return what a view shows: what holds for sure, or what is true in number."""
         return self.sure if sure else self.counted
 
@@ -182,13 +182,13 @@ def derive(
     everyone = [*known, *guessed]
     pack_cores = struct.Struct(f"{width}h").pack
     rows = [_rows_of(holder, pack_cores, budget_of, now_s) for holder in everyone]
-    counted = sure = _outlook(everyone, rows, hardware.model, gpu_free, pack_cores, cores_free)
+    counted = sure = _resources(everyone, rows, hardware.model, gpu_free, pack_cores, cores_free)
     if guessed or unknown_gpus or unknown_cores or not hardware.known:
         # No NUMA node has fewer free cores than if all that nobody knows of were there.
         least = [max(cores - unknown_cores, 0) for cores in before]
         sure_gpus = 0 if unknown_gpus else gpu_free
         rows = rows[: len(known)]
-        sure = _outlook(known, rows, hardware.model, sure_gpus, pack_cores, least)
+        sure = _resources(known, rows, hardware.model, sure_gpus, pack_cores, least)
     online = sum([h.record.gpus for h in everyone if h.record.online])
     return NodeState(
         hardware=hardware,
@@ -310,19 +310,19 @@ def _rows_of(
     return spec, live, pack_cores(*cores)
 
 
-def _outlook(
+def _resources(
     holders: Sequence[_Holder],
     rows: Sequence[Rows],
     model: int,
     gpu_free: int,
     pack_cores: Callable[..., bytes],
     cores_free: Sequence[int],
-) -> Outlook:
+) -> NodeResources:
     num_cores = sum(cores_free)
     pieces = [pack_node(gpu_free, num_cores, model, len(rows)), pack_cores(*cores_free)]
     for column in zip(*rows, strict=True):
         pieces += column
-    return Outlook(
+    return NodeResources(
         records=[holder.record for holder in holders],
         packed=b"".join(pieces),
         gpu_free=gpu_free,

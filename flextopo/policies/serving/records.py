@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from flextopo.cluster.captures_text import parse_cpu_list
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.pods import TopologyRequirement
+from flextopo.cluster.state.pods import TopologyRequirement
+from flextopo.cluster.topology.captures.from_text import parse_cpu_list
 from flextopo.policies.serving.objects import (
     GPU,
     Container,

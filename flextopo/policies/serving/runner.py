@@ -6,9 +6,10 @@ import threading
 from queue import SimpleQueue
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import Candidate, VictimSelector
-from flextopo.cluster.state import ClusterState
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.selector import VictimSelector
 
 MAX_STUCK = 4
 """Threads that may hang before selectors are not even started any more."""
@@ -35,7 +36,7 @@ class _Job:
         self.finished = threading.Lock()
         self.finished.acquire()
 
-    def run(self) -> None:
+    def decide(self) -> None:
         try:
             self.result = self.selector.select(self.state, self.preemptor)
         except Exception as error:  # noqa: BLE001  it is raised in the caller's thread
@@ -97,4 +98,4 @@ class SelectorRunner:
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        job.run()
+        job.decide()

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.selector import VictimSelector
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
@@ -102,7 +102,7 @@ def start(plan: Plan, listen: Listen) -> None:
     warm_up(decider)
     keep_memory()
     telemetry.log("serving", selector=plan.selector.name, host=listen.host, port=listen.port)
-    run(service, listen, tasks)
+    serve_until_signal(service, listen, tasks)
 
 
 def _follow(plan: Plan, decider: Decider, service: Service) -> list[Task]:
@@ -123,7 +123,7 @@ def _follow(plan: Plan, decider: Decider, service: Service) -> list[Task]:
     return tasks
 
 
-def run(service: Service, listen: Listen, tasks: Sequence[Task] = ()) -> None:
+def serve_until_signal(service: Service, listen: Listen, tasks: Sequence[Task] = ()) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:

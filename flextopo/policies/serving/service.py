@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.selector import VictimSelector
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.openapi import openapi_document
 from flextopo.policies.serving.runner import SelectorRunner, UndecidableError

@@ -10,7 +10,7 @@ from typing import Any
 
 from flextopo.baselines.scores import KUBERNETES_SCORES, Option, choose
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.pods import TopologyRequirement
+from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.records import PodRecord
@@ -24,7 +24,7 @@ def compare_with_default(
     decider: Decider,
     preemptor: PodRecord,
     decision: Decision,
-    came: Mapping[str, Sequence[str]],
+    proposed: Mapping[str, Sequence[str]],
     counts: Mapping[str, int],
 ) -> dict[str, Any]:
     """Return the log's fields that tell what kube-scheduler's own victims would give.
@@ -33,16 +33,16 @@ def compare_with_default(
         decider: who decided.
         preemptor: the pending pod.
         decision: what the selector would have done.
-        came: uids of kube-scheduler's victims by node; it evicts those of the best node.
+        proposed: uids of kube-scheduler's victims by node; it evicts those of the best node.
         counts: budget violations by node.
     """
     found = {"shadow": True, "cost_gpu_h": round(decision.cost_gpu_s / 3600.0, 4)}
     found["evicted_gpus"] = sum(victim.gpus for victim in decision.victims)
-    names = list(came)
+    names = list(proposed)
     options = []
     for i, name in enumerate(names):
-        victims = [decider.cache.pods[uid] for uid in came[name] if uid in decider.cache.pods]
-        if victims and len(victims) == len(came[name]):
+        victims = [decider.cache.pods[uid] for uid in proposed[name] if uid in decider.cache.pods]
+        if victims and len(victims) == len(proposed[name]):
             starts = [_Started(victim) for victim in victims]
             options.append(Option(i, starts, counts[name]))
     best = choose(options, KUBERNETES_SCORES)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.arrays import (
+from flextopo.cluster.jit.kernels import inlined, kernel
+from flextopo.cluster.state.arrays import (
     LIVE_DTYPE,
     MAX_PODS_PER_NODE,
     NEVER_PLACED_S,
@@ -21,20 +22,19 @@ from flextopo.cluster.arrays import (
     TOTALS_DTYPE,
     Cluster,
 )
-from flextopo.cluster.kernels import inlined, kernel
-from flextopo.cluster.loss import LossWeights, compile_costs
-from flextopo.cluster.placement import (
+from flextopo.cluster.state.cluster_state import ClusterState, link_groups
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.loss import LossWeights, compile_costs
+from flextopo.cluster.state.placement import (
     NO_FIT,
     alignment_level,
     best_level,
     is_aligned,
 )
-from flextopo.cluster.pods import Pod
-from flextopo.cluster.selector import Candidate
-from flextopo.cluster.server_model import ServerModel
-from flextopo.cluster.state import ClusterState, link_groups
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.model import ServerModel
 from flextopo.policies.serving.node_rows import joined, pack_live, pack_pod
-from flextopo.policies.serving.node_state import NodeState, Outlook
+from flextopo.policies.serving.node_state import NodeResources, NodeState
 from flextopo.policies.serving.records import PodRecord
 
 Groups = Mapping[str, Sequence[tuple[NodeState, int]]]
@@ -169,18 +169,18 @@ def build_view(
         The view; the time of the copies grows with the pods on `nodes` alone.
     """
     states = list(nodes.values())
-    outlooks = [state.outlook(worst_case) for state in states]
-    parts = [[preemptor], *[outlook.records for outlook in outlooks]]
+    parts_of_nodes = [state.resources(worst_case) for state in states]
+    parts = [[preemptor], *[resources.records for resources in parts_of_nodes]]
     members = _members_elsewhere(parts, states, groups)
     parts.append([state.counted.records[row] for state, row in members])
-    width, n = len(outlooks[0].cores_free), len(states)
+    width, n = len(parts_of_nodes[0].cores_free), len(states)
     first = pack_pod(
         0, preemptor.gpus, preemptor.cores, preemptor.priority, 0, 0, -1, 1,
         preemptor.requirement, 1,
     )  # fmt: skip
     queued_s = preemptor.created_s or totals["now_s"]
     packed = [first, pack_live(NEVER_PLACED_S, queued_s, 0, PENDING), bytes(2 * width)]
-    packed += [outlook.packed for outlook in outlooks]
+    packed += [resources.packed for resources in parts_of_nodes]
     packed += [piece for state, row in members for piece in _pod_rows(state.counted, row, width)]
     everything = joined(packed, np.uint8)
     num_pods = (everything.size - n * (NODE_SIZE + 2 * width)) // (POD_SIZE + LIVE_SIZE + 2 * width)
@@ -207,11 +207,11 @@ def build_view(
     return ClusterView(c, models, list(nodes), states, parts, c._replace(nodes=whole))
 
 
-def _pod_rows(outlook: Outlook, row: int, width: int) -> Iterator[bytes]:
+def _pod_rows(resources: NodeResources, row: int, width: int) -> Iterator[bytes]:
     """Return what `packed` says of one pod."""
-    at, num_pods = NODE_SIZE + 2 * width, len(outlook.records)
+    at, num_pods = NODE_SIZE + 2 * width, len(resources.records)
     for size in (POD_SIZE, LIVE_SIZE, 2 * width):
-        yield outlook.packed[at + row * size : at + (row + 1) * size]
+        yield resources.packed[at + row * size : at + (row + 1) * size]
         at += num_pods * size
 
 

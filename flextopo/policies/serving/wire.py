@@ -91,7 +91,7 @@ _META_UID, _WHOLE_UID = attrgetter("UID"), attrgetter("metadata.uid")
 _TOP = ("Pod", "NodeNameToVictims", "NodeNameToMetaVictims", "Nodes", "NodeNames")
 
 
-class CameVictims(Mapping[str, list[str]]):
+class ProposedVictims(Mapping[str, list[str]]):
     """Uids of kube-scheduler's victims by node, whichever way they came; read when asked for.
 
     Args:

@@ -1,0 +1,1 @@
+"""What a learned selector sees of a decision."""

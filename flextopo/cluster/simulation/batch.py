@@ -1,0 +1,250 @@
+"""Many environments stepped by one kernel call: no Python object on the path.
+
+Each environment plays one row of `running`. A new tape is copied from `stored`, where tapes wait
+warmed up and ready; one that is not there yet is asked of Python, which loads it and calls again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.cluster.jit.kernels import fetch_and_add, program, stage
+from flextopo.cluster.observation.features import Observation, empty_observation
+from flextopo.cluster.simulation.episodes import (
+    Episodes,
+    copy_episode,
+    costs_of,
+    empty_episodes,
+    rules_of,
+    view_cluster,
+    view_events,
+)
+from flextopo.cluster.simulation.metrics import METRICS, measure
+from flextopo.cluster.simulation.scheduler import END
+from flextopo.cluster.simulation.step import Decision, act, show_next
+from flextopo.cluster.state.arrays import Cluster
+from flextopo.cluster.state.candidates import CandidateArrays, Workspace, workspace
+from flextopo.cluster.state.loss import LOSS_TERMS, weighted_gpu_s
+
+NEXT_STEP, SAME_STEP, DISABLED = range(3)
+"""When an environment that ended starts anew (the names are Gymnasium's)."""
+
+DRAWS = 256
+"""Tapes drawn ahead for each environment."""
+
+MAX_REDRAWS = 100
+"""Tapes without a decision that a reset skips before it shows one."""
+
+ENVIRONMENT_DTYPE = np.dtype(
+    [
+        ("given", "i8"),  # a day asked for by name, -1 = none
+        ("cursor", "i8"),  # place of the next tape in `draws`
+        ("tries", "i8"),  # tapes without a decision that the present reset skipped
+        ("options", "i8"),  # candidates of the present decision, or END
+        ("ended", "?"),
+        ("starting", "?"),
+    ],
+    align=True,
+)
+"""What an environment keeps from step to step, beside its episode."""
+
+OUTCOME_DTYPE = np.dtype(
+    [
+        ("reward", "f8"),  # GPU-hours per 100 GPUs
+        ("time_s", "i8"),
+        ("asked", "i8"),  # the preemptor, -1 = none
+        ("loss", "f8", (len(LOSS_TERMS),)),  # GPU-hours since time 0
+        ("truncated", "?"),
+        ("invalid", "?"),
+        ("final_time_s", "i8"),  # this and the rest only of an episode that has just ended
+        ("final_loss", "f8", (len(LOSS_TERMS),)),
+        ("metrics", "f8", (len(METRICS),)),
+    ],
+    align=True,
+)
+"""What a step of an environment came to, beside the observation."""
+
+
+class Batch(NamedTuple):
+    """B environments with K candidates each, stepped by T threads.
+
+    Fields: `running` B rows, `stored` S rows, tape d in row d % S; `draws` (B, 256) int64 tapes that
+    come next; `environments` (B,) ENVIRONMENT_DTYPE; `found` (B, K) arrays; `observation` with a leading B, every
+    row of which a step writes; `outcome` (B,) OUTCOME_DTYPE, zeros before a step; `taken` (1,) int64
+    environments that threads have taken in hand in this step; `workspace` and `scratch` with a
+    leading T; `allow_wait`, `autoreset`; `gpus` of the cluster.
+    """
+
+    running: Episodes
+    stored: Episodes
+    draws: npt.NDArray[np.int64]
+    environments: npt.NDArray[Any]
+    found: CandidateArrays
+    observation: Observation
+    outcome: npt.NDArray[Any]
+    taken: npt.NDArray[np.int64]
+    workspace: Workspace
+    scratch: npt.NDArray[np.int16]
+    allow_wait: int
+    autoreset: int
+    gpus: int
+
+
+def empty_observations(b: int, k: int) -> Observation:
+    """Return room for the observations of `b` environments."""
+    fields: Any = (np.stack([array] * b) for array in empty_observation(k))
+    return Observation(*fields)
+
+
+def empty_batch(
+    like: Cluster, stored: Episodes, num_envs: int, k: int, threads: int, allow_wait: bool,
+    autoreset: int, gpus: int,
+) -> Batch:  # fmt: skip
+    """Return room for `num_envs` environments that have not started yet."""
+    pods, budgets = stored.pods.shape[1], stored.pdb_left.shape[1]
+    b = num_envs
+    environments = np.zeros(b, ENVIRONMENT_DTYPE)
+    environments["given"], environments["cursor"], environments["options"] = -1, DRAWS, END
+    scratch: Any = (np.stack([array] * threads) for array in workspace())
+    return Batch(
+        running=empty_episodes(like, b, pods, budgets),
+        stored=stored,
+        draws=np.zeros((b, DRAWS), np.int64),
+        environments=environments,
+        found=CandidateArrays(
+            node=np.zeros((b, k), np.int64),
+            slots=np.zeros((b, k), np.int64),
+            level=np.zeros((b, k), np.int64),
+            deficit=np.zeros((b, k), np.int64),
+            cost=np.zeros((b, k)),
+        ),
+        observation=empty_observations(b, k),
+        outcome=np.zeros(b, OUTCOME_DTYPE),
+        taken=np.zeros(1, np.int64),
+        workspace=Workspace(*scratch),
+        scratch=np.zeros((threads, *like.scratch.shape), np.int16),
+        allow_wait=int(allow_wait),
+        autoreset=autoreset,
+        gpus=gpus,
+    )
+
+
+@stage
+def decision_of(b: Batch, i: int, thread: int) -> Decision:
+    """Return what environment i sees: views, no copies."""
+    w, o, f = b.workspace, b.observation, b.found
+    return Decision(
+        view_cluster(b.running, i, b.scratch[thread]),
+        view_events(b.running, i),
+        rules_of(b.running, i),
+        costs_of(b.running, i),
+        Workspace(w.eligible[thread], w.need[thread], w.path[thread]),
+        CandidateArrays(f.node[i], f.slots[i], f.level[i], f.deficit[i], f.cost[i]),
+        Observation(o.preemptor[i], o.cluster[i], o.candidates[i], o.mask[i]),
+    )
+
+
+@stage
+def _take_tape(b: Batch, i: int) -> bool:
+    """Copy the next tape of environment i from the store; False if it is not there."""
+    environment = b.environments[i]
+    tape = environment["given"]
+    if tape < 0:
+        if environment["cursor"] == b.draws.shape[1]:
+            return False
+        tape = b.draws[i, environment["cursor"]]
+    row = tape % b.stored.tape.shape[0]
+    if b.stored.tape[row] != tape:
+        return False
+    copy_episode(b.stored, row, b.running, i)
+    if environment["given"] < 0:
+        environment["cursor"] += 1
+    return True
+
+
+@stage
+def _finish(b: Batch, d: Decision, i: int) -> None:
+    """Keep what an episode came to; its event heap, empty of meaning now, is scratch memory."""
+    measure(
+        d.cluster,
+        d.events.account,
+        d.costs,
+        d.rules.end_s,
+        b.running.demanded[i],
+        d.events.heap,
+        b.outcome[i]["metrics"],
+    )
+    _write_loss(d, b.outcome[i]["final_loss"])
+    b.outcome[i]["final_time_s"] = d.cluster.totals[0]["now_s"]
+
+
+@stage
+def _write_loss(d: Decision, out: npt.NDArray[np.float64]) -> None:
+    """Write the five terms of the loss in GPU-hours."""
+    a, costs = d.events.account[0], d.costs
+    out[0] = costs.waiting * a["waiting"] / 3600.0
+    out[1] = (costs.late * a["late"] + costs.cross * a["cross"]) / 3600.0
+    out[2] = costs.discarded * a["discarded_weighted"] / 3600.0
+    out[3] = costs.eviction * a["evicted_gpus"] / 3600.0
+    out[4] = costs.idle * a["idle"] / 3600.0
+
+
+@program
+def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
+    """Step the environments that no other thread has taken, or go on with those that are starting.
+
+    Args:
+        b: the environments; `taken` must be 0 before the first thread begins.
+        actions: (B,) int64, one for each; empty = only carry on those with `starting` set.
+        thread: index of the scratch memory to use.
+
+    Returns:
+        How many of them wait for a day that is not in the store, with `starting` set.
+    """
+    waiting = 0
+    while True:
+        i = fetch_and_add(b.taken)
+        if i >= b.environments.shape[0]:
+            return waiting
+        environment, out = b.environments[i], b.outcome[i]
+        acts = actions.shape[0] > 0 and not (environment["ended"] and b.autoreset == NEXT_STEP)
+        if actions.shape[0] > 0 and not acts:
+            environment["starting"] = True
+        # One loop for acting and for starting: what it calls is compiled into it, once.
+        while acts or environment["starting"]:
+            if not acts and not _take_tape(b, i):
+                waiting += 1
+                break
+            d = decision_of(b, i, thread)
+            before = weighted_gpu_s(d.events.account, d.costs)
+            count = environment["options"] if acts else 0
+            if acts:
+                out["invalid"] = act(d, count, actions[i])
+                waits = actions[i] == b.found.cost.shape[1]
+                if b.allow_wait == 0 and count > 0 and waits:
+                    out["invalid"] = True
+                    d.events.account[0]["invalid_actions"] += 1
+            if count != END:
+                count = show_next(d)
+            environment["options"] = count
+            if acts:
+                acts = False
+                lost = weighted_gpu_s(d.events.account, d.costs) - before
+                out["reward"] = -lost / 36.0 / b.gpus
+                out["truncated"] = environment["ended"] = count == END
+                if count == END:
+                    _finish(b, d, i)
+                    environment["starting"] = b.autoreset == SAME_STEP
+            else:
+                environment["tries"] += 1
+                if count != END or environment["given"] >= 0 or environment["tries"] == MAX_REDRAWS:
+                    environment["starting"] = environment["ended"] = False
+                    environment["tries"], environment["given"] = 0, -1
+            _write_loss(d, out["loss"])
+            out["time_s"] = d.cluster.totals[0]["now_s"]
+            out["asked"] = d.events.clock[0]["asked"]
+            if b.allow_wait == 0 and count > 0:
+                d.observation.mask[d.observation.mask.shape[0] - 1] = 0

@@ -1,0 +1,380 @@
+"""The event loop: what happens to a cluster between two decisions.
+
+At each event time all events happen first (arrivals, departures, ends of runs, of start-up and of
+grace periods), then one scheduling pass goes through the pending pods by priority, then age.
+Whoever fits starts. The pass stops where an online pod fits nowhere and evicting could help: that
+is a decision. Batch pods never preempt.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.cluster.jit.kernels import kernel, stage
+from flextopo.cluster.simulation.events import (
+    Events,
+    dequeue,
+    enqueue,
+    pod_of,
+    schedule_event,
+    time_of,
+)
+from flextopo.cluster.simulation.lifecycle import (
+    GUARANTEED,
+    bind,
+    depart,
+    evict,
+    finish_event,
+    set_level,
+)
+from flextopo.cluster.state.arrays import (
+    NOMINATED,
+    PENDING,
+    RUNNING,
+    STARTING,
+    Cluster,
+    add_to_node,
+    allocate,
+    as_index,
+    release,
+    set_free_gpus,
+)
+from flextopo.cluster.state.candidates import can_preempt, freed
+from flextopo.cluster.state.placement import best_level, find_node, is_aligned, place
+
+BLIND, OWN, ALL_GUARANTEED = range(3)
+"""Whom the guaranteed filter binds: no pod, guaranteed pods, every online pod."""
+
+END = -1
+"""What `advance` returns at the end of the tape."""
+
+
+class Rules(NamedTuple):
+    """How the simulated scheduler works.
+
+    Fields: `filter` one of BLIND, OWN, ALL_GUARANTEED; `restricted` 1 = a node refuses a guaranteed
+    pod that it cannot align; `grace_s`, `restart_s`, `end_s` as in the tape.
+    """
+
+    filter: int
+    restricted: int
+    grace_s: int
+    restart_s: int
+    end_s: int
+
+
+@stage
+def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
+    """Say whether the guaranteed filter binds this pod."""
+    if not c.pods[pod]["online"] or rules.filter == BLIND:
+        return False
+    return rules.filter == ALL_GUARANTEED or c.pods[pod]["requirement"] == GUARANTEED
+
+
+@stage
+def _find_any_node(c: Cluster, pod: int) -> int:
+    """Return a node for a batch pod, aligned or not; -1 = none."""
+    no = bool(np.bool_(False))
+    return find_node(c, pod, no, no)
+
+
+@stage
+def _accrue(c: Cluster, e: Events, until_s: int) -> None:
+    """Move the clock, and charge what the time costs."""
+    t = c.totals[0]
+    span = until_s - max(t["now_s"], 0)
+    if span > 0:
+        a = e.account[0]
+        a["waiting"] += t["wait_gpus"] * span
+        a["late"] += t["late_gpus"] * span
+        a["cross"] += t["cross_gpus"] * span
+        a["idle"] += min(t["free_gpus"], t["batch_wait_gpus"]) * span
+        a["online"] += t["online_gpus"] * span
+        a["batch"] += t["batch_gpus"] * span
+    t["now_s"] = until_s
+
+
+@stage
+def _place_on(c: Cluster, pod: int, node: int, taken: npt.NDArray[np.int16]) -> tuple[int, int]:
+    """Return level and GPU mask of a pod among a node's free resources; `taken` gets the cores."""
+    return place(
+        c.models,
+        c.nodes[node]["model"],
+        c.nodes[node]["gpu_free"],
+        c.cores_free[node],
+        c.pods[pod]["gpus"],
+        c.pods[pod]["cores"],
+        taken,
+    )
+
+
+@stage
+def _start(c: Cluster, e: Events, pod: int, node: int) -> None:
+    """Place a pending pod on a node where it fits and start it at once."""
+    level, mask = _place_on(c, pod, node, c.scratch[1])
+    dequeue(c, e, pod)
+    allocate(c, pod, node, mask, c.scratch[1])
+    set_level(c, e, pod, level, False)
+    bind(c, e, pod)
+
+
+@stage
+def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
+    """Say whether restricted admission turns the pod away from a node where it fits by count."""
+    spec = c.pods[pod]
+    if rules.restricted == 0 or spec["requirement"] != GUARANTEED:
+        return False
+    level, _ = _place_on(c, pod, node, c.scratch[1])
+    best = best_level(c.models, c.nodes[node]["model"], spec["gpus"], spec["cores"])
+    if is_aligned(level, best):
+        return False
+    if c.totals[0]["now_s"] >= 0:
+        e.account[0]["refusals"] += 1
+    return True
+
+
+@stage
+def _start_group(c: Cluster, e: Events, first: int) -> bool:
+    """Start all members of a PodGroup, or none; they stand next to each other in the queue."""
+    placed = 0
+    releases = c.totals[0]["releases"]
+    member = first
+    while True:
+        node = _find_any_node(c, member)
+        if node < 0:
+            break
+        level, mask = _place_on(c, member, node, c.scratch[1])
+        allocate(c, member, node, mask, c.scratch[1])
+        c.live[member]["level"] = level
+        placed += 1
+        member = as_index(c.pods[member]["next_member"])
+        if member == first:
+            break
+    complete = placed > 0 and member == first
+    member = first
+    for _ in range(placed):
+        if complete:
+            dequeue(c, e, member)
+            set_level(c, e, member, c.live[member]["level"], False)
+            bind(c, e, member)
+        else:
+            release(c, member)
+        member = as_index(c.pods[member]["next_member"])
+    c.totals[0]["releases"] = releases
+    return complete
+
+
+@stage
+def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
+    """Try to start a pending batch pod; the cursor moves on when it does not fit."""
+    clock = e.clock[0]
+    if c.live[pod]["tried"] != c.totals[0]["releases"]:
+        if c.pods[pod]["group"] >= 0:
+            if _start_group(c, e, pod):
+                return True
+        else:
+            node = _find_any_node(c, pod)
+            if node >= 0:
+                _start(c, e, pod, node)
+                return True
+        c.live[pod]["tried"] = c.totals[0]["releases"]
+    group = c.pods[pod]["group"]
+    clock["cursor"] += 1
+    while group >= 0 and clock["cursor"] < clock["queue_size"]:
+        if c.pods[e.queue[clock["cursor"]]]["group"] != group:
+            break
+        clock["cursor"] += 1
+    return False
+
+
+@stage
+def _next_smaller(c: Cluster, e: Events, place: int, gpus: int, cores: int) -> int:
+    """Return the next place in the queue, from `place` on, of an online pod or a smaller one."""
+    while place < e.clock[0]["queue_size"]:
+        spec = c.pods[e.queue[place]]
+        if spec["online"] or spec["gpus"] < gpus or spec["cores"] < cores:
+            break
+        place += 1
+    return place
+
+
+@stage
+def _pass(c: Cluster, e: Events, rules: Rules) -> int:
+    """Go on with the scheduling pass; return the pod that needs a decision, or END.
+
+    Where nothing was released since all batch pods failed, only the online pods are looked at.
+    """
+    clock = e.clock[0]
+    small_gpus, small_cores = 1 << 30, 1 << 30  # the smallest batch request that failed so far
+    while clock["cursor"] < clock["queue_size"]:
+        if clock["online_left"] == 0 and clock["in_vain"] == c.totals[0]["releases"]:
+            return END
+        pod = as_index(e.queue[clock["cursor"]])
+        spec = c.pods[pod]
+        if spec["online"] == 0:
+            if spec["gpus"] >= small_gpus and spec["cores"] >= small_cores:
+                clock["cursor"] = _next_smaller(c, e, clock["cursor"] + 1, small_gpus, small_cores)
+            elif (
+                not _schedule_batch(c, e, pod)
+                and spec["gpus"] <= small_gpus
+                and spec["cores"] <= small_cores
+                and (spec["group"] < 0 or _find_any_node(c, pod) < 0)
+            ):
+                small_gpus, small_cores = spec["gpus"], spec["cores"]
+            continue
+        clock["online_left"] -= 1
+        aligned = must_align(c, rules, pod)
+        node = find_node(c, pod, aligned, rules.filter != BLIND and spec["requirement"] > 0)
+        if node >= 0:
+            if _refused(c, e, rules, pod, node):
+                clock["cursor"] += 1
+            else:
+                _start(c, e, pod, node)
+            continue
+        if c.live[pod]["preemptor"] == 0:
+            c.live[pod]["preemptor"] = 1
+        if can_preempt(c, pod, aligned):
+            clock["asked"] = pod
+            return pod
+        clock["cursor"] += 1
+    clock["in_vain"] = c.totals[0]["releases"]
+    return END
+
+
+@stage
+def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
+    """Return the time of the next event, or the end."""
+    clock = e.clock[0]
+    time = rules.end_s
+    if clock["next_arrival"] < c.pods.shape[0]:
+        time = min(time, c.pods[clock["next_arrival"]]["arrive_s"])
+    if clock["next_departure"] < e.departures.shape[0]:
+        time = min(time, c.pods[e.departures[clock["next_departure"]]]["depart_s"])
+    if clock["heap_size"] > 0:
+        time = min(time, time_of(e.heap[0]))
+    return time
+
+
+@stage
+def _happen(c: Cluster, e: Events, now: int) -> None:
+    """Let everything happen that is due now."""
+    clock = e.clock[0]
+    while clock["next_arrival"] < c.pods.shape[0]:
+        pod = clock["next_arrival"]
+        if c.pods[pod]["arrive_s"] > now:
+            break
+        c.live[pod]["status"] = PENDING
+        enqueue(c, e, pod)
+        clock["next_arrival"] += 1
+    while clock["next_departure"] < e.departures.shape[0]:
+        pod = e.departures[clock["next_departure"]]
+        if c.pods[pod]["depart_s"] > now:
+            break
+        depart(c, e, pod)
+        clock["next_departure"] += 1
+    while clock["heap_size"] > 0 and time_of(e.heap[0]) <= now:
+        finish_event(c, e, pod_of(e.heap[0]))
+
+
+@kernel
+def advance(c: Cluster, e: Events, rules: Rules) -> int:
+    """Run until an online pod needs a decision; return it, or END at the end of the tape."""
+    clock = e.clock[0]
+    while True:
+        if clock["in_pass"]:
+            pod = _pass(c, e, rules)
+            if pod != END:
+                return pod
+            clock["in_pass"] = 0
+        now = _next_time(c, e, rules)
+        _accrue(c, e, now)
+        if now >= rules.end_s:
+            return END
+        _happen(c, e, now)
+        clock["in_pass"] = 1
+        clock["cursor"] = 0
+        clock["online_left"] = clock["online_queued"]
+
+
+@kernel
+def decline(e: Events) -> None:
+    """Leave the pod that was asked about pending; it is asked about again after the next event."""
+    e.clock[0]["asked"] = -1
+    e.clock[0]["cursor"] += 1
+
+
+@stage
+def _hand_over(
+    c: Cluster, pod: int, node: int, slots: int, gpu_mask: int, taken: npt.NDArray[np.int16]
+) -> None:
+    """Give the preemptor its share of what is free and of what its victims hold.
+
+    Uses `taken` up: what is left in it at the end comes from the free cores.
+    """
+    for u in range(taken.shape[0]):
+        c.pod_cores[pod, u] = taken[u]
+    from_victims = 0
+    for slot in range(c.nodes[node]["num_pods"]):
+        if not (slots >> slot) & 1:
+            continue
+        victim = as_index(c.node_pods[node, slot])
+        from_victims |= c.live[victim]["gpu_mask"] & gpu_mask
+        c.live[victim]["gpu_mask"] &= ~gpu_mask
+        for u in range(taken.shape[0]):
+            given = min(taken[u], c.pod_cores[victim, u])
+            c.pod_cores[victim, u] -= given
+            taken[u] -= given
+    free_part = gpu_mask & ~from_victims
+    set_free_gpus(c, node, c.nodes[node]["gpu_free"] & ~free_part)
+    c.live[pod]["gpu_mask"] = gpu_mask
+    for u in range(taken.shape[0]):
+        c.cores_free[node, u] -= taken[u]
+        c.nodes[node]["cores_free"] -= taken[u]
+
+
+@kernel
+def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
+    """Evict the pods in `slots` of a node for the pod that was asked about, and nominate it.
+
+    The placement is what the node would give among its free resources and the victims'. What the
+    victims held beyond it becomes free after the grace period. The set must let the pod fit.
+    """
+    pod = e.clock[0]["asked"]
+    spec = c.pods[pod]
+    model = c.nodes[node]["model"]
+    cores, taken = c.scratch[0], c.scratch[1]
+    gpu_free = freed(c, node, slots, cores)
+    level, mask = place(c.models, model, gpu_free, cores, spec["gpus"], spec["cores"], taken)
+    count = 0
+    for slot in range(c.nodes[node]["num_pods"]):
+        if not (slots >> slot) & 1:
+            continue
+        victim = as_index(c.node_pods[node, slot])
+        count += 1
+        member = victim
+        while True:
+            status = c.live[member]["status"]
+            if status == RUNNING or status == STARTING:
+                evict(c, e, member, rules.grace_s, rules.restart_s)
+            member = as_index(c.pods[member]["next_member"])
+            if member == victim:
+                break
+    best = best_level(c.models, model, spec["gpus"], spec["cores"])
+    e.clock[0]["asked"] = -1
+    if rules.restricted and spec["requirement"] == GUARANTEED and not is_aligned(level, best):
+        if c.totals[0]["now_s"] >= 0:
+            e.account[0]["refusals"] += 1
+        e.clock[0]["cursor"] += 1
+        return
+    _hand_over(c, pod, node, slots, mask, taken)
+    add_to_node(c, pod, node)
+    dequeue(c, e, pod)
+    set_level(c, e, pod, level, count > 0)
+    c.live[pod]["status"] = NOMINATED
+    if count > 0:
+        schedule_event(c, e, pod, c.totals[0]["now_s"] + rules.grace_s)
+    else:
+        bind(c, e, pod)

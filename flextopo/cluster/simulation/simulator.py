@@ -1,0 +1,238 @@
+"""One episode: a tape played on a cluster while a selector chooses the victims."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
+from flextopo.cluster.simulation import events as ev
+from flextopo.cluster.simulation.events import Events
+from flextopo.cluster.simulation.lookahead import branch_losses, run_greedy, warm_up
+from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, preempt
+from flextopo.cluster.state.arrays import Cluster, empty_cluster, may_evict
+from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
+from flextopo.cluster.state.cluster_state import ClusterState, link_groups
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.loss import ACCOUNT_DTYPE, LossWeights, compile_costs, weighted_gpu_s
+from flextopo.cluster.state.placement import NO_FIT, best_level
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.model import Fleet, compile_models
+from flextopo.cluster.workload.tape import NEVER_S, Tape
+
+ADMISSIONS = ("best-effort", "restricted")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What a comparison holds fixed beside the tape.
+
+    Attributes:
+        weights: the loss.
+        admission: node admission: `best-effort` takes every pod that fits, `restricted` refuses a
+            guaranteed pod that cannot be aligned, after its victims are gone (the names are those
+            of kubelet's topology policies).
+    """
+
+    weights: LossWeights = field(default_factory=LossWeights)
+    admission: str = "best-effort"
+
+    def __post_init__(self) -> None:
+        if self.admission not in ADMISSIONS:
+            raise FlextopoError(f"admission {self.admission!r}; legal: {', '.join(ADMISSIONS)}")
+
+
+class Simulator:
+    """Play one tape. The cluster warms up before time 0 under the greedy rule, for every selector.
+
+    Args:
+        tape: the exogenous events.
+        fleet: the servers.
+        filter_: whom the guaranteed filter binds; a selector's own.
+        scenario: loss weights and node admission.
+        arrays: go on with these, at whatever time they stand; None = warm up a cluster of its own.
+
+    Raises:
+        WorkloadError: a pod of the tape fits on no server even when it is empty.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        fleet: Fleet,
+        filter_: AlignmentFilter = AlignmentFilter.OWN,
+        scenario: Scenario | None = None,
+        arrays: tuple[Cluster, Events] | None = None,
+    ) -> None:
+        self.tape = tape
+        self.scenario = scenario or Scenario()
+        self.costs = compile_costs(self.scenario.weights, tape.grace_s, tape.restart_s)
+        self.rules = Rules(
+            filter=int(filter_),
+            restricted=int(self.scenario.admission == "restricted"),
+            grace_s=tape.grace_s,
+            restart_s=tape.restart_s,
+            end_s=tape.end_s,
+        )
+        self._one = candidate_arrays(1)
+        self._workspace = workspace()
+        self._scratch: tuple[Cluster, Events] | None = None
+        if arrays is None:
+            arrays = _load(tape, fleet), _empty_events(tape)
+            warmup = self.rules._replace(filter=int(AlignmentFilter.OWN), end_s=0)
+            warm_up(*arrays, warmup, self.costs, self._workspace, self._one)
+        cluster, self.events = arrays
+        self.state = ClusterState(cluster, fleet.models, self.costs, simulator=self)
+
+    def next_decision(self) -> Pod | None:
+        """Run on until a pod needs a decision and return it; None at the end of the tape."""
+        pod = advance(self.state.arrays, self.events, self.rules)
+        return None if pod == END else self.state.pod(int(pod))
+
+    def apply(self, candidate: Candidate | None) -> None:
+        """Carry out a decision for the pod that `next_decision` returned.
+
+        Raises:
+            PodError: no pod waits for a decision, there is no such node, a victim is not on it or
+                not eligible, or the preemptor does not fit without the victims.
+        """
+        asked = int(self.events.clock[0]["asked"])
+        if asked < 0:
+            raise PodError("no pod waits for a decision; legal: after next_decision returned one")
+        self.events.account[0]["decisions"] += 1
+        if candidate is None:
+            decline(self.events)
+            return
+        pod = self.state.pod(asked)
+        slots = self.state.slots_of(candidate.node, candidate.victims)
+        for victim in candidate.victims:
+            if not may_evict(self.state.arrays, victim, pod.priority):
+                raise PodError(
+                    f"victim {self.state.name(victim)!r} may not be evicted for {pod.name!r}; "
+                    "legal: running, preemptible, unprotected pods of lower priority"
+                )
+        if self.state.candidate(candidate.node, candidate.victims, pod) is None:
+            raise PodError(
+                f"{pod.name!r} does not fit on node {candidate.node} without the victims "
+                f"{candidate.victims}"
+            )
+        preempt(self.state.arrays, self.events, self.rules, candidate.node, slots)
+
+    def branch(self, found: CandidateArrays, count: int, horizon_s: int) -> npt.NDArray[np.float64]:
+        """Return the loss of each of the first `count` candidates and of waiting, looked ahead.
+
+        Returns:
+            (count + 1,) weighted GPU-seconds from now to the horizon; see `branch_losses`.
+        """
+        c, e = self.state.arrays, self.events
+        losses = np.empty(count + 1)
+        branch_losses(
+            c,
+            e,
+            *self.scratch(),
+            self.rules,
+            self.costs,
+            horizon_s,
+            found,
+            count,
+            self._workspace,
+            self._one,
+            losses,
+        )
+        return losses - weighted_gpu_s(e.account, self.costs)
+
+    def scratch(self) -> tuple[Cluster, Events]:
+        """Return room for a copy of all that changes, always the same."""
+        if self._scratch is None:
+            self._scratch = _scratch_cluster(self.state.arrays), _empty_events(self.tape)
+        return self._scratch
+
+    def greedy_loss(self, until_s: int) -> float:
+        """Play on under the greedy rule; return the weighted GPU-seconds lost since time 0."""
+        rules = self.rules._replace(end_s=min(until_s, self.rules.end_s))
+        c, e = self.state.arrays, self.events
+        run_greedy(c, e, rules, self.costs, self._workspace, self._one)
+        return float(weighted_gpu_s(e.account, self.costs))
+
+    def play(self, selector: VictimSelector) -> None:
+        """Play the tape to its end with a selector.
+
+        Raises:
+            FlextopoError: the simulator was built for another alignment filter.
+        """
+        if int(selector.filter) != self.rules.filter:
+            raise FlextopoError(
+                f"selector {selector.name!r} works with filter {selector.filter.name}; "
+                f"this simulation has {AlignmentFilter(self.rules.filter).name}"
+            )
+        while (pod := self.next_decision()) is not None:
+            self.apply(selector.select(self.state, pod))
+
+
+def simulation_of(cluster: ClusterState, selector: str) -> Simulator:
+    """Return the simulation that a cluster belongs to, which looking ahead needs.
+
+    Raises:
+        FlextopoError: the cluster is a snapshot, which has neither a past nor a future.
+    """
+    if not isinstance(cluster.simulator, Simulator):
+        raise FlextopoError(
+            f"selector {selector!r} needs a simulated cluster; "
+            "legal for a snapshot: any other selector"
+        )
+    return cluster.simulator
+
+
+def _load(tape: Tape, fleet: Fleet) -> Cluster:
+    node_model = np.asarray(fleet.node_model, np.int64)
+    tables = compile_models(fleet.models)
+    cluster = empty_cluster(tables, node_model, tape.num_pods, len(tape.pdb_allowed))
+    for name in cluster.pods.dtype.names or ():
+        if name not in ("next_member", "protection_s"):
+            cluster.pods[name] = getattr(tape, name)
+    link_groups(cluster)
+    cluster.pdb_left[:] = tape.pdb_allowed
+    cluster.totals["now_s"] = -tape.warmup_s
+    kinds = sorted(set(fleet.node_model))
+    # As narrow as in the arrays, or the kernel would be compiled for other types, too.
+    narrow: Any = np.int32
+    for gpus, cores in sorted(set(zip(tape.gpus.tolist(), tape.cores.tolist(), strict=True))):
+        levels = [best_level(tables, narrow(m), narrow(gpus), narrow(cores)) for m in kinds]
+        if min(levels) == NO_FIT:
+            raise WorkloadError(
+                f"a pod asks for {gpus} GPUs and {cores} cores; legal: what one of the servers "
+                f"{', '.join(model.name for model in fleet.models)} has"
+            )
+    return cluster
+
+
+def _empty_events(tape: Tape) -> Events:
+    leaving = np.flatnonzero(tape.online & (tape.depart_s < min(tape.end_s, NEVER_S)))
+    order = np.argsort(tape.depart_s[leaving], kind="stable")
+    clock = np.zeros(1, ev.CLOCK_DTYPE)
+    clock["asked"] = -1
+    return Events(
+        departures=leaving[order],
+        heap=np.zeros(tape.num_pods, np.int64),
+        queue=np.zeros(tape.num_pods, np.int32),
+        clock=clock,
+        account=np.zeros(1, ACCOUNT_DTYPE),
+    )
+
+
+def _scratch_cluster(c: Cluster) -> Cluster:
+    return c._replace(
+        live=np.empty_like(c.live),
+        pod_cores=np.empty_like(c.pod_cores),
+        nodes=np.empty_like(c.nodes),
+        cores_free=np.empty_like(c.cores_free),
+        node_pods=np.empty_like(c.node_pods),
+        by_free=np.empty_like(c.by_free),
+        pdb_left=np.empty_like(c.pdb_left),
+        totals=np.empty_like(c.totals),
+        scratch=np.empty_like(c.scratch),
+    )

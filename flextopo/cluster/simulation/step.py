@@ -1,0 +1,62 @@
+"""One environment step as one kernel call: carry out an action, run on, show the next decision."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from flextopo.cluster.jit.kernels import stage
+from flextopo.cluster.observation.features import Observation, observe, observe_nothing
+from flextopo.cluster.simulation.events import Events
+from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, must_align, preempt
+from flextopo.cluster.state.arrays import Cluster
+from flextopo.cluster.state.candidates import CandidateArrays, Workspace, find_candidates
+from flextopo.cluster.state.loss import Costs
+
+
+class Decision(NamedTuple):
+    """Everything a step reads and writes; all arrays are the simulator's own."""
+
+    cluster: Cluster
+    events: Events
+    rules: Rules
+    costs: Costs
+    workspace: Workspace
+    found: CandidateArrays
+    observation: Observation
+
+
+@stage
+def show_next(d: Decision) -> int:
+    """Run to the next decision that has candidates and observe it; return how many, or END."""
+    while True:
+        pod = advance(d.cluster, d.events, d.rules)
+        if pod == END:
+            observe_nothing(d.observation)
+            return END
+        aligned = must_align(d.cluster, d.rules, pod)
+        count = find_candidates(d.cluster, d.costs, pod, aligned, d.workspace, d.found)
+        if count > 0:
+            observe(d.cluster, d.costs, pod, d.found, count, d.observation)
+            return count
+        decline(d.events)
+
+
+@stage
+def act(d: Decision, count: int, action: int) -> bool:
+    """Carry out an action; say whether it was invalid.
+
+    Args:
+        d: the episode.
+        count: how many candidates the present decision has, or END.
+        action: index of a candidate, or K for "do not preempt now"; an index of an empty place
+            counts as that, and as an invalid action.
+    """
+    invalid = action >= count and action != d.observation.candidates.shape[0]
+    if count != END:
+        d.events.account[0]["decisions"] += 1
+        d.events.account[0]["invalid_actions"] += invalid
+        if action < count:
+            preempt(d.cluster, d.events, d.rules, d.found.node[action], d.found.slots[action])
+        else:
+            decline(d.events)
+    return invalid

@@ -1,0 +1,386 @@
+"""The candidate kernel: every minimal victim set on every node, the cheapest K kept.
+
+A set of eligible pods on one node lets the preemptor fit when, with the set gone, some legal domain
+has the GPUs and the cores it asks for. A pod bound by the guaranteed filter needs one socket (or
+the whole server where no socket could ever hold it); any other pod needs the whole server only.
+A set is minimal when no proper subset does. The kernel walks the subsets of each domain in
+depth-first order and stops at the first cover on each path, which visits every minimal cover once.
+
+Bound: a path is left when its cost so far is no better than the worst of K kept candidates, since
+the cost of a set is a sum of terms that are never negative. On one node and domain at most
+`MAX_STEPS` steps are taken (only nodes with dozens of CPU-only pods come near).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
+from flextopo.cluster.state.arrays import (
+    MAX_PODS_PER_NODE,
+    Cluster,
+    as_index,
+    is_eligible,
+)
+from flextopo.cluster.state.loss import Costs, eviction_cost, misalignment_cost
+from flextopo.cluster.state.placement import (
+    CROSS_SOCKET,
+    NO_FIT,
+    SOCKET,
+    alignment_level,
+    best_level,
+    level_deficit,
+)
+
+MAX_STEPS = 1 << 17
+MAX_DOMAINS = 8
+
+
+class CandidateArrays(NamedTuple):
+    """The kept candidates, by ascending (cost, node, order of discovery); K places.
+
+    Fields: `node` (K,) int64; `slots` (K,) int64, bit i = the pod in place i of the node's list is
+    a victim; `level` and `deficit` (K,) int64; `cost` (K,) float64, the decision's own loss in
+    GPU-seconds.
+    """
+
+    node: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+    level: npt.NDArray[np.int64]
+    deficit: npt.NDArray[np.int64]
+    cost: npt.NDArray[np.float64]
+
+
+ELIGIBLE_DTYPE = np.dtype(
+    [
+        ("slot", "i8"),  # place in the node's list
+        ("pod", "i8"),
+        ("cost", "f8"),
+        ("rest_gpus", "i8"),  # what this pod and those behind it could free in the domain in hand
+        ("rest_cores", "i8"),
+        ("gpus", "i8", (MAX_DOMAINS,)),  # what it would free in each domain
+        ("cores", "i8", (MAX_DOMAINS,)),
+    ]
+)
+
+NEED_DTYPE = np.dtype([("gpus", "i8"), ("cores", "i8")])
+"""What a domain is short of."""
+
+PATH_DTYPE = np.dtype([("taken", "i8"), ("cost", "f8")])
+"""A step of the walk: the pod taken, and what all before it cost."""
+
+
+class Workspace(NamedTuple):
+    """Scratch memory of the kernel for the node in hand.
+
+    Fields: `eligible` (65,) ELIGIBLE_DTYPE, `need` (8,) NEED_DTYPE, one a domain, `path` (65,)
+    PATH_DTYPE.
+    """
+
+    eligible: npt.NDArray[Any]
+    need: npt.NDArray[Any]
+    path: npt.NDArray[Any]
+
+
+def candidate_arrays(k: int) -> CandidateArrays:
+    """Return room for `k` candidates."""
+    return CandidateArrays(
+        node=np.zeros(k, np.int64),
+        slots=np.zeros(k, np.int64),
+        level=np.zeros(k, np.int64),
+        deficit=np.zeros(k, np.int64),
+        cost=np.zeros(k, np.float64),
+    )
+
+
+def workspace() -> Workspace:
+    """Return scratch memory for the kernel; one for each thread."""
+    return Workspace(
+        eligible=np.zeros(MAX_PODS_PER_NODE + 1, ELIGIBLE_DTYPE),
+        need=np.zeros(MAX_DOMAINS, NEED_DTYPE),
+        path=np.zeros(MAX_PODS_PER_NODE + 1, PATH_DTYPE),
+    )
+
+
+@stage
+def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: Workspace) -> int:
+    """Collect a node's eligible pods, largest first, and what each domain is short of."""
+    model = c.nodes[node]["model"]
+    m = c.models
+    priority = c.pods[pod]["priority"]
+    count = 0
+    for slot in range(c.nodes[node]["num_pods"]):
+        other = as_index(c.node_pods[node, slot])
+        if not is_eligible(c, other, priority):
+            continue
+        cost = eviction_cost(c, other, costs)
+        size = c.pods[other]["gpus"]
+        at = count
+        while at > 0:
+            before = w.eligible[at - 1]
+            before_size = c.pods[before["pod"]]["gpus"]
+            if before_size > size or (
+                before_size == size
+                and (before["cost"] < cost or (before["cost"] == cost and before["pod"] < other))
+            ):
+                break
+            here = w.eligible[at]
+            here["slot"], here["pod"], here["cost"] = before["slot"], before["pod"], before["cost"]
+            at -= 1
+        here = w.eligible[at]
+        here["slot"], here["pod"], here["cost"] = slot, other, cost
+        count += 1
+    gpus, cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
+    free = c.nodes[node]["gpu_free"]
+    if not by_socket:  # one domain, and an eligible pod holds all that it asked for
+        w.need[0]["gpus"] = gpus - popcount(free)
+        w.need[0]["cores"] = cores - c.nodes[node]["cores_free"]
+        for i in range(count):
+            here = w.eligible[i]
+            here["gpus"][0] = c.pods[here["pod"]]["gpus"]
+            here["cores"][0] = c.pods[here["pod"]]["cores"]
+        return count
+    for d in range(m[model]["num_sockets"]):
+        mask, socket = m[model]["socket_gpus"][d], m[model]["socket_numa"][d]
+        short, numa_nodes = cores, socket
+        while numa_nodes != 0:
+            short -= c.cores_free[node, lowest_bit(numa_nodes)]
+            numa_nodes &= numa_nodes - 1
+        w.need[d]["gpus"] = gpus - popcount(free & mask)
+        w.need[d]["cores"] = short
+        for i in range(count):
+            here = w.eligible[i]
+            held, numa_nodes = as_index(0), socket
+            while numa_nodes != 0:
+                held += c.pod_cores[here["pod"], lowest_bit(numa_nodes)]
+                numa_nodes &= numa_nodes - 1
+            here["gpus"][d] = popcount(c.live[here["pod"]]["gpu_mask"] & mask)
+            here["cores"][d] = held
+    return count
+
+
+@stage
+def _is_minimal(w: Workspace, depth: int, domains: int, domain: int) -> bool:
+    """Say whether the taken pods are a minimal set that no earlier domain has reported."""
+    for d in range(domains):
+        more_gpus, more_cores = -w.need[d]["gpus"], -w.need[d]["cores"]
+        for j in range(depth):
+            taken = w.eligible[w.path[j]["taken"]]
+            more_gpus += taken["gpus"][d]
+            more_cores += taken["cores"][d]
+        if more_gpus < 0 or more_cores < 0:
+            continue
+        if d < domain:
+            return False
+        for j in range(depth):
+            taken = w.eligible[w.path[j]["taken"]]
+            if more_gpus >= taken["gpus"][d] and more_cores >= taken["cores"][d]:
+                return False
+    return True
+
+
+@stage
+def _keep(
+    out: CandidateArrays, kept: int, node: int, slots: int, level: int, deficit: int, cost: float
+) -> int:
+    """Insert a candidate behind those that cost no more; return how many are kept."""
+    capacity = out.cost.shape[0]
+    if kept == capacity:
+        if cost >= out.cost[kept - 1]:
+            return kept
+        at = kept - 1
+    else:
+        at = kept
+        kept += 1
+    while at > 0 and out.cost[at - 1] > cost:
+        out.node[at], out.slots[at] = out.node[at - 1], out.slots[at - 1]
+        out.level[at], out.deficit[at] = out.level[at - 1], out.deficit[at - 1]
+        out.cost[at] = out.cost[at - 1]
+        at -= 1
+    out.node[at], out.slots[at], out.level[at] = node, slots, level
+    out.deficit[at], out.cost[at] = deficit, cost
+    return kept
+
+
+@inlined
+def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> int:
+    """Return the GPUs free on a node without the pods in `slots`; `cores` gets its free cores."""
+    gpu_free = c.nodes[node]["gpu_free"]
+    for u in range(cores.shape[0]):
+        cores[u] = c.cores_free[node, u]
+    while slots != 0:
+        pod = as_index(c.node_pods[node, lowest_bit(slots)])
+        slots &= slots - 1
+        gpu_free |= c.live[pod]["gpu_mask"]
+        for u in range(cores.shape[0]):
+            cores[u] += c.pod_cores[pod, u]
+    return int(gpu_free)
+
+
+@stage
+def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
+    """Return what taking pod i adds: nothing when a member of its PodGroup is taken already."""
+    group = c.pods[w.eligible[i]["pod"]]["group"]
+    if group >= 0:
+        for j in range(depth):
+            if c.pods[w.eligible[w.path[j]["taken"]]["pod"]]["group"] == group:
+                return 0.0
+    return float(w.eligible[i]["cost"])
+
+
+@stage
+def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
+    """Say whether the disruption budget of pod i allows it beside the pods taken."""
+    pdb = c.pods[w.eligible[i]["pod"]]["pdb"]
+    if pdb < 0:
+        return True
+    used = 1
+    for j in range(depth):
+        if c.pods[w.eligible[w.path[j]["taken"]]["pod"]]["pdb"] == pdb:
+            used += 1
+    return bool(used <= c.pdb_left[pdb])
+
+
+@stage
+def _search_domain(
+    c: Cluster,
+    costs: Costs,
+    pod: int,
+    node: int,
+    count: int,
+    domains: int,
+    domain: int,
+    best: int,
+    w: Workspace,
+    cores: npt.NDArray[np.int16],
+    out: CandidateArrays,
+    kept: int,
+) -> int:
+    """Walk the victim sets of one domain depth first; return how many candidates are kept."""
+    need_gpus, need_cores = w.need[domain]["gpus"], w.need[domain]["cores"]
+    gpus, model = c.pods[pod]["gpus"], c.nodes[node]["model"]
+    w.eligible[count]["rest_gpus"] = w.eligible[count]["rest_cores"] = 0
+    for i in range(count - 1, -1, -1):
+        one, behind = w.eligible[i], w.eligible[i + 1]
+        one["rest_gpus"] = behind["rest_gpus"] + one["gpus"][domain]
+        one["rest_cores"] = behind["rest_cores"] + one["cores"][domain]
+    depth, i = 0, 0
+    w.path[0]["cost"] = costs.waiting * gpus * costs.grace_s
+    for _ in range(MAX_STEPS):
+        one, path = w.eligible[i], w.path[depth]
+        dear = kept == out.cost.shape[0] and path["cost"] >= out.cost[kept - 1]
+        if not dear and need_gpus <= 0 and need_cores <= 0:
+            if _is_minimal(w, depth, domains, domain):
+                slots = as_index(0)
+                for j in range(depth):
+                    slots |= 1 << w.eligible[w.path[j]["taken"]]["slot"]
+                gpu_free = freed(c, node, slots, cores)
+                level = alignment_level(
+                    c.models, model, gpu_free, cores, gpus, c.pods[pod]["cores"]
+                )
+                deficit = level_deficit(level, best)
+                cost = path["cost"] + misalignment_cost(gpus, deficit, costs)
+                kept = _keep(out, kept, node, slots, level, deficit, cost)
+        elif (
+            not dear
+            and one["rest_gpus"] >= need_gpus
+            and one["rest_cores"] >= need_cores
+            and i < count
+        ):
+            useful = one["gpus"][domain] > 0 or one["cores"][domain] > 0
+            if useful and _budget_left(c, w, depth, i):
+                w.path[depth + 1]["cost"] = path["cost"] + _add_cost(c, w, depth, i)
+                path["taken"] = i
+                depth += 1
+                need_gpus -= one["gpus"][domain]
+                need_cores -= one["cores"][domain]
+            i += 1
+            continue
+        if depth == 0:
+            break
+        depth -= 1
+        i = w.path[depth]["taken"]
+        need_gpus += w.eligible[i]["gpus"][domain]
+        need_cores += w.eligible[i]["cores"][domain]
+        i += 1
+    return kept
+
+
+@kernel
+def find_candidates(
+    c: Cluster, costs: Costs, pod: int, aligned: bool, w: Workspace, out: CandidateArrays
+) -> int:
+    """Find the minimal victim sets that let a pod start, the cheapest first.
+
+    Args:
+        c: the cluster, not modified.
+        costs: the loss in GPU-seconds; a candidate's cost is that of its victims and of the
+            alignment that the pod then gets.
+        pod: index of the preemptor.
+        aligned: the guaranteed filter holds: only aligned placements are legal.
+        w: scratch memory.
+        out: room for the candidates; ties keep the lower node, then the order of discovery.
+
+    Returns:
+        Number of candidates in `out`. A node where the pod fits already gives one candidate
+        without victims.
+
+    References:
+        FlexTopo, algorithm 1. There only the sets of the smallest size on each node are kept;
+        here every minimal set is, whatever its size.
+    """
+    kept = 0
+    last_model, best = -1, NO_FIT
+    gpus, wanted_cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
+    cores = c.scratch[0]
+    for node in range(c.nodes.shape[0]):
+        model = c.nodes[node]["model"]
+        if model != last_model:
+            best = best_level(c.models, model, gpus, wanted_cores)
+            last_model = model
+        if best == NO_FIT or c.nodes[node]["num_pods"] >= MAX_PODS_PER_NODE:
+            continue
+        by_socket = aligned and best <= SOCKET
+        domains = c.models[model]["num_sockets"] if by_socket else 1
+        count = _gather(c, costs, pod, node, by_socket, w)
+        fits = False
+        for d in range(domains):
+            fits = fits or (w.need[d]["gpus"] <= 0 and w.need[d]["cores"] <= 0)
+        if fits:
+            gpu_free, here = c.nodes[node]["gpu_free"], c.cores_free[node]
+            level = alignment_level(c.models, model, gpu_free, here, gpus, wanted_cores)
+            deficit = level_deficit(level, best)
+            cost = misalignment_cost(gpus, deficit, costs)
+            kept = _keep(out, kept, node, 0, level, deficit, cost)
+            continue
+        for d in range(domains):
+            kept = _search_domain(c, costs, pod, node, count, domains, d, best, w, cores, out, kept)
+    return kept
+
+
+@kernel
+def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
+    """Say whether the pod fits somewhere once every eligible pod of a node is gone."""
+    gpus, wanted = c.pods[pod]["gpus"], c.pods[pod]["cores"]
+    priority = c.pods[pod]["priority"]
+    cores = c.scratch[0]
+    last_model, best = -1, NO_FIT
+    for node in range(c.nodes.shape[0]):
+        model = c.nodes[node]["model"]
+        if model != last_model:
+            best = best_level(c.models, model, gpus, wanted)
+            last_model = model
+        if best == NO_FIT or c.nodes[node]["num_pods"] >= MAX_PODS_PER_NODE:
+            continue
+        slots = as_index(0)
+        for slot in range(c.nodes[node]["num_pods"]):
+            if is_eligible(c, as_index(c.node_pods[node, slot]), priority):
+                slots |= 1 << slot
+        gpu_free = freed(c, node, slots, cores)
+        level = alignment_level(c.models, model, gpu_free, cores, gpus, wanted)
+        if level <= SOCKET or level == best or (not aligned and level == CROSS_SOCKET):
+            return True
+    return False

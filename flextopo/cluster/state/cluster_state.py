@@ -1,0 +1,406 @@
+"""The cluster as selectors see it: a named, checked view of the arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from flextopo.cluster.errors import PodError
+from flextopo.cluster.state import arrays
+from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, RUNNING, STARTING, Cluster
+from flextopo.cluster.state.candidates import (
+    CandidateArrays,
+    Workspace,
+    candidate_arrays,
+    find_candidates,
+    freed,
+    workspace,
+)
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.loss import (
+    Costs,
+    LossWeights,
+    compile_costs,
+    eviction_cost,
+    misalignment_cost,
+)
+from flextopo.cluster.state.placement import NO_FIT, best_level, is_aligned, level_deficit, place
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.model import AlignmentLevel, ServerModel, compile_models
+
+
+class ClusterState:
+    """Nodes, the pods on them, and the pods that wait.
+
+    Attributes:
+        arrays: the state itself; see `Cluster` for shapes and dtypes.
+        models: the server models; `arrays.nodes["model"]` indexes them.
+        costs: the loss in GPU-seconds by which candidates are costed.
+        simulator: the `Simulator` that this state belongs to, None for a snapshot; see
+            `simulation.simulator.simulation_of`.
+    """
+
+    def __init__(
+        self,
+        arrays_: Cluster,
+        models: tuple[ServerModel, ...],
+        costs: Costs,
+        names: Sequence[str] | None = None,
+        simulator: object | None = None,
+    ) -> None:
+        self.arrays = arrays_
+        self.models = models
+        self.costs = costs
+        self.simulator = simulator
+        self._names = names
+        self._workspace: Workspace = workspace()
+        self._found: dict[int, CandidateArrays] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; the models become read-only again, or every kernel would compile anew."""
+        self.__dict__.update(state)
+        self.arrays.models.setflags(write=False)
+
+    @classmethod
+    def from_pods(
+        cls,
+        models: Sequence[ServerModel],
+        node_model: Sequence[int],
+        pods: Sequence[Pod],
+        *,
+        pdb_allowed: Sequence[int] = (),
+        now_s: int = 0,
+        weights: LossWeights | None = None,
+        grace_s: int = 30,
+        restart_s: int = 60,
+    ) -> ClusterState:
+        """Build a snapshot in which every pod is pending; `start` puts pods on nodes.
+
+        Raises:
+            PodError: pod indices are not 0, 1, ... or two pods have one name.
+        """
+        tables = compile_models(models)
+        state = arrays.empty_cluster(tables, np.asarray(node_model), len(pods), len(pdb_allowed))
+        state.pdb_left[:] = pdb_allowed
+        state.totals["now_s"] = now_s
+        names: dict[str, int] = {}
+        for row, pod in enumerate(pods):
+            if pod.index != row:
+                raise PodError(f"pod {pod.name!r} has index {pod.index}; legal here: {row}")
+            if names.setdefault(pod.name, row) != row:
+                raise PodError(f"pod {pod.name!r} is used twice; legal: one pod a name")
+            if pod.pdb >= len(pdb_allowed):
+                raise PodError(
+                    f"pod {pod.name!r}: disruption budget {pod.pdb}; "
+                    f"legal: below {len(pdb_allowed)}"
+                )
+            for field in (
+                "gpus",
+                "cores",
+                "priority",
+                "checkpoint_s",
+                "protection_s",
+                "group",
+                "pdb",
+                "batch_class",
+                "online",
+                "requirement",
+                "preemptible",
+            ):
+                state.pods[row][field] = getattr(pod, field)
+            state.pods[row]["depart_s"] = 2**61
+            state.pods[row]["duration_s"] = 2**40
+            state.live[row]["status"] = arrays.PENDING
+        link_groups(state)
+        costs = compile_costs(weights or LossWeights(), grace_s, restart_s)
+        return cls(state, tuple(models), costs, [pod.name for pod in pods])
+
+    def start(self, pod: int, node: int, gpus: Sequence[int] | None = None) -> None:
+        """Let a pending pod run on a node, on the given GPUs or where the node would put it.
+
+        Raises:
+            PodError: it is not pending, the node is unknown or full, or a GPU is taken.
+        """
+        c = self.arrays
+        if c.live[pod]["status"] != arrays.PENDING:
+            raise PodError(f"pod {self.name(pod)!r} holds resources already; legal: a pending pod")
+        if not 0 <= node < self.num_nodes:
+            raise PodError(f"node {node}; legal: 0 to {self.num_nodes - 1}")
+        spec, state = c.pods[pod], c.nodes[node]
+        free = int(state["gpu_free"])
+        if gpus is not None:
+            known = set(gpus) <= set(range(self.model(node).num_gpus))
+            wanted = sum(1 << gpu for gpu in set(gpus)) if known else 0
+            if not known or wanted & ~free or len(set(gpus)) != spec["gpus"]:
+                raise PodError(
+                    f"pod {self.name(pod)!r} asks for GPUs {sorted(set(gpus))} of node {node}; "
+                    f"legal: {spec['gpus']} of the free ones {_bits(free)}"
+                )
+            free = wanted
+        taken = np.zeros(c.cores_free.shape[1], np.int16)
+        level, mask = place(
+            c.models, state["model"], free, c.cores_free[node], spec["gpus"], spec["cores"], taken
+        )
+        if level == NO_FIT or state["num_pods"] >= MAX_PODS_PER_NODE:
+            raise PodError(
+                f"pod {self.name(pod)!r} asks for {spec['gpus']} GPUs and {spec['cores']} cores; "
+                f"legal on node {node}: up to {len(_bits(free))} and {state['cores_free']}"
+            )
+        arrays.allocate(c, pod, node, mask, taken)
+        c.live[pod]["status"] = arrays.RUNNING
+        c.live[pod]["level"] = level
+        c.live[pod]["since_s"] = c.totals[0]["now_s"]
+        total = "online_gpus" if spec["online"] else "batch_gpus"
+        c.totals[0][total] += spec["gpus"]
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.arrays.nodes)
+
+    @property
+    def num_pods(self) -> int:
+        return len(self.arrays.pods)
+
+    @property
+    def now_s(self) -> int:
+        return int(self.arrays.totals[0]["now_s"])
+
+    def name(self, pod: int) -> str:
+        """Return a pod's name."""
+        if self._names is not None:
+            return self._names[pod]
+        return f"{'online' if self.arrays.pods[pod]['online'] else 'batch'}/{pod}"
+
+    def model(self, node: int) -> ServerModel:
+        """Return the server model of a node."""
+        return self.models[int(self.arrays.nodes[node]["model"])]
+
+    def pod(self, index: int) -> Pod:
+        """Return a pod by its row.
+
+        Raises:
+            PodError: there is no such row.
+        """
+        if not 0 <= index < self.num_pods:
+            raise PodError(f"pod index {index}; legal: 0 to {self.num_pods - 1}")
+        spec, live = self.arrays.pods[index].item(), self.arrays.live[index]
+        row = dict(zip(arrays.POD_DTYPE.names or (), spec, strict=True))
+        return Pod(
+            index=index,
+            name=self.name(index),
+            gpus=row["gpus"],
+            cores=row["cores"],
+            priority=row["priority"],
+            requirement=TopologyRequirement(row["requirement"]),
+            online=bool(row["online"]),
+            start_s=int(live["since_s"]) if live["node"] >= 0 else None,
+            preemptible=bool(row["preemptible"]),
+            protection_s=row["protection_s"],
+            checkpoint_s=row["checkpoint_s"],
+            batch_class=row["batch_class"],
+            group=row["group"],
+            pdb=row["pdb"],
+        )
+
+    def pods_on(self, node: int) -> list[Pod]:
+        """Return the pods that hold resources on a node, in the order of their places."""
+        count = self.arrays.nodes[node]["num_pods"]
+        return [self.pod(int(index)) for index in self.arrays.node_pods[node, :count]]
+
+    def slots_of(self, node: int, victims: Sequence[int]) -> int:
+        """Return the bit mask of the victims' places in the node's list.
+
+        Raises:
+            PodError: there is no such node, or a victim is not on it.
+        """
+        if not 0 <= node < self.num_nodes:
+            raise PodError(f"node {node}; legal: 0 to {self.num_nodes - 1}")
+        count = self.arrays.nodes[node]["num_pods"]
+        places = {int(pod): i for i, pod in enumerate(self.arrays.node_pods[node, :count])}
+        slots = 0
+        for victim in victims:
+            if victim not in places:
+                raise PodError(f"victim {self.pod(victim).name!r} is not on node {node}")
+            slots |= 1 << places[victim]
+        return slots
+
+    def candidate(self, node: int, victims: Sequence[int], preemptor: Pod) -> Candidate | None:
+        """Return the candidate of a victim set, None if the preemptor does not fit without it."""
+        return self._candidate(node, self.slots_of(node, victims), victims, preemptor)
+
+    def _candidate(
+        self, node: int, slots: int, victims: Sequence[int], preemptor: Pod
+    ) -> Candidate | None:
+        c = self.arrays
+        cores = np.zeros(c.cores_free.shape[1], np.int16)
+        taken = np.zeros_like(cores)
+        gpu_free = freed(c, node, slots, cores)
+        level, mask = place(
+            c.models,
+            c.nodes[node]["model"],
+            gpu_free,
+            cores,
+            preemptor.gpus,
+            preemptor.cores,
+            taken,
+        )
+        if level == NO_FIT:
+            return None
+        return Candidate(
+            node=node,
+            victims=tuple(sorted(map(int, victims), key=self.importance)),
+            gpu_mask=int(mask),
+            cores=tuple(map(int, taken)),
+            level=AlignmentLevel(level),
+        )
+
+    def importance(self, pod: int) -> tuple[int, float, int]:
+        """Return the key that sorts pods by descending importance; no start = least important."""
+        live = self.arrays.live[pod]
+        start = float(live["since_s"]) if live["node"] >= 0 else float("inf")
+        return -int(self.arrays.pods[pod]["priority"]), start, pod
+
+    def is_aligned(self, candidate: Candidate, preemptor: Pod) -> bool:
+        """Say whether the guaranteed filter accepts the candidate's placement."""
+        model = self.arrays.nodes[candidate.node]["model"]
+        best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
+        return bool(is_aligned(int(candidate.level), int(best)))
+
+    def deficit_of(self, candidate: Candidate, preemptor: Pod) -> int:
+        """Return how many levels the candidate's placement is below the best of that server."""
+        model = int(self.arrays.nodes[candidate.node]["model"])
+        best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
+        return int(level_deficit(int(candidate.level), best))
+
+    def cost_of(self, candidate: Candidate, preemptor: Pod) -> float:
+        """Return a candidate's own loss in weighted GPU-seconds, as the candidate kernel has it."""
+        if candidate.cost_gpu_s == candidate.cost_gpu_s:  # not NaN: the kernel found it
+            return candidate.cost_gpu_s
+        c, costs, gpus = self.arrays, self.costs, preemptor.gpus
+        total = float(misalignment_cost(gpus, self.deficit_of(candidate, preemptor), costs))
+        if candidate.victims:
+            total += costs.waiting * gpus * costs.grace_s
+        counted: set[int] = set()
+        for victim in candidate.victims:
+            if victim not in counted:
+                counted |= {victim, *self.members_of(victim)}
+                total += float(eviction_cost(c, victim, costs))
+        return total
+
+    def members_of(self, pod: int) -> Iterator[int]:
+        """Yield the other members of a pod's PodGroup that stop when it is evicted."""
+        c = self.arrays
+        member = int(c.pods[pod]["next_member"])
+        while member != pod:
+            if c.live[member]["status"] in (RUNNING, STARTING):
+                yield member
+            member = int(c.pods[member]["next_member"])
+
+    def find(self, preemptor: Pod, aligned: bool, k: int) -> tuple[CandidateArrays, int]:
+        """Run the candidate kernel; return its arrays (valid until the next call) and the count."""
+        found = self._found.get(k)
+        if found is None:
+            found = self._found[k] = candidate_arrays(k)
+        count = find_candidates(
+            self.arrays, self.costs, preemptor.index, aligned, self._workspace, found
+        )
+        return found, count
+
+    def candidates(self, preemptor: Pod, aligned: bool, k: int = 64) -> list[Candidate]:
+        """Return the `k` cheapest minimal victim sets on all nodes, cheapest first."""
+        found, count = self.find(preemptor, aligned, k)
+        return [self.candidate_at(found, i, preemptor) for i in range(count)]
+
+    def candidate_at(self, found: CandidateArrays, i: int, preemptor: Pod) -> Candidate:
+        """Return entry `i` of the kernel's arrays as a `Candidate`."""
+        node, slots = int(found.node[i]), int(found.slots[i])
+        victims = [int(self.arrays.node_pods[node, s]) for s in _bits(slots)]
+        placed = self._candidate(node, slots, victims, preemptor)
+        if placed is None:
+            raise PodError(f"candidate {i} on node {node} does not let {preemptor.name!r} fit")
+        return Candidate(
+            node, placed.victims, placed.gpu_mask, placed.cores, placed.level, float(found.cost[i])
+        )
+
+    def check_invariants(self) -> None:
+        """Check that every GPU and core has exactly one owner and that the totals are true.
+
+        Raises:
+            PodError: one of them is not.
+        """
+        c = self.arrays
+        models = c.models
+        for node in range(self.num_nodes):
+            model = c.nodes[node]["model"]
+            owned, cores = int(c.nodes[node]["gpu_free"]), c.cores_free[node].astype(int)
+            for pod in c.node_pods[node, : c.nodes[node]["num_pods"]]:
+                mask = int(c.live[pod]["gpu_mask"])
+                if owned & mask or c.live[pod]["node"] != node:
+                    raise PodError(f"node {node}: GPUs {_bits(owned & mask)} have two owners")
+                owned |= mask
+                cores = cores + c.pod_cores[pod]
+            if owned != (1 << int(models[model]["num_gpus"])) - 1:
+                raise PodError(f"node {node}: GPUs {_bits(owned)} are owned; legal: all of them")
+            if (cores != models[model]["numa_cores"][: len(cores)]).any() or (
+                c.cores_free[node] < 0
+            ).any():
+                raise PodError(f"node {node}: cores a NUMA node {cores.tolist()} do not add up")
+            if c.nodes[node]["cores_free"] != c.cores_free[node].sum():
+                raise PodError(f"node {node}: {c.nodes[node]['cores_free']} free cores is not true")
+        free = np.bitwise_count(c.nodes["gpu_free"]).astype(np.int64)
+        index = arrays.index_by_free(free)
+        counts = arrays.free_counts(index)
+        if (c.by_free != index).any() or c.totals[0]["free_counts"] != counts:
+            raise PodError("the index of nodes by free GPUs is not true")
+        self._check_totals()
+
+    def _check_totals(self) -> None:
+        c = self.arrays
+        status, online = c.live["status"], c.pods["online"].astype(bool)
+        holds = np.isin(status, (arrays.NOMINATED, arrays.STARTING, arrays.RUNNING))
+        waits = np.isin(status, (arrays.PENDING, arrays.NOMINATED))
+        serving = online & (status == arrays.RUNNING)
+        deficit = c.live["deficit"]
+        true = {
+            "free_gpus": sum(int(mask).bit_count() for mask in c.nodes["gpu_free"]),
+            "online_gpus": c.pods["gpus"][online & holds].sum(),
+            "batch_gpus": c.pods["gpus"][~online & holds].sum(),
+            "late_gpus": c.pods["gpus"][serving & (deficit == 1)].sum(),
+            "cross_gpus": c.pods["gpus"][serving & (deficit == 2)].sum(),
+        }
+        if self.simulator is not None:
+            true["wait_gpus"] = c.pods["gpus"][online & waits].sum()
+            waiting = c.pods[~online & waits]
+            size = waiting["gpus"]
+            true["batch_wait_gpus"] = size.sum()
+            true["batch_wait_1"] = size[size <= 1].sum()
+            true["batch_wait_2"] = size[size == 2].sum()
+            true["batch_wait_4"] = size[(size > 2) & (size <= 4)].sum()
+            true["batch_wait_group"] = size[waiting["group"] >= 0].sum()
+        for name, value in true.items():
+            if c.totals[0][name] != value:
+                raise PodError(f"totals: {name} = {c.totals[0][name]}; true: {value}")
+        for pod in np.flatnonzero(holds):
+            cores, held = c.pods[pod]["cores"], c.pod_cores[pod].sum()
+            gpus = int(c.live[pod]["gpu_mask"]).bit_count()
+            if gpus != c.pods[pod]["gpus"] or cores != held:
+                raise PodError(f"pod {self.name(int(pod))!r} holds {gpus} GPUs and {held} cores")
+
+
+def _bits(mask: int) -> list[int]:
+    return [i for i in range(mask.bit_length()) if mask >> i & 1]
+
+
+def link_groups(state: Cluster) -> None:
+    """Make each PodGroup a ring of pods; a pod without group is its own ring."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    state.pods["next_member"] = np.arange(len(state.pods))
+    for pod in np.flatnonzero(state.pods["group"] >= 0):
+        group = int(state.pods[pod]["group"])
+        if group in last:
+            state.pods[last[group]]["next_member"] = pod
+        last[group] = int(pod)
+        state.pods[pod]["next_member"] = first.setdefault(group, int(pod))

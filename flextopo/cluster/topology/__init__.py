@@ -1,0 +1,1 @@
+"""Servers: their hardware, its alignment levels, and the FlexTopo graph."""

@@ -1,0 +1,1 @@
+"""Readers of what tools print about a server's topology."""

@@ -1,0 +1,280 @@
+"""Importers of text captures: `lscpu -p`, `nvidia-smi topo -m`, and MLPerf `numa_config`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+
+from flextopo.cluster.errors import TopologyError
+from flextopo.cluster.topology.captures.capture import Capture, CpuRow, GpuPlace
+
+
+class CpuColumn(StrEnum):
+    """The columns of `lscpu -p` that are read."""
+
+    CPU = "CPU"
+    CORE = "Core"
+    SOCKET = "Socket"
+    NODE = "Node"
+
+
+# Linux supports at most 8192 CPUs on any architecture; the margin costs nothing.
+MAX_CPU = 65535
+MAX_NUMA_ID = 1023
+
+_ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_HEADING = re.compile(r"(?:CPU|NUMA) +Affinity|GPU +NUMA +ID|\S+")
+_LINK = re.compile(r"X|SYS|SOC|NODE|PHB|PXB|PIX|PSB|C2C|NV[0-9]{1,3}")
+_NUMA_CONFIG = re.compile(r"[0-9,-]+:[0-9,-]+(&[0-9,-]+:[0-9,-]+)*")
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """Parse a list of CPU or NUMA node numbers as Linux and Kubernetes write it.
+
+    Args:
+        text: such as `0-2,4,6-8`; spaces are ignored; empty means none.
+
+    Returns:
+        The numbers, ascending, each once.
+
+    Raises:
+        TopologyError: an item is no number or ascending range, or above 65535.
+
+    References:
+        kubernetes v1.36, k8s.io/utils/cpuset, Parse; it also returns the empty set for no text.
+    """
+    numbers: set[int] = set()
+    if not text.strip():
+        return ()
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", item)
+        first = int(match[1]) if match else 0
+        last = int(match[2] or match[1]) if match else -1
+        if not first <= last <= MAX_CPU:
+            raise TopologyError(
+                f"item {item.strip()[:40]!r} of a CPU list; legal: a number or an ascending range "
+                f"up to {MAX_CPU}, such as 0-2,4"
+            )
+        numbers.update(range(first, last + 1))
+    return tuple(sorted(numbers))
+
+
+def is_lscpu(text: str) -> bool:
+    """Tell whether a text looks like the output of `lscpu -p`."""
+    return (
+        re.search(r"^# ?CPU,Core\b|^[0-9]+,[0-9]*,[0-9]*(,|\s*$)", text, re.MULTILINE) is not None
+    )
+
+
+def is_gpu_matrix(text: str) -> bool:
+    """Tell whether a text looks like the output of `nvidia-smi topo -m`."""
+    return re.search(r"^\s*GPU[0-9]+\s", text, re.MULTILINE) is not None
+
+
+def is_numa_config(text: str) -> bool:
+    """Tell whether a text holds nothing but comments and one `numa_config` string."""
+    lines = _content_lines(text)
+    return len(lines) == 1 and _NUMA_CONFIG.fullmatch(lines[0][1]) is not None
+
+
+def read_lscpu(text: str, source: str) -> Capture:
+    """Read the output of `lscpu -p=CPU,Core,Socket,Node`, or of `lscpu -p`.
+
+    Args:
+        text: comment lines, of which `# CPU,...` names the columns, and one line a CPU. Without
+            NUMA nodes, each socket counts as one.
+        source: the file's name for messages.
+
+    Returns:
+        A capture without GPUs.
+
+    Raises:
+        TopologyError: names the line that is malformed, or that there is none.
+    """
+    columns: list[str] = list(CpuColumn)
+    table: dict[int, dict[str, str]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("#") or not line.strip():
+            header = re.match(r"# ?(CPU(?:,\w*)+)", line)
+            columns = header[1].split(",") if header else columns
+            continue
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) != len(columns):
+            raise TopologyError(
+                f"{source}:{number}: {len(cells)} columns; legal: {len(columns)} "
+                f"({','.join(columns)})"
+            )
+        table[number] = dict(zip(columns, cells, strict=True))
+    if not table:
+        raise TopologyError(f"{source}: lists no CPU; legal: a line such as 0,0,0,0 for each CPU")
+    # A column that is blank on every line is a level the machine lacks; blank on some, a defect.
+    present = {
+        column
+        for column in CpuColumn
+        if any(line.get(column, "") not in ("", "-") for line in table.values())
+    }
+    rows = tuple(_cpu_row(line, present, f"{source}:{i}") for i, line in table.items())
+    if CpuColumn.NODE in present:
+        return Capture(source, rows=rows)
+    warning = f"{source}: tells no NUMA nodes; each socket counts as one NUMA node"
+    return Capture(source, rows=rows, warnings=(warning,))
+
+
+def _cpu_row(line: dict[str, str], present: set[CpuColumn], where: str) -> CpuRow:
+    numbers: dict[CpuColumn, int] = {CpuColumn.SOCKET: 0}
+    for column in CpuColumn:
+        if column not in present and column in (CpuColumn.SOCKET, CpuColumn.NODE):
+            continue
+        cell = line.get(column, "")
+        if not re.fullmatch("[0-9]{1,9}", cell) or int(cell) > MAX_CPU:
+            raise TopologyError(f"{where}: {column} is {cell[:40]!r}; legal: 0 to {MAX_CPU}")
+        numbers[column] = int(cell)
+    socket = numbers[CpuColumn.SOCKET]
+    numa_node = numbers.get(CpuColumn.NODE, socket)
+    return CpuRow(numbers[CpuColumn.CPU], numbers[CpuColumn.CORE], socket, numa_node)
+
+
+def read_gpu_matrix(text: str, source: str) -> Capture:
+    """Read the output of `nvidia-smi topo -m`: which CPUs and NUMA node each GPU is near.
+
+    Network cards, the legend and terminal escapes are skipped. A NUMA Affinity that is no single
+    number (`N/A`, `0-1`) is ignored in favour of the CPU Affinity. Link classes are checked but
+    not used: they do not tell locality reliably.
+
+    Args:
+        text: the matrix, its cells separated by tabs or spaces.
+        source: the file's name for messages.
+
+    Returns:
+        A capture with GPUs, and with the CPUs of the NUMA nodes that have GPUs.
+
+    Raises:
+        TopologyError: names the line that is malformed, or the row that is missing.
+    """
+    lines = _content_lines(_ANSI_ESCAPE.sub("", text))
+    start = next((i for i, (_, line) in enumerate(lines) if _is_header(line)), None)
+    if start is None:
+        raise TopologyError(
+            f"{source}: has no heading; legal: a first line such as GPU0 GPU1 CPU Affinity"
+        )
+    number, header = lines[start]
+    headings = [re.sub(" +", " ", heading) for heading in _HEADING.findall(header)]
+    gpus = [heading for heading in headings if re.fullmatch("GPU[0-9]+", heading)]
+    if gpus != [f"GPU{i}" for i in range(len(gpus))]:
+        raise TopologyError(
+            f"{source}:{number}: GPU columns {' '.join(gpus)}; legal: GPU0 GPU1 ..."
+        )
+    if "CPU Affinity" not in headings:
+        raise TopologyError(f"{source}:{number}: has no column CPU Affinity; legal: one")
+    rows: dict[str, GpuPlace] = {}
+    for number, line in lines[start + 1 :]:
+        label = line.split(maxsplit=1)[0]
+        if not re.fullmatch("GPU[0-9]+", label):
+            continue
+        where = f"{source}:{number}"
+        if label not in gpus or label in rows:
+            problem = "is listed twice" if label in rows else "has no column"
+            raise TopologyError(f"{where}: row {label} {problem}; legal: one row a GPU column")
+        rows[label] = _gpu_row(line, "\t" in header, headings, where)
+    missing = [gpu for gpu in gpus if gpu not in rows]
+    if missing:
+        raise TopologyError(f"{source}: row {missing[0]} is missing; legal: one row a GPU column")
+    return _gpu_capture([rows[gpu] for gpu in gpus], source)
+
+
+def _is_header(line: str) -> bool:
+    """Tell the heading from a row: a row starts with a label and goes on with links."""
+    cells = line.split()
+    return cells[0] == "GPU0" and (len(cells) == 1 or not _LINK.fullmatch(cells[1]))
+
+
+def _gpu_row(line: str, tabs: bool, headings: Sequence[str], where: str) -> GpuPlace:
+    affinity = headings.index("CPU Affinity")
+    cells = [cell.strip() for cell in line.split("\t")] if tabs else line.split()
+    label, links, rest = cells[0], cells[1 : 1 + affinity], [*cells[1 + affinity :], "", ""]
+    for heading, link in zip(headings[:affinity], [*links, *[""] * affinity], strict=False):
+        if not _LINK.fullmatch(link) or (link == "X") != (heading == label):
+            raise TopologyError(
+                f"{where}: link of {label} to {heading} is {link[:40]!r}; legal: X to itself, else "
+                "NV#, PIX, PXB, PHB, NODE or SYS"
+            )
+    has_numa = "NUMA Affinity" in headings
+    numa_node = int(rest[1]) if has_numa and re.fullmatch("[0-9]{1,9}", rest[1]) else None
+    if numa_node is not None and numa_node > MAX_NUMA_ID:
+        raise TopologyError(f"{where}: NUMA Affinity {numa_node}; legal: 0 to {MAX_NUMA_ID}")
+    try:
+        cpus = frozenset(parse_cpu_list("" if rest[0] == "N/A" else rest[0]))
+    except TopologyError as error:
+        raise TopologyError(f"{where}: CPU Affinity of {label}: {error}") from None
+    return GpuPlace(label, numa_node, cpus)
+
+
+def _gpu_capture(gpus: Sequence[GpuPlace], source: str) -> Capture:
+    """Collect the CPUs of the NUMA nodes; they serve where no other capture tells of CPUs."""
+    numa_cpus: dict[int, tuple[int, ...]] = {}
+    if all(gpu.cpus for gpu in gpus):
+        if all(gpu.numa_node is not None for gpu in gpus):
+            for gpu in gpus:
+                known = numa_cpus.get(gpu.numa_node or 0, ())
+                numa_cpus[gpu.numa_node or 0] = tuple(sorted({*known, *gpu.cpus}))
+            numa_cpus |= _nodes_between(numa_cpus)
+        else:
+            # Each distinct list is one NUMA node; the ids told for some GPUs may disagree.
+            numa_cpus = dict(enumerate(sorted({tuple(sorted(gpu.cpus)) for gpu in gpus})))
+            gpus = [gpu._replace(numa_node=None) for gpu in gpus]
+    return Capture(source, numa_cpus=numa_cpus, gpus=tuple(gpus))
+
+
+def _nodes_between(numa_cpus: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+    """Find the CPUs of NUMA nodes without GPU, which the matrix does not list.
+
+    Only where the known nodes show the rule that node n has CPUs nk to nk+k-1, and perhaps as
+    many hardware threads at a constant distance; else the nodes stay unknown.
+    """
+    missing = sorted(set(range(max(numa_cpus))) - set(numa_cpus))
+    parts = {len(cpus) for cpus in numa_cpus.values()}
+    for threads in (2, 1):
+        size, rest = divmod(min(parts), threads)
+        bases = {
+            tuple(cpu - numa_node * size for cpu in cpus) for numa_node, cpus in numa_cpus.items()
+        }
+        base = next(iter(bases))
+        if len(parts) == 1 and not rest and len(bases) == 1 and base[:size] == tuple(range(size)):
+            return {node: tuple(cpu + node * size for cpu in base) for node in missing}
+    return {}
+
+
+def read_numa_config(text: str, source: str) -> Capture:
+    """Read an MLPerf `numa_config` string: `GPU list:CPU list` for each NUMA node, joined by `&`.
+
+    Args:
+        text: such as `1:0-7&0:8-15`, after comment lines.
+        source: the file's name for messages.
+
+    Returns:
+        A capture with GPUs and the CPUs of NUMA nodes, which are numbered by their first CPU.
+
+    Raises:
+        TopologyError: an item is malformed or GPUs are not numbered 0, 1, ...
+    """
+    number, line = _content_lines(text)[0]
+    where = f"{source}:{number}"
+    try:
+        items = [tuple(map(parse_cpu_list, item.split(":"))) for item in line.split("&")]
+    except TopologyError as error:
+        raise TopologyError(f"{where}: {error}") from None
+    nodes = sorted((cpus, gpus) for gpus, cpus in items)
+    places = sorted((gpu, node) for node, (_, gpus) in enumerate(nodes) for gpu in gpus)
+    if [gpu for gpu, _ in places] != list(range(len(places))):
+        raise TopologyError(
+            f"{where}: GPUs {[gpu for gpu, _ in places]}; legal: 0, 1, ... once each"
+        )
+    gpus = tuple(GpuPlace(f"GPU{gpu}", node, frozenset(nodes[node][0])) for gpu, node in places)
+    return Capture(source, numa_cpus={i: cpus for i, (cpus, _) in enumerate(nodes)}, gpus=gpus)
+
+
+def _content_lines(text: str) -> list[tuple[int, str]]:
+    """Return the numbered lines without comments, blank lines and the blanks around them."""
+    lines = ((i, line.partition("#")[0].rstrip()) for i, line in enumerate(text.splitlines(), 1))
+    return [(i, line) for i, line in lines if line.strip()]

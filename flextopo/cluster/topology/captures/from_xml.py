@@ -1,0 +1,290 @@
+"""Importers of XML captures: hwloc (`lstopo file.xml`) and NCCL (`NCCL_TOPO_DUMP_FILE`).
+
+Both are parsed with defusedxml, which refuses entities: a few lines of them can grow to gigabytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from flextopo.cluster.errors import TopologyError
+from flextopo.cluster.topology.captures.capture import Capture, CpuRow, GpuPlace
+from flextopo.cluster.topology.captures.from_text import MAX_CPU, MAX_NUMA_ID
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+    Path = tuple[Element, ...]
+
+# Real files are nested 20 deep at most; paths of a hostile one would fill the memory.
+MAX_DEPTH = 100
+
+_NVIDIA, _AMD = "10de", "1002"
+# PCI classes: VGA and 3D controllers; AMD's accelerators call themselves processing accelerators.
+_GPU_CLASSES = {_NVIDIA: ("0300", "0302"), _AMD: ("0300", "0302", "0380", "1200")}
+
+
+def parse_xml(data: bytes, source: str) -> Element:
+    """Parse XML without trusting it.
+
+    Args:
+        data: a whole document.
+        source: the file's name for messages.
+
+    Returns:
+        The root element.
+
+    Raises:
+        TopologyError: it is truncated or malformed, or it defines entities.
+    """
+    from xml.etree.ElementTree import ParseError
+
+    import defusedxml.ElementTree
+    from defusedxml.common import DefusedXmlException
+
+    try:
+        root: Element = defusedxml.ElementTree.fromstring(data)
+    except ParseError as error:
+        line, column = error.position
+        reason = str(error).partition(":")[0]
+        raise TopologyError(f"{source}:{line}: {reason} in column {column}; legal: XML") from None
+    except DefusedXmlException as error:
+        reason = type(error).__name__
+        raise TopologyError(
+            f"{source}: defines entities ({reason}); legal: XML without entities"
+        ) from None
+    except (ValueError, LookupError) as error:
+        raise TopologyError(f"{source}: {error}; legal: XML in a known encoding") from None
+    return root
+
+
+def parse_cpu_mask(text: str, digits: int = 8) -> frozenset[int]:
+    """Parse a mask of CPUs as hwloc and the kernel write it: 32-bit hexadecimal words.
+
+    Args:
+        text: such as `0x000000ff,,0xffff0000`, the highest word first; an empty word is zero.
+        digits: hexadecimal digits of a word.
+
+    Returns:
+        The CPU numbers.
+
+    Raises:
+        TopologyError: a word is not hexadecimal, or a CPU number above 65535.
+    """
+    cpus: set[int] = set()
+    words = text.split(",")
+    if len(words) * 4 * digits > MAX_CPU + 1:
+        raise TopologyError(f"a CPU mask of {len(words)} words; legal: CPUs 0 to {MAX_CPU}")
+    for position, word in enumerate(reversed(words)):
+        if not re.fullmatch(rf"\s*(0x)?[0-9a-fA-F]{{0,{digits}}}\s*", word):
+            raise TopologyError(
+                f"word {word[:40]!r} of a CPU mask; legal: up to {digits} hex digits"
+            )
+        bits = int(word.strip().removeprefix("0x") or "0", 16)
+        start = position * 4 * digits
+        cpus.update(start + bit for bit in range(4 * digits) if bits >> bit & 1)
+    return frozenset(cpus)
+
+
+def read_hwloc(root: Element, source: str) -> Capture:
+    """Read an hwloc topology, of version 1 (NUMA nodes contain cores) or 2 and 3 (beside them).
+
+    Args:
+        root: the `topology` element.
+        source: the file's name for messages.
+
+    Returns:
+        A capture; GPUs in the order of their PCI bus ids if the file lists PCI devices, else None.
+
+    Raises:
+        TopologyError: names the element that is malformed.
+    """
+    numa_nodes: dict[int, frozenset[int]] = {}
+    numa_paths: dict[int, Path] = {}
+    packages: dict[int, int] = {}
+    threads: list[Path] = []
+    devices: list[Path] = []
+    for path in _walk(root, source, "object"):
+        kind = path[-1].get("type", "")
+        if kind in ("Package", "Socket"):
+            packages.setdefault(id(path[-1]), len(packages))
+        elif kind == "NUMANode":
+            numa_node = _number(path, "os_index", source, MAX_NUMA_ID)
+            if numa_node in numa_nodes:
+                raise TopologyError(
+                    f"{_where(path, source)}: NUMA node {numa_node} is listed twice; legal: once"
+                )
+            numa_nodes[numa_node] = _mask(path, "cpuset", source)
+            numa_paths[numa_node] = path
+        elif kind == "PU":
+            threads.append(path)
+        elif kind == "PCIDev":
+            devices.append(path)
+    # Memory without cores of its own repeats the cpuset of what it is attached to: a CPU belongs
+    # to the NUMA node with the fewest CPUs, then to the one with the lowest id.
+    by_size = sorted(numa_nodes, key=lambda node: (-len(numa_nodes[node]), -node))
+    owner = {cpu: node for node in by_size for cpu in numa_nodes[node]} if numa_nodes else None
+    rows = tuple(_hwloc_row(path, owner, packages, source) for path in threads)
+    if not rows:
+        raise TopologyError(f"{source}: has no object of type PU; legal: one for each CPU")
+    socket_of = {row.cpu: row.socket for row in rows}
+    with_cores = {row.numa_node for row in rows}
+    memory_nodes = {
+        node: _package(path, packages)
+        if _package(path, packages)
+        else min((socket_of[cpu] for cpu in numa_nodes[node] if cpu in socket_of), default=0)
+        for node, path in numa_paths.items()
+        if node not in with_cores
+    }
+    gpus = _hwloc_gpus(devices, source) if devices else None
+    return Capture(source, rows=rows, gpus=gpus, memory_nodes=memory_nodes)
+
+
+def _hwloc_row(
+    path: Path, owner: dict[int, int] | None, packages: dict[int, int], source: str
+) -> CpuRow:
+    cpu = _number(path, "os_index", source, MAX_CPU)
+    cores = [i for i, element in enumerate(path) if element.get("type") == "Core"]
+    # Machines whose cores hwloc cannot see list the threads alone; each counts as a core.
+    core = _number(path[: cores[-1] + 1], "os_index", source, MAX_CPU) if cores else cpu
+    if owner is not None and cpu not in owner:
+        raise TopologyError(
+            f"{_where(path, source)}: CPU {cpu} is in no NUMANode's cpuset; legal: one"
+        )
+    return CpuRow(cpu, core, _package(path, packages), owner[cpu] if owner is not None else 0)
+
+
+def _package(path: Path, packages: dict[int, int]) -> int:
+    """Return the index of the package around an object, 0 where there is none."""
+    return next((packages[id(element)] for element in path if id(element) in packages), 0)
+
+
+def _hwloc_gpus(devices: list[Path], source: str) -> tuple[GpuPlace, ...]:
+    found: dict[str, GpuPlace] = {}
+    for path in devices:
+        device = path[-1]
+        match = re.match(r"([0-9a-fA-F]{4}) \[([0-9a-fA-F]{4}):", device.get("pci_type", ""))
+        if match is None or match[1] not in _GPU_CLASSES.get(match[2].lower(), ()):
+            continue
+        bus_id = device.get("pci_busid", "")
+        if not bus_id or bus_id in found:
+            raise TopologyError(
+                f"{_where(path, source)}: pci_busid is {bus_id!r}; legal: one of its own"
+            )
+        holders = [i for i, element in enumerate(path) if element.get("cpuset")]
+        cpus = _mask(path[: holders[-1] + 1], "cpuset", source) if holders else frozenset()
+        infos = {info.get("name"): info.get("value", "") for info in device.iter("info")}
+        name = infos.get("GPUModel") or infos.get("PCIDevice") or ""
+        found[bus_id] = GpuPlace(f"GPU {bus_id}", None, cpus, name)
+    return tuple(found[bus_id] for bus_id in sorted(found, key=_bus_key))
+
+
+def read_nccl(root: Element, source: str) -> Capture:
+    """Read an NCCL topology: CPUs and GPUs of each NUMA node; it tells no cores and no sockets.
+
+    Args:
+        root: the `system` element.
+        source: the file's name for messages.
+
+    Returns:
+        A capture; GPUs by their `dev` number where all have one, else in order of PCI bus ids.
+
+    Raises:
+        TopologyError: names the element that is malformed.
+    """
+    numa_cpus: dict[int, tuple[int, ...]] = {}
+    found: dict[str, tuple[int | None, GpuPlace]] = {}
+    for path in _walk(root, source, "cpu", "pci", "nic", "gpu"):
+        element = path[-1]
+        if element.tag == "cpu":
+            # A virtual machine without NUMA says -1.
+            is_flat = element.get("numaid") == "-1"
+            numa_node = 0 if is_flat else _number(path, "numaid", source, MAX_NUMA_ID)
+            if numa_node in numa_cpus:
+                raise TopologyError(
+                    f"{_where(path, source)}: NUMA node {numa_node} is listed twice; legal: once"
+                )
+            numa_cpus[numa_node] = tuple(sorted(_mask(path, "affinity", source)))
+        elif element.tag == "pci" and _is_nccl_gpu(element):
+            if not numa_cpus or path[1].tag != "cpu":
+                raise TopologyError(f"{_where(path, source)}: a GPU outside of cpu; legal: inside")
+            bus_id = element.get("busid", "")
+            if not bus_id or bus_id in found:
+                raise TopologyError(
+                    f"{_where(path, source)}: busid is {bus_id!r}; legal: one of its own"
+                )
+            gpu = element.find("gpu")
+            has_number = gpu is not None and re.fullmatch("[0-9]{1,4}", gpu.get("dev", ""))
+            number = int(gpu.get("dev", "")) if gpu is not None and has_number else None
+            numa_node = list(numa_cpus)[-1]
+            place = GpuPlace(f"GPU {bus_id}", numa_node, frozenset())
+            found[bus_id] = number, place
+    if not numa_cpus:
+        raise TopologyError(f"{source}: has no cpu element; legal: one for each NUMA node")
+    memory_nodes = {numa_node: 0 for numa_node, cpus in numa_cpus.items() if not cpus}
+    gpus = _nccl_order(found, source)
+    return Capture(source, numa_cpus=numa_cpus, gpus=gpus, memory_nodes=memory_nodes)
+
+
+def _is_nccl_gpu(element: Element) -> bool:
+    pci_class = element.get("class", "").removeprefix("0x")
+    vendor = element.get("vendor", "").removeprefix("0x").lower()
+    if element.find("gpu") is not None:
+        return True
+    # Files made by hand often leave the vendor out; a 3D controller then is a GPU.
+    return pci_class[:4] in _GPU_CLASSES.get(vendor, ()) or (not vendor and pci_class[:4] == "0302")
+
+
+def _nccl_order(found: dict[str, tuple[int | None, GpuPlace]], source: str) -> tuple[GpuPlace, ...]:
+    numbers = [number for number, _ in found.values() if number is not None]
+    if len(numbers) < len(found):
+        return tuple(found[bus_id][1] for bus_id in sorted(found, key=_bus_key))
+    if len(set(numbers)) < len(numbers):
+        raise TopologyError(f"{source}: gpu dev numbers {sorted(numbers)}; legal: each once")
+    return tuple(place for _, place in sorted(found.values(), key=lambda item: item[0] or 0))
+
+
+def _bus_key(bus_id: str) -> tuple[int, str]:
+    """Order PCI bus ids as numbers: their domains may have four or eight digits."""
+    digits = re.sub(r"[^0-9a-fA-F]", "", bus_id)
+    return int(digits or "0", 16), bus_id
+
+
+def _walk(root: Element, source: str, *tags: str) -> Iterator[Path]:
+    """Yield the path from the root to each element with one of the tags, in document order."""
+    pending: list[Path] = [(root,)]
+    while pending:
+        path = pending.pop()
+        if len(path) > MAX_DEPTH:
+            raise TopologyError(f"{source}: nested {MAX_DEPTH} deep; legal: a server's topology")
+        if path[-1].tag in tags:
+            yield path
+        pending.extend((*path, child) for child in reversed(path[-1]) if child.tag in tags)
+
+
+def _number(path: Path, attribute: str, source: str, largest: int) -> int:
+    text = path[-1].get(attribute, "")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) > largest:
+        raise TopologyError(
+            f"{_where(path, source)}: {attribute} is {text[:40]!r}; legal: 0 to {largest}"
+        )
+    return int(text)
+
+
+def _mask(path: Path, attribute: str, source: str) -> frozenset[int]:
+    try:
+        return parse_cpu_mask(path[-1].get(attribute, ""))
+    except TopologyError as error:
+        raise TopologyError(f"{_where(path, source)}: {attribute}: {error}") from None
+
+
+def _where(path: Path, source: str) -> str:
+    """Name an element by its path: tags, with hwloc's type and index where it has them."""
+    steps = []
+    for element in path[-4:]:
+        kind = element.get("type", element.tag)
+        index = element.get("os_index") or element.get("numaid") or element.get("busid")
+        steps.append(f"{kind}[{index[:20]}]" if index else kind[:40])
+    return f"{source}: {'/'.join(steps)}"

@@ -1,0 +1,1 @@
+"""What arrives: generated workloads, traces, and the event tape."""

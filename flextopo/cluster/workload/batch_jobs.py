@@ -1,0 +1,310 @@
+"""Batch jobs: when they arrive, how long they run, and what an eviction costs them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flextopo.cluster.workload.config import CHECKPOINT_S, REPLICA_GPUS, WorkloadConfig
+
+GROUP_SIZES = (2, 3, 4)
+"""Pods of a PodGroup, equally likely."""
+
+GROUP_SERVERS = 4
+"""A cluster with fewer servers' worth of GPUs gets no PodGroups: the largest would not fit."""
+
+PODS_PER_BUDGET = 10
+"""Pods that share one PodDisruptionBudget, about; each budget allows one disruption at a time."""
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BatchJobs:
+    """Jobs before they become pods, one row each; J rows.
+
+    Attributes:
+        submit_s: (J,) int64, ascending.
+        duration_s: (J,) int64, run time needed, 0 or more.
+        gpus: (J,) int64, GPUs of one pod, above 0.
+        pods: (J,) int64, pods of the job; more than 1 = a PodGroup.
+        source: (J,) int64, index into `sources`; each source has a clock of its own.
+        sources: names of the sources.
+        notes: for each source what its reader changed or left out, "" = nothing.
+    """
+
+    submit_s: Ints
+    duration_s: Ints
+    gpus: Ints
+    pods: Ints
+    source: Ints
+    sources: tuple[str, ...] = ("generator",)
+    notes: tuple[str, ...] = ("",)
+
+    def __len__(self) -> int:
+        return len(self.submit_s)
+
+    @property
+    def gpu_s(self) -> Ints:
+        """GPU-seconds that each job asks for, (J,) int64."""
+        return self.duration_s * self.gpus * self.pods
+
+    def take(self, rows: Ints | npt.NDArray[np.bool_]) -> BatchJobs:
+        """Return the chosen rows, in the order given."""
+        return replace(
+            self,
+            submit_s=self.submit_s[rows],
+            duration_s=self.duration_s[rows],
+            gpus=self.gpus[rows],
+            pods=self.pods[rows],
+            source=self.source[rows],
+        )
+
+
+@dataclass(frozen=True)
+class BatchAttributes:
+    """What an eviction of each job costs; drawn, since no public trace records it. J rows.
+
+    Attributes:
+        batch_class: (J,) int64, 0 low, 1 middle.
+        preemptible: (J,) bool.
+        checkpoint_s: (J,) int64, 0 = no checkpoints.
+        pdb: (J,) int64, budget index, -1 = none.
+        num_pdbs: number of budgets.
+    """
+
+    batch_class: Ints
+    preemptible: npt.NDArray[np.bool_]
+    checkpoint_s: Ints
+    pdb: Ints
+    num_pdbs: int
+
+
+@dataclass(frozen=True)
+class _JobKinds:
+    """The mix of jobs: GPU sizes of single pods, then the groups; K kinds."""
+
+    share: Floats
+    gpus: Ints
+    pods: Ints
+    mu: Floats
+    sigma: Floats
+    mean_s: Floats
+
+    @property
+    def mean_gpu_s(self) -> float:
+        return float((self.share * self.gpus * self.pods * self.mean_s).sum())
+
+
+def mean_duration_s(mu: float, sigma: float, low: float, high: float) -> float:
+    """Return the mean of a log-normal (mu, sigma) whose values are cut to [low, high], in closed form.
+
+    Cut means clipped: what is shorter becomes `low`, what is longer becomes `high`.
+    """
+    if sigma == 0:
+        return min(max(math.exp(mu), low), high)
+
+    def below(z: float) -> float:
+        return 0.5 * math.erfc(-z / math.sqrt(2))
+
+    a, b = (math.log(low) - mu) / sigma, (math.log(high) - mu) / sigma
+    inside = math.exp(mu + sigma**2 / 2) * (below(b - sigma) - below(a - sigma))
+    return low * below(a) + inside + high * below(-b)
+
+
+def _job_kinds(config: WorkloadConfig, num_gpus: int, gpus_per_server: int) -> _JobKinds:
+    sizes = np.minimum(REPLICA_GPUS, gpus_per_server).astype(np.int64)
+    large = np.array(REPLICA_GPUS) > 2
+    cut = (config.min_duration_s, config.max_duration_s)
+    small_mean = mean_duration_s(config.small_job_mu, config.small_job_sigma, *cut)
+    large_mean = mean_duration_s(config.large_job_mu, config.large_job_sigma, *cut)
+    mean = np.where(large, large_mean, small_mean)
+    share = np.array(config.batch_gpu_mix)
+    group_gpus = min(8, gpus_per_server)
+    groups = config.group_share if num_gpus >= GROUP_SERVERS * gpus_per_server else 0.0
+    # The share is of GPU-hours; jobs are drawn by number, so it is turned by the mean job sizes.
+    single_gpu_s = float((share * sizes * mean).sum())
+    group_gpu_s = float(group_gpus * large_mean * np.mean(GROUP_SIZES))
+    by_number = groups * single_gpu_s / (groups * single_gpu_s + (1 - groups) * group_gpu_s)
+    extra = len(GROUP_SIZES)
+    is_large = np.append(large, [True] * extra)
+    return _JobKinds(
+        share=np.append(share * (1 - by_number), [by_number / extra] * extra),
+        gpus=np.append(sizes, [group_gpus] * extra),
+        pods=np.append(np.ones(len(sizes), np.int64), GROUP_SIZES),
+        mu=np.where(is_large, config.large_job_mu, config.small_job_mu),
+        sigma=np.where(is_large, config.large_job_sigma, config.small_job_sigma),
+        mean_s=np.append(mean, [large_mean] * extra),
+    )
+
+
+def hourly_factors(
+    shape: float, correlation: float, hours: int, rng: np.random.Generator
+) -> Floats:
+    """Draw Gamma(shape, mean 1) factors with lag-1 correlation, (hours,) float64.
+
+    References:
+        The beta-gamma autoregression of Lewis, McKenzie and Hugus (1989), "Gamma processes":
+        X[t] = B X[t-1] + G with B ~ Beta(k r, k (1 - r)) and G ~ Gamma(k (1 - r)) has Gamma(k)
+        margins and lag-1 correlation r exactly, and needs no inverse distribution function.
+    """
+    # Beta(0, b) is the constant 0, which numpy refuses; a tiny first parameter is as good.
+    keep = rng.beta(max(shape * correlation, 1e-9), shape * (1 - correlation), hours)
+    fresh = rng.gamma(shape * (1 - correlation), 1.0, hours)
+    factors = np.empty(hours)
+    value = rng.gamma(shape)
+    for hour in range(hours):
+        value = keep[hour] * value + fresh[hour] if hour else value
+        factors[hour] = value / shape
+    return factors
+
+
+def cut_durations(durations: npt.NDArray[np.floating] | Ints, config: WorkloadConfig) -> Ints:
+    """Round to whole seconds and clip to the configuration's shortest and longest job."""
+    whole = np.rint(np.clip(durations, config.min_duration_s, config.max_duration_s))
+    return whole.astype(np.int64)
+
+
+def generate_jobs(
+    config: WorkloadConfig,
+    num_gpus: int,
+    gpus_per_server: int,
+    begin_s: int,
+    end_s: int,
+    rng: list[np.random.Generator],
+) -> BatchJobs:
+    """Draw the jobs of a window, those in progress at its begin included.
+
+    Arrivals are Poisson, with a rate of hour factor x hourly gamma factor; the mean load is
+    `config.batch_load` GPU-seconds a GPU-second, by the closed-form mean of the job mix.
+
+    Args:
+        config: load, mix, durations.
+        num_gpus: GPUs of the cluster.
+        gpus_per_server: larger pods are cut to it.
+        begin_s: start of the window; t = 0 is 00:00.
+        end_s: its end.
+        rng: four generators: hourly factors, arrivals, durations, jobs in progress.
+
+    Returns:
+        The jobs by submission; those in progress are submitted at `begin_s`.
+    """
+    kinds = _job_kinds(config, num_gpus, gpus_per_server)
+    submit_s = _arrivals(config, num_gpus / kinds.mean_gpu_s, begin_s, end_s, rng)
+    jobs = _draw_jobs(config, kinds, submit_s, rng[2])
+    if not config.initial_jobs:
+        return jobs
+    filled = config.batch_load * num_gpus
+    pool = np.full(4096 + math.ceil(4 * filled), begin_s, np.int64)
+    running = jobs_in_progress(_draw_jobs(config, kinds, pool, rng[3]), filled, begin_s, rng[3])
+    return join_jobs(running, jobs)
+
+
+def join_jobs(first: BatchJobs, second: BatchJobs) -> BatchJobs:
+    """Return the rows of `first`, then those of `second`, which has the same sources."""
+    names = ("submit_s", "duration_s", "gpus", "pods", "source")
+    both: dict[str, Any] = {
+        name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names
+    }
+    return replace(second, **both)
+
+
+def _draw_jobs(
+    config: WorkloadConfig, kinds: _JobKinds, submit_s: Ints, rng: np.random.Generator
+) -> BatchJobs:
+    kind = rng.choice(len(kinds.share), size=len(submit_s), p=kinds.share)
+    wanted = kinds.mu[kind] + kinds.sigma[kind] * rng.standard_normal(len(kind))
+    duration = cut_durations(np.exp(wanted), config)
+    source = np.zeros(len(kind), np.int64)
+    return BatchJobs(submit_s, duration, kinds.gpus[kind], kinds.pods[kind], source)
+
+
+def _arrivals(
+    config: WorkloadConfig,
+    jobs_per_s: float,
+    begin_s: int,
+    end_s: int,
+    rng: list[np.random.Generator],
+) -> Ints:
+    """Draw ascending arrival seconds in [begin_s, end_s); `jobs_per_s` is at a load of 1."""
+    first, last = math.floor(begin_s / 3600), math.ceil(end_s / 3600)
+    hours = np.arange(first, last)
+    noise = hourly_factors(config.arrival_shape, config.arrival_correlation, len(hours), rng[0])
+    rate = config.batch_load * jobs_per_s * np.array(config.hour_factors)[hours % 24] * noise
+    counts = rng[1].poisson(rate * 3600)
+    times = np.repeat(hours * 3600, counts) + rng[1].integers(0, 3600, int(counts.sum()))
+    times.sort()
+    inside: Ints = times[(times >= begin_s) & (times < end_s)].astype(np.int64)
+    return inside
+
+
+def jobs_in_progress(
+    pool: BatchJobs, gpus: float, begin_s: int, rng: np.random.Generator
+) -> BatchJobs:
+    """Draw jobs that are running at `begin_s` and fill about `gpus` GPUs.
+
+    Long jobs are found in progress more often, in proportion to their length, and anywhere in it
+    with equal chance: the pool is resampled by duration, and a uniform share of it remains.
+
+    Args:
+        pool: jobs to draw from, with replacement; one at least if `gpus` is above 0.
+        gpus: GPUs to fill; the fill ends at the job that comes nearest.
+        begin_s: they are submitted then, with what remains of their duration.
+        rng: generator.
+
+    Returns:
+        The jobs.
+    """
+    if gpus <= 0:
+        return pool.take(np.zeros(0, np.int64))
+    weight = np.maximum(pool.duration_s, 1)
+    chosen = rng.choice(len(pool), size=math.ceil(gpus) + 1, p=weight / weight.sum())
+    filled = np.cumsum(pool.gpus[chosen] * pool.pods[chosen])
+    running = pool.take(chosen[: nearest_prefix(filled, gpus)])
+    left = np.ceil(running.duration_s * (1 - rng.random(len(running)))).astype(np.int64)
+    begin = np.full(len(running), begin_s, np.int64)
+    return replace(running, submit_s=begin, duration_s=left)
+
+
+def nearest_prefix(cumulative: Ints, target: float) -> int:
+    """Return how many leading items sum to the nearest of `target`.
+
+    Stopping before the item that crosses the line would fall short by half an item on average.
+    """
+    count = int(np.searchsorted(cumulative, target, side="right"))
+    if count < len(cumulative):
+        before = cumulative[count - 1] if count else 0
+        count += bool(cumulative[count] - target < target - before)
+    return count
+
+
+def draw_attributes(
+    config: WorkloadConfig, pods: Ints, rng: list[np.random.Generator]
+) -> BatchAttributes:
+    """Draw class, preemptibility, checkpoint interval and budget of each job.
+
+    Args:
+        config: the shares.
+        pods: (J,) int64, pods of each job; only single pods fall under a budget.
+        rng: three generators: class and preemptibility, checkpoints, budgets.
+
+    Returns:
+        The attributes, one row a job.
+    """
+    jobs = len(pods)
+    low, protected = rng[0].random((2, jobs))
+    batch_class = (low >= config.low_class_share).astype(np.int64)
+    preemptible = (batch_class > 0) | (protected >= config.low_protected_share)
+    interval = rng[1].choice(len(CHECKPOINT_S), size=jobs, p=config.checkpoint_mix)
+    under = np.flatnonzero((rng[2].random(jobs) < config.pdb_share) & (pods == 1))
+    num_pdbs = math.ceil(len(under) / PODS_PER_BUDGET)
+    pdb = np.full(jobs, -1, np.int64)
+    pdb[under] = rng[2].permutation(np.arange(len(under)) % max(num_pdbs, 1))
+    return BatchAttributes(
+        batch_class, preemptible, np.array(CHECKPOINT_S)[interval], pdb, num_pdbs
+    )

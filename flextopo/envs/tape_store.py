@@ -1,0 +1,107 @@
+"""Where the environments' tapes come from: tapes by seed, kept warmed up once they were used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.simulation.episodes import Episodes, bytes_of_episode, empty_episodes, store
+from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.state.arrays import Cluster
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape, randomised
+from flextopo.cluster.workload.tape import Tape
+
+STORE_BYTES = 256 * 2**20
+"""Memory of one store of tapes at most; a smaller one holds fewer tapes and makes them more often."""
+
+
+def workload_of(given: WorkloadConfig | dict[str, Any] | None) -> WorkloadConfig:
+    """Return a workload; registered ids give only the fields that differ from the defaults.
+
+    Raises:
+        FlextopoError: there is no such field.
+    """
+    if isinstance(given, WorkloadConfig):
+        return given
+    legal = [spec.name for spec in fields(WorkloadConfig)]
+    for name in given or {}:
+        if name not in legal:
+            raise FlextopoError(f"workload field {name!r}; legal: {', '.join(legal)}")
+    return WorkloadConfig(**(given or {}))
+
+
+class TapeSource:
+    """Draw a tape from a seed: the generated workload, or one with randomised parameters.
+
+    Args:
+        fleet: the servers, which fix how much is asked of them.
+        workload: parameters of the generator.
+        randomise: draw each tape's parameters anew from the ranges for training.
+    """
+
+    def __init__(self, fleet: Fleet, workload: WorkloadConfig, randomise: bool = False) -> None:
+        self.fleet = fleet
+        self.workload = workload
+        self.randomise = randomise
+
+    def __call__(self, seed: int) -> Tape:
+        """Return the tape of a seed; equal seeds give equal tapes."""
+        workload = randomised(seed, self.workload) if self.randomise else self.workload
+        return generate_tape(
+            workload,
+            self.fleet.num_gpus,
+            seed,
+            gpus_per_server=self.fleet.gpus_per_server,
+            cores_per_gpu=self.fleet.cores_per_gpu,
+        )
+
+
+class EpisodeStore:
+    """Tapes at time 0, after their warm-up. Tape d stands in row d % S, where another may replace it.
+
+    Args:
+        fleet: the servers.
+        scenario: loss weights and node admission.
+        source: a pure function from a seed to a tape.
+        tapes: how many different tapes will be asked for, about.
+
+    Attributes:
+        episodes: the rows; grows when a day needs more room, see `load`.
+    """
+
+    def __init__(
+        self, fleet: Fleet, scenario: Scenario, source: Callable[[int], Tape], tapes: int
+    ) -> None:
+        self.fleet, self.scenario, self.source, self.tapes = fleet, scenario, source, tapes
+        self.episodes: Episodes | None = None
+        self._room = 0, 0  # pods and budgets of a row: never less than it was, pickled or not
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the tapes: they are made again."""
+        return {**self.__dict__, "episodes": None}
+
+    def simulate(self, tape: int) -> Simulator:
+        """Return the simulation of a day, warmed up."""
+        return Simulator(self.source(tape), self.fleet, scenario=self.scenario)
+
+    def load(self, tape: int) -> Episodes:
+        """Put a day into its row, and return the rows: new arrays if it needed more room."""
+        sim = self.simulate(tape)
+        cluster = sim.state.arrays
+        pods, budgets = len(cluster.pods), len(cluster.pdb_left)
+        e = self.episodes
+        if e is None or pods > e.pods.shape[1] or budgets > e.pdb_left.shape[1]:
+            e = self._make_room(cluster, pods, budgets)
+        store(e, tape % len(e.tape), tape, sim)
+        return e
+
+    def _make_room(self, cluster: Cluster, pods: int, budgets: int) -> Episodes:
+        """Return rows with a quarter more room than asked for; the tapes so far are forgotten."""
+        self._room = max(pods * 5 // 4 + 1, self._room[0]), max(budgets * 5 // 4 + 1, self._room[1])
+        each = bytes_of_episode(empty_episodes(cluster, 1, *self._room))
+        rows = max(1, min(self.tapes, STORE_BYTES // each))
+        self.episodes = empty_episodes(cluster, rows, *self._room)
+        return self.episodes
