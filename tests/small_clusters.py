@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
@@ -35,14 +36,26 @@ class Resident:
 
 @st.composite
 def server_models(draw: st.DrawFn, name: str = "small") -> ServerModel:
-    """Draw a server: 1-3 sockets, NUMA nodes without GPUs or cores, up to 8 GPUs anywhere."""
+    """Draw a server: 1-3 sockets, NUMA nodes without GPUs or cores, up to 8 GPUs anywhere, perhaps islands."""
     sockets = draw(st.integers(1, 3))
     more = draw(st.lists(st.integers(0, sockets - 1), max_size=4))
     numa_socket = draw(st.permutations([*range(sockets), *more]))
     n = len(numa_socket)
     gpu_numa = draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=8))
     cores = draw(st.lists(st.integers(0, 6), min_size=n, max_size=n))
-    return ServerModel(name, tuple(gpu_numa), tuple(numa_socket), tuple(cores))
+    islands = draw(st.booleans()) and draw(gpu_islands(gpu_numa))
+    return ServerModel(
+        name, tuple(gpu_numa), tuple(numa_socket), tuple(cores), gpu_island=tuple(islands or ())
+    )
+
+
+@st.composite
+def gpu_islands(draw: st.DrawFn, gpu_numa: Sequence[int]) -> list[int]:
+    """Draw the island of each GPU: up to two on a NUMA node."""
+    parts = draw(st.lists(st.integers(0, 1), min_size=len(gpu_numa), max_size=len(gpu_numa)))
+    keys = list(zip(gpu_numa, parts, strict=True))
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return [numbers[key] for key in keys]
 
 
 @st.composite

@@ -12,11 +12,12 @@ from flextopo.baselines.registry import make_selector
 from flextopo.cluster.simulation.simulator import Scenario, Simulator
 from flextopo.cluster.state.decision import AlignmentFilter
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.schema import NEVER_S, pod_table
 from flextopo.cluster.topology.model import Fleet, ServerModel
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.generator import generate_tape
-from flextopo.cluster.workload.tape import NEVER_S, Tape
+from flextopo.cluster.workload.tape import Tape
 
 BUSY = WorkloadConfig(online_peak_share=0.9)
 SERVERS = ("4*rtx4090", "4*a100", "2*rtx4090,2*a100")
@@ -82,21 +83,19 @@ def hand_tape(
         warmup_s=warmup_s,
         grace_s=30,
         restart_s=60,
-        arrive_s=column("arrive_s"),
-        depart_s=column("depart_s", batch=NEVER_S),
-        duration_s=column("duration_s"),
-        start_s=column("start_s"),
-        gpus=column("gpus"),
-        cores=np.array([pod.get("cores", pod["gpus"]) for pod in pods]),
-        priority=column("priority", 1000, 100),
-        online=np.array(["depart_s" in pod for pod in pods]),
-        requirement=column("requirement"),
-        preemptible=column("preemptible", 0, 1).astype(bool),
-        batch_class=column("batch_class"),
-        checkpoint_s=column("checkpoint_s"),
-        group=column("group", -1, -1),
-        pdb=column("pdb", -1, -1),
-        service=column("service", 0, -1),
+        pods=pod_table(
+            len(pods),
+            **{name: column(name) for name in ("arrive_s", "duration_s", "start_s", "gpus")},
+            **{name: column(name) for name in ("requirement", "batch_class", "checkpoint_s")},
+            depart_s=column("depart_s", batch=NEVER_S),
+            cores=np.array([pod.get("cores", pod["gpus"]) for pod in pods]),
+            priority=column("priority", 1000, 100),
+            online=np.array(["depart_s" in pod for pod in pods]),
+            preemptible=column("preemptible", 0, 1),
+            group=column("group", -1, -1),
+            pdb=column("pdb", -1, -1),
+            service=column("service", 0, -1),
+        ),
         pdb_allowed=np.array(pdb_allowed, np.int64),
     )
 

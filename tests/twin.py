@@ -12,9 +12,8 @@ from itertools import combinations
 from flextopo.cluster.state.arrays import RUNNING, STARTING, is_eligible
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.levels import LEVELS, NO_FIT, AlignmentLevel
 from flextopo.cluster.topology.model import ServerModel
-
-NUMA, SOCKET, CROSS_SOCKET, NO_FIT = range(4)
 
 
 @dataclass(frozen=True)
@@ -27,39 +26,21 @@ class Found:
     cost: float
 
 
-def domains(model: ServerModel, level: int) -> list[set[int]]:
-    """Return the NUMA nodes of each domain of a level."""
-    every = range(model.num_numa_nodes)
-    if level == NUMA:
-        return [{u} for u in every]
-    if level == SOCKET:
-        return [{u for u in every if model.numa_socket[u] == s} for s in range(model.num_sockets)]
-    return [set(every)]
-
-
 def bits(mask: int) -> set[int]:
     """Return the positions of the bits set."""
     whole = int(mask)  # a kernel run as plain Python returns numpy's integers
     return {i for i in range(whole.bit_length()) if whole >> i & 1}
 
 
-def holds(
-    model: ServerModel, inside: set[int], free: set[int], cores: Sequence[int], pod: Pod
-) -> bool:
-    """Say whether the free GPUs and cores of some NUMA nodes are enough for a pod."""
-    gpus = [gpu for gpu in free if model.gpu_numa[gpu] in inside]
-    return len(gpus) >= pod.gpus and sum(cores[u] for u in inside) >= pod.cores
-
-
 def level_of(model: ServerModel, free: set[int], cores: Sequence[int], pod: Pod) -> int:
     """Return the best level of any GPU subset that the pod could get."""
-    for level in (NUMA, SOCKET, CROSS_SOCKET):
-        for inside in domains(model, level):
-            for gpus in combinations(sorted(free), pod.gpus):
-                if {model.gpu_numa[gpu] for gpu in gpus} <= inside and sum(
-                    cores[u] for u in inside
-                ) >= pod.cores:
-                    return level
+    for domain in model.domains:
+        if LEVELS[domain.level].for_gpus and pod.gpus == 0:
+            continue
+        for gpus in combinations(sorted(free), pod.gpus):
+            held = sum(cores[u] for u in domain.numa_nodes)
+            if set(gpus) <= bits(domain.gpu_mask) and held >= pod.cores:
+                return int(domain.level)
     return NO_FIT
 
 
@@ -68,11 +49,9 @@ def empty_level(model: ServerModel, pod: Pod) -> int:
     return level_of(model, set(range(model.num_gpus)), model.numa_cores, pod)
 
 
-def level_deficit(level: int, best: int) -> int:
-    """Return 0 at the best level, 1 for a socket instead of a NUMA node, 2 for across."""
-    if level == best:
-        return 0
-    return 1 if level == SOCKET else 2
+def deficit(level: int, best: int) -> int:
+    """Return what prices a level: 0 at the best one, else the level."""
+    return 0 if level == best else level
 
 
 def without(state: ClusterState, node: int, gone: Iterable[int]) -> tuple[set[int], list[int]]:
@@ -89,12 +68,12 @@ def without(state: ClusterState, node: int, gone: Iterable[int]) -> tuple[set[in
 def fits(
     state: ClusterState, node: int, gone: Iterable[int], preemptor: Pod, aligned: bool
 ) -> bool:
-    """Say whether the preemptor fits without some pods: on one socket if it must be aligned."""
+    """Say whether the preemptor fits without some pods, at a level that its filter accepts."""
     model = state.model(node)
-    free, cores = without(state, node, gone)
-    one_socket = aligned and empty_level(model, preemptor) <= SOCKET
-    level = SOCKET if one_socket else CROSS_SOCKET
-    return any(holds(model, inside, free, cores, preemptor) for inside in domains(model, level))
+    level = level_of(model, *without(state, node, gone), preemptor)
+    if level == NO_FIT or not aligned:
+        return level != NO_FIT
+    return LEVELS[AlignmentLevel(level)].aligned or level == empty_level(model, preemptor)
 
 
 def lost_s(state: ClusterState, pod: int) -> int:
@@ -131,8 +110,7 @@ def decision_cost(
 ) -> float:
     """Return a decision's own loss in GPU-seconds."""
     costs = state.costs
-    rates = (0.0, costs.late, costs.cross)
-    rate = rates[level_deficit(level, empty_level(state.model(node), preemptor))]
+    rate = costs.misaligned[deficit(level, empty_level(state.model(node), preemptor))]
     misalignment = preemptor.gpus * costs.service_s * rate
     if not victims:
         return misalignment

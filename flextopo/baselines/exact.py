@@ -16,28 +16,7 @@ from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.loss import eviction_cost, misalignment_cost
 from flextopo.cluster.state.pods import Pod
-from flextopo.cluster.topology.model import AlignmentLevel, ServerModel
-
-
-def free_level(
-    model: ServerModel, gpu_free: int, cores_free: list[int], pod: Pod
-) -> AlignmentLevel | None:
-    """Return the best level that free resources give a pod, None if it does not fit."""
-    gpus = [0] * model.num_numa_nodes
-    for gpu, u in enumerate(model.gpu_numa):
-        gpus[u] += gpu_free >> gpu & 1
-    if any(g >= pod.gpus and n >= pod.cores for g, n in zip(gpus, cores_free, strict=True)):
-        return AlignmentLevel.NUMA
-    for socket in range(model.num_sockets):
-        inside = [u for u, s in enumerate(model.numa_socket) if s == socket]
-        if (
-            sum(gpus[u] for u in inside) >= pod.gpus
-            and sum(cores_free[u] for u in inside) >= pod.cores
-        ):
-            return AlignmentLevel.SOCKET
-    if sum(gpus) >= pod.gpus and sum(cores_free) >= pod.cores:
-        return AlignmentLevel.CROSS_SOCKET
-    return None
+from flextopo.cluster.topology.levels import is_aligned, level_deficit, level_of
 
 
 class NodeSearch:
@@ -70,13 +49,13 @@ class NodeSearch:
 
     def misalignment(self, gpu_free: int, cores_free: list[int]) -> float | None:
         """Return the expected loss of the level that is possible, None where it is not legal."""
-        level = free_level(self.view.model, gpu_free, cores_free, self.preemptor)
+        pod = self.preemptor
+        level = level_of(self.view.model.domains, gpu_free, cores_free, pod.gpus, pod.cores)
         if level is None or self.best_level is None:
             return None
-        if self.aligned and level == AlignmentLevel.CROSS_SOCKET != self.best_level:
+        if self.aligned and not is_aligned(level, self.best_level):
             return None
-        deficit = 0 if level <= self.best_level else int(level)
-        return misalignment_cost(self.preemptor.gpus, deficit, self.costs)
+        return misalignment_cost(pod.gpus, level_deficit(level, self.best_level), self.costs)
 
     def improve(self, bound: float) -> tuple[float, tuple[int, ...]] | None:
         """Return the cheapest victim set and its cost if it costs less than `bound`."""

@@ -22,19 +22,13 @@ from flextopo.baselines.replica_forecast import (
     within_limit,
 )
 from flextopo.cluster.simulation.simulator import Simulator
-from flextopo.cluster.state.arrays import (
-    DONE,
-    NOMINATED,
-    POD_DTYPE,
-    RUNNING,
-    STARTING,
-    TERMINATING,
-)
+from flextopo.cluster.state.arrays import DONE, NOMINATED, RUNNING, STARTING, TERMINATING
+from flextopo.cluster.state.schema import NEVER_S, POD_DTYPE, blank
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.batch_jobs import BatchJobs, draw_attributes, generate_jobs
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.online_demand import P90_Z, STEP_S
-from flextopo.cluster.workload.tape import BATCH_PRIORITIES, NEVER_S
+from flextopo.cluster.workload.tape import BATCH_PRIORITIES
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -86,7 +80,7 @@ class InformationState:
         for name in ("duration_s", "depart_s", "start_s"):
             pods[name] = 0
         state["next_s"][(state["status"] != NOMINATED) & (state["status"] != TERMINATING)] = 0
-        service = sim.tape.service[:arrived]
+        service = seen["service"].astype(np.int64)
         online = np.flatnonzero(seen["online"])
         left = seen["depart_s"][online]
         fleet = Fleet(sim.state.models, tuple(c.nodes["model"].tolist()))
@@ -340,7 +334,7 @@ def _jobs(
     attributes = draw_attributes(config, jobs.pods, rng.spawn(3))
     job = np.repeat(np.arange(len(jobs)), jobs.pods)
     grouped = jobs.pods > 1
-    pods = np.zeros(len(job), POD_DTYPE)
+    pods = blank(len(job), POD_DTYPE)
     pods["arrive_s"], pods["depart_s"] = jobs.submit_s[job], NEVER_S
     pods["duration_s"], pods["gpus"] = jobs.duration_s[job], jobs.gpus[job]
     pods["cores"] = pods["gpus"] * known.cores_per_gpu

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.online_demand import STEP_S, common_n_max, service_rates
-from flextopo.cluster.workload.tape import NEVER_S
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -10,7 +10,8 @@ from flextopo.baselines.scores import topology_score
 from flextopo.cluster.state.arrays import RUNNING, STARTING
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
-from flextopo.cluster.topology.model import AlignmentLevel, ServerModel
+from flextopo.cluster.topology.levels import LAST_ALIGNED, AlignmentLevel, Domain
+from flextopo.cluster.topology.model import ServerModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +95,13 @@ class NodeView:
         if sum(cores) < preemptor.cores:
             return False
         wanted = preemptor.gpus if self.gpu_locality else 0
-        if not aligned or self._best_level(wanted, preemptor.cores) == AlignmentLevel.CROSS_SOCKET:
+        if not aligned:
             return True
-        # One NUMA node lies in one socket, so the ladder accepts whatever fits a socket.
-        return any(
-            (gpus & mask).bit_count() >= wanted and sum(cores[u] for u in inside) >= preemptor.cores
-            for mask, inside in self._sockets
-        )
+        best = self._best_level(wanted, preemptor.cores)
+        if best is not None and best > LAST_ALIGNED:
+            return True
+        # Domains are nested, so the filter accepts whatever fits one of its widest.
+        return any(domain.holds(gpus, cores, wanted, preemptor.cores) for domain in self._aligned)
 
     def _best_level(self, gpus: int, cores: int) -> AlignmentLevel | None:
         if (gpus, cores) not in self._best:
@@ -108,14 +109,9 @@ class NodeView:
         return self._best[gpus, cores]
 
     @cached_property
-    def _sockets(self) -> list[tuple[int, list[int]]]:
-        """Return the GPU mask and the NUMA nodes of each socket."""
-        model, found = self.model, []
-        for socket in range(model.num_sockets):
-            inside = [u for u, s in enumerate(model.numa_socket) if s == socket]
-            mask = sum(1 << gpu for gpu, u in enumerate(model.gpu_numa) if u in inside)
-            found.append((mask, inside))
-        return found
+    def _aligned(self) -> list[Domain]:
+        """Return the widest domains that the guaranteed filter accepts."""
+        return [domain for domain in self.model.domains if domain.level == LAST_ALIGNED]
 
     def topology(self, victims: Sequence[Resident]) -> float:
         """Return the paper's T of the victims: how close together their cores lie."""

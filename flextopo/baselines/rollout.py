@@ -10,25 +10,18 @@ import numpy.typing as npt
 
 from flextopo.baselines.futures import Future, InformationState, sample_futures
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.simulation.events import Events, heap_entries
+from flextopo.cluster.simulation.events import Events, empty_events, heap_entries
 from flextopo.cluster.simulation.lookahead import branch_losses
 from flextopo.cluster.simulation.simulator import Simulator, simulation_of
-from flextopo.cluster.state.arrays import (
-    LIVE_DTYPE,
-    NEVER_PLACED_S,
-    NOMINATED,
-    RUNNING,
-    STARTING,
-    TERMINATING,
-    Cluster,
-)
+from flextopo.cluster.state.arrays import NOMINATED, RUNNING, STARTING, TERMINATING, Cluster
 from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.loss import weighted_gpu_s
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.schema import LIVE_DTYPE, NEVER_S, blank
+from flextopo.cluster.state.storage import branch_of
 from flextopo.cluster.workload.config import WorkloadConfig
-from flextopo.cluster.workload.tape import NEVER_S
 
 
 @dataclass(frozen=True)
@@ -104,8 +97,8 @@ class Rollout:
             branch_losses(
                 c,
                 e,
-                c._replace(**_copies(c, ("models", "pods"))),
-                e._replace(**_copies(e, ("departures",))),
+                branch_of(c, copy=True),
+                branch_of(e, copy=True),
                 sim.rules,
                 sim.costs,
                 self.horizon_s,
@@ -139,44 +132,29 @@ def imagine(sim: Simulator, known: InformationState, future: Future) -> tuple[Cl
     pods["next_member"] = _rings(pods["group"])
     new_row = np.full(len(c.pods) + 1, -1, np.int64)  # row -1 stays -1
     new_row[known.rows] = np.arange(here)
-    live = np.zeros(len(pods), LIVE_DTYPE)
-    live["node"] = live["heap_at"] = live["tried"] = -1
-    live["since_s"] = NEVER_PLACED_S
+    live = blank(len(pods), LIVE_DTYPE)
     live[:here] = known.live
-    heap = np.zeros(len(pods), np.int64)
-    events = _next_events(pods[:here], live[:here])
-    heap[: len(events)] = heap_entries(live["next_s"][events], events)
+    due = _next_events(pods[:here], live[:here])
     live["heap_at"][:here] = -1
-    live["heap_at"][events] = np.arange(len(events))
-    queue = np.zeros(len(pods), np.int32)
-    waiting = int(e.clock[0]["queue_size"])
-    queue[:waiting] = new_row[e.queue[:waiting]]
-    clock = e.clock.copy()
-    clock["next_arrival"], clock["next_departure"], clock["heap_size"] = here, 0, len(events)
-    clock["asked"] = new_row[e.clock[0]["asked"]]
+    live["heap_at"][due] = np.arange(len(due))
     leaving = np.flatnonzero((pods["online"] == 1) & (pods["depart_s"] < NEVER_S))
-    departures = leaving[np.argsort(pods["depart_s"][leaving], kind="stable")]
+    events = empty_events(len(pods), leaving[np.argsort(pods["depart_s"][leaving], kind="stable")])
+    events.heap[: len(due)] = heap_entries(live["next_s"][due], due)
+    waiting = int(e.clock[0]["queue_size"])
+    events.queue[:waiting] = new_row[e.queue[:waiting]]
+    events.clock[:], events.account[:] = e.clock, e.account
+    clock = events.clock
+    clock["next_arrival"], clock["next_departure"], clock["heap_size"] = here, 0, len(due)
+    clock["asked"] = new_row[e.clock[0]["asked"]]
     empty = np.zeros((coming, c.pod_cores.shape[1]), np.int16)
-    cluster = Cluster(
-        models=c.models,
+    cluster = branch_of(c, copy=True)._replace(
         pods=pods,
         live=live,
         pod_cores=np.concatenate((c.pod_cores[known.rows], empty)),
-        nodes=c.nodes.copy(),
-        cores_free=c.cores_free.copy(),
         node_pods=new_row[c.node_pods].astype(np.int32),
-        by_free=c.by_free.copy(),
         pdb_left=np.append(c.pdb_left, np.ones(future.num_pdbs, np.int64)),
-        totals=c.totals.copy(),
-        scratch=np.zeros_like(c.scratch),
     )
-    return cluster, Events(departures, heap, queue, clock, e.account.copy())
-
-
-def _copies(arrays: Cluster | Events, shared: tuple[str, ...]) -> dict[str, Any]:
-    """Return copies of all arrays but those that never change."""
-    fields = arrays._asdict().items()
-    return {name: array.copy() for name, array in fields if name not in shared}
+    return cluster, events
 
 
 def _next_events(pods: npt.NDArray[Any], live: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

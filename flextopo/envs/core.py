@@ -12,20 +12,21 @@ from gymnasium import spaces
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.observation.features import (
-    NUM_CANDIDATE,
     NUM_CLUSTER,
     NUM_PREEMPTOR,
     Observation,
+    candidate_features,
 )
 from flextopo.cluster.simulation.batch import (
     DRAWS,
     OUTCOME_DTYPE,
     Batch,
+    BatchSettings,
     empty_batch,
     empty_observations,
     step_batch,
 )
-from flextopo.cluster.simulation.episodes import Episodes, cluster_of, events_of, no_tapes
+from flextopo.cluster.simulation.episodes import Episodes, cluster_of, events_of, move, no_tapes
 from flextopo.cluster.simulation.metrics import METRICS
 from flextopo.cluster.simulation.simulator import Scenario, Simulator
 from flextopo.cluster.topology.model import Fleet
@@ -52,17 +53,18 @@ def _holders(buffer: Observation) -> int:
     return sum(sys.getrefcount(array) for array in buffer)
 
 
-UNUSED = _holders(empty_observations(1, 1))
+UNUSED = _holders(empty_observations(1, 1, 1))
 """What `_holders` counts where only the buffer itself holds its arrays."""
 
 
-def observation_space(k: int) -> spaces.Dict:
+def observation_space(k: int, islands: bool = False) -> spaces.Dict:
     """Return the space of one environment's observations with K candidates."""
+    width = len(candidate_features(islands))
     return spaces.Dict(
         {
             "preemptor": spaces.Box(-1.0, 1.0, (NUM_PREEMPTOR,), np.float32),
             "cluster": spaces.Box(-1.0, 1.0, (NUM_CLUSTER,), np.float32),
-            "candidates": spaces.Box(-1.0, 1.0, (k, NUM_CANDIDATE), np.float32),
+            "candidates": spaces.Box(-1.0, 1.0, (k, width), np.float32),
             "action_mask": spaces.Box(0, 1, (k + 1,), np.int8),
         }
     )
@@ -127,7 +129,15 @@ class Core:
         self.scenario = scenario or Scenario()
         self.source = tape_source or TapeSource(self.fleet, workload_of(workload), randomise)
         self.k, self.num_envs, self.tapes = k, num_envs, tapes
-        self._how = (k, threads, allow_wait, autoreset)
+        self._settings = BatchSettings(
+            num_envs=num_envs,
+            k=k,
+            width=len(candidate_features(self.fleet.has_islands)),
+            threads=threads,
+            allow_wait=allow_wait,
+            autoreset=autoreset,
+            gpus=self.fleet.num_gpus,
+        )
         self._threads = WorkerThreads(threads)
         self._store = EpisodeStore(self.fleet, self.scenario, self.source, tapes)
         self._random: list[np.random.Generator] = []
@@ -150,8 +160,8 @@ class Core:
         """Unpickle; the models become read-only again, or every kernel would compile anew."""
         self.__dict__.update(state)
         if self.batch is not None:
-            self.batch.running.models.setflags(write=False)
-            self.batch.stored.models.setflags(write=False)
+            for episodes in (self.batch.running, self.batch.stored):
+                episodes.cluster.models.setflags(write=False)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -206,7 +216,7 @@ class Core:
             if _holders(buffer) == UNUSED:
                 self._buffers.append(self._buffers.pop(at))
                 return buffer
-        buffer = empty_observations(self.num_envs, self.k)
+        buffer = empty_observations(self.num_envs, self.k, self._settings.width)
         self._buffers = [*self._buffers[1 - MAX_BUFFERS :], buffer]
         return buffer
 
@@ -241,15 +251,11 @@ class Core:
         b = self.batch
         if b is not None and b.stored is stored:
             return
-        k, threads, allow_wait, autoreset = self._how
-        like = cluster_of(stored, 0, np.zeros((2, stored.cores_free.shape[2]), np.int16))
-        gpus = self.fleet.num_gpus
-        fresh = empty_batch(like, stored, self.num_envs, k, threads, allow_wait, autoreset, gpus)
+        like = cluster_of(stored, 0, stored.cluster.scratch)
+        fresh = empty_batch(like, stored, self._settings)
         if b is not None:
             # What the environments are playing moves into the wider rows.
-            for name in Episodes._fields[1:]:
-                old = getattr(b.running, name)
-                getattr(fresh.running, name)[tuple(map(slice, old.shape))] = old
+            move(b.running, fresh.running)
             fresh = b._replace(running=fresh.running, stored=stored)
         self.batch = fresh
 
@@ -257,7 +263,7 @@ class Core:
         """Return environment i as a simulation, over its own arrays."""
         assert self.batch is not None
         running = self.batch.running
-        scratch = np.zeros((2, running.cores_free.shape[2]), np.int16)
+        scratch = np.zeros_like(running.cluster.scratch)
         arrays = cluster_of(running, i, scratch), events_of(running, i)
         tape = self.source(int(running.tape[i]))
         return Simulator(tape, self.fleet, scenario=self.scenario, arrays=arrays)

@@ -77,7 +77,7 @@ class EpisodeStore:
     ) -> None:
         self.fleet, self.scenario, self.source, self.tapes = fleet, scenario, source, tapes
         self.episodes: Episodes | None = None
-        self._room = 0, 0  # pods and budgets of a row: never less than it was, pickled or not
+        self._sizes = 0, 0  # pods and budgets of a row: never less than it was, pickled or not
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the tapes: they are made again."""
@@ -93,15 +93,18 @@ class EpisodeStore:
         cluster = sim.state.arrays
         pods, budgets = len(cluster.pods), len(cluster.pdb_left)
         e = self.episodes
-        if e is None or pods > e.pods.shape[1] or budgets > e.pdb_left.shape[1]:
+        if e is None or pods > self._sizes[0] or budgets > self._sizes[1]:
             e = self._make_room(cluster, pods, budgets)
         store(e, tape % len(e.tape), tape, sim)
         return e
 
     def _make_room(self, cluster: Cluster, pods: int, budgets: int) -> Episodes:
         """Return rows with a quarter more room than asked for; the tapes so far are forgotten."""
-        self._room = max(pods * 5 // 4 + 1, self._room[0]), max(budgets * 5 // 4 + 1, self._room[1])
-        each = bytes_of_episode(empty_episodes(cluster, 1, *self._room))
+        self._sizes = (
+            max(pods * 5 // 4 + 1, self._sizes[0]),
+            max(budgets * 5 // 4 + 1, self._sizes[1]),
+        )
+        each = bytes_of_episode(empty_episodes(cluster, 1, *self._sizes))
         rows = max(1, min(self.tapes, STORE_BYTES // each))
-        self.episodes = empty_episodes(cluster, rows, *self._room)
+        self.episodes = empty_episodes(cluster, rows, *self._sizes)
         return self.episodes

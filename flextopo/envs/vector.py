@@ -88,7 +88,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         self.render_mode = None
         self.metadata = {"autoreset_mode": mode, "render_modes": []}
         self.single_action_space = spaces.Discrete(k + 1)
-        self.single_observation_space = observation_space(k)
+        self.single_observation_space = observation_space(k, self.core.fleet.has_islands)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._random: list[np.random.Generator] = []
@@ -223,7 +223,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         }
         shown = np.full(self.num_envs, None, object)
         for i in np.flatnonzero(truncated):
-            shown[i] = nothing_to_see(self.k)
+            shown[i] = nothing_to_see(self.single_observation_space)
         info.update(
             _masked({"final_obs": shown, "final_info": _masked(final, truncated)}, truncated)
         )
@@ -234,8 +234,10 @@ def _masked(values: dict[str, Any], where: npt.NDArray[np.bool_]) -> dict[str, A
     return {**values, **dict.fromkeys(map("_".__add__, values), where)}
 
 
-def nothing_to_see(k: int) -> Arrays:
-    """Return the observation at the end of a day: no preemptor, no candidates, only waiting."""
-    o = empty_observation(k)
+def nothing_to_see(space: spaces.Space[Any]) -> Arrays:
+    """Return the observation at the end of an episode: no preemptor, no candidates, only waiting."""
+    assert isinstance(space, spaces.Dict)
+    k, width = space["candidates"].shape or (0, 0)
+    o = empty_observation(k, width)
     o.mask[k] = 1
     return named(o)

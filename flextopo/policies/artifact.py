@@ -13,7 +13,7 @@ import torch
 
 import flextopo
 from flextopo.cluster.files import make_folder, write_whole
-from flextopo.cluster.observation.features import layout_hash
+from flextopo.cluster.observation.features import feature_names
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import ArtifactError, load_policy
 
@@ -43,7 +43,7 @@ def save_policy(network: CandidateScorer, folder: Path, name: str, k: int, **abo
     meta = {
         "name": name,
         "k": k,
-        "layout": layout_hash(),
+        "features": feature_names(network.config.width),
         "hidden": network.config.hidden,
         "context": network.config.context,
         "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
@@ -64,8 +64,13 @@ def load_network(name: str | Path) -> CandidateScorer:
     policy = load_policy(name)
     if not policy.weights:
         raise ArtifactError(f"{name}: is an exported model; legal: a folder with weights.npz")
+    if policy.features != feature_names(policy.width):
+        raise ArtifactError(
+            f"{name}: reads some features in an order of its own; legal to train further: all of "
+            f"the first {policy.width} in their order"
+        )
     hidden = policy.weights["own.bias"].shape[0]
-    network = CandidateScorer(ScorerConfig(hidden, "pooled.weight" in policy.weights))
+    network = CandidateScorer(ScorerConfig(hidden, "pooled.weight" in policy.weights, policy.width))
     state = {key: torch.from_numpy(value.copy()) for key, value in policy.weights.items()}
     network.load_state_dict(state, strict=network.config.context)
     return network

@@ -68,7 +68,7 @@ class PolicyLookahead:
         self.net = _transposed(weights, k)
         self._workspace = workspace()
         self._found = candidate_arrays(k)
-        self._seen = empty_observation(k)
+        self._seen = empty_observation(k, weights["candidate.weight"].shape[1])
 
     def branch(
         self, sim: Simulator, found: CandidateArrays, count: int, horizon_s: int

@@ -19,22 +19,13 @@ import flextopo
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.cluster.observation.features import (
-    CANDIDATE_FEATURES,
-    CLUSTER_FEATURES,
-    NUM_CANDIDATE,
+    FEATURES,
     NUM_CLUSTER,
     NUM_PREEMPTOR,
-    PREEMPTOR_FEATURES,
 )
 from flextopo.policies.artifact import load_network
 from flextopo.policies.network import CandidateScorer
-from flextopo.policies.runtime import INPUTS, MAX_K, OUTPUTS, ZOO, read_meta, zoo_names
-
-FEATURES: dict[str, dict[str, str]] = {
-    "preemptor": PREEMPTOR_FEATURES,
-    "cluster": CLUSTER_FEATURES,
-    "candidates": CANDIDATE_FEATURES,
-}
+from flextopo.policies.runtime import MAX_K, OUTPUTS, ZOO, inputs_of, read_meta, zoo_names
 
 
 def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
@@ -69,7 +60,7 @@ def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
 
 
 def to_onnx(network: CandidateScorer) -> bytes:
-    """Return the network as an ONNX model of `INPUTS` and `OUTPUTS`, batch and K dynamic.
+    """Return the network as an ONNX model of `inputs_of` and `OUTPUTS`, batch and K dynamic.
 
     Raises:
         FlextopoError: onnx or onnxscript is not installed.
@@ -87,9 +78,9 @@ def to_onnx(network: CandidateScorer) -> bytes:
         try:
             exported = torch.onnx.export(
                 network,
-                _example(),
+                _example(network),
                 dynamic_shapes=_dynamic_shapes(),
-                input_names=list(INPUTS),
+                input_names=["preemptor", "cluster", "candidates", "mask"],
                 output_names=list(OUTPUTS),
                 dynamo=True,
                 external_data=False,
@@ -113,17 +104,17 @@ def to_program(network: CandidateScorer) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(network, _example(), dynamic_shapes=_dynamic_shapes())
+        program = torch.export.export(network, _example(network), dynamic_shapes=_dynamic_shapes())
         torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
-def _example() -> tuple[torch.Tensor, ...]:
+def _example(network: CandidateScorer) -> tuple[torch.Tensor, ...]:
     b, k = 2, 5
     return (
         torch.zeros(b, NUM_PREEMPTOR),
         torch.zeros(b, NUM_CLUSTER),
-        torch.zeros(b, k, NUM_CANDIDATE),
+        torch.zeros(b, k, network.config.width),
         torch.ones(b, k + 1),
     )
 
@@ -147,14 +138,17 @@ def _describe(source: dict[str, Any], model: bytes, program: bytes) -> dict[str,
             "name": name,
             "dtype": "float32",
             "shape": list(shape),
-            "order": list(FEATURES[name]) if name in FEATURES else ["candidate ...", "wait"],
+            "order": meta["features"].get(name, ["candidate ...", "wait"]),
         }
-        for name, shape in INPUTS.items()
+        for name, shape in inputs_of(meta["features"]).items()
     ]
     meta["outputs"] = [
         {"name": name, "dtype": "float32", "shape": list(shape)} for name, shape in OUTPUTS.items()
     ]
-    meta["features"] = FEATURES
+    meta["features"] = {
+        part: {name: FEATURES[part][name] for name in names}
+        for part, names in meta["features"].items()
+    }
     meta["environments"] = _environments(source)
     meta["versions"] = {
         **meta.get("versions", {}),
@@ -222,8 +216,7 @@ From any other language: `model.onnx` takes and gives these arrays, in this orde
 {rows}
 
 `meta.json` names every feature of every array in order, with its scale. `mask` is 1 where a
-candidate is there and 0 where the place is empty; its last entry is "do not preempt now". Features
-must be those of layout `{meta["layout"]}`.
+candidate is there and 0 where the place is empty; its last entry is "do not preempt now".
 
 ## Files
 

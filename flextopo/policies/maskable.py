@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ class ScorerPolicy(MaskableActorCriticPolicy):
         super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Any) -> None:
-        self.scorer = CandidateScorer(self._scorer_config)
+        width = self.observation_space["candidates"].shape[-1]  # type: ignore[index]
+        self.scorer = CandidateScorer(replace(self._scorer_config, width=width))
         self.optimizer = self.optimizer_class(  # type: ignore[call-arg]
             self.scorer.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )

@@ -20,10 +20,12 @@ class ScorerConfig:
     Attributes:
         hidden: width h of every layer.
         context: one deep-set round: each candidate also sees the mean and the maximum over all.
+        width: features of a candidate, more where servers tell islands apart.
     """
 
     hidden: int = 64
     context: bool = True
+    width: int = NUM_CANDIDATE
 
 
 class CandidateScorer(nn.Module):
@@ -38,7 +40,7 @@ class CandidateScorer(nn.Module):
         super().__init__()
         self.config = config or ScorerConfig()
         h = self.config.hidden
-        self.candidate = nn.Linear(NUM_CANDIDATE, h)
+        self.candidate = nn.Linear(self.config.width, h)
         self.shared = nn.Linear(NUM_PREEMPTOR + NUM_CLUSTER, h, bias=False)
         self.own = nn.Linear(h, h)
         self.pooled = nn.Linear(2 * h, h, bias=False)
@@ -54,7 +56,7 @@ class CandidateScorer(nn.Module):
         Args:
             preemptor: (B, 6) float32.
             cluster: (B, 16) float32.
-            candidates: (B, K, 32) float32.
+            candidates: (B, K, width) float32.
             mask: (B, K + 1), nonzero = legal.
 
         Returns:

@@ -10,8 +10,9 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,10 @@ import numpy.typing as npt
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.observation.features import (
     NUM_CANDIDATE,
-    NUM_CLUSTER,
-    NUM_PREEMPTOR,
     Observation,
+    columns_of,
     empty_observation,
-    layout_hash,
+    feature_names,
     observe,
 )
 from flextopo.cluster.state.candidates import CandidateArrays
@@ -41,21 +41,27 @@ MAX_K = 4096
 MODELS = ("weights.npz", "model.onnx")
 """Names of the file that holds the model; `meta.json` says which one its hash is of."""
 
-INPUTS = {
-    "preemptor": ("batch", NUM_PREEMPTOR),
-    "cluster": ("batch", NUM_CLUSTER),
-    "candidates": ("batch", "candidates", NUM_CANDIDATE),
-    "mask": ("batch", "candidates + 1"),
-}
-"""Arrays that `model.onnx` takes, all float32, in this order; those of `Observation`."""
-
 OUTPUTS = {"scores": ("batch", "candidates + 1"), "value": ("batch",)}
 
 Array = npt.NDArray[np.float32]
 
 
 class ArtifactError(FlextopoError):
-    """Report an artifact that is missing, damaged, or made for another layout of features."""
+    """Report an artifact that is missing, damaged, or reads features that are not observed here."""
+
+
+def inputs_of(features: Mapping[str, Sequence[str]]) -> dict[str, tuple[str | int, ...]]:
+    """Return the arrays that `model.onnx` takes, all float32, in this order, with their shapes.
+
+    Args:
+        features: names of what it reads of a preemptor, of the cluster and of a candidate.
+    """
+    return {
+        "preemptor": ("batch", len(features["preemptor"])),
+        "cluster": ("batch", len(features["cluster"])),
+        "candidates": ("batch", "candidates", len(features["candidates"])),
+        "mask": ("batch", "candidates + 1"),
+    }
 
 
 def zoo_names() -> list[str]:
@@ -102,6 +108,7 @@ class LearnedSelector:
         k: candidates it looks at, the cheapest first.
         allow_wait: may it answer "do not preempt now" although there are candidates?
         max_wait_s: only while the pod has waited for less than that many seconds; None = always.
+        features: names of what it reads, by part of the observation.
         filter: it works behind each pod's own guaranteed filter.
     """
 
@@ -111,6 +118,25 @@ class LearnedSelector:
     allow_wait: bool = True
     max_wait_s: int | None = None
     filter: AlignmentFilter = AlignmentFilter.OWN
+    features: Mapping[str, Sequence[str]] = field(default_factory=feature_names)
+
+    @cached_property
+    def width(self) -> int:
+        """How many features of a candidate must be observed."""
+        return max([NUM_CANDIDATE, *(at + 1 for at in columns_of(self.features)["candidates"])])
+
+    @cached_property
+    def _columns(self) -> dict[str, list[int]]:
+        """The columns that are read, of those parts of which not all are read in their order."""
+        everything = columns_of(feature_names(self.width))
+        found = columns_of(self.features)
+        return {part: found[part] for part in found if found[part] != everything[part]}
+
+    def read(self, o: Observation) -> Observation:
+        """Return what the policy reads of an observation of `width` features a candidate."""
+        for part, columns in self._columns.items():
+            o = o._replace(**{part: getattr(o, part)[..., columns]})
+        return o
 
     def score(self, o: Observation) -> Array:
         """Return the scores of all actions, (K + 1,), illegal ones at -1e8."""
@@ -142,13 +168,13 @@ class LearnedSelector:
         found, count = cluster.find(preemptor, aligned, self.k)
         if count == 0:
             return found, 0, np.full(self.k + 1, -1e8, np.float32)
-        o = empty_observation(self.k)
+        o = empty_observation(self.k, self.width)
         # A view of some nodes carries the others along, for what is said of the whole cluster.
         seen = getattr(cluster, "whole", cluster.arrays)
         observe(seen, cluster.costs, preemptor.index, found, count, o)
         waited_s = seen.totals[0]["now_s"] - seen.live[preemptor.index]["queued_s"]
         o.mask[-1] = self.allow_wait and (self.max_wait_s is None or waited_s < self.max_wait_s)
-        scores = self.score(o)
+        scores = self.score(self.read(o))
         if not np.isfinite(scores).all():
             raise ArtifactError(f"policy {self.name!r}: a score is not finite; legal: numbers")
         return found, count, scores
@@ -170,7 +196,9 @@ class OnnxSelector(LearnedSelector):
         count = max(int(np.count_nonzero(o.mask[:-1])), 1)
         mask = np.append(o.mask[:count], o.mask[-1]).astype(np.float32)
         arrays = (o.preemptor, o.cluster, o.candidates[:count], mask)
-        feed = {name: array[None] for name, array in zip(INPUTS, arrays, strict=True)}
+        feed = {
+            name: array[None] for name, array in zip(inputs_of(self.features), arrays, strict=True)
+        }
         (found,) = self.session.run(["scores"], feed)
         scores = np.full(len(o.mask), -1e8, np.float32)
         scores[:count], scores[-1] = found[0, :-1], found[0, -1]
@@ -182,7 +210,7 @@ def load_policy(name: str | Path) -> LearnedSelector:
 
     Raises:
         UnknownNameError: neither a name of the zoo nor a folder.
-        ArtifactError: the artifact is damaged, was made for another layout, or needs onnxruntime.
+        ArtifactError: the artifact is damaged, reads unknown features, or needs onnxruntime.
     """
     folder = Path(name)
     if str(name) in zoo_names():
@@ -195,23 +223,25 @@ def load_policy(name: str | Path) -> LearnedSelector:
     digest = hashlib.sha256(blob).hexdigest()
     if digest != meta["sha256"]:
         raise ArtifactError(f"{path}: SHA-256 {digest[:12]}...; legal: {meta['sha256'][:12]}...")
-    if meta["layout"] != layout_hash():
-        raise ArtifactError(
-            f"{folder / 'meta.json'}: layout {meta['layout']!r}; legal here: {layout_hash()!r}"
-        )
-    wait = meta["allow_wait"]
+    about = {"allow_wait": meta["allow_wait"], "features": meta["features"]}
     if path.name == "model.onnx":
-        session = _open_session(blob, path)
-        return OnnxSelector(meta["name"], {}, meta["k"], allow_wait=wait, session=session)
+        session = _open_session(blob, path, meta["features"])
+        return OnnxSelector(meta["name"], {}, meta["k"], session=session, **about)
     try:
         with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
             weights = {key: arrays[key] for key in arrays.files}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"{path}: no arrays ({error}); legal: plain numbers") from None
-    return LearnedSelector(meta["name"], weights, meta["k"], allow_wait=wait)
+    wide = weights.get("candidate.weight", np.zeros((0, 0))).shape[-1]
+    if wide != len(meta["features"]["candidates"]):
+        raise ArtifactError(
+            f"{path}: reads {wide} features of a candidate; legal: the "
+            f"{len(meta['features']['candidates'])} that meta.json names"
+        )
+    return LearnedSelector(meta["name"], weights, meta["k"], **about)
 
 
-def _open_session(blob: bytes, path: Path) -> Any:
+def _open_session(blob: bytes, path: Path, features: Mapping[str, Sequence[str]]) -> Any:
     try:
         import onnxruntime
     except ImportError:
@@ -227,8 +257,8 @@ def _open_session(blob: bytes, path: Path) -> Any:
     except Exception as error:  # noqa: BLE001  its errors have no other common base
         raise ArtifactError(f"{path}: no ONNX model ({str(error).splitlines()[0]})") from None
     found = {entry.name: tuple(entry.shape) for entry in session.get_inputs()}
-    if found != INPUTS:
-        raise ArtifactError(f"{path}: inputs {found}; legal: {INPUTS}")
+    if found != inputs_of(features):
+        raise ArtifactError(f"{path}: inputs {found}; legal: {inputs_of(features)}")
     if "scores" not in {entry.name for entry in session.get_outputs()}:
         raise ArtifactError(f"{path}: no output 'scores'; legal: {', '.join(OUTPUTS)}")
     return session
@@ -248,7 +278,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise ArtifactError(f"{path}: no JSON object; legal: what `flextopo export` writes")
     meta = {"model": MODELS[0], "allow_wait": True, **meta}
-    kinds = {"name": str, "k": int, "layout": str, "sha256": str, "model": str, "allow_wait": bool}
+    kinds = {
+        "name": str,
+        "k": int,
+        "features": dict,
+        "sha256": str,
+        "model": str,
+        "allow_wait": bool,
+    }
     for key, kind in kinds.items():
         if key not in meta:
             raise ArtifactError(f"{path}: no {key!r}; legal: {', '.join(kinds)}")
@@ -258,6 +295,15 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: model = {meta['model']!r}; legal: {', '.join(MODELS)}")
     if not 1 <= meta["k"] <= MAX_K:
         raise ArtifactError(f"{path}: k = {meta['k']}; legal: 1 to {MAX_K}")
+    for part in feature_names():
+        names = meta["features"].get(part)
+        if not isinstance(names, list | dict) or not all(isinstance(name, str) for name in names):
+            raise ArtifactError(f"{path}: features of {part} are {names!r}; legal: a list of names")
+        meta["features"][part] = list(names)
+    try:
+        columns_of(meta["features"])
+    except UnknownNameError as error:
+        raise ArtifactError(f"{path}: {error}") from None
     return meta
 
 

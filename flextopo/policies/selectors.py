@@ -18,7 +18,7 @@ def find_selector(name: str, seed: int = 0) -> VictimSelector:
 
     Raises:
         UnknownNameError: it is none of them.
-        ArtifactError: the policy is damaged or was made for another layout.
+        ArtifactError: the policy is damaged or reads unknown features.
     """
     if name in SELECTORS:
         return make_selector(name, seed)

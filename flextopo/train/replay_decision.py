@@ -47,7 +47,7 @@ class Shown:
         stopped: PodGroup members that stop with them, on any node.
         gpu_mask: GPUs the preemptor gets, bit i = GPU i.
         level: an `AlignmentLevel`.
-        deficit: levels below the best of that server: 0, 1 or 2.
+        below: levels below the best that the server can give the pod, 0 = the best.
         cost_gpu_s: its own loss in weighted GPU-seconds.
         discarded_gpu_s: GPU-seconds of work lost or repeated.
         score: by the selector, None where it gives none.
@@ -58,7 +58,7 @@ class Shown:
     stopped: tuple[int, ...]
     gpu_mask: int
     level: int
-    deficit: int
+    below: int
     cost_gpu_s: float
     discarded_gpu_s: int
     score: float | None
@@ -183,7 +183,7 @@ def _show(state: ClusterState, pod: Pod, candidate: Candidate, score: float | No
     c, discarded = state.arrays, 0
     for row in stopped:
         if not c.pods[row]["online"]:
-            lost_s = int(lost_work_s(c, row)) + state.costs.restart_s
+            lost_s = int(lost_work_s(c, row)) + int(state.costs.restart_s)
             discarded += int(c.pods[row]["gpus"]) * lost_s
     return Shown(
         node=candidate.node,
@@ -191,7 +191,7 @@ def _show(state: ClusterState, pod: Pod, candidate: Candidate, score: float | No
         stopped=tuple(sorted(stopped - victims)),
         gpu_mask=candidate.gpu_mask,
         level=int(candidate.level),
-        deficit=state.deficit_of(candidate, pod),
+        below=state.levels_below(candidate, pod),
         cost_gpu_s=state.cost_of(candidate, pod),
         discarded_gpu_s=discarded,
         score=score,

@@ -16,6 +16,7 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.loss import LOSS_TERMS
+from flextopo.cluster.topology.levels import LEVELS
 from flextopo.envs.scene import LEGEND, THEMES, Colour, make_scene
 from flextopo.train.compare import ComparisonConfig, check, make_tape, open_game
 from flextopo.train.replay import Difference, Recording, differences, record
@@ -34,7 +35,7 @@ SHOWN_COLUMNS = (
     "stopped",
     "gpu_mask",
     "level",
-    "deficit",
+    "below",
     "cost_gpu_h",
     "discarded_gpu_h",
     "score",
@@ -156,6 +157,7 @@ def page_data(
             {"name": m.name, "gpu_numa": m.gpu_numa, "numa_socket": m.numa_socket}
             for m in state.models
         ],
+        "levels": [{"name": level.name, "label": level.label} for level in LEVELS.values()],
         "pods": {name: pods[name].tolist() for name in columns},
         "shown_columns": SHOWN_COLUMNS,
         "sides": [_side(recording) for recording in recordings],
@@ -204,7 +206,7 @@ def _shown(candidate: Shown) -> list[Any]:
         candidate.stopped,
         candidate.gpu_mask,
         candidate.level,
-        candidate.deficit,
+        candidate.below,
         round(candidate.cost_gpu_s / 3600, 4),
         round(candidate.discarded_gpu_s / 3600, 4),
         _number(candidate.score),

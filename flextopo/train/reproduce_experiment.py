@@ -18,7 +18,8 @@ from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
-from flextopo.cluster.topology.model import AlignmentLevel, ServerModel, preset
+from flextopo.cluster.topology.levels import AlignmentLevel
+from flextopo.cluster.topology.model import ServerModel, preset
 from flextopo.train.reproduce_cluster import NOWHERE, PodTable, keep_last_cores
 
 SIZES = (1, 2, 4, 8)

@@ -93,7 +93,7 @@ class PreemptionVecEnv(VecEnv):
         for i in np.flatnonzero(over):
             metrics = info["final_info"]["metrics"]
             infos[i] = {
-                "terminal_observation": nothing_to_see(self.vector.k),
+                "terminal_observation": nothing_to_see(self.vector.single_observation_space),
                 "TimeLimit.truncated": True,
                 "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i])},
                 "metrics": {name: metrics[name][i] for name in metrics if name[0] != "_"},

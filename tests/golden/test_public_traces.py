@@ -86,12 +86,14 @@ def test_services_and_jobs_fill_a_cluster(server: str, servers: int) -> None:
         )
         assert report.load == pytest.approx(0.65, abs=half_job)
         assert len(report.jobs) == 2
-        np.testing.assert_array_equal(tape.cores, tape.gpus * cores)
-        online = tape.online
-        span = np.minimum(tape.depart_s, tape.end_s) - np.maximum(tape.arrive_s, 0)
-        gpu_s = (np.clip(span, 0, None) * tape.gpus)[online].sum()
+        np.testing.assert_array_equal(tape.pods["cores"], tape.pods["gpus"] * cores)
+        online = tape.pods["online"]
+        span = np.minimum(tape.pods["depart_s"], tape.end_s) - np.maximum(tape.pods["arrive_s"], 0)
+        gpu_s = (np.clip(span, 0, None) * tape.pods["gpus"])[online].sum()
         occupancy.append(gpu_s / (num_gpus * tape.end_s))
-        added.append((online & (tape.arrive_s >= 0)).sum() / (tape.service.max() + 1))
+        added.append(
+            (online & (tape.pods["arrive_s"] >= 0)).sum() / (tape.pods["service"].max() + 1)
+        )
     # The peak is 0.6 of the GPUs, and the services' mean is 0.4-0.6 of their common peak.
     assert 0.2 < np.mean(occupancy) < 0.5
     assert 3 < np.mean(added) < 15

@@ -12,6 +12,7 @@ from flextopo.cluster.state.candidates import can_preempt
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.placement import best_level, place
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.levels import NO_FIT, SOCKET
 from flextopo.cluster.topology.model import ServerModel, compile_models
 
 ALL = 4096
@@ -27,7 +28,7 @@ def kernel(state: ClusterState, preemptor: Pod, aligned: bool, k: int) -> list[t
         node = int(room.node[i])
         victims = {int(state.arrays.node_pods[node, s]) for s in twin.bits(int(room.slots[i]))}
         best = twin.empty_level(state.model(node), preemptor)
-        assert room.deficit[i] == twin.level_deficit(int(room.level[i]), best)
+        assert room.deficit[i] == twin.deficit(int(room.level[i]), best)
         found.append(twin.Found(node, frozenset(victims), int(room.level[i]), float(room.cost[i])))
     return found
 
@@ -91,9 +92,13 @@ def test_candidates_are_placed_legally_at_the_best_level(small: Small, aligned: 
         assert sum(candidate.cores) == preemptor.cores
         assert all(0 <= got <= there for got, there in zip(candidate.cores, cores, strict=True))
         assert candidate.level == twin.level_of(model, free, cores, preemptor)
-        used = {model.gpu_numa[gpu] for gpu in twin.bits(candidate.gpu_mask)}
-        used |= {u for u, taken in enumerate(candidate.cores) if taken}
-        assert any(used <= inside for inside in twin.domains(model, candidate.level))
+        used = {u for u, taken in enumerate(candidate.cores) if taken}
+        assert any(
+            domain.level == candidate.level
+            and not candidate.gpu_mask & ~domain.gpu_mask
+            and used <= set(domain.numa_nodes)
+            for domain in model.domains
+        )
         if aligned:
             assert state.is_aligned(candidate, preemptor)
         victims = [state.pod(victim) for victim in candidate.victims]
@@ -136,8 +141,9 @@ def test_place_gives_the_best_level_in_the_tightest_domain(
     )
     assert level == twin.level_of(model, free, left, pod)
     assert best_level(tables, 0, gpus, cores) == twin.empty_level(model, pod)
-    assert (model.best_level(gpus, cores) or 0) == twin.empty_level(model, pod) % 3
-    if level == twin.NO_FIT:
+    best = model.best_level(gpus, cores)
+    assert (NO_FIT if best is None else best) == twin.empty_level(model, pod)
+    if level == NO_FIT:
         assert mask == 0
         assert not taken.any()
         return
@@ -145,16 +151,15 @@ def test_place_gives_the_best_level_in_the_tightest_domain(
     assert len(twin.bits(mask)) == gpus
     assert taken.sum() == cores
     assert all(0 <= a <= b for a, b in zip(taken, left, strict=True))
-    used_nodes = {model.gpu_numa[gpu] for gpu in twin.bits(mask)} | set(np.flatnonzero(taken))
-
-    def spare(inside: set[int]) -> tuple[int, int]:
-        there = [gpu for gpu in free if model.gpu_numa[gpu] in inside]
-        return len(there), sum(left[u] for u in inside)
-
+    used_nodes = set(np.flatnonzero(taken))
     ranked = [
-        (spare(inside), used_nodes <= inside)
-        for inside in twin.domains(model, level)
-        if twin.holds(model, inside, free, left, pod)
+        (
+            (len(free & twin.bits(domain.gpu_mask)), sum(left[u] for u in domain.numa_nodes)),
+            not mask & ~domain.gpu_mask and used_nodes <= set(domain.numa_nodes),
+        )
+        for domain in model.domains
+        if domain.level == level
+        and domain.holds(sum(1 << gpu for gpu in free), left, pod.gpus, pod.cores)
     ]
     tightest = min(rank for rank, _ in ranked)
     assert any(rank == tightest and chosen for rank, chosen in ranked)
@@ -163,5 +168,5 @@ def test_place_gives_the_best_level_in_the_tightest_domain(
 def test_a_pod_without_gpus_takes_no_negative_cores() -> None:
     model = ServerModel("three", (0,), (0, 0, 0), (5, 5, 5))
     taken = np.zeros(3, np.int16)
-    assert place(compile_models([model]), 0, 1, np.full(3, 5, np.int16), 0, 7, taken) == (1, 0)
+    assert place(compile_models([model]), 0, 1, np.full(3, 5, np.int16), 0, 7, taken) == (SOCKET, 0)
     assert taken.tolist() == [5, 2, 0]

@@ -22,7 +22,7 @@ every_cluster = pytest.mark.parametrize("servers", tapes.SERVERS)
 def check_jobs(sim: Simulator) -> None:
     """Every batch pod is in one state, holds resources accordingly, and has done what it may."""
     c, tape = sim.state.arrays, sim.tape
-    batch = ~tape.online
+    batch = ~tape.pods["online"]
     status = c.live["status"][batch]
     assert np.isin(status, (FUTURE, PENDING, RUNNING, TERMINATING, DONE)).all()
     holds = np.isin(status, (RUNNING, TERMINATING))
@@ -30,11 +30,11 @@ def check_jobs(sim: Simulator) -> None:
     queued = sim.events.queue[: sim.events.clock[0]["queue_size"]]
     waiting = np.flatnonzero((c.live["status"] == PENDING) & batch)
     assert sorted(waiting) == sorted(pod for pod in queued if batch[pod])
-    done, duration = c.live["done_s"][batch], tape.duration_s[batch]
+    done, duration = c.live["done_s"][batch], tape.pods["duration_s"][batch]
     assert (done >= 0).all()
     assert (done <= duration).all()
     assert (done[status == DONE] == duration[status == DONE]).all()
-    assert (tape.arrive_s[batch][status == FUTURE] > sim.state.now_s - 1).all()
+    assert (tape.pods["arrive_s"][batch][status == FUTURE] > sim.state.now_s - 1).all()
 
 
 def check_victims(sim: Simulator, candidate: Candidate, priority: int) -> None:

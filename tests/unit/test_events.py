@@ -7,19 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextopo.cluster.simulation.events import (
-    CLOCK_DTYPE,
     LAST_S,
     Events,
     cancel_event,
     copy_events,
     dequeue,
+    empty_events,
     enqueue,
     pod_of,
     schedule_event,
     time_of,
 )
 from flextopo.cluster.state.arrays import Cluster, empty_cluster
-from flextopo.cluster.state.loss import ACCOUNT_DTYPE
 from flextopo.cluster.topology.model import compile_models, preset
 
 PODS = 12
@@ -28,13 +27,7 @@ TABLES = compile_models([preset("a100")])
 
 
 def fresh() -> tuple[Cluster, Events]:
-    events = Events(
-        departures=np.zeros(0, np.int64),
-        heap=np.zeros(PODS, np.int64),
-        queue=np.zeros(PODS, np.int32),
-        clock=np.zeros(1, CLOCK_DTYPE),
-        account=np.zeros(1, ACCOUNT_DTYPE),
-    )
+    events = empty_events(PODS, np.zeros(0, np.int64))
     return empty_cluster(TABLES, np.zeros(1, np.int64), PODS, 0), events
 
 

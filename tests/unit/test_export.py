@@ -19,7 +19,7 @@ from flextopo.cluster.observation.features import (
     NUM_PREEMPTOR,
     Observation,
     empty_observation,
-    layout_hash,
+    feature_names,
     observe,
 )
 from flextopo.cluster.simulation.simulator import Simulator
@@ -29,10 +29,10 @@ from flextopo.policies import export as exporting
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import (
-    INPUTS,
     ZOO,
     ArtifactError,
     OnnxSelector,
+    inputs_of,
     load_policy,
     read_meta,
     zoo_names,
@@ -112,7 +112,9 @@ def test_batches_and_any_number_of_candidates(context: bool) -> None:
         shapes = ((b, NUM_PREEMPTOR), (b, NUM_CLUSTER), (b, k, NUM_CANDIDATE), (b, k + 1))
         arrays = [rng.random(shape).astype(np.float32) for shape in shapes]
         arrays[3] = (arrays[3] > 0.5).astype(np.float32)
-        scores, value = session.run(None, dict(zip(INPUTS, arrays, strict=True)))
+        scores, value = session.run(
+            None, dict(zip(inputs_of(feature_names()), arrays, strict=True))
+        )
         with torch.no_grad():
             expected = network(*map(torch.from_numpy, arrays))
         assert scores == pytest.approx(expected[0].numpy(), abs=1e-5)
@@ -146,8 +148,8 @@ def test_the_artifact_chooses_as_the_policy_does(exported: Path) -> None:
 
 def test_metadata_tells_how_to_feed_the_model(exported: Path) -> None:
     meta = json.loads((exported / "meta.json").read_text())
-    assert meta["layout"] == layout_hash()
-    assert [entry["name"] for entry in meta["inputs"]] == list(INPUTS)
+    assert {part: list(names) for part, names in meta["features"].items()} == feature_names()
+    assert [entry["name"] for entry in meta["inputs"]] == list(inputs_of(feature_names()))
     assert meta["inputs"][2]["order"] == list(CANDIDATE_FEATURES)
     assert "flextopo/Preempt-RTX4090-v0" in meta["environments"]
     assert {"flextopo", "torch", "onnx"} <= set(meta["versions"])
@@ -200,8 +202,8 @@ def damage(folder: Path, change: str) -> None:
         rewrite(folder, sha256=hashlib.sha256(b"rubbish").hexdigest())
     elif change == "inputs":
         other_model(folder)
-    elif change == "layout":
-        rewrite(folder, layout="0" * 16)
+    elif change == "feature":
+        rewrite(folder, features={"preemptor": [], "cluster": ["shoe_size"], "candidates": []})
     elif change == "path":
         rewrite(folder, model="../../model.onnx")
     elif change == "k":
@@ -219,7 +221,7 @@ def damage(folder: Path, change: str) -> None:
         ("no model", "No such file"),
         ("rubbish", "no ONNX model"),
         ("inputs", "inputs"),
-        ("layout", "layout '0000000000000000'"),
+        ("feature", "unknown feature of cluster 'shoe_size'"),
         ("path", "legal: weights.npz, model.onnx"),
         ("k", "legal: 1 to"),
         ("type", "of type int"),

@@ -15,14 +15,8 @@ from kube_objects import (
     read_record,
 )
 
-from flextopo.cluster.state.arrays import (
-    LIVE_DTYPE,
-    NODE_DTYPE,
-    NOMINATED,
-    POD_DTYPE,
-    RUNNING,
-    TERMINATING,
-)
+from flextopo.cluster.state.arrays import NOMINATED, RUNNING, TERMINATING
+from flextopo.cluster.state.schema import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE
 from flextopo.cluster.topology.model import PRESETS
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.node_state import NodeState

@@ -8,10 +8,6 @@ import pytest
 from flextopo.cluster.jit.kernels import popcount
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.placement import (
-    CROSS_SOCKET,
-    NO_FIT,
-    NUMA,
-    SOCKET,
     alignment_level,
     best_level,
     find_node,
@@ -20,7 +16,8 @@ from flextopo.cluster.state.placement import (
     place,
 )
 from flextopo.cluster.state.pods import Pod
-from flextopo.cluster.topology.model import AlignmentLevel, compile_models, preset
+from flextopo.cluster.topology.levels import CROSS_SOCKET, NO_FIT, NUMA, SOCKET, AlignmentLevel
+from flextopo.cluster.topology.model import compile_models, preset
 
 RTX, A100 = 0, 1
 TABLES = compile_models([preset("rtx4090"), preset("a100")])
@@ -117,10 +114,10 @@ def test_deficits_and_the_filter() -> None:
     }
     assert table == {
         (NUMA, NUMA): (0, True),
-        (SOCKET, NUMA): (1, True),
-        (CROSS_SOCKET, NUMA): (2, False),
+        (SOCKET, NUMA): (SOCKET, True),
+        (CROSS_SOCKET, NUMA): (CROSS_SOCKET, False),
         (SOCKET, SOCKET): (0, True),
-        (CROSS_SOCKET, SOCKET): (2, False),
+        (CROSS_SOCKET, SOCKET): (CROSS_SOCKET, False),
         (CROSS_SOCKET, CROSS_SOCKET): (0, True),
     }
 

@@ -109,8 +109,10 @@ def damage(folder: Path, change: str) -> None:
         blob = bytearray((folder / "weights.npz").read_bytes())
         blob[200] ^= 1
         (folder / "weights.npz").write_bytes(bytes(blob))
-    elif change == "layout":
-        (folder / "meta.json").write_text(json.dumps({**meta, "layout": "0" * 16}))
+    elif change in ("feature", "fewer"):
+        names = ["shoe_size"] if change == "feature" else ["cost"]
+        meta["features"]["candidates"] = names
+        (folder / "meta.json").write_text(json.dumps(meta))
     elif change == "key":
         del meta["sha256"]
         (folder / "meta.json").write_text(json.dumps(meta))
@@ -126,7 +128,8 @@ def damage(folder: Path, change: str) -> None:
     ("change", "match"),
     [
         ("weights", "SHA-256"),
-        ("layout", "layout '0000000000000000'"),
+        ("feature", "unknown feature of candidates 'shoe_size'; legal: budgeted, "),
+        ("fewer", "reads 32 features of a candidate; legal: the 1 that meta.json names"),
         ("key", "no 'sha256'"),
         ("json", "not JSON"),
         ("no meta", "No such file"),

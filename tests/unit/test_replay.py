@@ -85,7 +85,9 @@ def test_frames_are_the_states() -> None:
     assert next(seen, None) is None
     assert all((a == b).all() for a, b in zip((pods, uses), occupants(sim.state), strict=True))
     times = {frame.time_s for frame in recording.frames}
-    arrivals = tape.arrive_s[(tape.arrive_s >= 0) & (tape.arrive_s < tape.end_s)]
+    arrivals = tape.pods["arrive_s"][
+        (tape.pods["arrive_s"] >= 0) & (tape.pods["arrive_s"] < tape.end_s)
+    ]
     assert set(arrivals.tolist()) <= times
 
 
@@ -155,7 +157,10 @@ def test_what_is_said_of_a_choice_happens(name: str) -> None:
         evicted = sim.state.arrays.pods["gpus"][gone].sum()
         assert after["evicted_gpus"] - before["evicted_gpus"] == evicted
         assert sim.state.arrays.live[pod.index]["gpu_mask"] == shown.gpu_mask
-        assert sim.state.arrays.live[pod.index]["deficit"] == shown.deficit
+        best = sim.state.model(shown.node).best_level(pod.gpus, pod.cores)
+        assert best is not None
+        assert shown.below == shown.level - best
+        assert (sim.state.arrays.live[pod.index]["deficit"] > 0) == (shown.below > 0)
     assert True in kinds
 
 

@@ -25,9 +25,10 @@ from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import DONE, RUNNING, STARTING
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.config import WorkloadConfig
-from flextopo.cluster.workload.tape import NEVER_S, Tape
+from flextopo.cluster.workload.tape import Tape
 
 SERVERS = "4*rtx4090"
 MODEL = WorkloadConfig()
@@ -54,29 +55,27 @@ def with_another_future(tape: Tape, sim: Simulator, seed: int) -> Tape:
     ran = live["done_s"] + np.maximum(now - live["since_s"] - live["overhead_s"], 0)
     ran = np.where(live["status"] == RUNNING, ran, live["done_s"])
     # A pod that has been evicted must have been able to run as long as it did before.
-    longer = tape.duration_s + rng.integers(1, 90_000, tape.num_pods)
-    shorter = np.minimum(ran + rng.integers(1, 600, tape.num_pods), tape.duration_s)
+    longer = tape.pods["duration_s"] + rng.integers(1, 90_000, tape.num_pods)
+    shorter = np.minimum(ran + rng.integers(1, 600, tape.num_pods), tape.pods["duration_s"])
     drawn = np.where((rng.random(tape.num_pods) < 0.5) & (live["evictions"] == 0), shorter, longer)
-    duration = np.where(tape.online, 0, np.where(unfinished, drawn, tape.duration_s))
-    here = tape.online & unfinished
+    duration = np.where(
+        tape.pods["online"], 0, np.where(unfinished, drawn, tape.pods["duration_s"])
+    )
+    here = tape.pods["online"] & unfinished
     leaves = now + rng.integers(1, 20_000, tape.num_pods)
-    depart = np.where(here, np.maximum(leaves, tape.arrive_s), tape.depart_s)
+    depart = np.where(here, np.maximum(leaves, tape.pods["arrive_s"]), tape.pods["depart_s"])
     waits = here & (live["status"] != RUNNING)
     started = np.where(live["status"] == STARTING, now - live["since_s"], 0)
-    start = np.where(waits, started + rng.integers(1, 500, tape.num_pods), tape.start_s)
+    start = np.where(waits, started + rng.integers(1, 500, tape.num_pods), tape.pods["start_s"])
     kept = arrived | (rng.random(tape.num_pods) < 0.4)
     # Members of a PodGroup stay together and run for the same time.
-    for group in np.unique(tape.group[tape.group >= 0]):
-        members = tape.group == group
+    for group in np.unique(tape.pods["group"][tape.pods["group"] >= 0]):
+        members = tape.pods["group"] == group
         kept[members] = kept[members].all()
         duration[members] = duration[members].max()
-    columns = {
-        name: getattr(tape, name)[kept]
-        for name in Tape.__dataclass_fields__
-        if isinstance(getattr(tape, name), np.ndarray) and name != "pdb_allowed"
-    }
-    columns |= {"duration_s": duration[kept], "depart_s": depart[kept], "start_s": start[kept]}
-    return replace(tape, **columns)
+    pods = tape.pods.copy()
+    pods["duration_s"], pods["depart_s"], pods["start_s"] = duration, depart, start
+    return replace(tape, pods=pods[kept])
 
 
 @pytest.mark.parametrize("decision", [0, 5, 11])
@@ -114,7 +113,9 @@ def test_with_the_true_future_it_is_the_oracle(
 ) -> None:
     """The present state is carried over whole: on the real tape the branches lose the same."""
     tape, fleet = tapes.make_tape(servers, 3)
-    sim, pod = stop_at(replace(tape, pdb=np.full(tape.num_pods, -1)), fleet, decision)
+    pods = tape.pods.copy()
+    pods["pdb"] = -1
+    sim, pod = stop_at(replace(tape, pods=pods), fleet, decision)
     c, known = sim.state.arrays, InformationState.of(sim)
     arrived = int(sim.events.clock[0]["next_arrival"])
     truth = Future(c.pods[known.rows].copy(), c.pods[arrived:].copy(), 0)

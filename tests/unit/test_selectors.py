@@ -30,7 +30,8 @@ from flextopo.baselines.search import (
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
-from flextopo.cluster.topology.model import AlignmentLevel, ServerModel, preset
+from flextopo.cluster.topology.levels import AlignmentLevel
+from flextopo.cluster.topology.model import ServerModel, preset
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from flextopo.cluster.simulation.simulator import Scenario, Simulator
 from flextopo.cluster.state.arrays import DONE, PENDING, RUNNING, TERMINATING
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.loss import loss_terms, weighted_gpu_s
+from flextopo.cluster.topology.levels import AlignmentLevel
 from flextopo.cluster.topology.model import Fleet, ServerModel
 
 ONE, TWO = Fleet((DUO,), (0,)), Fleet((DUO,), (0, 0))
@@ -22,12 +24,12 @@ BEST_EFFORT, GUARANTEED = 1, 2
 Row = Mapping[str, int]
 
 
-def play(sim: Simulator, name: str = "greedy-cost") -> dict[str, int]:
+def play(sim: Simulator, name: str = "greedy-cost") -> dict[str, Any]:
     """Play to the end, check the invariants, return what of the account is not 0."""
     sim.play(make_selector(name))
     sim.state.check_invariants()
     account = sim.events.account[0]
-    return {key: int(account[key]) for key in account.dtype.names or () if account[key]}
+    return {key: account[key].tolist() for key in account.dtype.names or () if account[key].any()}
 
 
 DAY: Sequence[Row] = (
@@ -68,7 +70,7 @@ def test_a_day_by_hand() -> None:
     # H goes; Z leaves at 9210, H gives the rest up and starts again at 9230.
     assert account == {
         "waiting": 2 * 30 + 2 * 10,  # X and Z in their grace periods
-        "cross": 2 * (8500 - 5600),  # Y once it has started up
+        "misaligned": [0, 0, 0, 2 * (8500 - 5600)],  # Y once it has started up
         "discarded": 2 * (500 + 60) + 4 * (50 + 60),
         "discarded_weighted": 2 * (500 + 60) + 4 * (50 + 60) * 2,
         "evicted_gpus": 2 + 4,
@@ -142,7 +144,7 @@ def test_a_blind_selector_violates_a_guarantee() -> None:
     assert account["discarded"] == 999 + 997 + 2 * 60
     assert account["violations"] == account["cross_socket"] == account["preemptions"] == 1
     assert "hits" not in account
-    assert account["cross"] == 2 * (2500 - 1030)
+    assert account["misaligned"] == [0, 0, 0, 2 * (2500 - 1030)]
     assert account["waiting"] == 2 * 30
 
 
@@ -159,7 +161,7 @@ def test_restricted_admission_refuses_it_after_its_victims_are_gone() -> None:
     assert account["refusals"] == 2
     assert account["victims"] == 2
     assert account["waiting"] == 2 * (2500 - 1000)
-    assert not {"violations", "preemptions", "cross"} & set(account)
+    assert not {"violations", "preemptions", "misaligned"} & set(account)
     assert (sim.state.arrays.live["status"][:4] == RUNNING).all()
     assert episode_metrics(sim)["success_rate"] == 0.0
 
@@ -169,7 +171,7 @@ def test_the_guaranteed_filter_takes_victims_of_one_socket_instead() -> None:
     account = play(sim)
     assert account["victims"] == account["evicted_gpus"] == 2
     assert account["hits"] == 1
-    assert not {"violations", "cross"} & set(account)
+    assert not {"violations", "misaligned"} & set(account)
 
 
 def test_losing_one_member_stops_the_pod_group() -> None:
@@ -200,9 +202,8 @@ def test_one_level_worse_is_charged_after_start_up() -> None:
     )
     sim = Simulator(hand_tape(pods, end_s=1000), Fleet((server,), (0,)))
     assert sim.next_decision() is None
-    assert sim.events.account[0]["late"] == 500 - 50
-    assert sim.events.account[0]["cross"] == 0
-    assert sim.state.arrays.live["level"][2] == 1
+    assert sim.events.account[0]["misaligned"].tolist() == [0, 0, 500 - 50, 0]
+    assert sim.state.arrays.live["level"][2] == AlignmentLevel.SOCKET
 
 
 def test_a_disruption_budget_is_used_up_until_the_pod_runs_again() -> None:

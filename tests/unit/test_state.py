@@ -19,6 +19,7 @@ from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter
 from flextopo.cluster.state.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.levels import CROSS_SOCKET, NUMA, SOCKET
 from flextopo.cluster.topology.model import preset
 
 PODS = (
@@ -211,11 +212,11 @@ def test_what_an_eviction_loses() -> None:
 def test_weights_and_their_units() -> None:
     costs = compile_costs(LossWeights(), grace_s=30, restart_s=60)
     assert costs.eviction == pytest.approx(180)
-    assert costs.late == pytest.approx(0.45)
-    assert costs.cross == pytest.approx(1.2)
+    assert costs.misaligned == pytest.approx((0.0, 3 * 0.05, 3 * 0.15, 3 * 0.4))
     assert misalignment_cost(2, 0, costs) == 0
-    assert misalignment_cost(2, 1, costs) == pytest.approx(2 * 14400 * 0.45)
-    assert misalignment_cost(2, 2, costs) == pytest.approx(2 * 14400 * 1.2)
+    assert misalignment_cost(2, NUMA, costs) == pytest.approx(2 * 14400 * 0.15)
+    assert misalignment_cost(2, SOCKET, costs) == pytest.approx(2 * 14400 * 0.45)
+    assert misalignment_cost(2, CROSS_SOCKET, costs) == pytest.approx(2 * 14400 * 1.2)
 
 
 @pytest.mark.parametrize(

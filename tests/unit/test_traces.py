@@ -47,7 +47,7 @@ def make_jobs(days: int = 3, per_day: int = 500, gpus: int = 2) -> BatchJobs:
 
 
 def new_batch(tape: Tape) -> npt.NDArray[np.bool_]:
-    return ~tape.online & (tape.arrive_s > -tape.warmup_s)
+    return ~tape.pods["online"] & (tape.pods["arrive_s"] > -tape.warmup_s)
 
 
 def test_reads_services_with_gaps(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_jobs_are_thinned_or_repeated_to_the_load(load: float) -> None:
     tape, report = tape_from_traces(make_services(), jobs, config, 128, 0)
     new = new_batch(tape)
     capacity = 128 * 36 * 3600
-    played = (tape.gpus * tape.duration_s)[new].sum() / capacity
+    played = (tape.pods["gpus"] * tape.pods["duration_s"])[new].sum() / capacity
     assert played == pytest.approx(load, abs=0.01)
     assert report.load == pytest.approx(load, abs=0.01)
     # 500 jobs a day, 2 GPUs each, 3600 s on average.
@@ -267,14 +267,14 @@ def test_jobs_are_thinned_or_repeated_to_the_load(load: float) -> None:
 def test_thinned_jobs_keep_their_recorded_second() -> None:
     jobs = make_jobs()
     tape, _ = tape_from_traces(make_services(), jobs, WorkloadConfig(batch_load=0.3), 128, 0)
-    new = tape.arrive_s[new_batch(tape)] % DAY
+    new = tape.pods["arrive_s"][new_batch(tape)] % DAY
     assert len(new) > 100
     assert set(new.tolist()) <= set((jobs.submit_s % DAY).tolist())
 
 
 def test_no_load_plays_no_jobs() -> None:
     tape, _ = tape_from_traces(make_services(), make_jobs(), WorkloadConfig(batch_load=0.0), 128, 0)
-    assert tape.online.all()
+    assert tape.pods["online"].all()
 
 
 def test_equal_seeds_give_equal_tapes_and_others_another_stretch() -> None:
@@ -293,7 +293,7 @@ def test_hour_of_day_is_kept() -> None:
     night = jobs.take(jobs.submit_s % DAY < 2 * 3600)
     config = WorkloadConfig(batch_load=0.05)
     tape, _ = tape_from_traces(make_services(), night, config, 128, 3)
-    hours = tape.arrive_s[new_batch(tape)] % DAY / 3600
+    hours = tape.pods["arrive_s"][new_batch(tape)] % DAY / 3600
     # The warm-up from 12:00 to 24:00 has none, the account none after 02:00 and the copies' shift.
     assert len(hours) > 20
     assert ((hours < 2.51) | (hours > 23.49)).all()
@@ -306,14 +306,14 @@ def test_short_traces_go_round() -> None:
     tape, report = tape_from_traces(services, jobs, WorkloadConfig(), 128, 0)
     assert "each about 6 times" in report.services
     assert "going round the trace's 0.5 h" in report.services
-    assert tape.service.max() == 5
-    assert tape.arrive_s[new_batch(tape)].max() > 0
+    assert tape.pods["service"].max() == 5
+    assert tape.pods["arrive_s"][new_batch(tape)].max() > 0
 
 
 def test_as_many_services_as_the_rule_asks_for() -> None:
     config = WorkloadConfig(services=3)
     tape, report = tape_from_traces(make_services(), make_jobs(), config, 128, 0)
-    assert set(tape.service.tolist()) == {-1, 0, 1, 2}
+    assert set(tape.pods["service"].tolist()) == {-1, 0, 1, 2}
     assert report.services.startswith("made.csv: 3 services played from 4 recorded, from day ")
 
 
@@ -324,12 +324,12 @@ def test_large_jobs_become_groups_or_are_left_out() -> None:
         make_services(), replace(jobs, pods=pods), WorkloadConfig(), 128, 0, gpus_per_server=4
     )
     assert "750 larger than the cluster left out" in report.jobs[0]
-    groups = np.unique(tape.group[tape.group >= 0])
+    groups = np.unique(tape.pods["group"][tape.pods["group"] >= 0])
     assert len(groups) > 10
     for group in groups:
-        rows = np.flatnonzero(tape.group == group)
+        rows = np.flatnonzero(tape.pods["group"] == group)
         np.testing.assert_array_equal(rows, rows[0] + np.arange(4))
-        assert (tape.gpus[rows] == 4).all()
+        assert (tape.pods["gpus"][rows] == 4).all()
 
 
 def test_a_cluster_smaller_than_every_job_is_named() -> None:
@@ -350,4 +350,4 @@ def test_durations_are_cut_as_in_the_generator() -> None:
     tape, _ = tape_from_traces(
         make_services(), replace(jobs, duration_s=duration), WorkloadConfig(), 512, 0
     )
-    assert set(tape.duration_s[new_batch(tape)].tolist()) == {60, 86400}
+    assert set(tape.pods["duration_s"][new_batch(tape)].tolist()) == {60, 86400}

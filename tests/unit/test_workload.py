@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.workload.batch_jobs import (
     BatchJobs,
     draw_attributes,
@@ -29,7 +30,7 @@ from flextopo.cluster.workload.online_demand import (
     replica_pods,
     service_rates,
 )
-from flextopo.cluster.workload.tape import BATCH_PRIORITIES, NEVER_S, ONLINE_PRIORITY, Tape
+from flextopo.cluster.workload.tape import BATCH_PRIORITIES, ONLINE_PRIORITY, Tape
 
 DEFAULT = WorkloadConfig()
 SMOOTH = WorkloadConfig(residual_sd=0.34, residual_phi=0.93)
@@ -41,15 +42,15 @@ def generators(count: int, seed: int = 0) -> list[np.random.Generator]:
 
 
 def arrays(tape: Tape) -> dict[str, npt.NDArray[Any]]:
-    values = {spec.name: getattr(tape, spec.name) for spec in fields(tape)}
-    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    columns = {name: tape.pods[name] for name in tape.pods.dtype.names or ()}
+    return {**columns, "pdb_allowed": tape.pdb_allowed}
 
 
 def online_peak(tape: Tape) -> int:
     """Return the most GPUs that online pods ask for at any second of the account."""
-    online = tape.online
-    times = np.concatenate((tape.arrive_s[online], tape.depart_s[online]))
-    change = np.concatenate((tape.gpus[online], -tape.gpus[online]))
+    online = tape.pods["online"]
+    times = np.concatenate((tape.pods["arrive_s"][online], tape.pods["depart_s"][online]))
+    change = np.concatenate((tape.pods["gpus"][online], -tape.pods["gpus"][online]))
     order = np.lexsort((change, times))
     times, gpus = times[order], np.cumsum(change[order])
     begin = np.searchsorted(times, 0, side="right") - 1
@@ -92,8 +93,8 @@ def test_default_day_on_16_servers() -> None:
     added, peaks = [], []
     for seed in range(60):
         tape = generate_tape(DEFAULT, 128, seed)
-        in_day = tape.online & (tape.arrive_s >= 0)
-        added.append(in_day.sum() / (tape.service.max() + 1))
+        in_day = tape.pods["online"] & (tape.pods["arrive_s"] >= 0)
+        added.append(in_day.sum() / (tape.pods["service"].max() + 1))
         peaks.append(online_peak(tape) / 128)
     assert np.mean(added) == pytest.approx(14.5, abs=1.5)
     assert max(peaks) <= 0.6
@@ -160,17 +161,21 @@ def test_number_of_services_follows_the_rule() -> None:
 
 def test_services_share_their_requirements_exactly() -> None:
     tape = generate_tape(DEFAULT, 128, 3)
-    kind = {int(s): int(r) for s, r in zip(tape.service, tape.requirement, strict=True) if s >= 0}
+    kind = {
+        int(s): int(r)
+        for s, r in zip(tape.pods["service"], tape.pods["requirement"], strict=True)
+        if s >= 0
+    }
     assert sorted(kind.values()) == [1, 1, 1, 2, 2, 2]
     config = replace(DEFAULT, guaranteed_share=0.0, none_share=1.0)
-    assert set(generate_tape(config, 128, 3).requirement.tolist()) == {0}
+    assert set(generate_tape(config, 128, 3).pods["requirement"].tolist()) == {0}
 
 
 def test_start_up_times_have_the_documented_quantiles() -> None:
     tape = generate_tape(replace(DEFAULT, start_factor=2.0), 16000, 0)
-    start = tape.start_s[tape.online]
+    start = tape.pods["start_s"][tape.pods["online"]]
     assert np.quantile(start, [0.5, 0.9]) == pytest.approx([46, 84], rel=0.03)
-    assert not tape.start_s[~tape.online].any()
+    assert not tape.pods["start_s"][~tape.pods["online"]].any()
 
 
 def test_residuals_have_the_documented_moments() -> None:
@@ -198,11 +203,11 @@ def test_jobs_in_progress_fill_the_load_from_the_first_second() -> None:
     filled = []
     for seed in range(40):
         tape = generate_tape(DEFAULT, 128, seed)
-        first = ~tape.online & (tape.arrive_s == -tape.warmup_s)
-        filled.append(tape.gpus[first].sum() / 128)
+        first = ~tape.pods["online"] & (tape.pods["arrive_s"] == -tape.warmup_s)
+        filled.append(tape.pods["gpus"][first].sum() / 128)
     assert np.mean(filled) == pytest.approx(0.65, abs=0.02)
     empty = generate_tape(replace(DEFAULT, initial_jobs=False), 128, 0)
-    assert not (~empty.online & (empty.arrive_s == -empty.warmup_s)).any()
+    assert not (~empty.pods["online"] & (empty.pods["arrive_s"] == -empty.warmup_s)).any()
 
 
 def test_jobs_in_progress_are_length_biased_and_partly_done() -> None:
@@ -271,45 +276,47 @@ def test_attributes_have_the_documented_shares() -> None:
 def test_table_is_consistent(num_gpus: int, per_server: int, cores: int) -> None:
     config = replace(DEFAULT, group_share=0.5)
     tape = generate_tape(config, num_gpus, 5, gpus_per_server=per_server, cores_per_gpu=cores)
-    online = tape.online
-    assert (np.diff(tape.arrive_s) >= 0).all()
-    assert tape.arrive_s[0] == -12 * 3600
-    assert tape.arrive_s[-1] < tape.end_s == 24 * 3600
-    assert tape.gpus.min() >= 1
-    assert tape.gpus.max() <= per_server
-    np.testing.assert_array_equal(tape.cores, tape.gpus * cores)
-    assert (tape.priority[online] == ONLINE_PRIORITY).all()
+    online = tape.pods["online"]
+    assert (np.diff(tape.pods["arrive_s"]) >= 0).all()
+    assert tape.pods["arrive_s"][0] == -12 * 3600
+    assert tape.pods["arrive_s"][-1] < tape.end_s == 24 * 3600
+    assert tape.pods["gpus"].min() >= 1
+    assert tape.pods["gpus"].max() <= per_server
+    np.testing.assert_array_equal(tape.pods["cores"], tape.pods["gpus"] * cores)
+    assert (tape.pods["priority"][online] == ONLINE_PRIORITY).all()
     low_middle = np.array(BATCH_PRIORITIES)
-    np.testing.assert_array_equal(tape.priority[~online], low_middle[tape.batch_class[~online]])
-    assert (tape.depart_s[~online] == NEVER_S).all()
-    assert (tape.depart_s > tape.arrive_s).all()
-    new = ~online & (tape.arrive_s > -tape.warmup_s)
-    assert tape.duration_s[new].min() >= 60
-    assert tape.duration_s.max() <= 86400
-    assert tape.service[online].min() == 0
-    assert (tape.service[~online] == -1).all()
+    np.testing.assert_array_equal(
+        tape.pods["priority"][~online], low_middle[tape.pods["batch_class"][~online]]
+    )
+    assert (tape.pods["depart_s"][~online] == NEVER_S).all()
+    assert (tape.pods["depart_s"] > tape.pods["arrive_s"]).all()
+    new = ~online & (tape.pods["arrive_s"] > -tape.warmup_s)
+    assert tape.pods["duration_s"][new].min() >= 60
+    assert tape.pods["duration_s"].max() <= 86400
+    assert tape.pods["service"][online].min() == 0
+    assert (tape.pods["service"][~online] == -1).all()
     assert (tape.pdb_allowed == 1).all()
 
 
 def test_group_members_are_adjacent_and_alike() -> None:
     tape = generate_tape(replace(DEFAULT, group_share=0.5), 1024, 1)
-    groups = np.unique(tape.group[tape.group >= 0])
+    groups = np.unique(tape.pods["group"][tape.pods["group"] >= 0])
     np.testing.assert_array_equal(groups, np.arange(len(groups)))
     assert len(groups) > 20
     same = ("arrive_s", "duration_s", "priority", "preemptible", "checkpoint_s")
     for group in groups:
-        rows = np.flatnonzero(tape.group == group)
+        rows = np.flatnonzero(tape.pods["group"] == group)
         assert len(rows) in (2, 3, 4)
         np.testing.assert_array_equal(np.diff(rows), 1)
-        assert all(len(set(getattr(tape, name)[rows].tolist())) == 1 for name in same)
-        assert (tape.gpus[rows] == 8).all()
-        assert (tape.pdb[rows] == -1).all()
+        assert all(len(set(tape.pods[name][rows].tolist())) == 1 for name in same)
+        assert (tape.pods["gpus"][rows] == 8).all()
+        assert (tape.pods["pdb"][rows] == -1).all()
 
 
 def test_small_clusters_have_no_groups() -> None:
     config = replace(DEFAULT, group_share=1.0)
-    assert (generate_tape(config, 31, 0).group == -1).all()
-    assert (generate_tape(config, 32, 0).group >= 0).any()
+    assert (generate_tape(config, 31, 0).pods["group"] == -1).all()
+    assert (generate_tape(config, 32, 0).pods["group"] >= 0).any()
 
 
 def test_equal_seeds_give_equal_bits_and_other_seeds_do_not() -> None:
@@ -318,7 +325,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not() -> None:
     for name, value in first.items():
         np.testing.assert_array_equal(value, again[name])
     other = generate_tape(DEFAULT, 128, 8)
-    assert first["arrive_s"].tolist() != other.arrive_s.tolist()
+    assert first["arrive_s"].tolist() != other.pods["arrive_s"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -335,17 +342,18 @@ def test_one_purpose_does_not_shift_another(change: dict[str, float], kept: str)
     names = ("arrive_s", "depart_s", "duration_s", "gpus", "start_s", "checkpoint_s", "batch_class")
     for name in names:
         first, second = (
-            getattr(tape, name)[tape.online if kept == "online" else ~tape.online] for tape in tapes
+            tape.pods[name][tape.pods["online"] if kept == "online" else ~tape.pods["online"]]
+            for tape in tapes
         )
         np.testing.assert_array_equal(first, second)
 
 
 def test_a_load_of_nothing_gives_no_jobs() -> None:
-    assert generate_tape(replace(DEFAULT, batch_load=0.0), 128, 0).online.all()
+    assert generate_tape(replace(DEFAULT, batch_load=0.0), 128, 0).pods["online"].all()
 
 
 def test_a_cluster_too_small_for_services_has_jobs_only() -> None:
-    assert not generate_tape(DEFAULT, 1, 0).online.any()
+    assert not generate_tape(DEFAULT, 1, 0).pods["online"].any()
 
 
 def test_window_is_rounded_up_to_ten_minutes() -> None:

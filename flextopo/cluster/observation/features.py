@@ -1,18 +1,21 @@
 """What a learned selector sees of a decision: scale-free numbers, each within its stated range.
 
-None of them grows with the number of servers, so a policy trained on 16 serves 1,000. The names
-below are the layout; its hash goes into every exported artifact.
+None of them grows with the number of servers, so a policy trained on 16 serves 1,000. The tables
+below are the one place of names and order: kernels write by name, and an artifact lists the names
+it reads.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from typing import NamedTuple
+from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
 from flextopo.cluster.state.arrays import (
     RUNNING,
@@ -24,7 +27,16 @@ from flextopo.cluster.state.arrays import (
 )
 from flextopo.cluster.state.candidates import CandidateArrays, freed
 from flextopo.cluster.state.loss import Costs
-from flextopo.cluster.state.placement import CROSS_SOCKET, NUMA, SOCKET, alignment_level, take
+from flextopo.cluster.state.placement import alignment_level, take
+from flextopo.cluster.topology.levels import (
+    BELOW,
+    CROSS_SOCKET,
+    ISLAND,
+    NO_FIT,
+    NUM_LEVELS,
+    NUMA,
+    SOCKET,
+)
 
 PREEMPTOR_FEATURES: dict[str, str] = {
     "gpus": "GPUs asked for / 16",
@@ -90,22 +102,64 @@ CANDIDATE_FEATURES: dict[str, str] = {
     "victims_fit": "share of the victims' GPUs whose pods fit on another node at once",
 }
 
+ISLAND_FEATURES: dict[str, str] = {
+    "level_island": "1 if the pod would sit on one PCIe switch or NVLink island",
+}
+"""Further features of a candidate, where servers tell islands apart; they follow the others."""
+
+FEATURES: dict[str, dict[str, str]] = {
+    "preemptor": PREEMPTOR_FEATURES,
+    "cluster": CLUSTER_FEATURES,
+    "candidates": {**CANDIDATE_FEATURES, **ISLAND_FEATURES},
+}
+"""Everything that can be observed, by part of the observation."""
+
 NUM_PREEMPTOR = len(PREEMPTOR_FEATURES)
 NUM_CLUSTER = len(CLUSTER_FEATURES)
 NUM_CANDIDATE = len(CANDIDATE_FEATURES)
 
 
-def layout_hash() -> str:
-    """Return a hash of the names and order of all features; artifacts refuse another one."""
-    names = [*PREEMPTOR_FEATURES, "|", *CLUSTER_FEATURES, "|", *CANDIDATE_FEATURES]
-    return hashlib.sha256(",".join(names).encode()).hexdigest()[:16]
+def candidate_features(islands: bool) -> tuple[str, ...]:
+    """Return the names of a candidate's features, on servers with or without islands."""
+    return (*CANDIDATE_FEATURES, *(ISLAND_FEATURES if islands else ()))
+
+
+def feature_names(width: int = NUM_CANDIDATE) -> dict[str, list[str]]:
+    """Return the names of all features by part, of a candidate the first `width`."""
+    names = {part: list(table) for part, table in FEATURES.items()}
+    return {**names, "candidates": names["candidates"][:width]}
+
+
+def columns_of(names: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """Return the columns of features by part, whatever else there is and in whatever order.
+
+    Raises:
+        UnknownNameError: a feature is not observed here.
+    """
+    found = {}
+    for part, table in FEATURES.items():
+        legal = list(table)
+        for name in names.get(part, ()):
+            if name not in table:
+                raise UnknownNameError(f"feature of {part}", name, legal)
+        found[part] = [legal.index(name) for name in names.get(part, ())]
+    return found
+
+
+def _positions(part: str) -> Any:
+    """Return the position of each feature by its name, which kernels take for constants."""
+    return namedtuple(f"{part}_features", FEATURES[part])(*range(len(FEATURES[part])))
+
+
+P, C, F = _positions("preemptor"), _positions("cluster"), _positions("candidates")
+"""Positions of the features of a preemptor, of the cluster and of a candidate: `f[F.deficit]`."""
 
 
 class Observation(NamedTuple):
     """One decision in numbers; K candidates.
 
-    Fields: `preemptor` (6,), `cluster` (16,), `candidates` (K, 32), all float32; `mask` (K + 1,)
-    int8, 1 = legal; the last action is "do not preempt now".
+    Fields: `preemptor` (6,), `cluster` (16,), `candidates` (K, 32), with islands (K, 33), all
+    float32; `mask` (K + 1,) int8, 1 = legal; the last action is "do not preempt now".
     """
 
     preemptor: npt.NDArray[np.float32]
@@ -114,12 +168,17 @@ class Observation(NamedTuple):
     mask: npt.NDArray[np.int8]
 
 
-def empty_observation(k: int) -> Observation:
-    """Return room for the observation of a decision with up to `k` candidates."""
+def empty_observation(k: int, width: int = NUM_CANDIDATE) -> Observation:
+    """Return memory for the observation of a decision.
+
+    Args:
+        k: candidates at most.
+        width: features of a candidate, the first of `FEATURES["candidates"]`.
+    """
     return Observation(
         preemptor=np.zeros(NUM_PREEMPTOR, np.float32),
         cluster=np.zeros(NUM_CLUSTER, np.float32),
-        candidates=np.zeros((k, NUM_CANDIDATE), np.float32),
+        candidates=np.zeros((k, width), np.float32),
         mask=np.zeros(k + 1, np.int8),
     )
 
@@ -149,10 +208,10 @@ def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> tup
     """
     t, spec = c.totals[0], c.pods[pod]
     p = o.preemptor
-    p[0], p[1] = min(1.0, spec["gpus"] / 16.0), min(1.0, spec["cores"] / 256.0)
+    p[P.gpus], p[P.cores] = min(1.0, spec["gpus"] / 16.0), min(1.0, spec["cores"] / 256.0)
     for requirement in range(3):
-        p[2 + requirement] = 1.0 if spec["requirement"] == requirement else 0.0
-    p[5] = _log_run(float(t["now_s"] - c.live[pod]["queued_s"]))
+        p[P.requires_nothing + requirement] = 1.0 if spec["requirement"] == requirement else 0.0
+    p[P.waited] = _log_run(float(t["now_s"] - c.live[pod]["queued_s"]))
     day = 2.0 * math.pi * (t["now_s"] % 86400) / 86400.0
     gpus = float(max(t["gpus"], 1))
     empty, broken, largest, largest_node, second = 0, 0, 0, -1, 0
@@ -166,15 +225,31 @@ def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> tup
             empty += 1
         elif free > 0:
             broken += 1
+    misaligned = 0
+    for level in range(NUM_LEVELS):
+        misaligned += t["misaligned_gpus"][level]
     f = o.cluster
-    f[0], f[1] = math.sin(day), math.cos(day)
-    f[2], f[3], f[4] = t["free_gpus"] / gpus, t["online_gpus"] / gpus, t["batch_gpus"] / gpus
-    f[5], f[6] = min(1.0, t["wait_gpus"] / gpus), min(1.0, t["batch_wait_gpus"] / gpus)
-    f[7] = (t["late_gpus"] + t["cross_gpus"]) / gpus
-    f[8], f[9] = empty / c.nodes.shape[0], broken / c.nodes.shape[0]
-    f[10], f[11] = largest / 16.0, filled
-    f[12], f[13] = min(1.0, t["batch_wait_1"] / gpus), min(1.0, t["batch_wait_2"] / gpus)
-    f[14], f[15] = min(1.0, t["batch_wait_4"] / gpus), min(1.0, t["batch_wait_group"] / gpus)
+    f[C.day_sin], f[C.day_cos] = math.sin(day), math.cos(day)
+    f[C.free], f[C.online], f[C.batch] = (
+        t["free_gpus"] / gpus,
+        t["online_gpus"] / gpus,
+        t["batch_gpus"] / gpus,
+    )
+    f[C.online_waiting], f[C.batch_waiting] = (
+        min(1.0, t["wait_gpus"] / gpus),
+        min(1.0, t["batch_wait_gpus"] / gpus),
+    )
+    f[C.misaligned] = misaligned / gpus
+    f[C.free_nodes], f[C.fragmented_nodes] = empty / c.nodes.shape[0], broken / c.nodes.shape[0]
+    f[C.largest_free], f[C.candidates] = largest / 16.0, filled
+    f[C.waiting_1], f[C.waiting_2] = (
+        min(1.0, t["batch_wait_1"] / gpus),
+        min(1.0, t["batch_wait_2"] / gpus),
+    )
+    f[C.waiting_4], f[C.waiting_groups] = (
+        min(1.0, t["batch_wait_4"] / gpus),
+        min(1.0, t["batch_wait_group"] / gpus),
+    )
     return largest, largest_node, second
 
 
@@ -227,20 +302,26 @@ def _observe_victims(
             if member == victim:
                 break
     gpus = max(here, 1)
-    f[7], f[8], f[9] = min(1.0, victims / 8.0), min(1.0, evicted / 32.0), largest / 16.0
-    f[10] = max(0, here - c.pods[pod]["gpus"]) / 16.0
-    f[11] = min(1.0, max(0, cores - c.pods[pod]["cores"]) / 256.0)
-    f[12] = min(1.0, max(0.0, (c.pods[pod]["priority"] - highest) / 1000.0)) if victims else 1.0
-    f[13] = middle / gpus
-    f[14] = _log_gpu_h(discarded)
-    f[17] = f[18] = _log_run(oldest)
+    f[F.victims], f[F.evicted_gpus], f[F.largest_victim] = (
+        min(1.0, victims / 8.0),
+        min(1.0, evicted / 32.0),
+        largest / 16.0,
+    )
+    f[F.surplus_gpus] = max(0, here - c.pods[pod]["gpus"]) / 16.0
+    f[F.surplus_cores] = min(1.0, max(0, cores - c.pods[pod]["cores"]) / 256.0)
+    f[F.priority_gap] = (
+        min(1.0, max(0.0, (c.pods[pod]["priority"] - highest) / 1000.0)) if victims else 1.0
+    )
+    f[F.middle_class] = middle / gpus
+    f[F.discarded] = _log_gpu_h(discarded)
+    f[F.oldest_victim] = f[F.youngest_victim] = _log_run(oldest)
     if victims != 1:
-        f[18] = _log_run(youngest) if victims else 0.0
-    f[19] = _log_gpu_h(remaining)
-    f[20], f[21] = due / max(victims, 1), unsaved / gpus
-    f[22], f[23] = min(1.0, earlier / 4.0), min(1.0, members / 8.0)
-    f[24] = budgeted / max(victims, 1)
-    f[31] = fitting / gpus
+        f[F.youngest_victim] = _log_run(youngest) if victims else 0.0
+    f[F.expected_remaining] = _log_gpu_h(remaining)
+    f[F.since_checkpoint], f[F.no_checkpoint] = due / max(victims, 1), unsaved / gpus
+    f[F.earlier_evictions], f[F.group_members] = min(1.0, earlier / 4.0), min(1.0, members / 8.0)
+    f[F.budgeted] = budgeted / max(victims, 1)
+    f[F.victims_fit] = fitting / gpus
 
 
 @inlined
@@ -286,15 +367,22 @@ def _observe_node(
             online += held
         elif is_eligible(c, other, spec["priority"]):
             evictable += held
-    f[0], f[1] = m[model]["num_gpus"] / 16.0, m[model]["num_numa"] / 32.0
-    f[2] = 1.0 if level == NUMA else 0.0
-    f[3] = 1.0 if level == SOCKET else 0.0
-    f[4] = 1.0 if level == CROSS_SOCKET else 0.0
-    f[5], f[6] = deficit / 2.0, before / 3.0
-    f[25], f[26] = popcount(after) / size, most / size
-    f[27] = (most - fewest) / size
-    f[28], f[29] = online / size, evictable / size
-    f[30] = _refill(c, popcount(after)) / size
+    f[F.server_gpus], f[F.server_numa_nodes] = (
+        m[model]["num_gpus"] / 16.0,
+        m[model]["num_numa"] / 32.0,
+    )
+    f[F.level_numa] = 1.0 if level == NUMA else 0.0
+    f[F.level_socket] = 1.0 if level == SOCKET else 0.0
+    f[F.level_cross_socket] = 1.0 if level == CROSS_SOCKET else 0.0
+    f[F.deficit] = BELOW[deficit]
+    # A node that offers an island is no worse than one that offers a NUMA node.
+    f[F.level_before] = max(0, before - NUMA) / (NO_FIT - NUMA)
+    if f.shape[0] > F.level_island:
+        f[F.level_island] = 1.0 if level == ISLAND else 0.0
+    f[F.free_after], f[F.largest_block_after] = popcount(after) / size, most / size
+    f[F.socket_imbalance_after] = (most - fewest) / size
+    f[F.online_after], f[F.evictable_after] = online / size, evictable / size
+    f[F.refill] = _refill(c, popcount(after)) / size
 
 
 @kernel
@@ -325,8 +413,8 @@ def observe(
         _observe_node(c, pod, node, slots, found.level[i], found.deficit[i], cores, taken, f)
         elsewhere = second if node == largest_node else largest
         _observe_victims(c, costs, pod, node, slots, elsewhere, f)
-        f[15] = _log_gpu_h(found.cost[i])
-        f[16] = _log_gpu_h(found.cost[i] - found.cost[0]) if i > 0 else 0.0
+        f[F.cost] = _log_gpu_h(found.cost[i])
+        f[F.cost_gap] = _log_gpu_h(found.cost[i] - found.cost[0]) if i > 0 else 0.0
     o.mask[k] = 1
 
 

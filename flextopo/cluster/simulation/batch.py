@@ -26,8 +26,13 @@ from flextopo.cluster.simulation.metrics import METRICS, measure
 from flextopo.cluster.simulation.scheduler import END
 from flextopo.cluster.simulation.step import Decision, act, show_next
 from flextopo.cluster.state.arrays import Cluster
-from flextopo.cluster.state.candidates import CandidateArrays, Workspace, workspace
-from flextopo.cluster.state.loss import LOSS_TERMS, weighted_gpu_s
+from flextopo.cluster.state.candidates import (
+    CandidateArrays,
+    Workspace,
+    candidate_arrays,
+    workspace,
+)
+from flextopo.cluster.state.loss import LOSS_TERMS, weighted_gpu_s, write_terms
 
 NEXT_STEP, SAME_STEP, DISABLED = range(3)
 """When an environment that ended starts anew (the names are Gymnasium's)."""
@@ -93,42 +98,52 @@ class Batch(NamedTuple):
     gpus: int
 
 
-def empty_observations(b: int, k: int) -> Observation:
-    """Return room for the observations of `b` environments."""
-    fields: Any = (np.stack([array] * b) for array in empty_observation(k))
+def empty_observations(b: int, k: int, width: int) -> Observation:
+    """Return memory for the observations of `b` environments; see `empty_observation`."""
+    fields: Any = (np.stack([array] * b) for array in empty_observation(k, width))
     return Observation(*fields)
 
 
-def empty_batch(
-    like: Cluster, stored: Episodes, num_envs: int, k: int, threads: int, allow_wait: bool,
-    autoreset: int, gpus: int,
-) -> Batch:  # fmt: skip
-    """Return room for `num_envs` environments that have not started yet."""
-    pods, budgets = stored.pods.shape[1], stored.pdb_left.shape[1]
-    b = num_envs
+class BatchSettings(NamedTuple):
+    """What a batch is made for.
+
+    Fields: `num_envs` environments; `k` candidates shown; `width` features of a candidate; `threads`
+    that step them; `allow_wait`; `autoreset`, one of NEXT_STEP, SAME_STEP, DISABLED; `gpus` of the
+    cluster.
+    """
+
+    num_envs: int
+    k: int
+    width: int
+    threads: int
+    allow_wait: bool
+    autoreset: int
+    gpus: int
+
+
+def empty_batch(like: Cluster, stored: Episodes, settings: BatchSettings) -> Batch:
+    """Return memory for environments that have not started yet, on the nodes of `like`."""
+    b, k = settings.num_envs, settings.k
+    _, pods = stored.cluster.pods.shape
+    _, budgets = stored.cluster.pdb_left.shape
     environments = np.zeros(b, ENVIRONMENT_DTYPE)
     environments["given"], environments["cursor"], environments["options"] = -1, DRAWS, END
-    scratch: Any = (np.stack([array] * threads) for array in workspace())
+    found: Any = (np.stack([array] * b) for array in candidate_arrays(k))
+    scratch: Any = (np.stack([array] * settings.threads) for array in workspace())
     return Batch(
         running=empty_episodes(like, b, pods, budgets),
         stored=stored,
         draws=np.zeros((b, DRAWS), np.int64),
         environments=environments,
-        found=CandidateArrays(
-            node=np.zeros((b, k), np.int64),
-            slots=np.zeros((b, k), np.int64),
-            level=np.zeros((b, k), np.int64),
-            deficit=np.zeros((b, k), np.int64),
-            cost=np.zeros((b, k)),
-        ),
-        observation=empty_observations(b, k),
+        found=CandidateArrays(*found),
+        observation=empty_observations(b, k, settings.width),
         outcome=np.zeros(b, OUTCOME_DTYPE),
         taken=np.zeros(1, np.int64),
         workspace=Workspace(*scratch),
-        scratch=np.zeros((threads, *like.scratch.shape), np.int16),
-        allow_wait=int(allow_wait),
-        autoreset=autoreset,
-        gpus=gpus,
+        scratch=np.zeros((settings.threads, *like.scratch.shape), np.int16),
+        allow_wait=int(settings.allow_wait),
+        autoreset=settings.autoreset,
+        gpus=settings.gpus,
     )
 
 
@@ -177,19 +192,8 @@ def _finish(b: Batch, d: Decision, i: int) -> None:
         d.events.heap,
         b.outcome[i]["metrics"],
     )
-    _write_loss(d, b.outcome[i]["final_loss"])
+    write_terms(d.events.account, d.costs, 3600.0, b.outcome[i]["final_loss"])
     b.outcome[i]["final_time_s"] = d.cluster.totals[0]["now_s"]
-
-
-@stage
-def _write_loss(d: Decision, out: npt.NDArray[np.float64]) -> None:
-    """Write the five terms of the loss in GPU-hours."""
-    a, costs = d.events.account[0], d.costs
-    out[0] = costs.waiting * a["waiting"] / 3600.0
-    out[1] = (costs.late * a["late"] + costs.cross * a["cross"]) / 3600.0
-    out[2] = costs.discarded * a["discarded_weighted"] / 3600.0
-    out[3] = costs.eviction * a["evicted_gpus"] / 3600.0
-    out[4] = costs.idle * a["idle"] / 3600.0
 
 
 @program
@@ -243,7 +247,7 @@ def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
                 if count != END or environment["given"] >= 0 or environment["tries"] == MAX_REDRAWS:
                     environment["starting"] = environment["ended"] = False
                     environment["tries"], environment["given"] = 0, -1
-            _write_loss(d, out["loss"])
+            write_terms(d.events.account, d.costs, 3600.0, out["loss"])
             out["time_s"] = d.cluster.totals[0]["now_s"]
             out["asked"] = d.events.clock[0]["asked"]
             if b.allow_wait == 0 and count > 0:

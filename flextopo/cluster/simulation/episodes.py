@@ -2,190 +2,198 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.jit.generated import define
 from flextopo.cluster.jit.kernels import stage
-from flextopo.cluster.simulation.events import CLOCK_DTYPE, Events
+from flextopo.cluster.simulation.events import Events, empty_events
 from flextopo.cluster.simulation.scheduler import Rules
 from flextopo.cluster.simulation.simulator import Simulator
-from flextopo.cluster.state.arrays import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE, TOTALS_DTYPE, Cluster
-from flextopo.cluster.state.loss import ACCOUNT_DTYPE, Costs
+from flextopo.cluster.state.arrays import Cluster
+from flextopo.cluster.state.loss import Costs
+from flextopo.cluster.state.storage import (
+    Array,
+    Kind,
+    arrays_of,
+    names_of,
+    stack_arrays,
+    stacked,
+)
+from flextopo.cluster.topology.levels import NUM_LEVELS
 
-PODS, DEPARTURES, BUDGETS = range(3)
-"""Columns of `Episodes.sizes`."""
+SIZES = ("pods", "departures", "budgets")
+"""Columns of `Episodes.sizes`: axes that are as long as the longest episode."""
+
+IN_USE = {
+    **{axis: f"source.sizes[s, {i}]" for i, axis in enumerate(SIZES)},
+    "heap": 'source.events.clock[s, 0]["heap_size"]',
+    "queue": 'source.events.clock[s, 0]["queue_size"]',
+}
+"""How much of an axis means something in row s of `source`."""
 
 
 class Episodes(NamedTuple):
     """E episodes, each with room for P pods and B budgets on the same N nodes.
 
-    Fields: `tape` (E,) int64, seed of the tape, -1 = empty; `sizes` (E, 3) int64, pods, departures
-    and budgets in use; `rules` (E, 5) int64 and `costs` (E, 8) float64 as in `Rules` and `Costs`
-    (without `restart_s`); `demanded` (E,) int64 GPU-seconds asked for; the others as in `Cluster`
-    and `Events` with a leading axis.
+    Fields: `tape` (E,) int64, seed of the tape, -1 = empty; `sizes` (E, 3) int64, see `SIZES`;
+    `rules` (E, 5) int64 and `costs` (E, C) float64, the numbers of `Rules` and `Costs` in their
+    order; `demanded` (E,) int64 GPU-seconds asked for; `cluster` and `events` with a leading axis.
     """
 
-    models: npt.NDArray[Any]
     tape: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     rules: npt.NDArray[np.int64]
     costs: npt.NDArray[np.float64]
     demanded: npt.NDArray[np.int64]
-    pods: npt.NDArray[Any]
-    live: npt.NDArray[Any]
-    pod_cores: npt.NDArray[np.int16]
-    nodes: npt.NDArray[Any]
-    cores_free: npt.NDArray[np.int16]
-    node_pods: npt.NDArray[np.int32]
-    by_free: npt.NDArray[np.int64]
-    pdb_left: npt.NDArray[np.int64]
-    totals: npt.NDArray[Any]
-    departures: npt.NDArray[np.int64]
-    heap: npt.NDArray[np.int64]
-    queue: npt.NDArray[np.int32]
-    clock: npt.NDArray[Any]
-    account: npt.NDArray[Any]
+    cluster: Cluster
+    events: Events
 
 
 def empty_episodes(like: Cluster, count: int, pods: int, budgets: int) -> Episodes:
     """Return room for `count` episodes on the nodes of `like`; untouched rows take no memory."""
-    nodes, numa = like.cores_free.shape
+    sizes = {"pods": pods, "budgets": budgets, "heap": pods, "queue": pods, "departures": pods}
     return Episodes(
-        models=like.models,
         tape=np.full(count, -1, np.int64),
-        sizes=np.zeros((count, 3), np.int64),
+        sizes=np.zeros((count, len(SIZES)), np.int64),
         rules=np.zeros((count, len(Rules._fields)), np.int64),
-        costs=np.zeros((count, len(Costs._fields) - 1)),
+        costs=np.zeros((count, len(Costs._fields) - 1 + NUM_LEVELS)),
         demanded=np.zeros(count, np.int64),
-        pods=np.zeros((count, pods), POD_DTYPE),
-        live=np.zeros((count, pods), LIVE_DTYPE),
-        pod_cores=np.zeros((count, pods, numa), np.int16),
-        nodes=np.zeros((count, nodes), NODE_DTYPE),
-        cores_free=np.zeros((count, nodes, numa), np.int16),
-        node_pods=np.zeros((count, *like.node_pods.shape), np.int32),
-        by_free=np.zeros((count, *like.by_free.shape), np.int64),
-        pdb_left=np.zeros((count, budgets), np.int64),
-        totals=np.zeros((count, 1), TOTALS_DTYPE),
-        departures=np.zeros((count, pods), np.int64),
-        heap=np.zeros((count, pods), np.int64),
-        queue=np.zeros((count, pods), np.int32),
-        clock=np.zeros((count, 1), CLOCK_DTYPE),
-        account=np.zeros((count, 1), ACCOUNT_DTYPE),
+        cluster=stack_arrays(like, count, sizes),
+        events=stack_arrays(empty_events(0, np.zeros(0, np.int64)), count, sizes),
     )
+
+
+def rows_of(e: Episodes) -> list[npt.NDArray[Any]]:
+    """Return all arrays with a row for each episode."""
+    return [*e[:-2], *stacked(e.cluster), *stacked(e.events)]
 
 
 def no_tapes(like: Episodes) -> Episodes:
     """Return one empty row that has as much room as those of `like`."""
-    rows: Any = (array[:1].copy() for array in like[1:])
-    empty = Episodes(like.models, *rows)
-    empty.tape[:] = -1
-    return empty
+    _, pods = like.cluster.pods.shape
+    _, budgets = like.cluster.pdb_left.shape
+    return empty_episodes(cluster_of(like, 0, like.cluster.scratch), 1, pods, budgets)
 
 
 def bytes_of_episode(e: Episodes) -> int:
     """Return the memory of one episode."""
-    return sum(array[0].nbytes for array in e[1:])
+    return sum(array[0].nbytes for array in rows_of(e))
+
+
+def move(source: Episodes, target: Episodes) -> None:
+    """Copy all rows into wider ones."""
+    for old, new in zip(rows_of(source), rows_of(target), strict=True):
+        new[tuple(map(slice, old.shape))] = old
 
 
 def store(e: Episodes, row: int, tape: int, sim: Simulator) -> None:
     """Write the present state of a simulation into a row that has room for it."""
     cluster, events = sim.state.arrays, sim.events
+    lengths = {"pods": cluster.pods, "departures": events.departures, "budgets": cluster.pdb_left}
     e.tape[row] = -1
-    e.sizes[row] = len(cluster.pods), len(events.departures), len(cluster.pdb_left)
-    e.rules[row], e.costs[row] = sim.rules, sim.costs[:-1]
+    e.sizes[row] = [len(lengths[axis]) for axis in SIZES]
+    e.rules[row] = sim.rules
+    e.costs[row] = [*sim.costs[:-1], *sim.costs.misaligned]
     e.demanded[row] = sim.tape.demanded_gpu_s()
-    arrays: dict[str, npt.NDArray[Any]] = {**cluster._asdict(), **events._asdict()}
-    del arrays["models"], arrays["scratch"]
-    for name, array in arrays.items():
-        getattr(e, name)[row][: len(array)] = array
+    for one, many in ((cluster, e.cluster), (events, e.events)):
+        for name in names_of(type(one), Kind.GIVEN, Kind.STATE):
+            array = getattr(one, name)
+            getattr(many, name)[row][: len(array)] = array
     e.tape[row] = tape
 
 
-@stage
-def copy_episode(source: Episodes, s: int, target: Episodes, t: int) -> None:
-    """Copy one episode; the target has room for it."""
-    target.tape[t] = source.tape[s]
-    target.demanded[t] = source.demanded[s]
-    for i in range(source.sizes.shape[1]):
-        target.sizes[t, i] = source.sizes[s, i]
-    for i in range(source.rules.shape[1]):
-        target.rules[t, i] = source.rules[s, i]
-    for i in range(source.costs.shape[1]):
-        target.costs[t, i] = source.costs[s, i]
-    for pod in range(source.sizes[s, PODS]):
-        target.pods[t, pod] = source.pods[s, pod]
-        like = min(pod, source.clock[s, 0]["next_arrival"])  # pods that are to come are all alike
-        target.live[t, pod] = source.live[s, like]
-        for u in range(source.pod_cores.shape[2]):
-            target.pod_cores[t, pod, u] = source.pod_cores[s, like, u]
-    for node in range(source.nodes.shape[1]):
-        target.nodes[t, node] = source.nodes[s, node]
-        for u in range(source.cores_free.shape[2]):
-            target.cores_free[t, node, u] = source.cores_free[s, node, u]
-        for slot in range(source.node_pods.shape[2]):
-            target.node_pods[t, node, slot] = source.node_pods[s, node, slot]
-    for i in range(source.by_free.shape[1]):
-        for j in range(source.by_free.shape[2]):
-            target.by_free[t, i, j] = source.by_free[s, i, j]
-    for i in range(source.sizes[s, BUDGETS]):
-        target.pdb_left[t, i] = source.pdb_left[s, i]
-    for i in range(source.sizes[s, DEPARTURES]):
-        target.departures[t, i] = source.departures[s, i]
-    target.totals[t, 0] = source.totals[s, 0]
-    target.clock[t, 0] = source.clock[s, 0]
-    target.account[t, 0] = source.account[s, 0]
-    for i in range(source.clock[s, 0]["heap_size"]):
-        target.heap[t, i] = source.heap[s, i]
-    for i in range(source.clock[s, 0]["queue_size"]):
-        target.queue[t, i] = source.queue[s, i]
+def _copy_lines() -> Iterator[str]:
+    """Yield the lines of `copy_episode`: loops, since whole slices would count references."""
+    for name in ("tape", "demanded"):
+        yield f"target.{name}[t] = source.{name}[s]"
+    for name in ("sizes", "rules", "costs"):
+        yield f"for i in range(source.{name}.shape[1]):"
+        yield f"    target.{name}[t, i] = source.{name}[s, i]"
+    for part, owner in (("cluster", Cluster), ("events", Events)):
+        for name in names_of(owner, Kind.GIVEN, Kind.STATE):
+            yield from _loops(f"{part}.{name}", arrays_of(owner)[name])
 
 
-def cluster_of(e: Episodes, row: int, scratch: npt.NDArray[np.int16]) -> Cluster:
-    """Return the cluster of an episode: views, no copies."""
-    pods, budgets = e.sizes[row, PODS], e.sizes[row, BUDGETS]
-    return Cluster(
-        e.models,
-        e.pods[row][:pods],
-        e.live[row][:pods],
-        e.pod_cores[row][:pods],
-        e.nodes[row],
-        e.cores_free[row],
-        e.node_pods[row],
-        e.by_free[row],
-        e.pdb_left[row][:budgets],
-        e.totals[row],
-        scratch,
-    )
+def _loops(name: str, array: Array) -> Iterator[str]:
+    indices = [f"i{axis}" for axis in range(len(array.axes))]
+    for depth, axis in enumerate(array.axes):
+        used = IN_USE.get(axis, f"source.{name}.shape[{depth + 1}]")
+        yield f"{'    ' * depth}for i{depth} in range({used}):"
+    there = list(indices)
+    inside = "    " * len(indices)
+    if array.axes[0] == "pods" and array.kind == Kind.STATE:
+        # Pods that are to come are all alike, and so in the cache.
+        yield f'{inside}like = min(i0, source.events.clock[s, 0]["next_arrival"])'
+        there[0] = "like"
+    here = ", ".join(["t", *indices])
+    yield f"{inside}target.{name}[{here}] = source.{name}[{', '.join(['s', *there])}]"
 
 
-def events_of(e: Episodes, row: int) -> Events:
-    """Return the events of an episode: views, no copies."""
-    pods, departures = e.sizes[row, PODS], e.sizes[row, DEPARTURES]
-    return Events(
-        e.departures[row][:departures],
-        e.heap[row][:pods],
-        e.queue[row][:pods],
-        e.clock[row],
-        e.account[row],
-    )
+copy_episode: Callable[[Episodes, int, Episodes, int], None] = stage(
+    define("copy_episode", "source, s, target, t", _copy_lines(), __file__)
+)
+"""Copy row s of the first into row t of the second, which has room for it."""
 
+
+def _view_lines(part: str, owner: type[Any]) -> Iterator[str]:
+    """Yield the lines of a function that returns views of row `s`."""
+    found = []
+    for name, array in arrays_of(owner).items():
+        whole = f"source.{part}.{name}"
+        if array.kind in (Kind.HARDWARE, Kind.SCRATCH):
+            found.append("scratch" if array.kind == Kind.SCRATCH else whole)
+            continue
+        axis = "pods" if array.axes[0] in ("heap", "queue") else array.axes[0]
+        found.append(f"{whole}[s][:{IN_USE[axis]}]" if axis in SIZES else f"{whole}[s]")
+    yield f"return {owner.__name__}({', '.join(found)})"
+
+
+cluster_of: Callable[[Episodes, int, npt.NDArray[np.int16]], Cluster] = define(
+    "cluster_of", "source, s, scratch", _view_lines("cluster", Cluster), __file__, Cluster=Cluster
+)
+"""Return the cluster of an episode, given its row and scratch memory: views, no copies."""
+
+events_of: Callable[[Episodes, int], Events] = define(
+    "events_of", "source, s", _view_lines("events", Events), __file__, Events=Events
+)
+"""Return the events of an episode: views, no copies."""
 
 view_cluster = stage(cluster_of)
 view_events = stage(events_of)
 """The same inside kernels; a view made by a kernel must not leave it."""
 
 
-@stage
-def rules_of(e: Episodes, row: int) -> Rules:
-    """Return the rules of an episode."""
-    r = e.rules[row]
-    return Rules(r[0], r[1], r[2], r[3], r[4])
+def _numbers(array: str, first: int, count: int) -> str:
+    return ", ".join(f"{array}[{i}]" for i in range(first, first + count))
 
 
-@stage
-def costs_of(e: Episodes, row: int) -> Costs:
-    """Return the costs of an episode."""
-    c = e.costs[row]
-    return Costs(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], e.rules[row, 3])
+rules_of: Callable[[Episodes, int], Rules] = stage(
+    define(
+        "rules_of",
+        "source, s",
+        ["r = source.rules[s]", f"return Rules({_numbers('r', 0, len(Rules._fields))})"],
+        __file__,
+        Rules=Rules,
+    )
+)
+"""Return the rules of an episode."""
+
+_PLAIN = len(Costs._fields) - 1
+
+costs_of: Callable[[Episodes, int], Costs] = stage(
+    define(
+        "costs_of",
+        "source, s",
+        [
+            "c = source.costs[s]",
+            f"return Costs({_numbers('c', 0, _PLAIN)}, ({_numbers('c', _PLAIN, NUM_LEVELS)},))",
+        ],
+        __file__,
+        Costs=Costs,
+    )
+)
+"""Return the costs of an episode."""

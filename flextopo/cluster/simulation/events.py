@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.jit.generated import define
 from flextopo.cluster.jit.kernels import copying_kernel, inlined, stage
-from flextopo.cluster.state.arrays import Cluster, as_index
-
-CLOCK_DTYPE = np.dtype(
-    [
-        ("next_arrival", "i8"),  # pods before it in the table have arrived
-        ("next_departure", "i8"),  # position in `departures`
-        ("heap_size", "i8"),
-        ("queue_size", "i8"),
-        ("online_queued", "i8"),  # online pods in the queue
-        ("online_left", "i8"),  # those that the present scheduling pass has not reached
-        ("in_vain", "i8"),  # release count at which no queued batch pod fitted, -1 = not known
-        ("cursor", "i8"),  # place in the queue that the scheduling pass has reached
-        ("in_pass", "i8"),
-        ("asked", "i8"),  # pod that waits for a decision, -1 = none
-    ]
-)
-
+from flextopo.cluster.state.arrays import Cluster, Records, as_index
+from flextopo.cluster.state.schema import ACCOUNT_DTYPE, CLOCK_DTYPE
+from flextopo.cluster.state.storage import Array, Kind, allocate_arrays, copy_lines
 
 LAST_S = 2**31 - 1
 """The latest time in the event heap, 68 years; whatever comes later is there as if it came then."""
@@ -38,22 +26,34 @@ class Events(NamedTuple):
     descending, arrival, index); `clock` (1,) CLOCK_DTYPE; `account` (1,) ACCOUNT_DTYPE.
     """
 
-    departures: npt.NDArray[np.int64]
-    heap: npt.NDArray[np.int64]
-    queue: npt.NDArray[np.int32]
-    clock: npt.NDArray[Any]
-    account: npt.NDArray[Any]
+    departures: Annotated[npt.NDArray[np.int64], Array(np.int64, ("departures",), Kind.GIVEN)]
+    heap: Annotated[npt.NDArray[np.int64], Array(np.int64, ("heap",))]
+    queue: Annotated[npt.NDArray[np.int32], Array(np.int32, ("queue",))]
+    clock: Annotated[Records, Array(CLOCK_DTYPE, ("one",))]
+    account: Annotated[Records, Array(ACCOUNT_DTYPE, ("one",))]
 
 
-@copying_kernel
-def copy_events(source: Events, target: Events) -> None:
-    """Copy everything that changes from `source` to `target`."""
-    size = source.clock[0]["heap_size"]
-    target.heap[:size] = source.heap[:size]
-    size = source.clock[0]["queue_size"]
-    target.queue[:size] = source.queue[:size]
-    target.clock[:] = source.clock
-    target.account[:] = source.account
+IN_USE = {"heap": 'source.clock[0]["heap_size"]', "queue": 'source.clock[0]["queue_size"]'}
+"""How much of an axis means something, as kernels that copy from `source` say it."""
+
+copy_events: Callable[[Events, Events], None] = copying_kernel(
+    define("copy_events", "source, target", copy_lines(Events, IN_USE), __file__)
+)
+"""Copy everything that changes from the first to the second."""
+
+
+def empty_events(
+    pods: int, departures: npt.NDArray[np.int64], heap: npt.NDArray[np.int64] | None = None
+) -> Events:
+    """Return the events of a tape that has not begun.
+
+    Args:
+        pods: how many there are.
+        departures: online pods that leave, in that order.
+        heap: entries of the event heap, if it is not empty.
+    """
+    given = {"departures": departures} if heap is None else {"departures": departures, "heap": heap}
+    return allocate_arrays(Events, {"heap": pods, "queue": pods, "one": 1}, **given)
 
 
 @inlined

@@ -19,10 +19,12 @@ from flextopo.cluster.state.arrays import (
     STARTING,
     TERMINATING,
     Cluster,
+    as_index,
     lost_work_s,
     release,
 )
-from flextopo.cluster.state.placement import CROSS_SOCKET, best_level, is_aligned, level_deficit
+from flextopo.cluster.state.placement import best_level, is_aligned, level_deficit
+from flextopo.cluster.topology.levels import CROSS_SOCKET
 
 GUARANTEED = 2
 """`TopologyRequirement.GUARANTEED` as the kernels see it."""
@@ -31,10 +33,9 @@ GUARANTEED = 2
 @stage
 def _count_misaligned(c: Cluster, pod: int, sign: int) -> None:
     """Enter or leave the account of online pods that serve below their best level."""
-    if c.live[pod]["deficit"] == 1:
-        c.totals[0]["late_gpus"] += sign * c.pods[pod]["gpus"]
-    elif c.live[pod]["deficit"] == 2:
-        c.totals[0]["cross_gpus"] += sign * c.pods[pod]["gpus"]
+    deficit = as_index(c.live[pod]["deficit"])
+    if deficit > 0:
+        c.totals[0]["misaligned_gpus"][deficit] += sign * c.pods[pod]["gpus"]
 
 
 @inlined

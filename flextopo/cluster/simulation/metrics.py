@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, stage
 from flextopo.cluster.simulation.simulator import Simulator
-from flextopo.cluster.state.arrays import FUTURE, NEVER_PLACED_S, NOMINATED, PENDING, Cluster
-from flextopo.cluster.state.loss import Costs, weighted_gpu_s
+from flextopo.cluster.state.arrays import FUTURE, NOMINATED, PENDING, Cluster
+from flextopo.cluster.state.loss import Costs, weighted_gpu_s, write_terms
+from flextopo.cluster.state.schema import NEVER_PLACED_S
 
 METRICS: dict[str, str] = {
     "weighted_loss": "weighted GPU-hours lost per GPU-hour demanded; the sum of its five terms",
@@ -124,11 +125,7 @@ def measure(
     capacity = float(c.totals[0]["gpus"]) * end_s
     per_day = 86400.0 / end_s
     counted, waited, preemptors, placed = _sort_waits(c, waits)
-    out[1] = costs.waiting * a["waiting"] / whole
-    out[2] = (costs.late * a["late"] + costs.cross * a["cross"]) / whole
-    out[3] = costs.discarded * a["discarded_weighted"] / whole
-    out[4] = costs.eviction * a["evicted_gpus"] / whole
-    out[5] = costs.idle * a["idle"] / whole
+    write_terms(account, costs, whole, out[1:6])
     out[0] = weighted_gpu_s(account, costs) / whole
     out[6] = _share(a["hits"], a["preemptions"])
     out[7] = _share(a["guaranteed_hits"], a["guaranteed_preemptions"])

@@ -44,6 +44,7 @@ from flextopo.cluster.state.arrays import (
 )
 from flextopo.cluster.state.candidates import can_preempt, freed
 from flextopo.cluster.state.placement import best_level, find_node, is_aligned, place
+from flextopo.cluster.topology.levels import NUM_LEVELS
 
 BLIND, OWN, ALL_GUARANTEED = range(3)
 """Whom the guaranteed filter binds: no pod, guaranteed pods, every online pod."""
@@ -89,8 +90,8 @@ def _accrue(c: Cluster, e: Events, until_s: int) -> None:
     if span > 0:
         a = e.account[0]
         a["waiting"] += t["wait_gpus"] * span
-        a["late"] += t["late_gpus"] * span
-        a["cross"] += t["cross_gpus"] * span
+        for level in range(NUM_LEVELS):
+            a["misaligned"][level] += t["misaligned_gpus"][level] * span
         a["idle"] += min(t["free_gpus"], t["batch_wait_gpus"]) * span
         a["online"] += t["online_gpus"] * span
         a["batch"] += t["batch_gpus"] * span

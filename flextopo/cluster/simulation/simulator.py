@@ -9,20 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
-from flextopo.cluster.simulation import events as ev
-from flextopo.cluster.simulation.events import Events
+from flextopo.cluster.simulation.events import Events, empty_events
 from flextopo.cluster.simulation.lookahead import branch_losses, run_greedy, warm_up
 from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, preempt
 from flextopo.cluster.state.arrays import Cluster, empty_cluster, may_evict
 from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
-from flextopo.cluster.state.loss import ACCOUNT_DTYPE, LossWeights, compile_costs, weighted_gpu_s
-from flextopo.cluster.state.placement import NO_FIT, best_level
+from flextopo.cluster.state.loss import LossWeights, compile_costs, weighted_gpu_s
+from flextopo.cluster.state.placement import best_level
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.state.storage import branch_of
+from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import Fleet, compile_models
-from flextopo.cluster.workload.tape import NEVER_S, Tape
+from flextopo.cluster.workload.tape import Tape
 
 ADMISSIONS = ("best-effort", "restricted")
 
@@ -148,7 +150,7 @@ class Simulator:
     def scratch(self) -> tuple[Cluster, Events]:
         """Return room for a copy of all that changes, always the same."""
         if self._scratch is None:
-            self._scratch = _scratch_cluster(self.state.arrays), _empty_events(self.tape)
+            self._scratch = branch_of(self.state.arrays, False), branch_of(self.events, False)
         return self._scratch
 
     def greedy_loss(self, until_s: int) -> float:
@@ -191,16 +193,16 @@ def _load(tape: Tape, fleet: Fleet) -> Cluster:
     node_model = np.asarray(fleet.node_model, np.int64)
     tables = compile_models(fleet.models)
     cluster = empty_cluster(tables, node_model, tape.num_pods, len(tape.pdb_allowed))
-    for name in cluster.pods.dtype.names or ():
-        if name not in ("next_member", "protection_s"):
-            cluster.pods[name] = getattr(tape, name)
+    cluster.pods[:] = tape.pods
     link_groups(cluster)
     cluster.pdb_left[:] = tape.pdb_allowed
     cluster.totals["now_s"] = -tape.warmup_s
     kinds = sorted(set(fleet.node_model))
     # As narrow as in the arrays, or the kernel would be compiled for other types, too.
     narrow: Any = np.int32
-    for gpus, cores in sorted(set(zip(tape.gpus.tolist(), tape.cores.tolist(), strict=True))):
+    for gpus, cores in sorted(
+        set(zip(tape.pods["gpus"].tolist(), tape.pods["cores"].tolist(), strict=True))
+    ):
         levels = [best_level(tables, narrow(m), narrow(gpus), narrow(cores)) for m in kinds]
         if min(levels) == NO_FIT:
             raise WorkloadError(
@@ -211,28 +213,7 @@ def _load(tape: Tape, fleet: Fleet) -> Cluster:
 
 
 def _empty_events(tape: Tape) -> Events:
-    leaving = np.flatnonzero(tape.online & (tape.depart_s < min(tape.end_s, NEVER_S)))
-    order = np.argsort(tape.depart_s[leaving], kind="stable")
-    clock = np.zeros(1, ev.CLOCK_DTYPE)
-    clock["asked"] = -1
-    return Events(
-        departures=leaving[order],
-        heap=np.zeros(tape.num_pods, np.int64),
-        queue=np.zeros(tape.num_pods, np.int32),
-        clock=clock,
-        account=np.zeros(1, ACCOUNT_DTYPE),
-    )
-
-
-def _scratch_cluster(c: Cluster) -> Cluster:
-    return c._replace(
-        live=np.empty_like(c.live),
-        pod_cores=np.empty_like(c.pod_cores),
-        nodes=np.empty_like(c.nodes),
-        cores_free=np.empty_like(c.cores_free),
-        node_pods=np.empty_like(c.node_pods),
-        by_free=np.empty_like(c.by_free),
-        pdb_left=np.empty_like(c.pdb_left),
-        totals=np.empty_like(c.totals),
-        scratch=np.empty_like(c.scratch),
-    )
+    pods = tape.pods
+    leaving = np.flatnonzero((pods["online"] == 1) & (pods["depart_s"] < min(tape.end_s, NEVER_S)))
+    order = np.argsort(pods["depart_s"][leaving], kind="stable")
+    return empty_events(tape.num_pods, leaving[order])

@@ -6,13 +6,17 @@ also runs as plain Python under `NUMBA_DISABLE_JIT=1`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.jit.generated import define
 from flextopo.cluster.jit.kernels import copying_kernel, inlined, popcount, stage
-from flextopo.cluster.topology.model import MAX_GPUS
+from flextopo.cluster.state.schema import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE, TOTALS_DTYPE
+from flextopo.cluster.state.storage import Array, Kind, allocate_arrays, copy_lines
+from flextopo.cluster.topology.model import MAX_GPUS, MODEL_DTYPE
 
 MAX_PODS_PER_NODE = 64
 
@@ -20,80 +24,7 @@ FUTURE, PENDING, NOMINATED, STARTING, RUNNING, TERMINATING, DONE = range(7)
 """Pod status. NOMINATED holds resources and waits for its victims' grace period, STARTING holds
 them and does not serve yet, TERMINATING was evicted and holds what its preemptor did not take."""
 
-NEVER_PLACED_S = -(2**61)
-"""Start of a pod that has not held resources yet."""
-
-POD_DTYPE = np.dtype(
-    [
-        ("arrive_s", "i8"),
-        ("depart_s", "i8"),
-        ("duration_s", "i8"),
-        ("start_s", "i8"),
-        ("gpus", "i4"),
-        ("cores", "i4"),
-        ("priority", "i4"),
-        ("checkpoint_s", "i4"),
-        ("protection_s", "i4"),  # not a victim for this long after its start
-        ("group", "i4"),
-        ("next_member", "i4"),  # ring of the PodGroup's members; itself when it has none
-        ("pdb", "i4"),
-        ("batch_class", "i1"),
-        ("online", "i1"),
-        ("requirement", "i1"),
-        ("preemptible", "i1"),
-    ],
-    align=True,
-)
-"""What a pod asks for; never changes after it is written."""
-
-LIVE_DTYPE = np.dtype(
-    [
-        ("since_s", "i8"),  # when it got its resources
-        ("done_s", "i8"),  # batch work saved by checkpoints
-        ("overhead_s", "i8"),  # restart work at the head of this run
-        ("next_s", "i8"),  # time of its next event, when it is in the event heap
-        ("wait_s", "i8"),  # time spent pending so far, without the present spell
-        ("queued_s", "i8"),  # since when it has been pending
-        ("node", "i4"),
-        ("gpu_mask", "i4"),
-        ("heap_at", "i4"),  # position in the event heap, -1 = none
-        ("tried", "i4"),  # release count at its last failed placement
-        ("evictions", "i4"),
-        ("status", "i1"),
-        ("level", "i1"),
-        ("deficit", "i1"),  # 0 best level for that server, 1 one worse, 2 across sockets
-        ("disrupted", "i1"),  # counts against its disruption budget
-        ("preemptor", "i1"),  # once fitted nowhere
-        ("by_preemption", "i1"),  # holds resources that victims gave up
-    ],
-    align=True,
-)
-"""What has become of a pod."""
-
-NODE_DTYPE = np.dtype(
-    [("gpu_free", "i8"), ("cores_free", "i8"), ("model", "i4"), ("num_pods", "i4")], align=True
-)
-
-TOTALS_DTYPE = np.dtype(
-    [
-        ("now_s", "i8"),
-        ("gpus", "i8"),
-        ("free_gpus", "i8"),
-        ("online_gpus", "i8"),  # held by online pods, nominated ones included
-        ("batch_gpus", "i8"),  # held by running batch pods
-        ("wait_gpus", "i8"),  # asked for by online pods that are pending or nominated
-        ("batch_wait_gpus", "i8"),
-        ("batch_wait_1", "i8"),  # the part of pods that ask for 1 GPU at most
-        ("batch_wait_2", "i8"),  # for 2
-        ("batch_wait_4", "i8"),  # for 3 or 4; the rest is larger
-        ("batch_wait_group", "i8"),  # the part of PodGroup members, of any size
-        ("late_gpus", "i8"),  # serving online GPUs one level worse than possible
-        ("cross_gpus", "i8"),  # serving online GPUs across sockets where one would do
-        ("releases", "i8"),  # counts releases of resources
-        ("free_counts", "i8"),  # bit f = a node has f free GPUs
-    ],
-    align=True,
-)
+Records = npt.NDArray[Any]
 
 
 class Cluster(NamedTuple):
@@ -104,53 +35,59 @@ class Cluster(NamedTuple):
     (N, U) int16; `node_pods` (N, 64) int32 pods holding resources, the first `num_pods` count;
     `by_free` (17, W + 1) int64, row f: bit n % 32 of entry n // 32 = node n has f free GPUs; the
     last entry counts them; `pdb_left` (B,) int64 disruptions allowed; `totals` (1,) TOTALS_DTYPE;
-    `scratch` (2, U) int16, room for the kernels: free cores of the node in hand, and cores taken.
+    `scratch` (2, U) int16, scratch memory of the kernels: free cores of the node in hand, and cores
+    taken.
     """
 
-    models: npt.NDArray[Any]
-    pods: npt.NDArray[Any]
-    live: npt.NDArray[Any]
-    pod_cores: npt.NDArray[np.int16]
-    nodes: npt.NDArray[Any]
-    cores_free: npt.NDArray[np.int16]
-    node_pods: npt.NDArray[np.int32]
-    by_free: npt.NDArray[np.int64]
-    pdb_left: npt.NDArray[np.int64]
-    totals: npt.NDArray[Any]
-    scratch: npt.NDArray[np.int16]
+    models: Annotated[Records, Array(MODEL_DTYPE, ("models",), Kind.HARDWARE)]
+    pods: Annotated[Records, Array(POD_DTYPE, ("pods",), Kind.GIVEN)]
+    live: Annotated[Records, Array(LIVE_DTYPE, ("pods",))]
+    pod_cores: Annotated[npt.NDArray[np.int16], Array(np.int16, ("pods", "numa_nodes"))]
+    nodes: Annotated[Records, Array(NODE_DTYPE, ("nodes",))]
+    cores_free: Annotated[npt.NDArray[np.int16], Array(np.int16, ("nodes", "numa_nodes"))]
+    node_pods: Annotated[npt.NDArray[np.int32], Array(np.int32, ("nodes", "slots"), blank=-1)]
+    by_free: Annotated[npt.NDArray[np.int64], Array(np.int64, ("free_gpus", "words"))]
+    pdb_left: Annotated[npt.NDArray[np.int64], Array(np.int64, ("budgets",))]
+    totals: Annotated[Records, Array(TOTALS_DTYPE, ("one",))]
+    scratch: Annotated[
+        npt.NDArray[np.int16], Array(np.int16, ("scratch_rows", "numa_nodes"), Kind.SCRATCH)
+    ]
+
+
+SCRATCH_ROWS = 2
+
+
+def cluster_sizes(models: Records, nodes: int, pods: int, budgets: int) -> dict[str, int]:
+    """Return the length of every axis of a cluster's arrays."""
+    return {
+        "models": len(models),
+        "pods": pods,
+        "numa_nodes": int(models["num_numa"].max()),
+        "nodes": nodes,
+        "slots": MAX_PODS_PER_NODE,
+        "free_gpus": MAX_GPUS + 1,
+        "words": -(-nodes // 32) + 1,
+        "budgets": budgets,
+        "one": 1,
+        "scratch_rows": SCRATCH_ROWS,
+    }
 
 
 def empty_cluster(
-    models: npt.NDArray[Any], node_model: npt.NDArray[np.int64], num_pods: int, num_pdbs: int
+    models: Records, node_model: npt.NDArray[np.int64], num_pods: int, num_pdbs: int
 ) -> Cluster:
     """Return a cluster with all resources free and `num_pods` blank pods."""
-    n, u = len(node_model), int(models["num_numa"].max())
+    sizes = cluster_sizes(models, len(node_model), num_pods, num_pdbs)
     gpus = models["num_gpus"][node_model].astype(np.int64)
-    cores = models["numa_cores"][node_model, :u]
-    nodes = np.zeros(n, NODE_DTYPE)
-    nodes["model"] = node_model
-    nodes["gpu_free"] = (1 << gpus) - 1
-    nodes["cores_free"] = cores.sum(1)
-    live = np.zeros(num_pods, LIVE_DTYPE)
-    live["node"] = live["heap_at"] = live["tried"] = -1
-    live["since_s"] = NEVER_PLACED_S
-    totals = np.zeros(1, TOTALS_DTYPE)
-    totals["gpus"] = totals["free_gpus"] = gpus.sum()
-    by_free = index_by_free(gpus)
-    totals["free_counts"] = free_counts(by_free)
-    return Cluster(
-        models=models,
-        pods=np.zeros(num_pods, POD_DTYPE),
-        live=live,
-        pod_cores=np.zeros((num_pods, u), np.int16),
-        nodes=nodes,
-        cores_free=cores.copy(),
-        node_pods=np.full((n, MAX_PODS_PER_NODE), -1, np.int32),
-        by_free=by_free,
-        pdb_left=np.zeros(num_pdbs, np.int64),
-        totals=totals,
-        scratch=np.zeros((2, u), np.int16),
-    )
+    cores = models["numa_cores"][node_model, : sizes["numa_nodes"]]
+    c = allocate_arrays(Cluster, sizes, models=models, by_free=index_by_free(gpus))
+    c.nodes["model"] = node_model
+    c.nodes["gpu_free"] = (1 << gpus) - 1
+    c.nodes["cores_free"] = cores.sum(1)
+    c.cores_free[:] = cores
+    c.totals["gpus"] = c.totals["free_gpus"] = gpus.sum()
+    c.totals["free_counts"] = free_counts(c.by_free)
+    return c
 
 
 def index_by_free(free: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
@@ -181,17 +118,10 @@ def as_index(number: int) -> int:
     return int(np.int64(number))
 
 
-@copying_kernel
-def copy_cluster(source: Cluster, target: Cluster) -> None:
-    """Copy everything that changes from `source` to `target`; what never changes is shared."""
-    target.live[:] = source.live
-    target.pod_cores[:] = source.pod_cores
-    target.nodes[:] = source.nodes
-    target.cores_free[:] = source.cores_free
-    target.node_pods[:] = source.node_pods
-    target.by_free[:] = source.by_free
-    target.pdb_left[:] = source.pdb_left
-    target.totals[:] = source.totals
+copy_cluster: Callable[[Cluster, Cluster], None] = copying_kernel(
+    define("copy_cluster", "source, target", copy_lines(Cluster, {}), __file__)
+)
+"""Copy everything that changes from the first to the second; what never changes is shared."""
 
 
 @stage

@@ -19,21 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
-from flextopo.cluster.state.arrays import (
-    MAX_PODS_PER_NODE,
-    Cluster,
-    as_index,
-    is_eligible,
-)
+from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, Cluster, as_index, is_eligible
 from flextopo.cluster.state.loss import Costs, eviction_cost, misalignment_cost
 from flextopo.cluster.state.placement import (
-    CROSS_SOCKET,
-    NO_FIT,
-    SOCKET,
     alignment_level,
     best_level,
+    is_aligned,
     level_deficit,
 )
+from flextopo.cluster.topology.levels import LAST_ALIGNED, NO_FIT
 
 MAX_STEPS = 1 << 17
 MAX_DOMAINS = 8
@@ -343,7 +337,7 @@ def find_candidates(
             last_model = model
         if best == NO_FIT or c.nodes[node]["num_pods"] >= MAX_PODS_PER_NODE:
             continue
-        by_socket = aligned and best <= SOCKET
+        by_socket = aligned and best <= LAST_ALIGNED
         domains = c.models[model]["num_sockets"] if by_socket else 1
         count = _gather(c, costs, pod, node, by_socket, w)
         fits = False
@@ -381,6 +375,6 @@ def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
                 slots |= 1 << slot
         gpu_free = freed(c, node, slots, cores)
         level = alignment_level(c.models, model, gpu_free, cores, gpus, wanted)
-        if level <= SOCKET or level == best or (not aligned and level == CROSS_SOCKET):
+        if level != NO_FIT and (not aligned or is_aligned(level, best)):
             return True
     return False

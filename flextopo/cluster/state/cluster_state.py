@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -26,9 +26,18 @@ from flextopo.cluster.state.loss import (
     eviction_cost,
     misalignment_cost,
 )
-from flextopo.cluster.state.placement import NO_FIT, best_level, is_aligned, level_deficit, place
-from flextopo.cluster.state.pods import Pod, TopologyRequirement
-from flextopo.cluster.topology.model import AlignmentLevel, ServerModel, compile_models
+from flextopo.cluster.state.placement import place
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.schema import ENDLESS_S, POD_FIELDS
+from flextopo.cluster.topology.levels import NO_FIT, NUM_LEVELS, AlignmentLevel, is_aligned
+from flextopo.cluster.topology.model import ServerModel, compile_models
+
+POD_COLUMNS: dict[str, type] = {
+    name: kind
+    for name, kind in get_type_hints(Pod).items()
+    if name in POD_FIELDS and name != "start_s"
+}
+"""What a `Pod` and the table of pods have in common, with the type that a `Pod` has it in."""
 
 
 class ClusterState:
@@ -96,22 +105,9 @@ class ClusterState:
                     f"pod {pod.name!r}: disruption budget {pod.pdb}; "
                     f"legal: below {len(pdb_allowed)}"
                 )
-            for field in (
-                "gpus",
-                "cores",
-                "priority",
-                "checkpoint_s",
-                "protection_s",
-                "group",
-                "pdb",
-                "batch_class",
-                "online",
-                "requirement",
-                "preemptible",
-            ):
-                state.pods[row][field] = getattr(pod, field)
-            state.pods[row]["depart_s"] = 2**61
-            state.pods[row]["duration_s"] = 2**40
+            for name in POD_COLUMNS:
+                state.pods[row][name] = getattr(pod, name)
+            state.pods[row]["duration_s"] = ENDLESS_S
             state.live[row]["status"] = arrays.PENDING
         link_groups(state)
         costs = compile_costs(weights or LossWeights(), grace_s, restart_s)
@@ -186,23 +182,10 @@ class ClusterState:
         if not 0 <= index < self.num_pods:
             raise PodError(f"pod index {index}; legal: 0 to {self.num_pods - 1}")
         spec, live = self.arrays.pods[index].item(), self.arrays.live[index]
-        row = dict(zip(arrays.POD_DTYPE.names or (), spec, strict=True))
-        return Pod(
-            index=index,
-            name=self.name(index),
-            gpus=row["gpus"],
-            cores=row["cores"],
-            priority=row["priority"],
-            requirement=TopologyRequirement(row["requirement"]),
-            online=bool(row["online"]),
-            start_s=int(live["since_s"]) if live["node"] >= 0 else None,
-            preemptible=bool(row["preemptible"]),
-            protection_s=row["protection_s"],
-            checkpoint_s=row["checkpoint_s"],
-            batch_class=row["batch_class"],
-            group=row["group"],
-            pdb=row["pdb"],
-        )
+        row = dict(zip(POD_FIELDS, spec, strict=True))
+        start_s = int(live["since_s"]) if live["node"] >= 0 else None
+        columns = {name: kind(row[name]) for name, kind in POD_COLUMNS.items()}
+        return Pod(index=index, name=self.name(index), start_s=start_s, **columns)
 
     def pods_on(self, node: int) -> list[Pod]:
         """Return the pods that hold resources on a node, in the order of their places."""
@@ -264,15 +247,17 @@ class ClusterState:
 
     def is_aligned(self, candidate: Candidate, preemptor: Pod) -> bool:
         """Say whether the guaranteed filter accepts the candidate's placement."""
-        model = self.arrays.nodes[candidate.node]["model"]
-        best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
-        return bool(is_aligned(int(candidate.level), int(best)))
+        best = self.model(candidate.node).best_level(preemptor.gpus, preemptor.cores)
+        return best is not None and is_aligned(candidate.level, best)
+
+    def levels_below(self, candidate: Candidate, preemptor: Pod) -> int:
+        """Return how many levels the candidate's placement is below the best of that server."""
+        best = self.model(candidate.node).best_level(preemptor.gpus, preemptor.cores)
+        return 0 if best is None else int(candidate.level) - int(best)
 
     def deficit_of(self, candidate: Candidate, preemptor: Pod) -> int:
-        """Return how many levels the candidate's placement is below the best of that server."""
-        model = int(self.arrays.nodes[candidate.node]["model"])
-        best = best_level(self.arrays.models, model, preemptor.gpus, preemptor.cores)
-        return int(level_deficit(int(candidate.level), best))
+        """Return what prices the candidate's placement: 0 at the best level there, else the level."""
+        return int(candidate.level) if self.levels_below(candidate, preemptor) else 0
 
     def cost_of(self, candidate: Candidate, preemptor: Pod) -> float:
         """Return a candidate's own loss in weighted GPU-seconds, as the candidate kernel has it."""
@@ -362,13 +347,15 @@ class ClusterState:
         holds = np.isin(status, (arrays.NOMINATED, arrays.STARTING, arrays.RUNNING))
         waits = np.isin(status, (arrays.PENDING, arrays.NOMINATED))
         serving = online & (status == arrays.RUNNING)
-        deficit = c.live["deficit"]
         true = {
             "free_gpus": sum(int(mask).bit_count() for mask in c.nodes["gpu_free"]),
             "online_gpus": c.pods["gpus"][online & holds].sum(),
             "batch_gpus": c.pods["gpus"][~online & holds].sum(),
-            "late_gpus": c.pods["gpus"][serving & (deficit == 1)].sum(),
-            "cross_gpus": c.pods["gpus"][serving & (deficit == 2)].sum(),
+            "misaligned_gpus": np.bincount(
+                c.live["deficit"][serving & (c.live["deficit"] > 0)],
+                c.pods["gpus"][serving & (c.live["deficit"] > 0)],
+                NUM_LEVELS,
+            ),
         }
         if self.simulator is not None:
             true["wait_gpus"] = c.pods["gpus"][online & waits].sum()
@@ -380,7 +367,7 @@ class ClusterState:
             true["batch_wait_4"] = size[(size > 2) & (size <= 4)].sum()
             true["batch_wait_group"] = size[waiting["group"] >= 0].sum()
         for name, value in true.items():
-            if c.totals[0][name] != value:
+            if np.any(c.totals[0][name] != value):
                 raise PodError(f"totals: {name} = {c.totals[0][name]}; true: {value}")
         for pod in np.flatnonzero(holds):
             cores, held = c.pods[pod]["cores"], c.pod_cores[pod].sum()

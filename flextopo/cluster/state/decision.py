@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
-from flextopo.cluster.topology.model import AlignmentLevel
+from flextopo.cluster.topology.levels import AlignmentLevel
 
 
 class AlignmentFilter(IntEnum):

@@ -11,32 +11,7 @@ import numpy.typing as npt
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.jit.kernels import inlined, stage
 from flextopo.cluster.state.arrays import RUNNING, STARTING, Cluster, as_index, lost_work_s
-
-ACCOUNT_DTYPE = np.dtype(
-    [
-        ("waiting", "i8"),  # GPU-seconds asked for by pending online pods
-        ("late", "i8"),  # GPU-seconds served one level worse than possible
-        ("cross", "i8"),  # GPU-seconds served across sockets where a socket would do
-        ("discarded", "i8"),  # batch GPU-seconds lost or repeated
-        ("discarded_weighted", "i8"),  # the same times 1 + priority class
-        ("evicted_gpus", "i8"),
-        ("idle", "i8"),  # free GPU-seconds that waiting batch work could have used
-        ("online", "i8"),  # GPU-seconds held by online pods
-        ("batch", "i8"),  # GPU-seconds held by running batch pods
-        ("decisions", "i8"),
-        ("preemptions", "i8"),  # pods placed by evicting others
-        ("victims", "i8"),  # pods evicted, PodGroup members stopped with them included
-        ("hits", "i8"),  # preemptions that gave the best possible level
-        ("guaranteed_preemptions", "i8"),
-        ("guaranteed_hits", "i8"),
-        ("cross_socket", "i8"),  # preemptions placed across sockets where a socket would do
-        ("violations", "i8"),  # guaranteed pods placed unaligned
-        ("refusals", "i8"),  # guaranteed pods refused at the node (restricted admission)
-        ("invalid_actions", "i8"),
-    ]
-)
-"""Sums since time 0, whole numbers, so that equal histories give equal bits."""
-
+from flextopo.cluster.topology.levels import LEVELS, NUM_LEVELS
 
 LOSS_TERMS = ("waiting", "misalignment", "discarded", "eviction", "idle")
 """The terms of the weighted loss, in the order of tables."""
@@ -53,6 +28,8 @@ class LossWeights:
         eviction: weight of the fixed charge.
         idle: weight of a free GPU-hour while batch work that wants it waits.
         eviction_h: fixed charge in hours an evicted GPU.
+        speed_off_island: speed of a pod on one NUMA node that would fit one PCIe switch or NVLink
+            island; an assumption, no source tells it.
         speed_one_worse: speed of a pod on one socket that would fit one NUMA node.
         speed_cross_socket: speed of a pod across sockets that would fit one socket.
         expected_service_h: for how long a choice counts an unaligned placement; about the mean
@@ -65,6 +42,7 @@ class LossWeights:
     eviction: float = 1.0
     idle: float = 1.0
     eviction_h: float = 0.05
+    speed_off_island: float = 0.95
     speed_one_worse: float = 0.85
     speed_cross_socket: float = 0.6
     expected_service_h: float = 4.0
@@ -85,11 +63,10 @@ class Costs(NamedTuple):
     discarded: float
     eviction: float  # an evicted GPU
     idle: float
-    late: float  # a GPU-second one level worse
-    cross: float  # a GPU-second across sockets
     service_s: float
     grace_s: float
-    restart_s: int
+    restart_s: float
+    misaligned: tuple[float, ...]  # a GPU-second of each deficit
 
 
 def compile_costs(weights: LossWeights, grace_s: int, restart_s: int) -> Costs:
@@ -99,38 +76,58 @@ def compile_costs(weights: LossWeights, grace_s: int, restart_s: int) -> Costs:
         discarded=float(weights.discarded),
         eviction=weights.eviction * weights.eviction_h * 3600.0,
         idle=float(weights.idle),
-        late=weights.misalignment * (1.0 - weights.speed_one_worse),
-        cross=weights.misalignment * (1.0 - weights.speed_cross_socket),
         service_s=weights.expected_service_h * 3600.0,
         grace_s=float(grace_s),
-        restart_s=restart_s,
+        restart_s=float(restart_s),
+        misaligned=tuple(
+            weights.misalignment * (1.0 - getattr(weights, level.speed)) if level.speed else 0.0
+            for level in LEVELS.values()
+        ),
     )
+
+
+@inlined
+def weighted_terms(
+    account: npt.NDArray[Any], costs: Costs
+) -> tuple[float, float, float, float, float, float]:
+    """Return the terms of the weighted loss so far in GPU-seconds, and their sum.
+
+    This is the one place where the loss stands; the terms are in the order of `LOSS_TERMS`.
+    """
+    a = account[0]
+    waiting = costs.waiting * a["waiting"]
+    total, misalignment = waiting, 0.0
+    for level in range(NUM_LEVELS):
+        lost = costs.misaligned[level] * a["misaligned"][level]
+        total += lost
+        misalignment += lost
+    discarded = costs.discarded * a["discarded_weighted"]
+    eviction = costs.eviction * a["evicted_gpus"]
+    idle = costs.idle * a["idle"]
+    total = total + discarded + eviction + idle
+    return waiting, misalignment, discarded, eviction, idle, total
 
 
 @inlined
 def weighted_gpu_s(account: npt.NDArray[Any], costs: Costs) -> float:
     """Return the weighted loss so far in GPU-seconds."""
-    a = account[0]
-    return float(
-        costs.waiting * a["waiting"]
-        + costs.late * a["late"]
-        + costs.cross * a["cross"]
-        + costs.discarded * a["discarded_weighted"]
-        + costs.eviction * a["evicted_gpus"]
-        + costs.idle * a["idle"]
-    )
+    return float(weighted_terms(account, costs)[5])
+
+
+@inlined
+def write_terms(
+    account: npt.NDArray[Any], costs: Costs, unit: float, out: npt.NDArray[np.float64]
+) -> None:
+    """Write the five terms of the weighted loss so far, divided by a number of GPU-seconds."""
+    terms = weighted_terms(account, costs)
+    for i in range(5):
+        out[i] = terms[i] / unit
 
 
 def loss_terms(account: npt.NDArray[Any], costs: Costs) -> dict[str, float]:
     """Return the five terms of the weighted loss so far in GPU-seconds; they add up to it."""
-    a = account[0]
-    return {
-        "waiting": float(costs.waiting * a["waiting"]),
-        "misalignment": float(costs.late * a["late"] + costs.cross * a["cross"]),
-        "discarded": float(costs.discarded * a["discarded_weighted"]),
-        "eviction": float(costs.eviction * a["evicted_gpus"]),
-        "idle": float(costs.idle * a["idle"]),
-    }
+    terms = weighted_terms(account, costs)
+    return {name: float(term) for name, term in zip(LOSS_TERMS, terms, strict=False)}
 
 
 @stage
@@ -156,6 +153,4 @@ def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
 @inlined
 def misalignment_cost(gpus: int, deficit: int, costs: Costs) -> float:
     """Return the expected loss of an online pod of that deficit, in GPU-seconds."""
-    if deficit == 0:
-        return 0.0
-    return gpus * costs.service_s * (costs.late if deficit == 1 else costs.cross)
+    return gpus * costs.service_s * costs.misaligned[deficit] if deficit > 0 else 0.0

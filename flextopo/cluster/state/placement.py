@@ -8,14 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
-from flextopo.cluster.state.arrays import (
-    MAX_PODS_PER_NODE,
-    Cluster,
-    as_index,
-)
-
-NUMA, SOCKET, CROSS_SOCKET, NO_FIT = 0, 1, 2, 3
-"""`AlignmentLevel` as plain integers for the kernels; NO_FIT where nothing does."""
+from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, Cluster, as_index
+from flextopo.cluster.topology import levels
+from flextopo.cluster.topology.levels import CROSS_SOCKET, ISLAND, NO_FIT, NUMA, SOCKET
 
 
 @kernel
@@ -29,11 +24,18 @@ def alignment_level(
 ) -> int:
     """Return the best alignment level that `gpus` and `cores` get from these free resources.
 
-    The ladder of the paper's guaranteed filter, over GPUs and cores together: one NUMA node, else
-    one socket, else the whole server, else NO_FIT.
+    The ladder of `levels.level_of`, compiled: one island, else one NUMA node, else one socket, else
+    the whole server, else NO_FIT.
     """
     if popcount(gpu_free) < gpus:
         return NO_FIT
+    if gpus > 0:
+        for i in range(models[model]["num_islands"]):
+            if (
+                cores_free[models[model]["island_numa"][i]] >= cores
+                and popcount(gpu_free & models[model]["island_gpus"][i]) >= gpus
+            ):
+                return ISLAND
     all_cores, on_socket = 0, False
     for s in range(models[model]["num_sockets"]):
         socket_cores = 0
@@ -62,18 +64,35 @@ def best_level(models: npt.NDArray[Any], model: int, gpus: int, cores: int) -> i
     return alignment_level(models, model, everything, models[model]["numa_cores"], gpus, cores)
 
 
-@inlined
-def level_deficit(level: int, best: int) -> int:
-    """Return 0 for the best possible level, 1 for a socket instead of a NUMA node, 2 for across."""
-    if level <= best:
-        return 0
-    return 1 if level == SOCKET else 2
+level_deficit = inlined(levels.level_deficit)
+is_aligned = inlined(levels.is_aligned)
+"""The rules of the table of levels, compiled."""
 
 
 @inlined
-def is_aligned(level: int, best: int) -> bool:
-    """Say whether the guaranteed filter accepts the level: a socket, or the best there is."""
-    return level <= SOCKET or level == best
+def _domain_gpus(models: npt.NDArray[Any], model: int, level: int, d: int) -> int:
+    """Return the GPUs of domain d of a level below the whole server."""
+    if level == ISLAND:
+        return int(models[model]["island_gpus"][d])
+    if level == NUMA:
+        return int(models[model]["numa_gpus"][d])
+    return int(models[model]["socket_gpus"][d])
+
+
+@inlined
+def _domain_cores(
+    models: npt.NDArray[Any], model: int, cores_free: npt.NDArray[np.int16], level: int, d: int
+) -> int:
+    """Return the free cores of domain d of a level below the whole server."""
+    if level == ISLAND:
+        return int(cores_free[models[model]["island_numa"][d]])
+    if level == NUMA:
+        return int(cores_free[d])
+    free, numa_nodes = 0, models[model]["socket_numa"][d]
+    while numa_nodes != 0:
+        free += int(cores_free[lowest_bit(numa_nodes)])
+        numa_nodes &= numa_nodes - 1
+    return free
 
 
 @stage
@@ -86,20 +105,14 @@ def _tightest(
     cores: int,
     level: int,
 ) -> int:
-    """Return the NUMA node or socket of that level with the fewest GPUs, then cores, to spare."""
+    """Return the domain of that level with the fewest GPUs, then cores, to spare."""
     chosen, least_gpus, least_cores = -1, 0, 0
-    count = models[model]["num_numa"] if level == NUMA else models[model]["num_sockets"]
+    count = models[model]["num_sockets"]
+    if level != SOCKET:
+        count = models[model]["num_islands"] if level == ISLAND else models[model]["num_numa"]
     for d in range(count):
-        free_cores = 0
-        if level == NUMA:
-            free_gpus = popcount(gpu_free & models[model]["numa_gpus"][d])
-            free_cores = int(cores_free[d])
-        else:
-            free_gpus = popcount(gpu_free & models[model]["socket_gpus"][d])
-            numa_nodes = models[model]["socket_numa"][d]
-            while numa_nodes != 0:
-                free_cores += cores_free[lowest_bit(numa_nodes)]
-                numa_nodes &= numa_nodes - 1
+        free_gpus = popcount(gpu_free & _domain_gpus(models, model, level, d))
+        free_cores = _domain_cores(models, model, cores_free, level, d)
         if free_gpus < gpus or free_cores < cores:
             continue
         if (
@@ -169,13 +182,13 @@ def take(
         domain = _tightest(models, model, gpu_free, cores_free, gpus, cores, level)
         sockets = 1 << domain
     gpus_left, cores_left = gpus, cores
-    if level == NUMA:
-        free = gpu_free & models[model]["numa_gpus"][domain]
+    if level < SOCKET:
+        free = gpu_free & _domain_gpus(models, model, level, domain)
         while gpus_left > 0:
             mask |= free & -free
             free &= free - 1
             gpus_left -= 1
-        taken[domain] = cores
+        taken[models[model]["island_numa"][domain] if level == ISLAND else domain] = cores
         return mask
     for again in range(2):  # then what is short of cores comes from the rest of the domain
         todo = sockets

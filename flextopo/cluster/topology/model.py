@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
@@ -13,18 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import TopologyError, UnknownNameError
+from flextopo.cluster.topology.levels import AlignmentLevel, Domain, level_of, server_domains
 
 MAX_GPUS = 16
 MAX_NUMA_NODES = 32
 MAX_SOCKETS = 8
-
-
-class AlignmentLevel(IntEnum):
-    """Smallest hardware domain that holds all GPUs and cores of a pod; lower is better."""
-
-    NUMA = 0
-    SOCKET = 1
-    CROSS_SOCKET = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,8 @@ class ServerModel:
         core_ids: the core numbers of each NUMA node; empty means numbered in NUMA-node order.
         gpu_name: what the vendor calls the GPU.
         gpu_memory_mib: memory of one GPU in MiB, 0 = unknown.
+        gpu_island: number of the PCIe switch or NVLink island of GPU 0, 1, ..., dense, each on one
+            NUMA node; empty = that level is not told apart.
     """
 
     name: str
@@ -48,6 +42,7 @@ class ServerModel:
     core_ids: tuple[tuple[int, ...], ...] = ()
     gpu_name: str = "GPU"
     gpu_memory_mib: int = 0
+    gpu_island: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"server model {self.name!r}"
@@ -78,6 +73,22 @@ class ServerModel:
             raise TopologyError(f"{where}: core counts {self.numa_cores}; legal: 0 to 1024 each")
         if self.core_ids and tuple(map(len, self.core_ids)) != self.numa_cores:
             raise TopologyError(f"{where}: core_ids do not match the core counts {self.numa_cores}")
+        self._check_islands(where)
+
+    def _check_islands(self, where: str) -> None:
+        islands = self.gpu_island
+        if islands and len(islands) != len(self.gpu_numa):
+            raise TopologyError(
+                f"{where}: islands of {len(islands)} GPUs; legal: of all {len(self.gpu_numa)}"
+            )
+        if sorted(set(islands)) != list(range(len(set(islands)))):
+            raise TopologyError(
+                f"{where}: island numbers {sorted(set(islands))}; legal: 0, 1, ... dense"
+            )
+        for island in set(islands):
+            on = sorted({u for u, i in zip(self.gpu_numa, islands, strict=True) if i == island})
+            if len(on) > 1:
+                raise TopologyError(f"{where}: island {island} on NUMA nodes {on}; legal: on one")
 
     @property
     def num_gpus(self) -> int:
@@ -103,19 +114,14 @@ class ServerModel:
         starts = np.concatenate(([0], np.cumsum(self.numa_cores))).tolist()
         return tuple(tuple(range(a, b)) for a, b in itertools.pairwise(starts))
 
+    @cached_property
+    def domains(self) -> tuple[Domain, ...]:
+        """Every part of the server that a pod may sit on, the best level first."""
+        return server_domains(self.gpu_numa, self.numa_socket, self.gpu_island)
+
     def best_level(self, gpus: int, cores: int) -> AlignmentLevel | None:
         """Return the best level an empty server of this kind can give, None if it never fits."""
-        numa_gpus = np.bincount(self.gpu_numa, minlength=self.num_numa_nodes)
-        numa_cores = np.asarray(self.numa_cores)
-        if np.any((numa_gpus >= gpus) & (numa_cores >= cores)):
-            return AlignmentLevel.NUMA
-        socket_gpus = np.bincount(self.numa_socket, weights=numa_gpus)
-        socket_cores = np.bincount(self.numa_socket, weights=numa_cores)
-        if np.any((socket_gpus >= gpus) & (socket_cores >= cores)):
-            return AlignmentLevel.SOCKET
-        if self.num_gpus >= gpus and self.num_cores >= cores:
-            return AlignmentLevel.CROSS_SOCKET
-        return None
+        return level_of(self.domains, (1 << self.num_gpus) - 1, self.numa_cores, gpus, cores)
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,11 @@ class Fleet:
         return sum(self.models[model].num_gpus for model in self.node_model)
 
     @property
+    def has_islands(self) -> bool:
+        """Say whether some server tells PCIe switches or NVLink islands apart."""
+        return any(self.models[model].gpu_island for model in set(self.node_model))
+
+    @property
     def gpus_per_server(self) -> int:
         """Most GPUs of a server, which is the most that a pod may ask for."""
         return max(self.models[model].num_gpus for model in self.node_model)
@@ -170,10 +181,13 @@ MODEL_DTYPE = np.dtype(
         ("num_gpus", "i8"),
         ("num_numa", "i8"),
         ("num_sockets", "i8"),
+        ("num_islands", "i8"),
         ("numa_socket", "i8", (MAX_NUMA_NODES,)),  # -1 = no such NUMA node
         ("numa_gpus", "i8", (MAX_NUMA_NODES,)),  # bit masks of GPUs
         ("socket_gpus", "i8", (MAX_SOCKETS,)),  # the same a socket
         ("socket_numa", "i8", (MAX_SOCKETS,)),  # bit masks of NUMA nodes
+        ("island_gpus", "i8", (MAX_GPUS,)),  # bit masks of GPUs
+        ("island_numa", "i8", (MAX_GPUS,)),  # NUMA node of each island
         ("numa_cores", "i2", (MAX_NUMA_NODES,)),
     ],
     align=True,
@@ -191,11 +205,18 @@ def compile_models(models: Sequence[ServerModel]) -> npt.NDArray[Any]:
         table["num_sockets"] = model.num_sockets
         table["numa_socket"][: model.num_numa_nodes] = model.numa_socket
         table["numa_cores"][: model.num_numa_nodes] = model.numa_cores
-        for numa_node, socket in enumerate(model.numa_socket):
-            table["socket_numa"][socket] |= 1 << numa_node
-        for gpu, numa_node in enumerate(model.gpu_numa):
-            table["numa_gpus"][numa_node] |= 1 << gpu
-            table["socket_gpus"][model.numa_socket[numa_node]] |= 1 << gpu
+        by_level: dict[AlignmentLevel, list[Domain]] = {level: [] for level in AlignmentLevel}
+        for domain in model.domains:
+            by_level[domain.level].append(domain)
+        for u, domain in enumerate(by_level[AlignmentLevel.NUMA]):
+            table["numa_gpus"][u] = domain.gpu_mask
+        for socket, domain in enumerate(by_level[AlignmentLevel.SOCKET]):
+            table["socket_gpus"][socket] = domain.gpu_mask
+            table["socket_numa"][socket] = domain.numa_mask
+        table["num_islands"] = len(by_level[AlignmentLevel.ISLAND])
+        for island, domain in enumerate(by_level[AlignmentLevel.ISLAND]):
+            table["island_gpus"][island] = domain.gpu_mask
+            table["island_numa"][island] = domain.numa_nodes[0]
     tables.setflags(write=False)
     return tables
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.state.pods import TopologyRequirement
+from flextopo.cluster.state.schema import NEVER_S, pod_table
 from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.cluster.workload.batch_jobs import (
     BatchAttributes,
@@ -24,7 +25,7 @@ from flextopo.cluster.workload.online_demand import (
     replica_pods,
     service_rates,
 )
-from flextopo.cluster.workload.tape import BATCH_PRIORITIES, NEVER_S, ONLINE_PRIORITY, Tape
+from flextopo.cluster.workload.tape import BATCH_PRIORITIES, ONLINE_PRIORITY, Tape
 
 __all__ = ["WorkloadConfig", "generate_tape", "randomised"]
 
@@ -148,9 +149,12 @@ def assemble_tape(
         warmup_s=warmup * STEP_S,
         grace_s=config.grace_s,
         restart_s=config.restart_s,
-        cores=columns["gpus"][order] * cores_per_gpu,
+        pods=pod_table(
+            len(order),
+            cores=columns["gpus"][order] * cores_per_gpu,
+            **{name: column[order] for name, column in columns.items()},
+        ),
         pdb_allowed=np.ones(attributes.num_pdbs, np.int64),
-        **{name: column[order] for name, column in columns.items()},
     )
 
 

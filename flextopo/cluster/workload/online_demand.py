@@ -11,8 +11,8 @@ import numpy.typing as npt
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.jit.kernels import kernel
 from flextopo.cluster.state.pods import TopologyRequirement
+from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.workload.config import REPLICA_GPUS, WorkloadConfig
-from flextopo.cluster.workload.tape import NEVER_S
 
 STEP_S = 600
 """Rates are means over 10 minutes, the window of the public service traces."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.decision import Candidate
-from flextopo.cluster.state.placement import NO_FIT, alignment_level, best_level, is_aligned
+from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.cache import ClusterCache

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from flextopo.cluster.state.placement import NO_FIT, level_deficit
 from flextopo.cluster.state.pods import TopologyRequirement
+from flextopo.cluster.topology.levels import LEVELS, NO_FIT, POINTS, AlignmentLevel, level_deficit
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord, read_pod
@@ -27,9 +27,6 @@ from flextopo.policies.serving.wire import (
     decode_preempt,
     read_nodes,
 )
-
-SCORES = (10, 5, 0)
-"""Points by how many levels the free resources are below the best that the server gives."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,8 @@ class Extender:
             body: an ExtenderArgs.
 
         Returns:
-            A HostPriorityList: 10 for the best level that the server gives, 5 for one less, 0 for
-            anything else and where placements are not known.
+            A HostPriorityList: 10 for the best level that the server gives, else the points of the
+            level (`levels.LEVELS`); 0 where placements are not known.
 
         Raises:
             ObjectError: the body is not one.
@@ -147,14 +144,14 @@ class Extender:
         known = "" if state.known else " for sure, since some placements are not known"
         if level == NO_FIT:
             return f"its free GPUs and cores do not fit the pod{known}", False
-        return f"its free GPUs and cores are on different sockets{known}", False
+        return f"its free GPUs and cores are on {LEVELS[AlignmentLevel(level)].label}{known}", False
 
     def _score(self, name: str, preemptor: PodRecord) -> int:
         state: NodeState | None = self.decider.cache.state_of(name, preemptor)
         if not preemptor.gpus or state is None or state.broken or not state.hardware.known:
             return 0
         _, level, best = self.decider.alignment(state, preemptor)
-        return SCORES[int(level_deficit(level, best))] if level != NO_FIT else 0
+        return POINTS[level_deficit(level, best)] if level != NO_FIT else 0
 
 
 def _as_proposed(proposed: ProposedVictims, names: Iterable[str]) -> bytes:

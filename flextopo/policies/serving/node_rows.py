@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.state.arrays import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE
+from flextopo.cluster.state.schema import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE
 
 
 class RowPacker:

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from flextopo.cluster.state.arrays import (
     MAX_PODS_PER_NODE,
-    NODE_DTYPE,
     NOMINATED,
     RUNNING,
     STARTING,
     TERMINATING,
 )
-from flextopo.cluster.state.placement import NO_FIT, place
+from flextopo.cluster.state.placement import place
+from flextopo.cluster.state.schema import NODE_DTYPE
+from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.policies.serving.hardware import NO_MARKS, Hardware, Marks, held_by
 from flextopo.policies.serving.node_rows import pack_live, pack_node, pack_pod
 from flextopo.policies.serving.objects import GPU

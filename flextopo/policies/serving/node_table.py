@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.state.arrays import NODE_DTYPE
+from flextopo.cluster.state.schema import NODE_DTYPE
 from flextopo.policies.serving.node_rows import joined
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.objects import PodGroupObject

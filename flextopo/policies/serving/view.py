@@ -12,26 +12,24 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel
-from flextopo.cluster.state.arrays import (
-    LIVE_DTYPE,
-    MAX_PODS_PER_NODE,
-    NEVER_PLACED_S,
-    NODE_DTYPE,
-    PENDING,
-    POD_DTYPE,
-    TOTALS_DTYPE,
-    Cluster,
-)
+from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, PENDING, Cluster
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.loss import LossWeights, compile_costs
 from flextopo.cluster.state.placement import (
-    NO_FIT,
     alignment_level,
     best_level,
     is_aligned,
 )
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.schema import (
+    LIVE_DTYPE,
+    NEVER_PLACED_S,
+    NODE_DTYPE,
+    POD_DTYPE,
+    TOTALS_DTYPE,
+)
+from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.policies.serving.node_rows import joined, pack_live, pack_pod
 from flextopo.policies.serving.node_state import NodeResources, NodeState

@@ -1,7 +1,6 @@
 // One side: the account of its loss, its cluster, and its last decision in words and numbers.
 
-const LEVELS = ["one NUMA node", "one socket", "several sockets"];
-const DEFICITS = ["the best there", "one level below the best there", "two levels below the best there"];
+const below = (levels) => levels ? `${levels} level${levels > 1 ? "s" : ""} below the best there` : "the best there";
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -144,7 +143,7 @@ class Panel {
   answer(choice) {
     if (choice.chosen === null) return "Waits: nobody is evicted now.";
     const taken = choice.shown[choice.chosen], { tape } = this;
-    const place = `on node ${taken.node}, ${LEVELS[taken.level]} (${DEFICITS[taken.deficit]})`;
+    const place = `on node ${taken.node}, ${tape.levels[taken.level].label} (${below(taken.below)})`;
     if (!taken.victims.length) return `Starts ${place}; nobody is evicted.`;
     const gone = [...taken.victims, ...taken.stopped];
     const gpus = gone.reduce((sum, pod) => sum + tape.pods.gpus[pod], 0);
@@ -172,7 +171,7 @@ class Panel {
     const cells = [
       element("th", { scope: "row" }, node, " ", name),
       element("td", { class: "victims" }, this.victims(candidate)),
-      element("td", { class: "words" }, ["NUMA", "socket", "cross"][candidate.level], candidate.deficit ? element("span", { class: "minus", title: DEFICITS[candidate.deficit] }, ` −${candidate.deficit}`) : ""),
+      element("td", { class: "words" }, this.tape.levels[candidate.level].name, candidate.below ? element("span", { class: "minus", title: below(candidate.below) }, ` −${candidate.below}`) : ""),
       element("td", {}, candidate.discarded_gpu_h.toFixed(2)),
       element("td", {}, candidate.cost_gpu_h.toFixed(2)),
     ];

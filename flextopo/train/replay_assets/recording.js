@@ -92,6 +92,7 @@ class Tape {
     this.demanded = data.demanded_gpu_s / 3600;
     this.pods = data.pods;
     this.models = data.models;
+    this.levels = data.levels;
     this.first = [0];
     for (const model of this.scene.node_model) {
       this.first.push(this.first.at(-1) + this.scene.tiles[model].gpus.length);
