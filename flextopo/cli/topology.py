@@ -111,6 +111,9 @@ def import_captures(
     files: Annotated[list[Path], typer.Argument(help="Files of one server, of any known kind.")],
     output: Output = None,
     name: Name = "",
+    islands: Annotated[
+        bool, typer.Option("--islands", help="Tell PCIe switches or NVLink islands apart, too.")
+    ] = False,
     json_path: JsonPath = None,
 ) -> None:
     """Read captures of a server; write its resource.
@@ -121,8 +124,9 @@ def import_captures(
     Examples:
         flextopo topology import lscpu.csv topo.txt -o node.yaml --name node-1
         flextopo topology import machine.xml
+        flextopo topology import lscpu.csv topo.txt --islands -o node.yaml
     """
-    _emit(_load(files, name), output, json_path)
+    _emit(_load(files, name, islands), output, json_path)
 
 
 @app.command(cls=Command)
@@ -148,6 +152,7 @@ def _describe(model: ServerModel) -> dict[str, str | int | list[int]]:
         "gpu_name": model.gpu_name,
         "gpu_memory_mib": model.gpu_memory_mib,
         "gpu_numa": list(model.gpu_numa),
+        "gpu_island": list(model.gpu_island),
         "numa_socket": list(model.numa_socket),
         "numa_cores": list(model.numa_cores),
     }
@@ -173,23 +178,28 @@ def _open(source: str, name: str) -> nx.DiGraph:
     return _load([Path(source)], name)
 
 
-def _load(files: list[Path], name: str) -> nx.DiGraph:
+def _load(files: list[Path], name: str, islands: bool = False) -> nx.DiGraph:
     """Return the graph of a server in files; a resource keeps what its pods hold."""
     import networkx as nx
 
     from flextopo.cluster.topology.captures.load import load_server, read_capture
-    from flextopo.cluster.topology.model_from_graph import localize_gpus, server_model_from_graph
+    from flextopo.cluster.topology.model_from_graph import (
+        localize_gpus,
+        server_model_from_graph,
+        write_islands,
+    )
 
     found = [read_capture(path) for path in files]
     graphs = [each for each in found if isinstance(each, nx.DiGraph)]
     if not graphs:
-        return _build(*load_server(*files), name)
+        return _build(*load_server(*files, islands=islands), name)
     if len(files) > 1:
-        model, warnings = load_server(*files)
+        model, warnings = load_server(*files, islands=islands)
     else:
         model, warnings = server_model_from_graph(graphs[0])
     _warn(warnings)
     localize_gpus(graphs[0], model)
+    write_islands(graphs[0], model)
     graphs[0].graph["name"] = name or graphs[0].graph["name"]
     return graphs[0]
 

@@ -71,6 +71,12 @@ def socket_parts(graph: nx.DiGraph) -> dict[str | None, list[str]]:
     return parts
 
 
+def gpu_label(graph: nx.DiGraph, gpu: str) -> str:
+    """Return how a GPU is called, with its island where the graph tells one."""
+    island = graph.nodes[gpu]["attributes"].get("island")
+    return gpu if island is None else f"{gpu} (island {island})"
+
+
 def tree_text(graph: nx.DiGraph) -> str:
     """Write a graph as lines of text: sockets, NUMA nodes with cores and GPUs, then pods.
 
@@ -89,7 +95,7 @@ def tree_text(graph: nx.DiGraph) -> str:
         for position, numa_node in enumerate(numa_nodes):
             branch = "└─" if position == len(numa_nodes) - 1 else "├─"
             numbers = format_cpu_list(map(vertex_index, cores.get(numa_node, [])))
-            parts = [f"cores {numbers}" if numbers else "no cores", *gpus.get(numa_node, [])]
+            parts = [f"cores {numbers}" if numbers else "no cores", *(gpu_label(graph, gpu) for gpu in gpus.get(numa_node, []))]
             lines.append(f"{branch} {numa_node:<8} {'  '.join(parts)}")
     for kind, found in (("cores", cores.get(None)), ("GPUs", gpus.get(None))):
         if found:
@@ -210,7 +216,7 @@ def _draw_parts(
     top = corner[1] - (-len(cores) // _ROW) + _GAP / 2
     for i, gpu in enumerate(gpus):
         place = corner[0], top + i * (1.5 + _GAP / 2)
-        _box(axes, place, (_ROW, 1.5), _colour(graph, gpu, colours), gpu)
+        _box(axes, place, (_ROW, 1.5), _colour(graph, gpu, colours), gpu_label(graph, gpu))
 
 
 def _draw_unplaced(

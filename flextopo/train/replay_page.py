@@ -154,7 +154,12 @@ def page_data(
         "terms": LOSS_TERMS,
         "scene": scene.as_dict(),
         "models": [
-            {"name": m.name, "gpu_numa": m.gpu_numa, "numa_socket": m.numa_socket}
+            {
+                "name": m.name,
+                "gpu_numa": m.gpu_numa,
+                "numa_socket": m.numa_socket,
+                "gpu_island": m.gpu_island,
+            }
             for m in state.models
         ],
         "levels": [{"name": level.name, "label": level.label} for level in LEVELS.values()],

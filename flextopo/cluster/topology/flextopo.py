@@ -62,7 +62,8 @@ def build_graph(model: ServerModel, node_name: str, core_group_size: int = 8) ->
     """Build the FlexTopo graph of one free server.
 
     Beside the `contains` tree Socket, NUMANode, CoreGroup, CPUCore, each GPU gets a `localized`
-    edge from its NUMA node; the public objects leave GPUs without any edge.
+    edge from its NUMA node; the public objects leave GPUs without any edge. On a server that tells
+    islands apart, a GPU's attribute `island` has the number of its own.
 
     Args:
         model: the hardware.
@@ -94,6 +95,8 @@ def build_graph(model: ServerModel, node_name: str, core_group_size: int = 8) ->
         attributes = {"name": model.gpu_name, "status": "free"}
         if model.gpu_memory_mib:
             attributes["memoryTotal"] = str(model.gpu_memory_mib)
+        if model.gpu_island:
+            attributes["island"] = str(model.gpu_island[gpu])
         graph.add_node(f"gpu-{gpu}", type=VertexType.GPU, attributes=attributes)
         graph.add_edge(f"numa-{numa_node}", f"gpu-{gpu}", type=EdgeType.LOCALIZED)
     return graph

@@ -241,6 +241,14 @@ PRESETS: dict[str, ServerModel] = {
 }
 
 
+PRESET_ISLANDS: dict[str, tuple[int, ...]] = {"a100": (0, 0, 1, 1, 2, 2, 3, 3)}
+"""GPUs that share a PCIe switch, for presets where that is known.
+
+References:
+    The NCCL dump of an AWS p4d.24xlarge in aws-ofi-nccl: two A100s behind each of four switches.
+"""
+
+
 def preset(name: str) -> ServerModel:
     """Return the server model called `name`.
 

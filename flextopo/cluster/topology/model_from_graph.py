@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -36,7 +37,8 @@ def server_model_from_graph(
 
     Raises:
         TopologyError: no NUMA node, a core or NUMA node without a parent, more GPUs or NUMA nodes
-            than a `ServerModel` has, or `gpu_location` has another shape.
+            than a `ServerModel` has, an island that is no number or spans NUMA nodes, or
+            `gpu_location` has another shape.
     """
     where = f"node {graph.graph['name']!r}"
     numa_nodes = vertices_of(graph, VertexType.NUMA_NODE)
@@ -68,7 +70,21 @@ def server_model_from_graph(
         gpu_memory_mib=gpu_memory_mib,
     )
     gpu_numa, assumed = _locate_gpus(graph, model, numa_nodes, gpus, gpu_location)
-    return replace(model, gpu_numa=gpu_numa), [*warnings, *mixed, *assumed]
+    model = replace(model, gpu_numa=gpu_numa, gpu_island=_islands(graph, gpus, where))
+    return model, [*warnings, *mixed, *assumed]
+
+
+def _islands(graph: nx.DiGraph, gpus: Sequence[str], where: str) -> tuple[int, ...]:
+    """Return the island of each GPU, empty where the graph does not tell."""
+    told = [str(graph.nodes[gpu]["attributes"].get("island", "")) for gpu in gpus]
+    if not any(told):
+        return ()
+    for gpu, island in zip(gpus, told, strict=True):
+        if not re.fullmatch("[0-9]{1,3}", island):
+            raise TopologyError(
+                f"{where}: island {island[:40]!r} of {gpu}; legal: a number for every GPU, or none"
+            )
+    return tuple(map(int, told))
 
 
 def localize_gpus(graph: nx.DiGraph, model: ServerModel) -> None:
@@ -82,6 +98,12 @@ def localize_gpus(graph: nx.DiGraph, model: ServerModel) -> None:
     for gpu, numa_node in zip(vertices_of(graph, VertexType.GPU), model.gpu_numa, strict=True):
         if gpu_numa_node(graph, gpu) is None:
             graph.add_edge(numa_nodes[numa_node], gpu, type=EdgeType.LOCALIZED)
+
+
+def write_islands(graph: nx.DiGraph, model: ServerModel) -> None:
+    """Write the islands of a model into the graph that it was made of."""
+    for gpu, island in zip(vertices_of(graph, VertexType.GPU), model.gpu_island, strict=False):
+        graph.nodes[gpu]["attributes"]["island"] = str(island)
 
 
 def _numa_sockets(graph: nx.DiGraph, numa_nodes: Sequence[str], where: str) -> list[str]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.topology.captures.load import TopologyWarning, load_server
-from flextopo.cluster.topology.model import PRESETS, ServerModel
+from flextopo.cluster.topology.model import PRESET_ISLANDS, PRESETS, ServerModel
 
 # The largest public GPU clusters have some ten thousand nodes.
 MAX_SERVERS = 100_000
 
 _FORMS = "NAME, NAMExCOUNT, COUNT*NAME or COUNT*FILE, joined by commas"
+_ISLANDS = "+islands"
 
 
 def parse_servers(text: str) -> tuple[tuple[ServerModel, ...], tuple[int, ...]]:
@@ -22,7 +23,8 @@ def parse_servers(text: str) -> tuple[tuple[ServerModel, ...], tuple[int, ...]]:
 
     Args:
         text: `rtx4090x16`, `16*rtx4090`, `8*rtx4090,8*a100`, `8*rtx4090,8*server.xml`; a file is a
-            FlexTopo resource or any capture that `load_server` reads.
+            FlexTopo resource or any capture that `load_server` reads. With `+islands` behind a name
+            or file, its GPUs are told apart by PCIe switch or NVLink island, too.
 
     Returns:
         The distinct models in order of appearance, and for each node the index of its model.
@@ -76,12 +78,21 @@ def _count(item: str) -> tuple[int, str]:
 
 
 def _server(name: str) -> ServerModel:
+    islands = name.endswith(_ISLANDS)
+    name = name.removesuffix(_ISLANDS)
     if name in PRESETS:
-        return PRESETS[name]
+        if not islands:
+            return PRESETS[name]
+        if name not in PRESET_ISLANDS:
+            raise TopologyError(
+                f"server {name + _ISLANDS!r}: no islands are known; legal: "
+                f"{', '.join(other + _ISLANDS for other in PRESET_ISLANDS)}, or a file that tells"
+            )
+        return replace(PRESETS[name], gpu_island=PRESET_ISLANDS[name])
     # A word without ending or folder is meant as a name, unless there is such a file.
     if not re.search(r"[./\\]", name) and not Path(name).is_file():
         raise UnknownNameError("server", name, [*PRESETS, "the path of a file"])
-    model, assumed = load_server(name)
+    model, assumed = load_server(name, islands=islands)
     for warning in assumed:
         warnings.warn(warning, TopologyWarning, stacklevel=3)
     return model

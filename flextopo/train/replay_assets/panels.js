@@ -101,7 +101,7 @@ class Panel {
     }
     const node = tape.nodeOf(hovered), gpu = hovered - tape.first[node];
     const model = tape.models[tape.scene.node_model[node]], numa = model.gpu_numa[gpu];
-    const where = `node ${node} (${model.name}), socket ${model.numa_socket[numa]}, NUMA node ${numa}, GPU ${gpu}`;
+    const where = `node ${node} (${model.name}), socket ${model.numa_socket[numa]}, NUMA node ${numa}${model.gpu_island.length ? `, island ${model.gpu_island[gpu]}` : ""}, GPU ${gpu}`;
     const pod = side.pods[hovered], use = tape.scene.uses[side.uses[hovered]].meaning;
     this.caption.textContent = pod < 0 ? `${where}: free` : `${where}: ${tape.podName(pod)}, ${use}; ${tape.describePod(pod)}`;
   }

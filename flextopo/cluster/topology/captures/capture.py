@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from flextopo.cluster.errors import TopologyError
@@ -46,6 +46,8 @@ class Capture:
         numa_cpus: NUMA id to CPU numbers, where a file tells no more of the CPUs than this.
         gpus: in the order of the GPU numbers; None if the file does not tell.
         memory_nodes: NUMA id to socket id of NUMA nodes without cores.
+        islands: of each GPU, equal where GPUs share a PCIe switch or an NVLink island; None if the
+            file does not tell.
         warnings: assumptions made while reading.
     """
 
@@ -54,10 +56,13 @@ class Capture:
     numa_cpus: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     gpus: tuple[GpuPlace, ...] | None = None
     memory_nodes: Mapping[int, int] = field(default_factory=dict)
+    islands: tuple[int, ...] | None = None
     warnings: tuple[str, ...] = ()
 
 
-def assemble(captures: Sequence[Capture], name: str) -> tuple[ServerModel, list[str]]:
+def assemble(
+    captures: Sequence[Capture], name: str, islands: bool = False
+) -> tuple[ServerModel, list[str]]:
     """Put captures of one server together.
 
     Cores come from the first capture that lists hardware threads, else from one that lists the
@@ -66,13 +71,15 @@ def assemble(captures: Sequence[Capture], name: str) -> tuple[ServerModel, list[
     Args:
         captures: one or more of the same server.
         name: name of the model.
+        islands: tell GPUs apart by PCIe switch or NVLink island, too.
 
     Returns:
         The model, and one warning for each assumption.
 
     Raises:
         TopologyError: no capture tells of CPUs, a CPU is listed twice, a GPU lies on a NUMA node
-            that is not there, or the server is larger than a `ServerModel`.
+            that is not there, the server is larger than a `ServerModel`, or no capture tells the
+            islands that are asked for.
     """
     warnings = [warning for capture in captures for warning in capture.warnings]
     hardware = next((c for c in captures if c.rows), None)
@@ -105,7 +112,45 @@ def assemble(captures: Sequence[Capture], name: str) -> tuple[ServerModel, list[
         )
     except TopologyError as error:
         raise TopologyError(f"{hardware.source}: {error}") from None
-    return model, warnings + assumed
+    warnings += assumed
+    if islands:
+        told = next((c.islands for c in captures if c.islands is not None), None)
+        model, assumed = with_islands(model, told, where)
+        warnings += assumed
+    return model, warnings
+
+
+def with_islands(
+    model: ServerModel, told: Sequence[int] | None, source: str
+) -> tuple[ServerModel, list[str]]:
+    """Tell a server's GPUs apart by island; one that spans NUMA nodes is cut.
+
+    Args:
+        model: the server.
+        told: an island of each GPU, equal for GPUs of one; None = nobody told.
+        source: for messages.
+
+    Returns:
+        The model, and a warning where an island was cut.
+
+    Raises:
+        TopologyError: nobody told, or of another number of GPUs.
+    """
+    if told is None or len(told) != model.num_gpus:
+        raise TopologyError(
+            f"{source}: tells no islands of its {model.num_gpus} GPUs; legal: nvidia-smi topo -m "
+            "with PIX, PXB or NV# links, NCCL XML with PCIe switches, or a resource with islands"
+        )
+    keys = list(zip(told, model.gpu_numa, strict=True))
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    spanning = sorted({i for i, times in Counter(i for i, _ in numbers).items() if times > 1})
+    warnings = []
+    if spanning:
+        gpus = [f"GPU{gpu}" for gpu, island in enumerate(told) if island in spanning]
+        warnings.append(
+            f"{source}: the island of {', '.join(gpus)} spans NUMA nodes; cut into one a NUMA node"
+        )
+    return replace(model, gpu_island=tuple(numbers[key] for key in keys)), warnings
 
 
 def _domains(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 
 from flextopo.cluster.errors import TopologyError
@@ -139,8 +140,8 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
     """Read the output of `nvidia-smi topo -m`: which CPUs and NUMA node each GPU is near.
 
     Network cards, the legend and terminal escapes are skipped. A NUMA Affinity that is no single
-    number (`N/A`, `0-1`) is ignored in favour of the CPU Affinity. Link classes are checked but
-    not used: they do not tell locality reliably.
+    number (`N/A`, `0-1`) is ignored in favour of the CPU Affinity. Link classes tell islands, and
+    nothing of NUMA nodes: there they are not reliable.
 
     Args:
         text: the matrix, its cells separated by tabs or spaces.
@@ -168,6 +169,7 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
     if "CPU Affinity" not in headings:
         raise TopologyError(f"{source}:{number}: has no column CPU Affinity; legal: one")
     rows: dict[str, GpuPlace] = {}
+    links: dict[str, list[str]] = {}
     for number, line in lines[start + 1 :]:
         label = line.split(maxsplit=1)[0]
         if not re.fullmatch("GPU[0-9]+", label):
@@ -176,11 +178,12 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
         if label not in gpus or label in rows:
             problem = "is listed twice" if label in rows else "has no column"
             raise TopologyError(f"{where}: row {label} {problem}; legal: one row a GPU column")
-        rows[label] = _gpu_row(line, "\t" in header, headings, where)
+        rows[label], links[label] = _gpu_row(line, "\t" in header, headings, where)
     missing = [gpu for gpu in gpus if gpu not in rows]
     if missing:
         raise TopologyError(f"{source}: row {missing[0]} is missing; legal: one row a GPU column")
-    return _gpu_capture([rows[gpu] for gpu in gpus], source)
+    capture = _gpu_capture([rows[gpu] for gpu in gpus], source)
+    return replace(capture, islands=_islands([links[gpu] for gpu in gpus]))
 
 
 def _is_header(line: str) -> bool:
@@ -189,7 +192,27 @@ def _is_header(line: str) -> bool:
     return cells[0] == "GPU0" and (len(cells) == 1 or not _LINK.fullmatch(cells[1]))
 
 
-def _gpu_row(line: str, tabs: bool, headings: Sequence[str], where: str) -> GpuPlace:
+def _islands(links: Sequence[Sequence[str]]) -> tuple[int, ...] | None:
+    """Return the island of each GPU: joined by NVLink, else by a PCIe switch; None = none is told.
+
+    Where NVLink joins all GPUs, as through an NVSwitch, it tells none apart.
+    """
+    for kinds in ("NV[0-9]+", "PIX|PXB"):
+        island = list(range(len(links)))
+        for gpu, row in enumerate(links):
+            for other, link in enumerate(row):
+                if re.fullmatch(kinds, link):
+                    joined = {island[gpu], island[other]}
+                    island = [min(joined) if i in joined else i for i in island]
+        if 1 < len(set(island)) < len(links):
+            return tuple(island)
+    return None
+
+
+def _gpu_row(
+    line: str, tabs: bool, headings: Sequence[str], where: str
+) -> tuple[GpuPlace, list[str]]:
+    """Return the GPU of a row, and its links to all GPUs."""
     affinity = headings.index("CPU Affinity")
     cells = [cell.strip() for cell in line.split("\t")] if tabs else line.split()
     label, links, rest = cells[0], cells[1 : 1 + affinity], [*cells[1 + affinity :], "", ""]
@@ -207,7 +230,10 @@ def _gpu_row(line: str, tabs: bool, headings: Sequence[str], where: str) -> GpuP
         cpus = frozenset(parse_cpu_list("" if rest[0] == "N/A" else rest[0]))
     except TopologyError as error:
         raise TopologyError(f"{where}: CPU Affinity of {label}: {error}") from None
-    return GpuPlace(label, numa_node, cpus)
+    to_gpus = [
+        link for heading, link in zip(headings, links, strict=False) if heading.startswith("GPU")
+    ]
+    return GpuPlace(label, numa_node, cpus), to_gpus
 
 
 def _gpu_capture(gpus: Sequence[GpuPlace], source: str) -> Capture:

@@ -196,6 +196,7 @@ def read_nccl(root: Element, source: str) -> Capture:
     """
     numa_cpus: dict[int, tuple[int, ...]] = {}
     found: dict[str, tuple[int | None, GpuPlace]] = {}
+    switches: dict[str, int] = {}
     for path in _walk(root, source, "cpu", "pci", "nic", "gpu"):
         element = path[-1]
         if element.tag == "cpu":
@@ -221,11 +222,21 @@ def read_nccl(root: Element, source: str) -> Capture:
             numa_node = list(numa_cpus)[-1]
             place = GpuPlace(f"GPU {bus_id}", numa_node, frozenset())
             found[bus_id] = number, place
+            above = path[-2] if path[-2].tag == "pci" else element
+            switches[place.label] = id(above)
     if not numa_cpus:
         raise TopologyError(f"{source}: has no cpu element; legal: one for each NUMA node")
     memory_nodes = {numa_node: 0 for numa_node, cpus in numa_cpus.items() if not cpus}
     gpus = _nccl_order(found, source)
-    return Capture(source, numa_cpus=numa_cpus, gpus=gpus, memory_nodes=memory_nodes)
+    numbers = {switch: i for i, switch in enumerate(dict.fromkeys(switches.values()))}
+    islands = tuple(numbers[switches[gpu.label]] for gpu in gpus)
+    return Capture(
+        source,
+        numa_cpus=numa_cpus,
+        gpus=gpus,
+        memory_nodes=memory_nodes,
+        islands=islands if len(numbers) < len(gpus) else None,
+    )
 
 
 def _is_nccl_gpu(element: Element) -> bool:

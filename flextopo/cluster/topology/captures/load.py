@@ -7,13 +7,20 @@ and the GPUs from nvidia-smi.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.files import decode_input, read_input
-from flextopo.cluster.topology.captures.capture import Capture, CpuRow, GpuPlace, assemble
+from flextopo.cluster.topology.captures.capture import (
+    Capture,
+    CpuRow,
+    GpuPlace,
+    assemble,
+    with_islands,
+)
 from flextopo.cluster.topology.captures.from_text import (
     is_gpu_matrix,
     is_lscpu,
@@ -86,13 +93,16 @@ def read_capture(path: str | Path) -> Capture | nx.DiGraph:
     raise TopologyError(f"{source}: of no known kind; legal: {KINDS}")
 
 
-def load_server(path: str | Path, *others: str | Path) -> tuple[ServerModel, list[str]]:
+def load_server(
+    path: str | Path, *others: str | Path, islands: bool = False
+) -> tuple[ServerModel, list[str]]:
     """Load a server from one or more files.
 
     Args:
         path: a FlexTopo resource or a capture.
         others: captures of the same server that tell what the first does not. Beside a resource,
-            they tell only where the GPUs are.
+            they tell only where the GPUs are, and their islands.
+        islands: tell GPUs apart by PCIe switch or NVLink island, too.
 
     Returns:
         The model, named after the first file or, for a resource, after its node; and one warning
@@ -110,19 +120,21 @@ def load_server(path: str | Path, *others: str | Path) -> tuple[ServerModel, lis
             f"{', '.join(map(str, paths))}: {len(graphs)} FlexTopo resources; legal: one server"
         )
     if not graphs:
-        return assemble(captures, Path(path).name.partition(".")[0] or "server")
+        return assemble(captures, Path(path).name.partition(".")[0] or "server", islands)
     (graph,) = graphs
     if all(capture.gpus is None for capture in captures):
         model, warnings = server_model_from_graph(graph)
         unused = [f"{capture.source}: lists no GPU and is not used" for capture in captures]
+        if islands and not model.gpu_island:
+            with_islands(model, None, str(path))
         return model, warnings + unused
     if not any(capture.rows for capture in captures):
         # The graph knows the cores and sockets that a listing of GPUs only lets guess.
         captures.insert(0, _cores_of(graph))
     listing = next(capture.source for capture in captures if capture.gpus is not None)
-    located, warnings = assemble(captures, listing)
+    located, warnings = assemble(captures, listing, islands)
     model, assumed = server_model_from_graph(graph, located)
-    return model, warnings + assumed
+    return replace(model, gpu_island=located.gpu_island), warnings + assumed
 
 
 def _cores_of(graph: nx.DiGraph) -> Capture:

@@ -1,0 +1,116 @@
+"""A state array and a pod's field are added in two places: where they are declared and where used.
+
+The package is copied, two lines are added for each, and it must still play the same episodes, on every
+path, with the new ones carried along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flextopo
+
+SCRIPT = """
+import json, pickle
+import gymnasium, numpy as np
+import flextopo
+from flextopo.cluster.state.arrays import Cluster
+from flextopo.cluster.state.candidates import candidate_arrays
+from flextopo.policies.serving.node_rows import pack_pod
+from flextopo.cluster.state.schema import POD_DTYPE
+
+NEW = "heat" in Cluster._fields
+kwargs = dict(servers="2*a100", k=4, workload={"online_peak_share": 0.95, "batch_load": 1.2}, tapes=2)
+vector = gymnasium.make_vec("flextopo/Preempt-A100-v0", 2, "vector_entry_point", **kwargs)
+observation, _ = vector.reset(seed=3)
+rewards = []
+for step in range(12):
+    actions = observation["action_mask"].argmax(1)
+    observation, reward, *_ = vector.step(actions)
+    rewards += reward.tolist()
+sim = vector.unwrapped.core.simulator(0)
+c = sim.state.arrays
+found = {"rewards": rewards, "observation": observation["candidates"].tobytes().hex()}
+if NEW:
+    # Each allocation warms a node; what is free never does.
+    assert c.heat.shape == (2,)
+    assert c.heat.sum() >= (c.live["since_s"] > -(2**60)).sum()
+    other = vector.unwrapped.core.simulator(1).state.arrays.heat
+    assert not np.shares_memory(c.heat, other)
+    assert set(np.unique(c.pods["tenant"]).tolist()) == {1, 2}
+    before = c.heat.copy()
+    env = gymnasium.make("flextopo/Preempt-A100-v0", **kwargs).unwrapped
+    env.reset(seed=3)
+    state = env.simulator.state
+    warm = state.arrays.heat.copy()
+    asked = int(env.simulator.events.clock[0]["asked"])
+    k, count = state.find(state.pod(asked), False, 4)
+    env.simulator.branch(k, count, 3600)
+    assert (state.arrays.heat == warm).all(), "a branch wrote into the original"
+    assert (pickle.loads(pickle.dumps(state.arrays)).heat == warm).all()
+    row = np.frombuffer(pack_pod(*[0] * 10), POD_DTYPE)[0]
+    assert row["tenant"] in (0, 7), "the row of a served pod"
+print(json.dumps(found))
+"""
+
+ARRAY = """    totals: Annotated[Records, Array(TOTALS_DTYPE, ("one",))]
+"""
+USE = """    c.live[pod]["gpu_mask"] = gpu_mask
+    set_free_gpus(c, node, c.nodes[node]["gpu_free"] & ~gpu_mask)
+"""
+FIELD = """    "batch_class": Field("i1","""
+COLUMN = """        "group": join(-1, group[job]),
+"""
+ADDED = {
+    "cluster/state/arrays.py": (
+        (
+            ARRAY,
+            f'{ARRAY}    heat: Annotated[npt.NDArray[np.int64], Array(np.int64, ("nodes",))]\n',
+        ),
+        (USE, f"{USE}    c.heat[node] += 1\n"),
+    ),
+    "cluster/state/schema.py": (
+        (
+            FIELD,
+            '    "tenant": Field("i4", "", "who pays", 0, (0, 99), snapshot=Snapshot(7, "unknown")),\n'
+            + FIELD,
+        ),
+    ),
+    "cluster/workload/generator.py": ((COLUMN, f'{COLUMN}        "tenant": join(1, 2),\n'),),
+}
+
+
+def play(package: Path, jit: bool) -> dict[str, object]:
+    environment = {**os.environ, "PYTHONPATH": str(package), "NUMBA_DISABLE_JIT": str(int(not jit))}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=environment,
+        cwd=package,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_array_and_a_field_are_added_in_two_places(jit: bool, tmp_path: Path) -> None:
+    source = Path(flextopo.__file__).parent
+    package = tmp_path / "flextopo"
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, changes in ADDED.items():
+        text = (package / file).read_text()
+        for old, new in changes:
+            assert text.count(old) == 1, (file, old)
+            text = text.replace(old, new)
+        (package / file).write_text(text)
+    assert play(tmp_path, jit) == play(source.parent, jit)

@@ -1,0 +1,240 @@
+"""The table of levels, what reads it, and the level that is off by default: islands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+import flextopo  # noqa: F401  registers the environments
+from flextopo.baselines.exact import minimum
+from flextopo.baselines.registry import make_selector
+from flextopo.cluster.errors import TopologyError
+from flextopo.cluster.observation.features import FEATURES, NUM_CANDIDATE
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.loss import LossWeights, compile_costs
+from flextopo.cluster.state.placement import alignment_level, best_level, place
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.topology.captures.load import TopologyWarning, load_server
+from flextopo.cluster.topology.flextopo import build_graph
+from flextopo.cluster.topology.levels import (
+    BELOW,
+    LAST_ALIGNED,
+    LEVELS,
+    NO_FIT,
+    POINTS,
+    AlignmentLevel,
+    level_of,
+)
+from flextopo.cluster.topology.model import ServerModel, compile_models, preset
+from flextopo.cluster.topology.model_from_graph import server_model_from_graph
+from flextopo.cluster.topology.servers import parse_servers
+from flextopo.policies.runtime import load_policy
+
+MATRIX = """\
+\tGPU0\tGPU1\tGPU2\tGPU3\tCPU Affinity\tNUMA Affinity
+GPU0\t X \tPIX\tNODE\tSYS\t0-7\t0
+GPU1\tPIX\t X \tNODE\tSYS\t0-7\t0
+GPU2\tNODE\tNODE\t X \tSYS\t0-7\t0
+GPU3\tSYS\tSYS\tSYS\t X \t8-15\t1
+"""
+PAIRS = ServerModel("pairs", (0, 0, 0, 0), (0, 1), (8, 8), gpu_island=(0, 0, 1, 1))
+
+
+def test_the_table_is_in_the_order_of_the_numbers_and_prices_get_worse() -> None:
+    assert list(LEVELS) == sorted(AlignmentLevel)
+    assert len(LEVELS) == NO_FIT
+    assert list(BELOW) == sorted(BELOW)
+    assert list(POINTS) == sorted(POINTS, reverse=True)
+    assert [about.aligned for about in LEVELS.values()] == [
+        level <= LAST_ALIGNED for level in LEVELS
+    ]
+    weights = LossWeights()
+    speeds = [getattr(weights, about.speed) for about in LEVELS.values() if about.speed]
+    assert speeds == sorted(speeds, reverse=True)
+    assert compile_costs(weights, 30, 60).misaligned[0] == 0.0
+
+
+def test_every_level_has_a_feature() -> None:
+    names = {f"level_{level.name.lower()}" for level in AlignmentLevel}
+    assert names <= set(FEATURES["candidates"])
+
+
+def test_kernels_follow_the_table_on_random_servers_and_free_resources() -> None:
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(400):
+        sockets = int(rng.integers(1, 4))
+        numa_socket = sorted([*range(sockets), *rng.integers(0, sockets, 3).tolist()])
+        gpu_numa = rng.integers(0, len(numa_socket), int(rng.integers(1, 9))).tolist()
+        keys = [(u, int(rng.integers(2))) for u in gpu_numa]
+        islands = tuple(dict(zip(dict.fromkeys(keys), range(99), strict=False))[k] for k in keys)
+        model = ServerModel(
+            "random",
+            tuple(gpu_numa),
+            tuple(numa_socket),
+            tuple(rng.integers(0, 7, len(numa_socket)).tolist()),
+            gpu_island=islands if rng.random() < 0.5 else (),
+        )
+        tables = compile_models([model])
+        free = int(rng.integers(1 << model.num_gpus))
+        cores = [int(rng.integers(n + 1)) for n in model.numa_cores]
+        gpus, wanted = int(rng.integers(5)), int(rng.integers(1, 9))
+        expected = level_of(model.domains, free, cores, gpus, wanted)
+        kernel = alignment_level(tables, 0, free, np.array(cores, np.int16), gpus, wanted)
+        assert kernel == (NO_FIT if expected is None else expected)
+        best = model.best_level(gpus, wanted)
+        assert best_level(tables, 0, gpus, wanted) == (NO_FIT if best is None else best)
+        seen.add(int(kernel))
+    assert seen == {*map(int, AlignmentLevel), NO_FIT}
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.txt"
+    path.write_text(MATRIX)
+    return path
+
+
+def test_islands_are_off_until_they_are_asked_for(matrix: Path) -> None:
+    model, _ = load_server(matrix)
+    assert model.gpu_island == ()
+    assert {domain.level for domain in model.domains} == set(AlignmentLevel) - {
+        AlignmentLevel.ISLAND
+    }
+    told, _ = load_server(matrix, islands=True)
+    assert told.gpu_island == (0, 0, 1, 2)
+    assert told.domains[0] == (AlignmentLevel.ISLAND, 0b0011, (0,))
+    with pytest.warns(TopologyWarning, match="lists only the CPUs of NUMA nodes"):
+        models, _ = parse_servers(f"2*{matrix}+islands")
+    assert models[0].gpu_island == told.gpu_island
+
+
+def test_a_resource_keeps_islands(matrix: Path) -> None:
+    told, _ = load_server(matrix, islands=True)
+    graph = build_graph(told, "node-1")
+    assert graph.nodes["gpu-1"]["attributes"]["island"] == "0"
+    again, _ = server_model_from_graph(graph)
+    assert again.gpu_island == told.gpu_island
+    graph.nodes["gpu-1"]["attributes"]["island"] = "north"
+    with pytest.raises(TopologyError, match="island 'north' of gpu-1; legal: a number for every"):
+        server_model_from_graph(graph)
+
+
+@pytest.mark.parametrize(
+    ("links", "islands"),
+    [
+        (("NV4", "SYS", "SYS"), (0, 0, 1, 2)),  # NVLink goes before PCIe
+        (("NV4", "NV4", "NV4"), None),  # an NVSwitch joins all
+        (("SYS", "SYS", "SYS"), None),
+        (("PXB", "SYS", "SYS"), (0, 0, 1, 2)),
+    ],
+)
+def test_links_tell_islands(
+    links: tuple[str, str, str], islands: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    def link(a: int, b: int) -> str:
+        pair = (min(a, b), max(a, b))
+        return "X" if a == b else links[0] if pair == (0, 1) else links[1 + (pair == (2, 3))]
+
+    lines = ["\t" + "\t".join([*(f"GPU{i}" for i in range(4)), "CPU Affinity", "NUMA Affinity"])]
+    for a in range(4):
+        lines.append("\t".join([f"GPU{a}", *(link(a, b) for b in range(4)), "0-7", "0"]))
+    path = tmp_path / "topo.txt"
+    path.write_text("\n".join(lines))
+    if islands is None:
+        with pytest.raises(
+            TopologyError, match="tells no islands of its 4 GPUs; legal: nvidia-smi"
+        ):
+            load_server(path, islands=True)
+    else:
+        assert load_server(path, islands=True)[0].gpu_island == islands
+
+
+def test_an_island_that_spans_numa_nodes_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "topo.txt"
+    path.write_text(MATRIX.replace("GPU2\tNODE\tNODE\t X \tSYS", "GPU2\tNODE\tNODE\t X \tPIX"))
+    model, warnings = load_server(path, islands=True)
+    assert model.gpu_island == (0, 0, 1, 2)
+    assert "the island of GPU2, GPU3 spans NUMA nodes; cut into one a NUMA node" in warnings[-1]
+
+
+@pytest.mark.parametrize(
+    ("islands", "message"),
+    [
+        ((0, 0), "islands of 2 GPUs; legal: of all 4"),
+        ((0, 0, 2, 2), r"island numbers \[0, 2\]; legal: 0, 1, ... dense"),
+    ],
+)
+def test_illegal_islands(islands: tuple[int, ...], message: str) -> None:
+    with pytest.raises(TopologyError, match=message):
+        ServerModel("bad", (0, 0, 1, 1), (0, 1), (8, 8), gpu_island=islands)
+    with pytest.raises(TopologyError, match=r"island 0 on NUMA nodes \[0, 1\]; legal: on one"):
+        ServerModel("bad", (0, 0, 1, 1), (0, 1), (8, 8), gpu_island=(0, 0, 0, 0))
+
+
+def test_a_preset_knows_its_islands_or_says_so() -> None:
+    (model,), _ = parse_servers("a100+islands")
+    assert model.gpu_island == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert parse_servers("a100")[0] == (preset("a100"),)
+    with pytest.raises(TopologyError, match=r"no islands are known; legal: a100\+islands, or"):
+        parse_servers("rtx4090+islands")
+
+
+def test_a_pod_sits_on_one_island_where_it_can() -> None:
+    tables = compile_models([PAIRS])
+    taken = np.zeros(8, np.int16)
+    assert place(tables, 0, 0b1111, np.array([8, 8], np.int16), 2, 4, taken) == (
+        AlignmentLevel.ISLAND,
+        0b0011,
+    )
+    assert taken[:2].tolist() == [4, 0]
+    # One GPU of each pair is free: a NUMA node, but no island.
+    level, mask = place(tables, 0, 0b0110, np.array([8, 8], np.int16), 2, 4, taken)
+    assert (level, mask) == (AlignmentLevel.NUMA, 0b0110)
+    # A pod without GPUs has no use for an island, and is not misplaced beside them.
+    assert best_level(tables, 0, 0, 4) == AlignmentLevel.NUMA
+
+
+def test_selectors_pay_for_a_broken_island() -> None:
+    """Four single jobs, equal but for one GPU-hour: a whole pair is worth more than that."""
+    pods = [Pod(i, f"ns/{i}", 1, 1, 100, checkpoint_s=900) for i in range(4)]
+    pods.append(Pod(4, "ns/llm", 2, 2, 1000, TopologyRequirement.BEST_EFFORT, online=True))
+    state = ClusterState.from_pods([PAIRS], [0], pods, now_s=500)
+    for i in range(4):
+        state.start(i, 0, [i])
+    state.arrays.live["since_s"][:4] = [0, 250, 250, 0]  # GPUs 1 and 2 have the least to lose
+    preemptor = state.pod(4)
+    cheapest = compile_costs(LossWeights(misalignment=0.0), 30, 60)
+    for name in ("greedy-cost", "exact"):
+        chosen = make_selector(name).select(state, preemptor)
+        assert chosen is not None
+        assert (chosen.level, len(chosen.victims)) == (AlignmentLevel.ISLAND, 2)
+    state.costs = cheapest
+    found = minimum(state, preemptor, aligned=True)
+    assert found is not None
+    assert set(found[2]) == {1, 2}
+
+
+def test_environments_and_policies_with_islands() -> None:
+    env = gymnasium.make("flextopo/Preempt-A100-v0", servers="2*a100+islands", k=8)
+    space = env.observation_space["candidates"]  # type: ignore[index]
+    assert space.shape == (8, NUM_CANDIDATE + 1)
+    observation, _ = env.reset(seed=0)
+    seen = set()
+    for _ in range(40):
+        assert env.observation_space.contains(observation)
+        legal = observation["candidates"][observation["action_mask"][:-1] == 1]
+        seen |= set(legal[:, -1].tolist())
+        observation, _, _, over, _ = env.step(0)
+        if over:
+            observation, _ = env.reset()
+    assert seen == {0.0, 1.0}
+    # A policy that knows nothing of islands plays there as well: it reads what it knows by name.
+    policy = load_policy("deepset-imitation")
+    assert policy.width == NUM_CANDIDATE
+    sim = env.unwrapped.simulator  # type: ignore[attr-defined]
+    pod = sim.state.pod(int(sim.events.clock[0]["asked"]))
+    policy.select(sim.state, pod)
