@@ -79,7 +79,7 @@ def training_fields(incomplete: str) -> Completions:
 
 def admissions(incomplete: str) -> Completions:
     """Complete the node admission."""
-    names = constant(declared_value("flextopo.cluster.simulation.simulator", "ADMISSIONS"))
+    names = constant(declared_value("flextopo.cluster.scenario", "ADMISSIONS"))
     return _starting(incomplete, [(name, "") for name in names])
 
 

@@ -165,7 +165,7 @@ def sentence(text: str) -> str:
 
 COMPARISON = Configuration("flextopo.train.compare", "ComparisonConfig")
 WORKLOAD = Configuration("flextopo.cluster.workload.config", "WorkloadConfig")
-SCENARIO = Configuration("flextopo.cluster.simulation.simulator", "Scenario")
+SCENARIO = Configuration("flextopo.cluster.scenario", "Scenario")
 PLAN = Configuration("flextopo.train.reproduce", "Plan")
 SWEEP = Configuration("flextopo.train.sweep", "SweepConfig")
 ALGORITHMS = {

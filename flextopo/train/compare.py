@@ -11,8 +11,9 @@ from typing import Any
 from flextopo.baselines.registry import COMPARED, LOOKAHEAD
 from flextopo.baselines.rollout import Rollout
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.metrics import METRICS, episode_metrics
-from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers

@@ -32,7 +32,7 @@ from flextopo.cli.configuration import (
 )
 from flextopo.cli.reference import fill, walk
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.simulation.simulator import ADMISSIONS
+from flextopo.cluster.scenario import ADMISSIONS
 from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.policies.runtime import zoo_names
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation import events as ev
 from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.simulation.lookahead import branch_losses, run_greedy, warm_up
@@ -17,33 +17,12 @@ from flextopo.cluster.state.arrays import Cluster, empty_cluster, may_evict
 from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
-from flextopo.cluster.state.loss import ACCOUNT_DTYPE, LossWeights, compile_costs, weighted_gpu_s
+from flextopo.cluster.state.loss import ACCOUNT_DTYPE, compile_costs, weighted_gpu_s
 from flextopo.cluster.state.placement import NO_FIT, best_level
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.model import Fleet, compile_models
 from flextopo.cluster.workload.tape import NEVER_S, Tape
-
-ADMISSIONS = ("best-effort", "restricted")
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What a comparison holds fixed beside the tape.
-
-    Attributes:
-        weights: the loss.
-        admission: node admission: `best-effort` takes every pod that fits, `restricted` refuses a
-            guaranteed pod that cannot be aligned, after its victims are gone (the names are those
-            of kubelet's topology policies).
-    """
-
-    weights: LossWeights = field(default_factory=LossWeights)
-    admission: str = "best-effort"
-
-    def __post_init__(self) -> None:
-        if self.admission not in ADMISSIONS:
-            raise FlextopoError(f"admission {self.admission!r}; legal: {', '.join(ADMISSIONS)}")
 
 
 class Simulator:
