@@ -28,7 +28,8 @@ from flextopo.cluster.observation.features import (
 )
 from flextopo.policies.artifact import load_network
 from flextopo.policies.network import CandidateScorer
-from flextopo.policies.runtime import INPUTS, MAX_K, OUTPUTS, ZOO, read_meta, zoo_names
+from flextopo.policies.runtime import INPUTS, MAX_K, OUTPUTS, read_meta
+from flextopo.policies.shipped import ZOO, zoo_names
 
 FEATURES: dict[str, dict[str, str]] = {
     "preemptor": PREEMPTOR_FEATURES,

@@ -32,8 +32,7 @@ from flextopo.cluster.state.candidates import CandidateArrays
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
-
-ZOO = Path(__file__).parent / "zoo"
+from flextopo.policies.shipped import ZOO, zoo_names
 
 MAX_K = 4096
 """Most candidates that an artifact may look at; training uses 16 to 64."""
@@ -56,11 +55,6 @@ Array = npt.NDArray[np.float32]
 
 class ArtifactError(FlextopoError):
     """Report an artifact that is missing, damaged, or made for another layout of features."""
-
-
-def zoo_names() -> list[str]:
-    """Return the names of the policies that ship with the package."""
-    return sorted(path.parent.name for path in ZOO.glob("*/meta.json"))
 
 
 def score(weights: Mapping[str, Array], o: Observation) -> Array:

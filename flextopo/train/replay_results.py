@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import LossWeights, Scenario
 from flextopo.cluster.workload.generator import WorkloadConfig
-from flextopo.train.compare import ComparisonConfig
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.results import Results
 
 T = TypeVar("T")

@@ -28,15 +28,8 @@ from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.policies import export as exporting
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
-from flextopo.policies.runtime import (
-    INPUTS,
-    ZOO,
-    ArtifactError,
-    OnnxSelector,
-    load_policy,
-    read_meta,
-    zoo_names,
-)
+from flextopo.policies.runtime import INPUTS, ArtifactError, OnnxSelector, load_policy, read_meta
+from flextopo.policies.shipped import ZOO, zoo_names
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
