@@ -22,7 +22,8 @@ from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.model import PRESETS, Fleet
 from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
-from flextopo.policies.runtime import load_policy, zoo_names
+from flextopo.policies.runtime import load_policy
+from flextopo.policies.shipped import zoo_names
 
 ENV_ID = "flextopo/Preempt-RTX4090-v0"
 SIZES = (16, 128, 1000)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.baselines.registry import make_selector
-from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.scenario import Scenario
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.decision import AlignmentFilter
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import NEVER_S, pod_table

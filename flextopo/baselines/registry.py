@@ -1,74 +1,154 @@
-"""The one registry of deterministic selectors: tests, command line, report and README read it."""
+"""The one registry of selectors: tests, command line, report and README read it.
+
+Selectors stand here as text, so that names are known without importing any of them.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from flextopo.baselines.exact import Exact
-from flextopo.baselines.policies import (
-    FLEXTOPO_BEST_EFFORT,
-    FLEXTOPO_GUARANTEED,
-    GODEL,
-    KUBERNETES,
-    FlexTopo,
-    GreedyCost,
-    OracleLookahead,
-    RandomCandidate,
-)
-from flextopo.baselines.rollout import Rollout
-from flextopo.cluster.errors import UnknownNameError
-from flextopo.cluster.state.selector import VictimSelector
+from flextopo.baselines.loading import build, load_attribute
+from flextopo.cluster.errors import FlextopoError, UnknownNameError
 
-SELECTORS: dict[str, tuple[Callable[[int], VictimSelector], str]] = {
-    "random": (lambda seed: RandomCandidate(seed), "any of the 64 cheapest minimal victim sets"),
-    "kubernetes": (
-        lambda _: KUBERNETES,
-        "default preemption of kube-scheduler 1.36, blind to topology",
+if TYPE_CHECKING:
+    from flextopo.cluster.state.selector import VictimSelector
+
+S = TypeVar("S")
+
+GROUP = "flextopo.selectors"
+"""Entry points of other packages: each a name and `module:name` of a selector or its class."""
+
+
+class Entry(NamedTuple):
+    """A selector that has a name.
+
+    Attributes:
+        source: `module:name`, or the selector or its class itself.
+        about: what it does.
+    """
+
+    source: Any
+    about: str
+
+
+_POLICIES = "flextopo.baselines.policies"
+
+SELECTORS: dict[str, Entry] = {
+    "random": Entry(f"{_POLICIES}:RandomCandidate", "any of the 64 cheapest minimal victim sets"),
+    "kubernetes": Entry(
+        f"{_POLICIES}:KUBERNETES", "default preemption of kube-scheduler 1.36, blind to topology"
     ),
-    "godel": (lambda _: GODEL, "Gödel's standard preemption, blind to topology"),
-    "flextopo-best-effort": (
-        lambda _: FLEXTOPO_BEST_EFFORT,
+    "godel": Entry(f"{_POLICIES}:GODEL", "Gödel's standard preemption, blind to topology"),
+    "flextopo-best-effort": Entry(
+        f"{_POLICIES}:FLEXTOPO_BEST_EFFORT",
         "the paper's algorithms 1 and 2, every pod best-effort or what it asks beyond",
     ),
-    "flextopo-guaranteed": (
-        lambda _: FLEXTOPO_GUARANTEED,
+    "flextopo-guaranteed": Entry(
+        f"{_POLICIES}:FLEXTOPO_GUARANTEED",
         "the paper's algorithms 1 and 2 behind the guaranteed filter for every pod",
     ),
-    "flextopo": (
-        lambda _: FlexTopo(),
-        "the paper's algorithms, following each pod's own requirement",
+    "flextopo": Entry(
+        f"{_POLICIES}:FlexTopo", "the paper's algorithms, following each pod's own requirement"
     ),
-    "greedy-cost": (lambda _: GreedyCost(), "the candidate with the least loss of its own"),
-    "exact": (
-        lambda _: Exact(),
+    "greedy-cost": Entry(f"{_POLICIES}:GreedyCost", "the candidate with the least loss of its own"),
+    "exact": Entry(
+        "flextopo.baselines.exact:Exact",
         "the least loss of its own over all victim sets, by branch and bound; slow",
     ),
-    "oracle-lookahead": (
-        lambda _: OracleLookahead(),
+    "oracle-lookahead": Entry(
+        f"{_POLICIES}:OracleLookahead",
         "tries its best candidates on the same tape for 4 hours; knows the future",
     ),
-    "rollout": (
-        lambda seed: Rollout(seed),
+    "rollout": Entry(
+        "flextopo.baselines.rollout:Rollout",
         "the same over futures sampled from the workload model: what a policy can hope to know",
     ),
 }
-"""Name to (seed -> selector, what it does). Only `random` and `rollout` use the seed."""
+"""Name to entry; `register_selector` adds to it. `random` and `rollout` use the seed of the game."""
+
+BUILT_IN = tuple(SELECTORS)
 
 LOOKAHEAD = ("oracle-lookahead", "rollout")
 """Selectors that branch a simulation: no snapshot will do, and they take their time."""
 
-COMPARED = tuple(name for name in SELECTORS if name != "rollout")
+COMPARED = tuple(name for name in BUILT_IN if name != "rollout")
 """Selectors of a comparison that names none; `rollout` costs more than all the others."""
 
 
 def make_selector(name: str, seed: int = 0) -> VictimSelector:
-    """Return the deterministic selector called `name`.
+    """Return the selector called `name`.
 
     Raises:
         UnknownNameError: no selector has that name.
+        FlextopoError: it cannot be made, or calls itself otherwise.
     """
-    try:
-        factory, _ = SELECTORS[name]
-    except KeyError:
-        raise UnknownNameError("selector", name, list(SELECTORS)) from None
-    return factory(seed)
+    entry = SELECTORS.get(name) or plugins().get(name)
+    if entry is None:
+        raise UnknownNameError("selector", name, list(known_selectors()))
+    text = entry.source if isinstance(entry.source, str) else name
+    source = load_attribute(entry.source) if isinstance(entry.source, str) else entry.source
+    found = build(source, seed, text)
+    if found.name != name:
+        raise FlextopoError(f"selector {name!r} calls itself {found.name!r}; legal: one name")
+    return found
+
+
+def known_selectors() -> dict[str, Entry]:
+    """Return the registry, and what other packages add to it.
+
+    Raises:
+        FlextopoError: two of them have one name.
+    """
+    return {**SELECTORS, **plugins()}
+
+
+@lru_cache(maxsize=1)
+def plugins() -> dict[str, Entry]:
+    """Return the selectors that installed packages declare as entry points.
+
+    Raises:
+        FlextopoError: one has the name of another.
+    """
+    found: dict[str, Entry] = {}
+    for point in entry_points(group=GROUP):
+        package = point.dist.name if point.dist is not None else "another package"
+        _check_free(point.name, f"entry point {point.name!r} of {package}", found)
+        found[point.name] = Entry(point.value, f"from {package}")
+    return found
+
+
+@overload
+def register_selector(selector: S, /, *, about: str = "") -> S: ...
+@overload
+def register_selector(*, about: str = "") -> Callable[[S], S]: ...
+def register_selector(selector: Any = None, /, *, about: str = "") -> Any:
+    """Let a selector be called by its name, in this process and in the workers that it starts.
+
+    Args:
+        selector: a selector or its class; without one, the call is a decorator.
+        about: what it does; else the first line of its docstring.
+
+    Returns:
+        The selector, so that a class may be decorated.
+
+    Raises:
+        FlextopoError: it is no selector, or its name is taken.
+    """
+    if selector is None:
+        return lambda decorated: register_selector(decorated, about=about)
+    name = build(selector).name
+    _check_free(name, f"selector name {name!r}", plugins())
+    said = (inspect.getdoc(selector) or "").partition("\n")[0].rstrip(".")
+    SELECTORS[name] = Entry(selector, about or said)
+    return selector
+
+
+def _check_free(name: str, what: str, others: dict[str, Entry]) -> None:
+    if name in BUILT_IN:
+        raise FlextopoError(f"{what} is a built-in's; legal: any but {', '.join(BUILT_IN)}")
+    if name in SELECTORS or name in others:
+        raise FlextopoError(f"{what} is taken already; legal: a name of its own")

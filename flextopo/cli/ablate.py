@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from flextopo.cli.configuration import ALGORITHMS, Configuration
+from flextopo.cli.configuration import ABLATION, ALGORITHMS
 from flextopo.cli.terminal import JsonPath, lines, needing, results_to
-
-ABLATION = Configuration("flextopo.train.ablation", "AblationConfig")
+from flextopo.train.config import AblationConfig
 
 
 def ablate(
@@ -39,7 +38,7 @@ def ablate(
     """
     with results_to(json_path) as write:
         with needing("train"), lines("ablating") as say:
-            from flextopo.train.ablation import AblationConfig, run_ablation
+            from flextopo.train.ablation import run_ablation
 
             config = AblationConfig(
                 tapes, validation_tapes=validation_tapes, importance_tapes=importance_tapes

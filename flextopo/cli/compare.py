@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from flextopo.baselines.registry import COMPARED
 from flextopo.cli import completion
 from flextopo.cli.configuration import COMPARISON, SCENARIO, WORKLOAD
 from flextopo.cli.terminal import (
@@ -19,9 +20,9 @@ from flextopo.cli.terminal import (
     results_to,
 )
 from flextopo.cluster.files import make_folder
-
-if TYPE_CHECKING:
-    from flextopo.train.compare import ComparisonConfig
+from flextopo.cluster.scenario import Scenario
+from flextopo.policies.shipped import zoo_names
+from flextopo.train.config import ComparisonConfig
 
 Servers = Annotated[str, COMPARISON.option("servers", autocompletion=completion.servers)]
 Services = Annotated[str | None, COMPARISON.option("services")]
@@ -87,11 +88,8 @@ def compare(
         flextopo compare --services rates.csv.gz --batch jobs.csv.gz
         flextopo compare --set burst_factor=4 --set guaranteed_share=1
     """
-    from flextopo.baselines.registry import COMPARED
-    from flextopo.policies.runtime import zoo_names
-
     workload = {"online_peak_share": peak, "batch_load": load, "horizon_h": hours}
-    config = COMPARISON.load()(
+    config = ComparisonConfig(
         servers=servers,
         selectors=COMPARED if selectors == "all" else _names(selectors),
         policies=tuple(zoo_names()) if policies == "all" else _names(policies),
@@ -100,7 +98,7 @@ def compare(
         services=services,
         batch=batch,
         workload=WORKLOAD.make(workload, settings or ()),
-        scenario=SCENARIO.load()(admission=admission),
+        scenario=Scenario(admission=admission),
     )
     _compare(config, workers, out, json_path, ray)
 
@@ -128,7 +126,7 @@ def evaluate(
     """
     from flextopo.train.compare import REFERENCE
 
-    config = COMPARISON.load()(
+    config = ComparisonConfig(
         servers=servers,
         selectors=(REFERENCE,),
         policies=(policy,),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-import flextopo
+from flextopo.baselines.registry import known_selectors
 from flextopo.cli.configuration import ALGORITHMS, WORKLOAD, Configuration
-from flextopo.cli.source import constant, declared_value
-
-ZOO = Path(flextopo.__file__).parent / "policies" / "zoo"
+from flextopo.cluster.scenario import ADMISSIONS
+from flextopo.policies.shipped import zoo_names
 
 Completions = list[tuple[str, str]]
 """Values, each with what some shells show beside it."""
@@ -79,8 +76,7 @@ def training_fields(incomplete: str) -> Completions:
 
 def admissions(incomplete: str) -> Completions:
     """Complete the node admission."""
-    names = constant(declared_value("flextopo.cluster.simulation.simulator", "ADMISSIONS"))
-    return _starting(incomplete, [(name, "") for name in names])
+    return _starting(incomplete, [(name, "") for name in ADMISSIONS])
 
 
 def among(*values: str) -> Callable[[str], Completions]:
@@ -89,19 +85,11 @@ def among(*values: str) -> Callable[[str], Completions]:
 
 
 def _selectors() -> Completions:
-    registry = declared_value("flextopo.baselines.registry", "SELECTORS")
-    assert isinstance(registry, ast.Dict)
-    rows = zip(registry.keys, registry.values, strict=True)
-    return [
-        (constant(name), constant(row.elts[1]))
-        for name, row in rows
-        if name is not None and isinstance(row, ast.Tuple)
-    ]
+    return [(name, entry.about) for name, entry in known_selectors().items()]
 
 
 def _policies() -> Completions:
-    folders = sorted(path.parent for path in ZOO.glob("*/meta.json"))
-    return [(folder.name, "ships with the package") for folder in folders]
+    return [(name, "ships with the package") for name in zoo_names()]
 
 
 def _fields(configurations: Iterable[Configuration]) -> Completions:

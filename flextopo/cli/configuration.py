@@ -1,14 +1,8 @@
-"""Options from configuration dataclasses, whose fields are the one place of default and meaning.
-
-A class is read from its source, since importing some of them imports torch: help and completion
-must not wait for that. It is imported when a command makes a configuration of it.
-"""
+"""Options from configuration dataclasses, whose fields are the one place of default and meaning."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,8 +11,17 @@ from typing import Any, NamedTuple, get_origin, get_type_hints
 
 import typer
 
-from flextopo.cli.source import constant, declared_class
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.scenario import Scenario
+from flextopo.cluster.workload.config import WorkloadConfig
+from flextopo.train.config import (
+    AblationConfig,
+    ComparisonConfig,
+    ImitationConfig,
+    PPOConfig,
+    SweepConfig,
+)
+from flextopo.train.reproduce_config import Plan
 
 
 class Field(NamedTuple):
@@ -26,7 +29,7 @@ class Field(NamedTuple):
 
     Attributes:
         type: as it is written.
-        default: None also where the source computes it.
+        default: None also where it is made anew each time.
         meaning: what the docstring, or the field's metadata, says.
     """
 
@@ -37,30 +40,25 @@ class Field(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """A configuration dataclass by module and name."""
+    """A configuration dataclass, as the command line sees it."""
 
-    module: str
-    name: str
+    kind: Any
+
+    @property
+    def name(self) -> str:
+        """Its class's name."""
+        return str(self.kind.__name__)
 
     @cached_property
     def fields(self) -> dict[str, Field]:
         """Its fields in their order."""
-        node = declared_class(self.module, self.name)
-        meanings = read_attributes(ast.get_docstring(node) or "")
-        if not meanings:  # They are in the metadata; such a class is quick to import.
-            return {
-                spec.name: Field(str(spec.type), spec.default, spec.metadata["doc"])
-                for spec in dataclasses.fields(self.load())
-            }
-        return {
-            item.target.id: Field(
-                ast.unparse(item.annotation),
-                None if item.value is None else constant(item.value),
-                meanings.get(item.target.id, ""),
-            )
-            for item in node.body
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-        }
+        meanings = read_attributes(inspect.getdoc(self.kind) or "")
+        found = {}
+        for spec in dataclasses.fields(self.kind):
+            default = None if spec.default is dataclasses.MISSING else spec.default
+            meaning = meanings.get(spec.name) or spec.metadata.get("doc", "")
+            found[spec.name] = Field(str(spec.type), default, meaning)
+        return found
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
@@ -77,10 +75,6 @@ class Configuration:
             how: see `typer.Option`.
         """
         return typer.Option(*flags, help=f"{sentence(self.fields[field].meaning)} {more}", **how)
-
-    def load(self) -> Any:
-        """Import the class."""
-        return getattr(importlib.import_module(self.module), self.name)
 
     def make(self, given: Mapping[str, Any], settings: Iterable[str]) -> Any:
         """Make a configuration of what options and `--set` say, and else of defaults.
@@ -99,7 +93,7 @@ class Configuration:
                     f"--{name.replace('_', '-')} with {self.name}; legal: {self.legal()}"
                 )
         options = {name: self._convert(name, value) for name, value in options.items()}
-        return self.load()(**{**options, **self.parse(settings)})
+        return self.kind(**{**options, **self.parse(settings)})
 
     def parse(self, settings: Iterable[str]) -> dict[str, Any]:
         """Return the values of settings by field.
@@ -124,7 +118,7 @@ class Configuration:
     def _convert(self, name: str, value: Any, read: bool = False) -> Any:
         import msgspec
 
-        hint = get_type_hints(self.load())[name]
+        hint = get_type_hints(self.kind)[name]
         attempts = [*_decoded(value), value] if read else [value]
         if get_origin(hint) is tuple:
             attempts += [(attempt,) for attempt in attempts]
@@ -163,13 +157,11 @@ def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-COMPARISON = Configuration("flextopo.train.compare", "ComparisonConfig")
-WORKLOAD = Configuration("flextopo.cluster.workload.config", "WorkloadConfig")
-SCENARIO = Configuration("flextopo.cluster.simulation.simulator", "Scenario")
-PLAN = Configuration("flextopo.train.reproduce", "Plan")
-SWEEP = Configuration("flextopo.train.sweep", "SweepConfig")
-ALGORITHMS = {
-    "ppo": Configuration("flextopo.train.ppo", "PPOConfig"),
-    "imitation": Configuration("flextopo.train.imitation", "ImitationConfig"),
-}
+COMPARISON = Configuration(ComparisonConfig)
+WORKLOAD = Configuration(WorkloadConfig)
+SCENARIO = Configuration(Scenario)
+PLAN = Configuration(Plan)
+SWEEP = Configuration(SweepConfig)
+ABLATION = Configuration(AblationConfig)
+ALGORITHMS = {"ppo": Configuration(PPOConfig), "imitation": Configuration(ImitationConfig)}
 """What `train` and `sweep` know, and the configuration of each."""

@@ -26,13 +26,13 @@ def _environments() -> Rows:
 
 
 def _selectors() -> Rows:
-    from flextopo.baselines.registry import SELECTORS
+    from flextopo.baselines.registry import known_selectors
 
-    return [{"name": name, "about": about} for name, (_, about) in SELECTORS.items()]
+    return [{"name": name, "about": about} for name, (_, about) in known_selectors().items()]
 
 
 def _policies() -> Rows:
-    from flextopo.policies.runtime import zoo_names
+    from flextopo.policies.shipped import zoo_names
 
     return [{"name": name, "about": "ships with the package"} for name in zoo_names()]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,8 @@ from flextopo.cli import completion
 from flextopo.cli.compare import Batch, Services, Set
 from flextopo.cli.configuration import COMPARISON, SCENARIO, WORKLOAD
 from flextopo.cli.terminal import JsonPath, progress, results_to
-
-if TYPE_CHECKING:
-    from flextopo.train.compare import ComparisonConfig
+from flextopo.policies.shipped import zoo_names
+from flextopo.train.config import ComparisonConfig
 
 
 def replay(
@@ -65,8 +64,7 @@ def replay(
         flextopo replay -s deepset-imitation -s greedy-cost -o day.html
     """
     from flextopo.cluster.workload.seeds import VALIDATION
-    from flextopo.policies.runtime import zoo_names
-    from flextopo.train.compare import REFERENCE, ComparisonConfig
+    from flextopo.train.compare import REFERENCE
     from flextopo.train.replay_page import write_replay
     from flextopo.train.replay_results import config_of, interesting_seed, interesting_selectors
     from flextopo.train.results import load_results

@@ -19,6 +19,7 @@ from flextopo.cli.terminal import (
 )
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import write_whole
+from flextopo.train.reproduce_config import Plan
 
 
 def reproduce(
@@ -51,7 +52,7 @@ def reproduce(
     from flextopo.train.results import save_results, versions
 
     kinds = tuple(kind.strip() for kind in servers_kind.split(",") if kind.strip())
-    plan = reproducing.Plan(kinds=kinds, preemptions=preemptions, seed=seed)
+    plan = Plan(kinds=kinds, preemptions=preemptions, seed=seed)
     page = None if markdown is None else _read(markdown)
     path, figure = out / "reproduce.json", out / "reproduce.png"
     with results_to(json_path) as write:

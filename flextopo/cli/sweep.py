@@ -23,6 +23,7 @@ from flextopo.cli.terminal import (
 from flextopo.cli.train import Algorithm, Set
 from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.files import make_folder, write_whole
+from flextopo.train.config import SweepConfig
 
 
 def sweep(
@@ -53,7 +54,7 @@ def sweep(
         flextopo sweep --search entropy --set epochs=8 --ray local
     """
     from flextopo.train.results import versions
-    from flextopo.train.sweep import SweepConfig, run_sweep
+    from flextopo.train.sweep import run_sweep
 
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm", algorithm, list(ALGORITHMS))

@@ -95,7 +95,10 @@ def tree_text(graph: nx.DiGraph) -> str:
         for position, numa_node in enumerate(numa_nodes):
             branch = "└─" if position == len(numa_nodes) - 1 else "├─"
             numbers = format_cpu_list(map(vertex_index, cores.get(numa_node, [])))
-            parts = [f"cores {numbers}" if numbers else "no cores", *(gpu_label(graph, gpu) for gpu in gpus.get(numa_node, []))]
+            parts = [
+                f"cores {numbers}" if numbers else "no cores",
+                *(gpu_label(graph, gpu) for gpu in gpus.get(numa_node, [])),
+            ]
             lines.append(f"{branch} {numa_node:<8} {'  '.join(parts)}")
     for kind, found in (("cores", cores.get(None)), ("GPUs", gpus.get(None))):
         if found:

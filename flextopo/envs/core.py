@@ -17,6 +17,7 @@ from flextopo.cluster.observation.features import (
     Observation,
     candidate_features,
 )
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.batch import (
     DRAWS,
     OUTCOME_DTYPE,
@@ -28,7 +29,7 @@ from flextopo.cluster.simulation.batch import (
 )
 from flextopo.cluster.simulation.episodes import Episodes, cluster_of, events_of, move, no_tapes
 from flextopo.cluster.simulation.metrics import METRICS
-from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig

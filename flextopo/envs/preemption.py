@@ -11,8 +11,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.batch import DISABLED, Batch
-from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.generator import WorkloadConfig

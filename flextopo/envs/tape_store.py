@@ -7,8 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.episodes import Episodes, bytes_of_episode, empty_episodes, store
-from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import Cluster
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape, randomised

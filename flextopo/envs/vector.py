@@ -15,9 +15,9 @@ from gymnasium.vector.utils import batch_space
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.observation.features import empty_observation
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.batch import DISABLED, NEXT_STEP, SAME_STEP, Batch
 from flextopo.cluster.simulation.metrics import METRICS
-from flextopo.cluster.simulation.simulator import Scenario
 from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.generator import WorkloadConfig

@@ -25,7 +25,8 @@ from flextopo.cluster.observation.features import (
 )
 from flextopo.policies.artifact import load_network
 from flextopo.policies.network import CandidateScorer
-from flextopo.policies.runtime import MAX_K, OUTPUTS, ZOO, inputs_of, read_meta, zoo_names
+from flextopo.policies.runtime import MAX_K, OUTPUTS, inputs_of, read_meta
+from flextopo.policies.shipped import ZOO, zoo_names
 
 
 def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:

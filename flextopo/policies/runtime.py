@@ -32,8 +32,7 @@ from flextopo.cluster.state.candidates import CandidateArrays
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
-
-ZOO = Path(__file__).parent / "zoo"
+from flextopo.policies.shipped import ZOO, zoo_names
 
 MAX_K = 4096
 """Most candidates that an artifact may look at; training uses 16 to 64."""
@@ -62,11 +61,6 @@ def inputs_of(features: Mapping[str, Sequence[str]]) -> dict[str, tuple[str | in
         "candidates": ("batch", "candidates", len(features["candidates"])),
         "mask": ("batch", "candidates + 1"),
     }
-
-
-def zoo_names() -> list[str]:
-    """Return the names of the policies that ship with the package."""
-    return sorted(path.parent.name for path in ZOO.glob("*/meta.json"))
 
 
 def score(weights: Mapping[str, Array], o: Observation) -> Array:

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from flextopo.baselines.policies import GreedyCost
-from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.observation.features import (
     CANDIDATE_FEATURES,
     CLUSTER_FEATURES,
@@ -39,42 +38,15 @@ from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta
 from flextopo.train.ablation_dqn import train_dqn
 from flextopo.train.ablation_networks import AttentionScorer, GraphScorer, LinearScorer
+from flextopo.train.config import AblationConfig, ImitationConfig
 from flextopo.train.demonstrations import Demonstrations, Demonstrator
 from flextopo.train.fitting import fit
-from flextopo.train.imitation import ImitationConfig, play_validation
-from flextopo.train.ppo import PPOConfig, train_ppo
+from flextopo.train.imitation import play_validation
+from flextopo.train.ppo import train_ppo
 from flextopo.train.rounds import COMMITTEE, read_rounds, weights_of
 from flextopo.train.statistics import estimate, paired_difference
 
 Report = Callable[[str], None]
-
-
-SCRATCH = PPOConfig(
-    servers="8*rtx4090,8*a100", timesteps=500_000, num_envs=64, rollout=128, batch_size=1024,
-    allow_wait=True,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AblationConfig:
-    """How much is spent.
-
-    Attributes:
-        tapes: training tapes whose demonstrations all networks are fitted to.
-        ppo: of the trainings from scratch; the others differ where their name says so.
-        validation_tapes: tapes that every row is played on.
-        importance_tapes: the first of them, on which features are shuffled.
-    """
-
-    tapes: int = 900
-    ppo: PPOConfig = SCRATCH
-    validation_tapes: int = 480
-    importance_tapes: int = 120
-
-    def __post_init__(self) -> None:
-        for name in ("tapes", "validation_tapes", "importance_tapes"):
-            if getattr(self, name) < 1:
-                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
 
 
 @dataclass(frozen=True, eq=False)

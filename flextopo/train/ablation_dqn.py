@@ -18,7 +18,8 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch import nn
 
 from flextopo.policies.network import CandidateScorer, ScorerConfig
-from flextopo.train.ppo import PPOConfig, make_envs
+from flextopo.train.config import PPOConfig
+from flextopo.train.ppo import make_envs
 from flextopo.train.rollout_buffer import REWARD_SCALE, spread
 
 MEMORY = 100_000

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
-from flextopo.baselines.registry import COMPARED, LOOKAHEAD
 from flextopo.baselines.rollout import Rollout
-from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.metrics import METRICS, episode_metrics
-from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.batch_jobs import BatchJobs
-from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
+from flextopo.cluster.workload.generator import generate_tape
 from flextopo.cluster.workload.seeds import SPLITS, take
 from flextopo.cluster.workload.tape import Tape
 from flextopo.cluster.workload.traces import (
@@ -26,66 +24,13 @@ from flextopo.cluster.workload.traces import (
     read_services,
     tape_from_traces,
 )
-from flextopo.policies.runtime import zoo_names
 from flextopo.policies.selectors import find_selector
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import estimate, interquartile_mean, paired_difference
 
 REFERENCE = "greedy-cost"
 """The selector that paired differences are taken from, where it is among those compared."""
-
-
-@dataclass(frozen=True)
-class ComparisonConfig:
-    """What is compared on what.
-
-    Attributes:
-        servers: such as rtx4090x16, 16*a100, 8*rtx4090,8*a100 or 4*FILE.
-        selectors: names of `flextopo list selectors`.
-        policies: shipped ones, or folders of others.
-        seeds: how many seeds, each one tape.
-        split: where they come from: `comparison`, or `validation` while a policy is developed.
-        oracle_seeds: seeds that `oracle-lookahead` and `rollout` play, which cost most; 0 = all.
-        services: trace of online demand; without one, the generator's.
-        batch: trace of batch jobs; without one, the generator's; traces go together.
-        workload: the generator's parameters.
-        scenario: loss weights and node admission.
-    """
-
-    servers: str = "16*rtx4090"
-    selectors: tuple[str, ...] = COMPARED
-    policies: tuple[str, ...] = field(default_factory=lambda: tuple(zoo_names()))
-    seeds: int = 40
-    split: str = "comparison"
-    oracle_seeds: int = 0
-    services: str | None = None
-    batch: str | None = None
-    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
-    scenario: Scenario = field(default_factory=Scenario)
-
-    def __post_init__(self) -> None:
-        if self.split not in ("comparison", "validation"):
-            raise FlextopoError(f"split {self.split!r}; legal: comparison, validation")
-        take(SPLITS[self.split], self.seeds)
-        if not 0 <= self.oracle_seeds <= self.seeds:
-            raise FlextopoError(f"oracle seeds {self.oracle_seeds}; legal: 0 to {self.seeds}")
-        if not self.names:
-            raise FlextopoError("no selector is given; legal: one at least")
-        if len(set(self.names)) < len(self.names):
-            raise FlextopoError(f"selectors {', '.join(self.names)}; legal: each one once")
-        if (self.services is None) != (self.batch is None):
-            given = self.services or self.batch
-            raise FlextopoError(f"trace {given!r} alone; legal: services and batch together")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All that is compared, in the order of the tables."""
-        return (*self.selectors, *self.policies)
-
-    def seeds_of(self, name: str) -> list[int]:
-        """Return the seeds that a selector plays."""
-        fewer = self.oracle_seeds if name in LOOKAHEAD and self.oracle_seeds else self.seeds
-        return take(SPLITS[self.split], fewer)
 
 
 def check(config: ComparisonConfig) -> Fleet:

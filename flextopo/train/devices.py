@@ -8,18 +8,6 @@ import torch
 
 from flextopo.cluster.errors import FlextopoError
 
-DEVICES = ("cpu", "cuda")
-
-
-def check_device(name: str) -> None:
-    """Refuse what is no device.
-
-    Raises:
-        FlextopoError: neither cpu nor cuda.
-    """
-    if name not in DEVICES:
-        raise FlextopoError(f"device {name!r}; legal: {', '.join(DEVICES)}")
-
 
 def use_device(name: str) -> torch.device:
     """Return the device, with torch's deterministic algorithms on a GPU: equal seeds, equal bits.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from flextopo.train.config import ImitationConfig
 from flextopo.train.demonstrations import Demonstrations
-
-if TYPE_CHECKING:
-    from flextopo.train.imitation import ImitationConfig
 
 Objective = Callable[[Any, list[torch.Tensor], float], torch.Tensor]
 

@@ -18,7 +18,7 @@ committee and its improvement others choose, four times as many: a best of many 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -30,106 +30,18 @@ from flextopo.cluster.files import make_folder
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.model import Fleet
-from flextopo.cluster.topology.servers import check_servers, parse_servers
+from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.cluster.workload.seeds import TRAINING, VALIDATION, take
 from flextopo.policies.artifact import save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector
 from flextopo.train.committee import Committee
+from flextopo.train.config import AGAIN, ImitationConfig
 from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
-from flextopo.train.devices import check_device, use_device
+from flextopo.train.devices import use_device
 from flextopo.train.fitting import disagreement, fit
 from flextopo.train.rounds import COMMITTEE, Rounds, rounds_folder, weights_of
-
-
-@dataclass(frozen=True)
-class ImitationConfig:
-    """How to imitate and improve.
-
-    Attributes:
-        servers: clusters to train on, one after the other.
-        networks: trained one after the other, each from first weights and tapes of its own.
-        members: rounds of each network in the committee; 0 = none, the best network is kept.
-        tapes: training tapes a round; the committee plays four times as many.
-        rounds: rounds of imitation, each fitted on all of them so far.
-        improvements: rounds of improvement, each fitted on the last two of them.
-        last_tapes: training tapes of the last round of improvement, which need most.
-        epochs: passes over the data a round.
-        k: candidates that are branched and shown.
-        horizon_s: how far a branch looks ahead.
-        hidden: width of the network.
-        learning_rate: of Adam.
-        batch_size: decisions a gradient step.
-        entropy: weight of the entropy bonus, in units of the mean loss difference.
-        validation_tapes: tapes that choose the checkpoint.
-        seed: of the networks, the order of their data and their first training tape; network i of n
-            has the seed n * seed + i.
-        device: the network's: cpu or cuda. Decisions are looked ahead on the cpu.
-    """
-
-    servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
-    networks: int = 3
-    members: int = 2
-    tapes: int = 600
-    rounds: int = 2
-    improvements: int = 4
-    last_tapes: int = 1600
-    epochs: int = 15
-    k: int = 16
-    horizon_s: int = 4 * 3600
-    hidden: int = 64
-    learning_rate: float = 1e-3
-    batch_size: int = 512
-    entropy: float = 0.02
-    validation_tapes: int = 480
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in (
-            "networks", "tapes", "rounds", "last_tapes", "epochs", "k", "hidden", "batch_size",
-            "validation_tapes",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
-        for name in ("learning_rate", "horizon_s"):
-            if not getattr(self, name) > 0:
-                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: above 0")
-        for name in ("members", "improvements", "entropy", "seed"):
-            if not getattr(self, name) >= 0:
-                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
-        most = len(VALIDATION) // (1 + AGAIN)
-        if self.validation_tapes > most:
-            raise FlextopoError(f"validation_tapes = {self.validation_tapes}; legal: 1 to {most}")
-        end = (self.seed + 1) * (self.networks * sum(self.plan) + sum(self.last_plan))
-        if end > len(TRAINING):
-            raise FlextopoError(
-                f"seed = {self.seed}: with tapes = {self.tapes} it and those below take {end} "
-                f"training tapes; legal: up to {len(TRAINING)}"
-            )
-        if not self.servers:
-            raise FlextopoError("servers = (); legal: one cluster or more")
-        for servers in self.servers:
-            check_servers(servers)
-        check_device(self.device)
-
-    def of_network(self, at: int) -> ImitationConfig:
-        """Return the configuration of one of the networks alone."""
-        return replace(self, networks=1, members=0, seed=self.networks * self.seed + at)
-
-    @property
-    def last_plan(self) -> list[int]:
-        """Training tapes that the committee plays, and those of the improvement on it."""
-        return [4 * self.tapes, self.last_tapes] if self.members else []
-
-    @property
-    def plan(self) -> list[int]:
-        """Training tapes of each round."""
-        tapes = [self.tapes] * (self.rounds + self.improvements)
-        if self.improvements:
-            tapes[-1] = self.last_tapes
-        return tapes
 
 
 def play_validation(
@@ -155,10 +67,6 @@ def play_validation(
         losses.append(metrics["weighted_loss"])
         success.append(metrics["success_rate"])
     return np.array(losses), float(np.nanmean(success))
-
-
-AGAIN = 4
-"""How many times as many validation tapes the last choice takes."""
 
 
 def validate(selector: VictimSelector, config: ImitationConfig, again: bool = False) -> float:

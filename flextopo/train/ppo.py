@@ -15,7 +15,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,93 +28,14 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
-from flextopo.cluster.topology.servers import check_servers
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.maskable import ScorerPolicy, use_threads
 from flextopo.policies.network import CandidateScorer, ScorerConfig
-from flextopo.train.devices import check_device, use_device
+from flextopo.train.config import PPOConfig
+from flextopo.train.devices import use_device
 from flextopo.train.results import versions
 from flextopo.train.rollout_buffer import TimedRolloutBuffer
 from flextopo.train.vec_env import PreemptionVecEnv
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """How to train.
-
-    Attributes:
-        servers: the cluster to train on.
-        timesteps: decisions in all.
-        seed: of everything; the tapes come from the training seeds.
-        start: artifact (name or folder) to begin with; empty = from scratch.
-        num_envs: environments played side by side.
-        rollout: decisions each plays between two updates.
-        k: candidates shown.
-        tapes: different tapes to train on.
-        hidden: width of the network, when it begins from scratch.
-        learning_rate: of Adam.
-        epochs: passes over a rollout.
-        batch_size: decisions a gradient step.
-        tau_s: time constant of the discount, in simulated seconds; see `rollout_buffer`.
-        relative: learn from the reward beyond greedy-cost's on the same day.
-        kl: weight of the divergence from the start policy, in units of the reward.
-        entropy: weight of the entropy bonus.
-        clip: of the probability ratio.
-        critic_steps: decisions during which only the critic learns, so that the first policy
-            updates of a warm start have a baseline.
-        threads: of torch.
-        allow_wait: may the policy leave a pod pending? From scratch it then tends to learn to wait
-            for ever, since waiting is one action that is always there.
-        device: the network's: cpu or cuda.
-    """
-
-    servers: str = "16*rtx4090"
-    timesteps: int = 100_000
-    seed: int = 0
-    start: str = ""
-    num_envs: int = 8
-    rollout: int = 256
-    k: int = 16
-    tapes: int = 4096
-    hidden: int = 64
-    learning_rate: float = 3e-4
-    epochs: int = 4
-    batch_size: int = 256
-    tau_s: float = 4 * 3600.0
-    relative: bool = True
-    kl: float = 0.0
-    entropy: float = 0.003
-    clip: float = 0.2
-    critic_steps: int = 0
-    threads: int = 1
-    allow_wait: bool = False
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in (
-            "timesteps",
-            "num_envs",
-            "rollout",
-            "k",
-            "tapes",
-            "hidden",
-            "batch_size",
-            "epochs",
-            "threads",
-        ):
-            if getattr(self, name) < 1:
-                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
-        for name in ("learning_rate", "tau_s", "clip"):
-            if not getattr(self, name) > 0:
-                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: above 0")
-        for name in ("seed", "kl", "entropy", "critic_steps"):
-            if not getattr(self, name) >= 0:
-                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 or more")
-        if self.kl > 0 and not self.start:
-            raise FlextopoError(f"kl = {self.kl} without start; legal: 0, or a start policy")
-        check_servers(self.servers)
-        check_device(self.device)
-
 
 CHECKPOINT_S = 20.0
 """Time between two checkpoints; where they fall changes no result."""

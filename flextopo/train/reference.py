@@ -15,8 +15,8 @@ from flextopo.cluster.observation.features import (
     CLUSTER_FEATURES,
     PREEMPTOR_FEATURES,
 )
+from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.simulation.metrics import METRICS
-from flextopo.cluster.state.loss import LossWeights
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.envs.core import observation_space
 from flextopo.envs.preemption import PreemptionEnv

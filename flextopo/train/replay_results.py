@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.simulation.simulator import Scenario
-from flextopo.cluster.state.loss import LossWeights
+from flextopo.cluster.scenario import LossWeights, Scenario
 from flextopo.cluster.workload.generator import WorkloadConfig
-from flextopo.train.compare import ComparisonConfig
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.results import Results
 
 T = TypeVar("T")

@@ -9,7 +9,8 @@ from pathlib import Path
 from flextopo.baselines.registry import SELECTORS
 from flextopo.cluster.errors import FlextopoError
 from flextopo.envs.registration import ENVIRONMENTS
-from flextopo.policies.runtime import ZOO, read_meta, zoo_names
+from flextopo.policies.runtime import read_meta
+from flextopo.policies.shipped import ZOO, zoo_names
 from flextopo.train.reference import REFERENCE
 from flextopo.train.results import (
     LOSS_COLUMNS,

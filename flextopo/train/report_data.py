@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.state.loss import LOSS_TERMS, LossWeights
+from flextopo.cluster.scenario import LossWeights
+from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.train.statistics import (
     PairedDifference,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -12,16 +12,10 @@ import numpy as np
 
 from flextopo.baselines.residents import NodeView, Resident
 from flextopo.baselines.search import by_importance, smallest_sets
-from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
-from flextopo.train.reproduce_experiment import (
-    CORES_PER_GPU,
-    SELECTORS,
-    SIZES,
-    PaperConfig,
-    PaperExperiment,
-)
+from flextopo.train.reproduce_config import SEEDS, PaperConfig, Plan
+from flextopo.train.reproduce_experiment import SELECTORS, SIZES, PaperExperiment
 from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import estimate
 
@@ -51,37 +45,7 @@ CLOSED_FORMS = {"1 card": (ONE, 1.0), "2 cards": (TWO, 3 / 7), "4 cards": (FOUR,
 CURVE = tuple(i / 10 for i in range(11))
 """Shares of 2-card preemptors, the rest 1-card, in the figure."""
 
-SEEDS = 5
-"""Seeds from the plan's on that show how far runs of the default lie apart."""
-
 TIMED_DECISIONS = 6
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is run.
-
-    Attributes:
-        kinds: presets of servers, rtx4090 and a100; the sensitivity is that of the first.
-        preemptions: counted in each run of the headline; the other runs count a fifth.
-        seed: of arrivals and batch pods, the same for all.
-    """
-
-    kinds: tuple[str, ...] = ("rtx4090", "a100")
-    preemptions: int = 5000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for kind in self.kinds:
-            if kind not in CORES_PER_GPU:
-                raise UnknownNameError("kind of server", kind, list(CORES_PER_GPU))
-        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
-            given = ", ".join(self.kinds) or "none"
-            raise FlextopoError(f"kinds of servers: {given}; legal: one or more, each once")
-        if self.preemptions < 100:
-            raise FlextopoError(f"preemptions = {self.preemptions}; legal: 100 or more")
-        for seed in (self.seed, self.seed + SEEDS - 1):
-            PaperConfig(preemptions=self.preemptions, seed=seed)
 
 
 class Run(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from flextopo.cluster.state import arrays
@@ -17,12 +15,6 @@ NOW_S = 1_000_000_000
 """The clock stands still; a start time is any second before it, so that ties are rare."""
 
 NOWHERE = -1
-
-
-def keep_last_cores(model: ServerModel) -> ServerModel:
-    """Return the server without the last core of each NUMA node, which no pod may use."""
-    cores = tuple(max(cores - 1, 0) for cores in model.numa_cores)
-    return replace(model, numa_cores=cores, core_ids=())
 
 
 class PodTable:

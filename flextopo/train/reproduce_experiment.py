@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -14,21 +13,19 @@ from flextopo.baselines.policies import PreemptionPolicy
 from flextopo.baselines.registry import make_selector
 from flextopo.baselines.residents import NodeView, Resident
 from flextopo.baselines.scores import Option
-from flextopo.cluster.errors import FlextopoError, UnknownNameError
+from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import AlignmentLevel
-from flextopo.cluster.topology.model import ServerModel, preset
-from flextopo.train.reproduce_cluster import NOWHERE, PodTable, keep_last_cores
+from flextopo.cluster.topology.model import ServerModel
+from flextopo.train.reproduce_cluster import NOWHERE, PodTable
+from flextopo.train.reproduce_config import PaperConfig
 
 SIZES = (1, 2, 4, 8)
 """Cards of a pod, in the order of the mixes."""
 
 SELECTORS = ("godel", "kubernetes", "flextopo-guaranteed", "flextopo-best-effort")
-CORES_PER_GPU = {"rtx4090": 7, "a100": 14}
-LAST_CORES = ("unused", "free", "used")
-
 QUEUE = 16
 """Batch pods that wait for room; a smaller one may pass one that does not fit."""
 
@@ -38,83 +35,6 @@ preemptors need not preempt."""
 
 BLOCKS = 20
 """Parts of a run whose hit rates give its interval, since neighbouring decisions are alike."""
-
-
-@dataclass(frozen=True)
-class PaperConfig:
-    """One run of the experiment. What the paper does not publish is marked (ours).
-
-    Attributes:
-        kind: preset of the servers.
-        servers: how many; the paper has 100.
-        preemptions: decisions counted; the paper has 5,000.
-        batch_mix: shares of batch pods with 1, 2, 4, 8 cards (ours; the paper: 1 or 2 cards).
-        preemptor_mix: the same of preemptors (ours). The default is the one mix of 1- and 2-card
-            pods in which every blind decision is a draw of two victims, as the headline of 44.5 %
-            near 3/7 suggests: any single victim would be a hit.
-        cores_per_gpu: cores a card; 0 = 7 on rtx4090, 14 on a100.
-        last_core: what becomes of the last core of each NUMA node: `unused` by anyone, as in the
-            paper, `free` for every pod, or `used` by an evictable single-core batch pod.
-        online_priority: of preemptors.
-        batch_priority: of batch pods.
-        fill: share of all GPUs up to which batch pods fill the cluster before each arrival (ours).
-        online_share: mean share of all GPUs that online pods hold; it fixes their lifetime (ours).
-        redraw_starts: draw the start times of a node's pods anew whenever its pods have changed.
-            Blind policies evict the latest started of equal priority, so their choice is a random
-            one among equals. With start times drawn once, the pods that replaced the last leaver
-            are evicted next, time and again (ours).
-        seed: of arrivals, lifetimes, batch pods and start times.
-    """
-
-    kind: str = "rtx4090"
-    servers: int = 100
-    preemptions: int = 5000
-    batch_mix: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
-    preemptor_mix: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0)
-    cores_per_gpu: int = 0
-    last_core: str = "unused"
-    online_priority: int = 1000
-    batch_priority: int = 500
-    fill: float = 1.0
-    online_share: float = 0.5
-    redraw_starts: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in CORES_PER_GPU:
-            raise UnknownNameError("kind of server", self.kind, list(CORES_PER_GPU))
-        for name, low, high in (
-            ("servers", 1, 10_000),
-            ("preemptions", 1, 1_000_000),
-            ("seed", 0, 2**32 - 1),
-            ("fill", 0, 1),
-            ("online_share", 0, 1),
-            ("cores_per_gpu", 0, self.model.num_cores // self.model.num_gpus),
-        ):
-            if not low <= getattr(self, name) <= high:
-                _fail(name, getattr(self, name), f"{low} to {high}")
-        for name in ("batch_mix", "preemptor_mix"):
-            mix = getattr(self, name)
-            if len(mix) != 4 or min(mix) < 0 or not math.isclose(sum(mix), 1, abs_tol=1e-6):
-                _fail(name, mix, "4 shares, 0 or more, of sum 1")
-        if self.last_core not in LAST_CORES:
-            _fail("last_core", repr(self.last_core), ", ".join(LAST_CORES))
-        if self.batch_priority >= self.online_priority:
-            _fail("batch_priority", self.batch_priority, f"below {self.online_priority}")
-
-    @property
-    def model(self) -> ServerModel:
-        """The server, without its last cores where nobody may use them."""
-        model = preset(self.kind)
-        return keep_last_cores(model) if self.last_core == "unused" else model
-
-    def cores(self, gpus: int) -> int:
-        """Return the cores that a pod of so many cards asks for."""
-        return gpus * (self.cores_per_gpu or CORES_PER_GPU[self.kind])
-
-
-def _fail(name: str, value: object, legal: str) -> None:
-    raise FlextopoError(f"reproduction: {name} = {value}; legal: {legal}")
 
 
 class Arrival(NamedTuple):

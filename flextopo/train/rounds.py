@@ -6,7 +6,7 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,8 @@ import torch
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import write_whole
 from flextopo.policies.network import CandidateScorer
+from flextopo.train.config import ImitationConfig
 from flextopo.train.demonstrations import Demonstrations, concatenate
-
-if TYPE_CHECKING:
-    from flextopo.train.imitation import ImitationConfig
-
 
 COMMITTEE = "committee"
 """Name of the folder, in a run's, that keeps the rounds after all networks are trained."""

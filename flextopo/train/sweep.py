@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,94 +19,17 @@ import numpy as np
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.files import make_folder
 from flextopo.cluster.workload.seeds import VALIDATION, take
-from flextopo.train.compare import ComparisonConfig, check, play_tape
+from flextopo.train.compare import check, play_tape
+from flextopo.train.config import (
+    BUDGETS,
+    FIRST_TAPE,
+    SPACES,
+    ComparisonConfig,
+    ImitationConfig,
+    PPOConfig,
+    SweepConfig,
+)
 from flextopo.train.scale_out import run_jobs
-
-FIRST_TAPE = 5000
-"""Validation seeds from here on judge trials; training chooses its checkpoints on earlier ones."""
-
-
-@dataclass(frozen=True)
-class Space:
-    """Where a hyper-parameter may lie.
-
-    Attributes:
-        low: lowest value.
-        high: highest value.
-        log: uniform in the logarithm.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-
-
-SPACES: dict[str, dict[str, Space]] = {
-    "ppo": {
-        "learning_rate": Space(1e-4, 3e-3, log=True),
-        "entropy": Space(1e-4, 3e-2, log=True),
-        "clip": Space(0.1, 0.4),
-        "tau_s": Space(1800.0, 86400.0, log=True),
-        "epochs": Space(2, 10),
-        "hidden": Space(32, 128, log=True),
-    },
-    "imitation": {
-        "learning_rate": Space(2e-4, 5e-3, log=True),
-        "entropy": Space(2e-3, 0.2, log=True),
-        "epochs": Space(10, 60),
-        "hidden": Space(32, 128, log=True),
-        "batch_size": Space(128, 1024, log=True),
-    },
-}
-"""Algorithm to field of its configuration to range."""
-
-DEFAULT_SEARCH = {"ppo": ("learning_rate", "entropy"), "imitation": ("learning_rate", "entropy")}
-BUDGETS = {"ppo": "timesteps", "imitation": "tapes"}
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """What is searched, and how a trial is judged.
-
-    Attributes:
-        algorithm: `ppo` or `imitation`.
-        search: fields of the algorithm's configuration; none = learning rate and entropy.
-        trials: how many in all.
-        budget: decisions (ppo) or tapes a round (imitation) of a trial.
-        fixed: other fields of the configuration, such as `servers`; the rest keeps its default.
-        judged_on: servers of the tapes that judge a trial.
-        tapes: how many validation tapes judge it.
-        batch: trials asked for at a time; changes the study, unlike the number of workers.
-        seed: of the search and of every training.
-    """
-
-    algorithm: str = "ppo"
-    search: tuple[str, ...] = ()
-    trials: int = 8
-    budget: int = 20_000
-    fixed: dict[str, Any] = field(default_factory=dict)
-    judged_on: str = "16*rtx4090"
-    tapes: int = 16
-    batch: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in SPACES:
-            raise UnknownNameError("algorithm", self.algorithm, list(SPACES))
-        for name in ("trials", "budget", "batch"):
-            if getattr(self, name) < 1:
-                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 1 or more")
-        if self.seed < 0:
-            raise FlextopoError(f"seed = {self.seed}; legal: 0 or more")
-        take(VALIDATION, self.tapes, FIRST_TAPE)
-        for name in self.searched:
-            if name not in SPACES[self.algorithm]:
-                raise UnknownNameError("hyper-parameter", name, list(SPACES[self.algorithm]))
-
-    @property
-    def searched(self) -> tuple[str, ...]:
-        """The fields that are searched."""
-        return self.search or DEFAULT_SEARCH[self.algorithm]
 
 
 @dataclass(frozen=True)
@@ -126,11 +49,9 @@ def training_config(config: SweepConfig, drawn: dict[str, Any]) -> Any:
         FlextopoError: a field does not exist, or a value is not legal.
     """
     values: dict[str, Any] = {}
-    if config.algorithm == "ppo":
-        from flextopo.train.ppo import PPOConfig as Config
-    else:
-        from flextopo.train.imitation import ImitationConfig as Config  # type: ignore[assignment]
-
+    kind: type[PPOConfig | ImitationConfig] = PPOConfig
+    if config.algorithm == "imitation":
+        kind = ImitationConfig
         # The best of several, or what several say, would hide what the hyper-parameters do.
         values |= {"networks": 1, "members": 0}
     values |= {
@@ -139,11 +60,11 @@ def training_config(config: SweepConfig, drawn: dict[str, Any]) -> Any:
         "seed": config.seed,
         **drawn,
     }
-    known = [spec.name for spec in fields(Config)]
+    known = [spec.name for spec in fields(kind)]
     for name in values:
         if name not in known:
             raise UnknownNameError("hyper-parameter", name, known)
-    return Config(**values)
+    return kind(**values)
 
 
 def run_trial(trial: Trial) -> float:
@@ -151,17 +72,21 @@ def run_trial(trial: Trial) -> float:
     folder = Path(trial.folder)
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted search left of it
     config = training_config(trial.config, trial.drawn)
-    if trial.config.algorithm == "ppo":
-        from flextopo.train.ppo import train_ppo
-
-        policy = train_ppo(config, folder)
-    else:
-        from flextopo.train.imitation import train_imitation
-
-        policy = train_imitation(config, folder, 1, lambda _: None)
+    policy = _trainer(trial.config.algorithm)(config, folder)
     judge = _judge(trial.config, str(policy))
     seeds = take(VALIDATION, trial.config.tapes, FIRST_TAPE)
     return float(np.mean([play_tape(judge, str(policy), seed)["weighted_loss"] for seed in seeds]))
+
+
+def _trainer(algorithm: str) -> Callable[[Any, Path], Path]:
+    """Return what trains; whatever it needs is imported here."""
+    if algorithm == "ppo":
+        from flextopo.train.ppo import train_ppo
+
+        return train_ppo
+    from flextopo.train.imitation import train_imitation
+
+    return lambda config, folder: train_imitation(config, folder, 1, lambda _: None)
 
 
 def _judge(config: SweepConfig, policy: str) -> ComparisonConfig:
@@ -194,6 +119,7 @@ def run_sweep(
     """
     check(ComparisonConfig(servers=config.judged_on, selectors=("greedy-cost",), policies=()))
     training_config(config, {})
+    _trainer(config.algorithm)  # what is not installed shows before the first trial
     study = _open(config, out)
     sampler = _optuna().samplers.TPESampler
     while _finished(study) < config.trials:

@@ -16,11 +16,11 @@ from flextopo.cluster.observation.features import NUM_CANDIDATE, NUM_CLUSTER, NU
 from flextopo.cluster.observation.gpu_graph import NUM_GPU
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import load_policy
-from flextopo.train.ablation import AblationConfig, Arena, run_ablation, value_loss
+from flextopo.train.ablation import Arena, run_ablation, value_loss
 from flextopo.train.ablation_dqn import TimedReplayBuffer, draw_legal, train_dqn
 from flextopo.train.ablation_networks import AttentionScorer, GraphScorer, LinearScorer
-from flextopo.train.imitation import ImitationConfig, train_imitation
-from flextopo.train.ppo import PPOConfig
+from flextopo.train.config import AblationConfig, ImitationConfig, PPOConfig
+from flextopo.train.imitation import train_imitation
 from flextopo.train.rollout_buffer import REWARD_SCALE
 
 TINY = ImitationConfig(

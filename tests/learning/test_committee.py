@@ -16,9 +16,10 @@ from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import load_policy, read_meta, score
 from flextopo.train import imitation
 from flextopo.train.committee import Committee, log_loss
+from flextopo.train.config import ImitationConfig
 from flextopo.train.demonstrations import Demonstrations
 from flextopo.train.fitting import disagreement, fit
-from flextopo.train.imitation import ImitationConfig, train_imitation, validate
+from flextopo.train.imitation import train_imitation, validate
 from flextopo.train.rounds import COMMITTEE, read_rounds, weights_of
 
 CONFIG = ImitationConfig(

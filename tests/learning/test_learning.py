@@ -23,12 +23,14 @@ from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.cluster.workload.seeds import TRAINING, VALIDATION, take
 from flextopo.policies.continuation import PolicyLookahead
 from flextopo.policies.network import CandidateScorer, ScorerConfig
-from flextopo.policies.runtime import ZOO, LearnedSelector, load_policy, read_meta, zoo_names
+from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta
+from flextopo.policies.shipped import ZOO, zoo_names
 from flextopo.train import ppo
+from flextopo.train.config import ImitationConfig, PPOConfig
 from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
 from flextopo.train.fitting import fit
-from flextopo.train.imitation import ImitationConfig, imitate, train_imitation, validate
-from flextopo.train.ppo import PPOConfig, train_ppo
+from flextopo.train.imitation import imitate, train_imitation, validate
+from flextopo.train.ppo import train_ppo
 from flextopo.train.rounds import Rounds, read_rounds, weights_of
 
 

@@ -7,7 +7,8 @@ import pytest
 import tapes
 
 from flextopo.baselines.registry import COMPARED, make_selector
-from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.scenario import Scenario
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import DONE, FUTURE, PENDING, RUNNING, TERMINATING
 from flextopo.cluster.state.candidates import candidate_arrays
 from flextopo.cluster.state.decision import Candidate

@@ -14,7 +14,8 @@ import pytest
 
 from flextopo.cli.app import main
 from flextopo.cluster.simulation.metrics import METRICS
-from flextopo.policies.runtime import ZOO, read_meta
+from flextopo.policies.runtime import read_meta
+from flextopo.policies.shipped import ZOO
 
 
 def run(*arguments: str) -> int:

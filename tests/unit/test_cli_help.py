@@ -32,9 +32,9 @@ from flextopo.cli.configuration import (
 )
 from flextopo.cli.reference import fill, walk
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.simulation.simulator import ADMISSIONS
+from flextopo.cluster.scenario import ADMISSIONS
 from flextopo.envs.registration import ENVIRONMENTS
-from flextopo.policies.runtime import zoo_names
+from flextopo.policies.shipped import zoo_names
 
 COLOURING = ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS")
 PLAIN = {
@@ -105,10 +105,8 @@ def test_an_example_with_a_wrong_option_or_without_an_argument_is_noticed() -> N
     "configuration", [COMPARISON, WORKLOAD, SCENARIO, PLAN, SWEEP, *ALGORITHMS.values()],
     ids=lambda configuration: configuration.name,
 )  # fmt: skip
-def test_what_is_read_of_a_configuration_is_what_python_sees(configuration: Configuration) -> None:
-    if configuration in ALGORITHMS.values():
-        pytest.importorskip("sb3_contrib")
-    kind = configuration.load()
+def test_every_field_of_a_configuration_has_a_meaning(configuration: Configuration) -> None:
+    kind = configuration.kind
     declared = dataclasses.fields(kind)
     assert list(configuration.fields) == [spec.name for spec in declared]
     for spec in declared:
@@ -164,7 +162,6 @@ def test_every_command_but_the_service_has_json() -> None:
 
 
 def test_settings_are_json_or_plain_text_of_the_fields_type() -> None:
-    pytest.importorskip("sb3_contrib")
     ppo, imitation = ALGORITHMS["ppo"], ALGORITHMS["imitation"]
     given = ["servers=2*a100", "hidden=32", "learning_rate=1e-4", "allow_wait=true", 'start=""']
     assert ppo.parse(given) == {
@@ -191,19 +188,18 @@ def test_settings_are_json_or_plain_text_of_the_fields_type() -> None:
     ]:
         with pytest.raises(FlextopoError, match=words):
             ppo.parse([setting])
-    with pytest.raises(FlextopoError, match=r"--tapes with PPOConfig; legal: servers \(str\)"):
-        ppo.make({"tapes": 3}, [])
+    with pytest.raises(FlextopoError, match=r"--rounds with PPOConfig; legal: servers \(str\)"):
+        ppo.make({"rounds": 3}, [])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_field_of_an_algorithm_can_be_set(algorithm: str) -> None:
-    pytest.importorskip("sb3_contrib")
     configuration = ALGORITHMS[algorithm]
-    default = configuration.load()()
+    default = configuration.kind()
     values = dataclasses.asdict(default)
     given = [f"{name}={json.dumps(value)}" for name, value in values.items()]
     assert configuration.make({}, given) == default
-    assert set(get_type_hints(configuration.load())) == set(values)
+    assert set(get_type_hints(configuration.kind)) == set(values)
 
 
 LOADED = """

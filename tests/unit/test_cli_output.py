@@ -16,7 +16,7 @@ import pytest
 
 from flextopo.cli.app import main
 from flextopo.cli.terminal import Failed
-from flextopo.policies.runtime import zoo_names
+from flextopo.policies.shipped import zoo_names
 
 GAME = ("--servers", "2*rtx4090", "--seeds", "1", "--workers", "1")
 SHORT = ("--hours", "1", "--selectors", "godel,greedy-cost", "--policies", "none")
@@ -232,7 +232,7 @@ def test_what_fails_without_a_mistake_has_status_1(
         def fail(failure: Exception = failure) -> None:
             raise failure
 
-        monkeypatch.setattr("flextopo.policies.runtime.zoo_names", fail)
+        monkeypatch.setattr("flextopo.policies.shipped.zoo_names", fail)
         assert run("list", "policies") == 1
         assert capsys.readouterr().err.startswith(said)
 

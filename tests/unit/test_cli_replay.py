@@ -9,8 +9,9 @@ import pytest
 from flextopo.cli.app import main
 from flextopo.cli.replay import _override
 from flextopo.cluster.workload.generator import WorkloadConfig
-from flextopo.policies.runtime import ZOO
-from flextopo.train.compare import ComparisonConfig, play_tape
+from flextopo.policies.shipped import ZOO
+from flextopo.train.compare import play_tape
+from flextopo.train.config import ComparisonConfig
 
 SMALL = ("--servers", "4*a100", "--hours", "6")
 

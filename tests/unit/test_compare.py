@@ -14,7 +14,7 @@ from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.train import compare as comparing
-from flextopo.train.compare import ComparisonConfig
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.results import (
     LOSS_COLUMNS,
     draw_comparison,

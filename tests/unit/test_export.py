@@ -29,14 +29,13 @@ from flextopo.policies import export as exporting
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import (
-    ZOO,
     ArtifactError,
     OnnxSelector,
     inputs_of,
     load_policy,
     read_meta,
-    zoo_names,
 )
+from flextopo.policies.shipped import ZOO, zoo_names
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

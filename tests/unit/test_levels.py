@@ -13,8 +13,9 @@ from flextopo.baselines.exact import minimum
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.observation.features import FEATURES, NUM_CANDIDATE
+from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state.cluster_state import ClusterState
-from flextopo.cluster.state.loss import LossWeights, compile_costs
+from flextopo.cluster.state.loss import compile_costs
 from flextopo.cluster.state.placement import alignment_level, best_level, place
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.topology.captures.load import TopologyWarning, load_server

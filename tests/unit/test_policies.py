@@ -25,8 +25,9 @@ from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.network import MASKED, CandidateScorer, ScorerConfig
-from flextopo.policies.runtime import ZOO, ArtifactError, load_policy, score, zoo_names
+from flextopo.policies.runtime import ArtifactError, load_policy, score
 from flextopo.policies.selectors import find_selector
+from flextopo.policies.shipped import ZOO, zoo_names
 
 
 def random_observation(rng: np.random.Generator, k: int, count: int) -> Observation:

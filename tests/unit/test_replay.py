@@ -20,9 +20,10 @@ from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.topology.model import Fleet
 from flextopo.envs.scene import LETTERS, occupants
-from flextopo.policies.runtime import zoo_names
-from flextopo.train.compare import ComparisonConfig, open_game, play_tape, summarise
+from flextopo.policies.shipped import zoo_names
+from flextopo.train.compare import open_game, play_tape, summarise
 from flextopo.train.compare import play_all as run_comparison
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.replay import START, Frame, Recording, differences, record
 from flextopo.train.replay_decision import Choice, Shown, describe
 from flextopo.train.replay_page import page_data, render

@@ -14,7 +14,8 @@ import tapes
 
 from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.envs.scene import LEGEND, LETTERS, THEMES, Scene, fleet_scene
-from flextopo.train.compare import ComparisonConfig, check
+from flextopo.train.compare import check
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.replay import Recording
 from flextopo.train.replay_page import Written, write_replay
 

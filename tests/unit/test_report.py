@@ -15,11 +15,10 @@ import pytest
 
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.simulation.simulator import Scenario
-from flextopo.cluster.state.loss import LossWeights
+from flextopo.cluster.scenario import LossWeights, Scenario
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.train import compare as comparing
-from flextopo.train.compare import ComparisonConfig
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.report import generated
 from flextopo.train.report_data import (
     pooled_difference,

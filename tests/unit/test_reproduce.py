@@ -15,24 +15,9 @@ from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.topology.model import PRESETS
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.train import reproduce_tables as tables
-from flextopo.train.reproduce import (
-    ALL,
-    CLOSED_FORMS,
-    HALF,
-    ONE,
-    TWO,
-    Plan,
-    jobs,
-    reproduce,
-    search_node,
-)
-from flextopo.train.reproduce_experiment import (
-    SELECTORS,
-    PaperConfig,
-    PaperExperiment,
-    arrivals,
-    batch_pods,
-)
+from flextopo.train.reproduce import ALL, CLOSED_FORMS, HALF, ONE, TWO, jobs, reproduce, search_node
+from flextopo.train.reproduce_config import PaperConfig, Plan
+from flextopo.train.reproduce_experiment import SELECTORS, PaperExperiment, arrivals, batch_pods
 
 SMALL = PaperConfig(servers=6, preemptions=60)
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"

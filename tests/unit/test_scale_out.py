@@ -17,7 +17,7 @@ from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.train import compare as comparing
 from flextopo.train import scale_out
-from flextopo.train.compare import ComparisonConfig
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.results import load_results
 from flextopo.train.scale_out import run_jobs
 

@@ -11,8 +11,9 @@ from tapes import DUO, hand_tape
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.metrics import episode_metrics
-from flextopo.cluster.simulation.simulator import Scenario, Simulator
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import DONE, PENDING, RUNNING, TERMINATING
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.loss import loss_terms, weighted_gpu_s

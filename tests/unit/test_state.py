@@ -13,11 +13,12 @@ import pytest
 import tapes
 
 from flextopo.cluster.errors import FlextopoError, PodError
+from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state import arrays
 from flextopo.cluster.state.arrays import Cluster, copy_cluster, lost_work_s, may_evict, release
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter
-from flextopo.cluster.state.loss import LossWeights, compile_costs, eviction_cost, misalignment_cost
+from flextopo.cluster.state.loss import compile_costs, eviction_cost, misalignment_cost
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.topology.levels import CROSS_SOCKET, NUMA, SOCKET
 from flextopo.cluster.topology.model import preset

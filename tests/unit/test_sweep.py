@@ -14,9 +14,8 @@ import pytest
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.train import sweep as sweeping
-from flextopo.train.imitation import ImitationConfig
-from flextopo.train.ppo import PPOConfig
-from flextopo.train.sweep import SPACES, SweepConfig, Trial, run_sweep, training_config
+from flextopo.train.config import SPACES, ImitationConfig, PPOConfig, SweepConfig
+from flextopo.train.sweep import Trial, run_sweep, training_config
 
 needs_optuna = pytest.mark.skipif(
     importlib.util.find_spec("optuna") is None, reason="optuna is not installed (extra `sweep`)"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.events import Events, empty_events
 from flextopo.cluster.simulation.lookahead import branch_losses, run_greedy, warm_up
 from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, preempt
@@ -16,7 +16,7 @@ from flextopo.cluster.state.arrays import Cluster, empty_cluster, may_evict
 from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
-from flextopo.cluster.state.loss import LossWeights, compile_costs, weighted_gpu_s
+from flextopo.cluster.state.loss import compile_costs, weighted_gpu_s
 from flextopo.cluster.state.placement import best_level
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import NEVER_S
@@ -25,27 +25,6 @@ from flextopo.cluster.state.storage import branch_of
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import Fleet, compile_models
 from flextopo.cluster.workload.tape import Tape
-
-ADMISSIONS = ("best-effort", "restricted")
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What a comparison holds fixed beside the tape.
-
-    Attributes:
-        weights: the loss.
-        admission: node admission: `best-effort` takes every pod that fits, `restricted` refuses a
-            guaranteed pod that cannot be aligned, after its victims are gone (the names are those
-            of kubelet's topology policies).
-    """
-
-    weights: LossWeights = field(default_factory=LossWeights)
-    admission: str = "best-effort"
-
-    def __post_init__(self) -> None:
-        if self.admission not in ADMISSIONS:
-            raise FlextopoError(f"admission {self.admission!r}; legal: {', '.join(ADMISSIONS)}")
 
 
 class Simulator:

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from flextopo.cluster.errors import PodError
+from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state import arrays
 from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, RUNNING, STARTING, Cluster
 from flextopo.cluster.state.candidates import (
@@ -21,7 +22,6 @@ from flextopo.cluster.state.candidates import (
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.loss import (
     Costs,
-    LossWeights,
     compile_costs,
     eviction_cost,
     misalignment_cost,

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel
+from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, PENDING, Cluster
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import Candidate
-from flextopo.cluster.state.loss import LossWeights, compile_costs
+from flextopo.cluster.state.loss import compile_costs
 from flextopo.cluster.state.placement import (
     alignment_level,
     best_level,

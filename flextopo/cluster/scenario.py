@@ -1,0 +1,71 @@
+"""What a comparison holds fixed beside the tape: the weights of the loss, and node admission.
+
+No kernel is imported here, so that the command line knows these fields without compiling any.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+
+from flextopo.cluster.errors import FlextopoError
+
+ADMISSIONS = ("best-effort", "restricted")
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights and speeds of the loss; the unit of account is the GPU-hour lost.
+
+    Attributes:
+        waiting: weight of a GPU-hour that an online pod spends pending.
+        misalignment: weight of a GPU-hour lost because an online pod runs unaligned.
+        discarded: weight of a batch GPU-hour lost or repeated, times 1 + priority class.
+        eviction: weight of the fixed charge.
+        idle: weight of a free GPU-hour while batch work that wants it waits.
+        eviction_h: fixed charge in hours an evicted GPU.
+        speed_off_island: speed of a pod on one NUMA node that would fit one PCIe switch or NVLink
+            island; an assumption, no source tells it.
+        speed_one_worse: speed of a pod on one socket that would fit one NUMA node.
+        speed_cross_socket: speed of a pod across sockets that would fit one socket.
+        expected_service_h: for how long a choice counts an unaligned placement; about the mean
+            life of an online replica in the generated workload.
+    """
+
+    waiting: float = 3.0
+    misalignment: float = 3.0
+    discarded: float = 1.0
+    eviction: float = 1.0
+    idle: float = 1.0
+    eviction_h: float = 0.05
+    speed_off_island: float = 0.95
+    speed_one_worse: float = 0.85
+    speed_cross_socket: float = 0.6
+    expected_service_h: float = 4.0
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            top = 1.0 if spec.name.startswith("speed") else math.inf
+            if not 0 <= value <= top:
+                legal = "0 to 1" if top == 1.0 else "0 or more"
+                raise FlextopoError(f"loss weight {spec.name} = {value}; legal: {legal}")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What a comparison holds fixed beside the tape.
+
+    Attributes:
+        weights: the loss.
+        admission: node admission: `best-effort` takes every pod that fits, `restricted` refuses a
+            guaranteed pod that cannot be aligned, after its victims are gone (the names are those
+            of kubelet's topology policies).
+    """
+
+    weights: LossWeights = field(default_factory=LossWeights)
+    admission: str = "best-effort"
+
+    def __post_init__(self) -> None:
+        if self.admission not in ADMISSIONS:
+            raise FlextopoError(f"admission {self.admission!r}; legal: {', '.join(ADMISSIONS)}")
