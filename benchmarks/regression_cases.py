@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 import flextopo  # noqa: F401
 from flextopo.baselines.registry import SELECTORS, make_selector
-from flextopo.cluster.observation.features import empty_observation, observe
+from flextopo.cluster.observation.features import empty_observation
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.decision import AlignmentFilter
 from flextopo.cluster.state.pods import Pod

@@ -27,7 +27,8 @@ import numpy as np
 import flextopo  # noqa: F401
 from flextopo.baselines.registry import SELECTORS, make_selector
 from flextopo.cluster.files import make_folder, write_whole
-from flextopo.cluster.observation.features import empty_observation, observe
+from flextopo.cluster.observation.features import empty_observation
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.episodes import bytes_of_episode
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.topology.model import PRESETS, Fleet

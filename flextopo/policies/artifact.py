@@ -55,8 +55,13 @@ def save_policy(network: CandidateScorer, folder: Path, name: str, k: int, **abo
     return folder
 
 
-def load_network(name: str | Path) -> CandidateScorer:
+def load_network(name: str | Path, width: int = 0) -> CandidateScorer:
     """Return the torch network of an artifact, to train it further.
+
+    Args:
+        name: policy of the zoo, or its folder.
+        width: features of a candidate that it is to take at least; those that it does not know yet
+            weigh nothing at first.
 
     Raises:
         UnknownNameError, ArtifactError: as `load_policy`, or it is an exported model.
@@ -64,13 +69,16 @@ def load_network(name: str | Path) -> CandidateScorer:
     policy = load_policy(name)
     if not policy.weights:
         raise ArtifactError(f"{name}: is an exported model; legal: a folder with weights.npz")
-    if policy.features != feature_names(policy.width):
+    if policy.names != feature_names(policy.width):
         raise ArtifactError(
             f"{name}: reads some features in an order of its own; legal to train further: all of "
             f"the first {policy.width} in their order"
         )
     hidden = policy.weights["own.bias"].shape[0]
-    network = CandidateScorer(ScorerConfig(hidden, "pooled.weight" in policy.weights, policy.width))
+    width = max(width, policy.width)
+    network = CandidateScorer(ScorerConfig(hidden, "pooled.weight" in policy.weights, width))
     state = {key: torch.from_numpy(value.copy()) for key, value in policy.weights.items()}
+    more = (0, width - policy.width)
+    state["candidate.weight"] = torch.nn.functional.pad(state["candidate.weight"], more)
     network.load_state_dict(state, strict=network.config.context)
     return network

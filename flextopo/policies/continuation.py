@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import copying_kernel, kernel, program
-from flextopo.cluster.observation.features import Observation, empty_observation, observe
+from flextopo.cluster.observation.features import Observation, empty_observation
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.simulation.lookahead import begin_branch, rules_ahead
 from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, must_align, preempt

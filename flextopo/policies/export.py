@@ -18,11 +18,7 @@ from torch.export import Dim
 import flextopo
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
-from flextopo.cluster.observation.features import (
-    FEATURES,
-    NUM_CLUSTER,
-    NUM_PREEMPTOR,
-)
+from flextopo.cluster.observation.features import FEATURES, NUM_CLUSTER, NUM_PREEMPTOR
 from flextopo.policies.artifact import load_network
 from flextopo.policies.network import CandidateScorer
 from flextopo.policies.runtime import MAX_K, OUTPUTS, inputs_of, read_meta

@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from flextopo.cluster.observation.features import (
     columns_of,
     empty_observation,
     feature_names,
-    observe,
 )
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.state.candidates import CandidateArrays
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
@@ -102,7 +102,8 @@ class LearnedSelector:
         k: candidates it looks at, the cheapest first.
         allow_wait: may it answer "do not preempt now" although there are candidates?
         max_wait_s: only while the pod has waited for less than that many seconds; None = always.
-        features: names of what it reads, by part of the observation.
+        features: names of what it reads, by part of the observation; None = everything, of a
+            candidate as much as its weights take.
         filter: it works behind each pod's own guaranteed filter.
     """
 
@@ -112,18 +113,25 @@ class LearnedSelector:
     allow_wait: bool = True
     max_wait_s: int | None = None
     filter: AlignmentFilter = AlignmentFilter.OWN
-    features: Mapping[str, Sequence[str]] = field(default_factory=feature_names)
+    features: Mapping[str, Sequence[str]] | None = None
+
+    @cached_property
+    def names(self) -> Mapping[str, Sequence[str]]:
+        """Names of what it reads, by part of the observation."""
+        if self.features is not None:
+            return self.features
+        return feature_names(self.weights["candidate.weight"].shape[1])
 
     @cached_property
     def width(self) -> int:
         """How many features of a candidate must be observed."""
-        return max([NUM_CANDIDATE, *(at + 1 for at in columns_of(self.features)["candidates"])])
+        return max([NUM_CANDIDATE, *(at + 1 for at in columns_of(self.names)["candidates"])])
 
     @cached_property
     def _columns(self) -> dict[str, list[int]]:
         """The columns that are read, of those parts of which not all are read in their order."""
         everything = columns_of(feature_names(self.width))
-        found = columns_of(self.features)
+        found = columns_of(self.names)
         return {part: found[part] for part in found if found[part] != everything[part]}
 
     def read(self, o: Observation) -> Observation:
@@ -191,7 +199,7 @@ class OnnxSelector(LearnedSelector):
         mask = np.append(o.mask[:count], o.mask[-1]).astype(np.float32)
         arrays = (o.preemptor, o.cluster, o.candidates[:count], mask)
         feed = {
-            name: array[None] for name, array in zip(inputs_of(self.features), arrays, strict=True)
+            name: array[None] for name, array in zip(inputs_of(self.names), arrays, strict=True)
         }
         (found,) = self.session.run(["scores"], feed)
         scores = np.full(len(o.mask), -1e8, np.float32)
@@ -289,16 +297,22 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: model = {meta['model']!r}; legal: {', '.join(MODELS)}")
     if not 1 <= meta["k"] <= MAX_K:
         raise ArtifactError(f"{path}: k = {meta['k']}; legal: 1 to {MAX_K}")
+    return {**meta, "features": _read_features(meta["features"], path)}
+
+
+def _read_features(given: dict[str, Any], path: Path) -> dict[str, list[str]]:
+    """Return the names of the features of each part; what else an exported artifact says is left."""
+    found = {}
     for part in feature_names():
-        names = meta["features"].get(part)
+        names = given.get(part)
         if not isinstance(names, list | dict) or not all(isinstance(name, str) for name in names):
             raise ArtifactError(f"{path}: features of {part} are {names!r}; legal: a list of names")
-        meta["features"][part] = list(names)
+        found[part] = list(names)
     try:
-        columns_of(meta["features"])
+        columns_of(found)
     except UnknownNameError as error:
         raise ArtifactError(f"{path}: {error}") from None
-    return meta
+    return found
 
 
 def _read(path: Path) -> bytes:

@@ -26,9 +26,9 @@ from flextopo.cluster.observation.features import (
     PREEMPTOR_FEATURES,
     Observation,
     empty_observation,
-    observe,
 )
 from flextopo.cluster.observation.gpu_graph import empty_graph, observe_graph
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.observation.features import Observation, empty_observation
+from flextopo.cluster.observation.features import (
+    Observation,
+    empty_observation,
+    observed_width,
+)
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import randomised
@@ -67,7 +71,8 @@ class Committee:
         sim = tape_for(Fleet(*parse_servers(servers)), randomised(seed), seed)
         rows: list[Observation] = []
         losses: list[npt.NDArray[np.float32]] = []
-        for pod, found, count, o in decisions(sim, self.k):
+        width = observed_width(self.servers)
+        for pod, found, count, o in decisions(sim, self.k, width):
             scores = self.score(o)
             rows.append(o)
             losses.append(log_loss(scores, o.mask))
@@ -75,7 +80,7 @@ class Committee:
             action = int(rng.integers(count + 1) if random else np.argmax(scores))
             carry_out(sim, pod, found, action if action < count else None)
         if not rows:
-            rows, losses = [empty_observation(self.k)], [np.zeros(self.k + 1, np.float32)]
+            rows, losses = [empty_observation(self.k, width)], [np.zeros(self.k + 1, np.float32)]
         return stack(rows, losses, [])
 
 

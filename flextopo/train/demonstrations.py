@@ -17,8 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.files import write_whole
-from flextopo.cluster.observation.features import Observation, empty_observation, observe
+from flextopo.cluster.observation.features import (
+    Observation,
+    empty_observation,
+    observed_width,
+)
 from flextopo.cluster.observation.gpu_graph import empty_graph, observe_graph
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.candidates import CandidateArrays
 from flextopo.cluster.state.decision import AlignmentFilter
@@ -127,7 +132,8 @@ class Demonstrator:
         losses: list[npt.NDArray[np.float32]] = []
         graphs: list[npt.NDArray[np.float16]] = []
         k = self.k
-        for pod, found, count, o in decisions(sim, k):
+        width = observed_width(self.servers)
+        for pod, found, count, o in decisions(sim, k, width):
             if ahead is None:
                 branch = sim.branch(found, count, self.horizon_s)
             else:
@@ -149,7 +155,7 @@ class Demonstrator:
                 action = int(np.argmin(branch)) if behaviour == "oracle" else 0
             carry_out(sim, pod, found, action if action < count else None)
         if not rows:
-            rows, losses = [empty_observation(k)], [np.zeros(k + 1, np.float32)]
+            rows, losses = [empty_observation(k, width)], [np.zeros(k + 1, np.float32)]
             graphs = [empty_graph(k).astype(np.float16)] if self.graph else []
         return stack(rows, losses, graphs)
 
@@ -184,8 +190,10 @@ def collect(
     return concatenate([played[i] for i in range(tapes)])
 
 
-def decisions(sim: Simulator, k: int) -> Iterator[tuple[Pod, CandidateArrays, int, Observation]]:
-    """Yield each decision: who asks, candidates, their number, and what is seen.
+def decisions(
+    sim: Simulator, k: int, width: int
+) -> Iterator[tuple[Pod, CandidateArrays, int, Observation]]:
+    """Yield each decision: who asks, up to `k` candidates, their number, and what is seen.
 
     Each must be carried out before the next is asked for; where there is no candidate nobody is
     asked.
@@ -195,7 +203,7 @@ def decisions(sim: Simulator, k: int) -> Iterator[tuple[Pod, CandidateArrays, in
         if count == 0:
             sim.apply(None)
             continue
-        o = empty_observation(k)
+        o = empty_observation(k, width)
         observe(sim.state.arrays, sim.costs, pod.index, found, count, o)
         yield pod, found, count, o
 

@@ -27,6 +27,7 @@ import torch
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder
+from flextopo.cluster.observation.features import observed_width
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.model import Fleet
@@ -99,7 +100,9 @@ def imitate(
     """
     rounds = rounds or Rounds(config)
     torch.manual_seed(config.seed)
-    network = CandidateScorer(ScorerConfig(config.hidden)).to(use_device(config.device))
+    network = CandidateScorer(ScorerConfig(config.hidden, width=observed_width(config.servers))).to(
+        use_device(config.device)
+    )
     for round_ in range(len(rounds.losses), len(config.plan)):
         if round_:
             network.load_state_dict(rounds.networks[-1])

@@ -170,7 +170,7 @@ def _load_checkpoint(config: PPOConfig, checkpoint: Path) -> MaskablePPO:
     assert data is not None
     state = data["interrupted"]
     envs = pickle.loads(state["envs"])
-    network = load_network(config.start) if config.start else None
+    network = load_network(config.start, _width(envs)) if config.start else None
     model = MaskablePPO.load(
         checkpoint,
         env=envs,
@@ -185,6 +185,12 @@ def _load_checkpoint(config: PPOConfig, checkpoint: Path) -> MaskablePPO:
     return model
 
 
+def _width(envs: PreemptionVecEnv) -> int:
+    """Return how many features of a candidate the environments show."""
+    width: int = envs.observation_space["candidates"].shape[-1]  # type: ignore[index]
+    return width
+
+
 def _buffer(
     config: PPOConfig, envs: PreemptionVecEnv, network: CandidateScorer | None
 ) -> dict[str, Any]:
@@ -192,7 +198,7 @@ def _buffer(
 
 
 def _new_model(config: PPOConfig, envs: PreemptionVecEnv, folder: Path) -> MaskablePPO:
-    network = load_network(config.start) if config.start else None
+    network = load_network(config.start, _width(envs)) if config.start else None
     size = network.config if network is not None else ScorerConfig(config.hidden)
     model = MaskablePPO(
         ScorerPolicy,

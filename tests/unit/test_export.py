@@ -20,8 +20,8 @@ from flextopo.cluster.observation.features import (
     Observation,
     empty_observation,
     feature_names,
-    observe,
 )
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.topology.model import PRESETS, Fleet
 from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape

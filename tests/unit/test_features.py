@@ -16,9 +16,9 @@ from flextopo.cluster.observation.features import (
     CLUSTER_FEATURES,
     Observation,
     empty_observation,
-    observe,
 )
 from flextopo.cluster.observation.gpu_graph import GPU_FEATURES, empty_graph, observe_graph
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import PENDING
 from flextopo.cluster.state.candidates import CandidateArrays

@@ -7,6 +7,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import tapes
 
 import flextopo  # noqa: F401  registers the environments
 from flextopo.baselines.exact import minimum
@@ -14,6 +15,7 @@ from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.observation.features import FEATURES, NUM_CANDIDATE
 from flextopo.cluster.scenario import LossWeights
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.loss import compile_costs
 from flextopo.cluster.state.placement import alignment_level, best_level, place
@@ -239,3 +241,25 @@ def test_environments_and_policies_with_islands() -> None:
     sim = env.unwrapped.simulator  # type: ignore[attr-defined]
     pod = sim.state.pod(int(sim.events.clock[0]["asked"]))
     policy.select(sim.state, pod)
+
+
+def test_a_policy_trained_on_islands_reads_them_wherever_it_plays(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from flextopo.policies.artifact import load_network
+    from flextopo.train.config import ImitationConfig
+    from flextopo.train.imitation import train_imitation
+
+    config = ImitationConfig(
+        servers=("2*a100+islands",), networks=1, members=0, tapes=4, rounds=1, improvements=1,
+        last_tapes=2, epochs=1, k=4, hidden=4, validation_tapes=2,
+    )  # fmt: skip
+    folder = train_imitation(config, tmp_path, 1, lambda _: None)
+    policy = load_policy(folder)
+    assert policy.names["candidates"][-1] == "level_island"
+    for servers in ("2*a100+islands", "2*a100"):
+        tape, fleet = tapes.make_tape(servers, 1)
+        Simulator(tape, fleet, policy.filter).play(policy)
+    # And the other way round: what does not know islands learns them from nothing.
+    wider = load_network("deepset-imitation", NUM_CANDIDATE + 1)
+    assert wider.config.width == NUM_CANDIDATE + 1
+    assert not wider.candidate.weight[:, -1].any()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from flextopo.cluster.jit.kernels import stage
-from flextopo.cluster.observation.features import Observation, observe, observe_nothing
+from flextopo.cluster.observation.features import Observation
+from flextopo.cluster.observation.observe import observe, observe_nothing
 from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, must_align, preempt
 from flextopo.cluster.state.arrays import Cluster
