@@ -50,7 +50,7 @@ def circles(package: Path) -> list[list[str]]:
     """Return the sets of modules that import each other."""
     graph = import_graph(package)
     found = [sorted(part) for part in nx.strongly_connected_components(graph) if len(part) > 1]
-    return found + [[name] for name in graph if graph.has_edge(name, name)]
+    return found + [[name] for name in graph if (name, name) in graph.edges]
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
