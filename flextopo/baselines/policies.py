@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flextopo.baselines.residents import NodeView, Resident
+from flextopo.baselines.residents import NodeOption, NodeScore, NodeView, disruptions_left
 from flextopo.baselines.scores import (
     FLEXTOPO_SCORES,
     GODEL_SCORES,
     KUBERNETES_SCORES,
-    Option,
-    Score,
     choose,
 )
 from flextopo.baselines.search import (
@@ -28,13 +26,13 @@ from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
 
-NodeSearch = Callable[[NodeView, Pod, Sequence[int], bool], list[Option[Resident]]]
+NodeSearch = Callable[[NodeView, Pod, Sequence[int], bool], list[NodeOption]]
 """Searches one node: view, preemptor, disruptions left a budget, must it be aligned."""
 
 
 def godel_search(
     view: NodeView, preemptor: Pod, allowed: Sequence[int], aligned: bool
-) -> list[Option[Resident]]:
+) -> list[NodeOption]:
     """Find the one victim set of Goedel's standard preemption on a node.
 
     References:
@@ -42,12 +40,12 @@ def godel_search(
     """
     residents = within_budget(by_importance(view.evictable(preemptor)), allowed)
     victims = reprieve(residents, lambda gone: view.fits(preemptor, gone, aligned))
-    return [] if victims is None else [Option(view.node, victims)]
+    return [] if victims is None else [view.option(preemptor, victims)]
 
 
 def kubernetes_search(
     view: NodeView, preemptor: Pod, allowed: Sequence[int], aligned: bool
-) -> list[Option[Resident]]:
+) -> list[NodeOption]:
     """Find the one victim set of Kubernetes' default preemption on a node.
 
     References:
@@ -55,12 +53,12 @@ def kubernetes_search(
     """
     residents = by_importance(view.evictable(preemptor))
     found = default_victims(residents, allowed, lambda gone: view.fits(preemptor, gone, aligned))
-    return [] if found is None else [Option(view.node, *found)]
+    return [] if found is None else [view.option(preemptor, *found)]
 
 
 def flextopo_search(
     view: NodeView, preemptor: Pod, allowed: Sequence[int], aligned: bool
-) -> list[Option[Resident]]:
+) -> list[NodeOption]:
     """Find all smallest victim sets on a node, behind the guaranteed filter if it binds.
 
     References:
@@ -68,7 +66,7 @@ def flextopo_search(
     """
     residents = within_budget(by_importance(view.evictable(preemptor)), allowed)
     sets = smallest_sets(residents, lambda gone: view.fits(preemptor, gone, aligned))
-    return [Option(view.node, victims, topology=view.topology(victims)) for victims in sets]
+    return [view.option(preemptor, victims, topology=view.topology(victims)) for victims in sets]
 
 
 @dataclass(frozen=True)
@@ -87,14 +85,14 @@ class PreemptionPolicy:
     name: str
     filter: AlignmentFilter
     search: NodeSearch
-    scores: tuple[Score, ...]
+    scores: tuple[NodeScore, ...]
     gpu_locality: bool = True
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose victims; None where no node has any set that works."""
         aligned = self.filter.binds(preemptor)
-        allowed = cluster.arrays.pdb_left.tolist()
-        options: list[Option[Resident]] = []
+        allowed = disruptions_left(cluster)
+        options: list[NodeOption] = []
         for node in range(cluster.num_nodes):
             view = NodeView(cluster, node, self.gpu_locality)
             options += self.search(view, preemptor, allowed, aligned)

@@ -1,30 +1,55 @@
-"""One node as the Python-level searches see it: who lives there, and what fits without whom."""
+"""One node as rules see it: who lives there, what fits without whom, and the victim sets found.
+
+A score reads a `NodeOption`: the preemptor as a `Pod`, the victims as `Resident`s. Neither rules nor
+searches need the arrays behind them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 
-from flextopo.baselines.scores import topology_score
-from flextopo.cluster.state.arrays import RUNNING, STARTING
+from flextopo.baselines.scores import Option, topology_score
+from flextopo.cluster.state import arrays
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import LAST_ALIGNED, AlignmentLevel, Domain
 from flextopo.cluster.topology.model import ServerModel
 
 
+class PodStatus(IntEnum):
+    """What a pod on a node does.
+
+    Only running and starting ones can be evicted. A nominated pod holds resources and waits for its
+    victims to leave; a terminating one was evicted and holds what its preemptor did not take.
+    """
+
+    NOMINATED = arrays.NOMINATED
+    STARTING = arrays.STARTING
+    RUNNING = arrays.RUNNING
+    TERMINATING = arrays.TERMINATING
+
+
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """A pod that runs on the node.
+    """A pod on a node: what it holds, and what its eviction would throw away.
 
     Attributes:
-        index: row in the cluster's table.
+        index: row in the cluster's table, as `Pod.index`.
         priority: greater is more important.
         start_s: when it got its resources.
         pdbs: the disruption budgets it falls under.
         gpu_mask: GPUs it holds, bit i = GPU i.
         cores: cores it holds in each NUMA node.
+        status: what it does.
+        online: an online service's replica.
+        batch_class: 0 low, 1 middle; lost work weighs 1 + batch_class.
+        group: PodGroup index, -1 = none; losing one member stops all.
+        checkpoint_s: interval between checkpoints of a batch pod; 0 = none.
+        progress_s: work done since its start, without what was repeated after an eviction; 0 unless
+            it is a running batch pod.
     """
 
     index: int
@@ -33,6 +58,44 @@ class Resident:
     pdbs: tuple[int, ...]
     gpu_mask: int
     cores: tuple[int, ...]
+    status: PodStatus = PodStatus.RUNNING
+    online: bool = False
+    batch_class: int = 0
+    group: int = -1
+    checkpoint_s: int = 0
+    progress_s: int = 0
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs it holds."""
+        return self.gpu_mask.bit_count()
+
+    @property
+    def num_cores(self) -> int:
+        """How many cores it holds."""
+        return sum(self.cores)
+
+    @property
+    def lost_s(self) -> int:
+        """Seconds of work that its eviction would throw away: those since its last checkpoint."""
+        return self.progress_s % self.checkpoint_s if self.checkpoint_s else self.progress_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOption(Option[Resident]):
+    """One victim set on one node, as scores see it.
+
+    Attributes:
+        preemptor: who would come.
+        free_gpus: GPUs of the node that are free before anyone leaves.
+    """
+
+    preemptor: Pod
+    free_gpus: int
+
+
+NodeScore = Callable[[NodeOption], float]
+"""Orders victim sets, lower is better; every `Score` is one, too."""
 
 
 class NodeView:
@@ -56,31 +119,69 @@ class NodeView:
         self._cluster = cluster
         self._best: dict[tuple[int, int], AlignmentLevel | None] = {}
 
+    @cached_property
+    def residents(self) -> list[Resident]:
+        """All pods that hold resources on the node, by row."""
+        return [resident for resident, _ in self._residents]
+
     def evictable(self, preemptor: Pod) -> list[Resident]:
         """Return whom the preemptor may evict, disruption budgets aside, by row."""
-        c, found = self._cluster.arrays, []
-        now, u = self._cluster.now_s, self.model.num_numa_nodes
+        return [
+            resident
+            for resident, exposed in self._residents
+            if exposed and resident.priority < preemptor.priority
+        ]
+
+    def option(
+        self,
+        preemptor: Pod,
+        victims: Sequence[Resident],
+        pdb_violations: int = 0,
+        topology: float = 15.0,
+    ) -> NodeOption:
+        """Return a victim set of this node for the scores."""
+        return NodeOption(
+            node=self.node,
+            victims=victims,
+            pdb_violations=pdb_violations,
+            topology=topology,
+            preemptor=preemptor,
+            free_gpus=self.gpu_free.bit_count(),
+        )
+
+    @cached_property
+    def _residents(self) -> list[tuple[Resident, bool]]:
+        """Each pod, and whether anything but a higher priority speaks against its eviction."""
+        c, now_s = self._cluster.arrays, self._cluster.now_s
         rows = sorted(self._rows)
-        cores = c.pod_cores[rows, :u].tolist()
-        for row, spec, live, held in zip(rows, c.pods[rows], c.live[rows], cores, strict=True):
-            since_s = int(live["since_s"])
-            if (
-                spec["preemptible"]
-                and live["status"] in (RUNNING, STARTING)
-                and now - since_s >= spec["protection_s"]
-                and spec["priority"] < preemptor.priority
-            ):
-                pdb = int(spec["pdb"])
-                found.append(
-                    Resident(
-                        index=row,
-                        priority=int(spec["priority"]),
-                        start_s=float(since_s),
-                        pdbs=(pdb,) if pdb >= 0 else (),
-                        gpu_mask=int(live["gpu_mask"]),
-                        cores=tuple(held),
-                    )
-                )
+        specs, lives = c.pods[rows], c.live[rows]
+        # Whole columns become Python numbers at once, which is several times faster than rows.
+        columns = [specs[name].tolist() for name in _SPEC] + [
+            lives[name].tolist() for name in _LIVE
+        ]
+        columns.append(c.pod_cores[rows, : self.model.num_numa_nodes].tolist())
+        found = []
+        for row, (
+            priority, pdb, group, online, batch_class, checkpoint_s, protection_s, preemptible,
+            status, since_s, overhead_s, gpu_mask, cores,
+        ) in zip(rows, zip(*columns, strict=True), strict=True):  # fmt: skip
+            works = status == arrays.RUNNING and not online
+            resident = Resident(
+                index=row,
+                priority=priority,
+                start_s=float(since_s),
+                pdbs=(pdb,) if pdb >= 0 else (),
+                gpu_mask=gpu_mask,
+                cores=tuple(cores),
+                status=_STATUS[status],
+                online=bool(online),
+                batch_class=batch_class,
+                group=group,
+                checkpoint_s=checkpoint_s,
+                progress_s=max(0, now_s - since_s - overhead_s) if works else 0,
+            )
+            runs = status in (arrays.RUNNING, arrays.STARTING)
+            found.append((resident, bool(preemptible) and runs and now_s - since_s >= protection_s))
         return found
 
     def fits(self, preemptor: Pod, gone: Sequence[Resident], aligned: bool) -> bool:
@@ -118,3 +219,17 @@ class NodeView:
         numa_nodes = {u for victim in victims for u, cores in enumerate(victim.cores) if cores}
         sockets = {self.model.numa_socket[u] for u in numa_nodes}
         return topology_score(len(numa_nodes), len(sockets))
+
+
+def disruptions_left(cluster: ClusterState) -> list[int]:
+    """Return how many disruptions each budget still allows, by the index in `Resident.pdbs`."""
+    found: list[int] = cluster.arrays.pdb_left.tolist()
+    return found
+
+
+_SPEC = (
+    "priority", "pdb", "group", "online", "batch_class", "checkpoint_s", "protection_s",
+    "preemptible",
+)  # fmt: skip
+_LIVE = ("status", "since_s", "overhead_s", "gpu_mask")
+_STATUS = {int(status): status for status in PodStatus}

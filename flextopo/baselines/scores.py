@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from flextopo.baselines.search import V
 
@@ -33,6 +33,9 @@ class Option(Generic[V]):
 
 
 Score = Callable[[Option[Any]], float]
+"""Orders victim sets of any cluster; those of a simulated node have more, see `NodeOption`."""
+
+O = TypeVar("O", bound=Option[Any])
 
 
 def any_victims(option: Option[Any]) -> float:
@@ -84,7 +87,7 @@ def topology_score(numa_nodes: int, sockets: int) -> float:
     return 15.0 - 3.0 * (numa_nodes > 1) - 5.0 * (sockets > 1)
 
 
-def choose(options: Sequence[Option[V]], scores: Sequence[Score]) -> Option[V] | None:
+def choose(options: Sequence[O], scores: Sequence[Callable[[O], float]]) -> O | None:
     """Return the best option; ties go to the lower node, then to the one found first."""
     ranked = min(
         enumerate(options),

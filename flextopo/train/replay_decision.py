@@ -19,9 +19,8 @@ from flextopo.baselines.policies import (
     PreemptionPolicy,
     RandomCandidate,
 )
-from flextopo.baselines.residents import NodeView
+from flextopo.baselines.residents import NodeOption, NodeView, disruptions_left
 from flextopo.baselines.rollout import Rollout
-from flextopo.baselines.scores import Option
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import lost_work_s
 from flextopo.cluster.state.cluster_state import ClusterState
@@ -264,8 +263,8 @@ def _by_cost(selector: VictimSelector, ranked: _Ranked, taken: Shown | None) -> 
 
 def _by_ordered_scores(policy: PreemptionPolicy, state: ClusterState, pod: Pod) -> str:
     """Name the score by which the policy's first victim set beats the second."""
-    aligned, allowed = policy.filter.binds(pod), state.arrays.pdb_left.tolist()
-    options: list[Option[Any]] = []
+    aligned, allowed = policy.filter.binds(pod), disruptions_left(state)
+    options: list[NodeOption] = []
     for node in range(state.num_nodes):
         view = NodeView(state, node, policy.gpu_locality)
         options += policy.search(view, pod, allowed, aligned)

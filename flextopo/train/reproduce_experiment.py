@@ -11,8 +11,7 @@ import numpy as np
 
 from flextopo.baselines.policies import PreemptionPolicy
 from flextopo.baselines.registry import make_selector
-from flextopo.baselines.residents import NodeView, Resident
-from flextopo.baselines.scores import Option
+from flextopo.baselines.residents import NodeOption, NodeView, disruptions_left
 from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
@@ -79,7 +78,7 @@ class CachedSearch:
     def __init__(self, policy: PreemptionPolicy, state: ClusterState) -> None:
         self.policy = policy
         self.state = state
-        self._best: dict[int, list[tuple[tuple[float, ...], Option[Resident]] | None]] = {}
+        self._best: dict[int, list[tuple[tuple[float, ...], NodeOption] | None]] = {}
         self._stale: dict[int, set[int]] = {}
 
     def changed(self, nodes: set[int]) -> None:
@@ -93,7 +92,7 @@ class CachedSearch:
         best = self._best.setdefault(size, [None] * self.state.num_nodes)
         stale = self._stale.setdefault(size, set(range(self.state.num_nodes)))
         aligned = self.policy.filter.binds(preemptor)
-        allowed = self.state.arrays.pdb_left.tolist()
+        allowed = disruptions_left(self.state)
         for node in stale:
             view = NodeView(self.state, node, self.policy.gpu_locality)
             options = self.policy.search(view, preemptor, allowed, aligned)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import flextopo
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.cluster.state.loss import LOSS_TERMS
@@ -163,13 +162,22 @@ def ablation_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on, and the commit where there is one."""
-    found = {"python": platform.python_version(), "flextopo": flextopo.__version__}
-    for name in ("numpy", "numba", "networkx", "scipy", "gymnasium", "torch", "stable-baselines3"):
+    found = {"python": platform.python_version()}
+    for name in (
+        "flextopo",
+        "numpy",
+        "numba",
+        "networkx",
+        "scipy",
+        "gymnasium",
+        "torch",
+        "stable-baselines3",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    root = Path(flextopo.__file__).parents[1]
+    root = Path(__file__).parents[2]
     if (root / ".git").exists():
         git = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "--short", "HEAD"],

@@ -81,6 +81,18 @@ def test_the_service_needs_no_torch_and_no_gymnasium() -> None:
     assert not {"lightkube", "httpx2"} & loaded(rest)
 
 
+def test_configurations_and_names_load_nothing_heavy() -> None:
+    light = [
+        "flextopo.train.config",
+        "flextopo.train.reproduce_config",
+        "flextopo.cluster.scenario",
+    ]
+    names = loaded([*light, "flextopo.baselines.registry"])
+    heavy = {"torch", "stable_baselines3", "sb3_contrib", "optuna", "matplotlib", "networkx"}
+    assert not (heavy | {"gymnasium", "numba", "scipy", "flextopo.cluster.state.arrays"}) & names
+    assert "flextopo.train.imitation" not in names
+
+
 def test_importing_the_package_is_light() -> None:
     names = loaded(["flextopo"], hidden=())
     heavy = {"torch", "stable_baselines3", "sb3_contrib", "matplotlib", "scipy", "numba"}

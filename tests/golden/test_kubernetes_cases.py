@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from flextopo.baselines.kube import (
+from default_preemption import (
     DefaultPreemption,
     DisruptionBudget,
     ExtenderError,
@@ -21,6 +20,7 @@ from flextopo.baselines.kube import (
     parse_quantity,
     under_budgets,
 )
+
 from flextopo.baselines.scores import KUBERNETES_SCORES, choose
 from flextopo.baselines.search import CandidateLimit, split_by_budget
 

@@ -8,7 +8,7 @@ import pytest
 
 from flextopo.baselines.policies import FLEXTOPO_BEST_EFFORT, FLEXTOPO_GUARANTEED, KUBERNETES
 from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
-from flextopo.baselines.residents import NodeView
+from flextopo.baselines.residents import NodeOption, NodeView, PodStatus, disruptions_left
 from flextopo.baselines.scores import (
     FLEXTOPO_SCORES,
     GODEL_SCORES,
@@ -27,6 +27,7 @@ from flextopo.baselines.search import (
     split_by_budget,
     within_budget,
 )
+from flextopo.cluster.state.arrays import STARTING, TERMINATING
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
@@ -300,3 +301,45 @@ def test_candidates_that_do_the_same_are_equal_whether_their_cost_is_known_or_no
     unknown = Candidate(3, (7, 2), 0b11, (4, 0), AlignmentLevel.NUMA)
     assert unknown == replace(unknown, cost_gpu_s=float("nan")) == replace(unknown, cost_gpu_s=5.0)
     assert unknown != replace(unknown, victims=(7,))
+
+
+def test_scores_see_the_preemptor_and_what_the_victims_are() -> None:
+    asks = Pod(4, "ns/asks", 2, 2, 1000, requirement=TopologyRequirement.GUARANTEED, online=True)
+    pods = [
+        Pod(0, "ns/job", gpus=1, cores=2, priority=1, checkpoint_s=900, batch_class=1, group=0),
+        Pod(1, "ns/mate", gpus=1, cores=0, priority=1, group=0),
+        Pod(2, "ns/serves", gpus=1, cores=1, priority=500, online=True, pdb=0),
+        Pod(3, "ns/leaves", gpus=1, cores=0, priority=1),
+    ]
+    state = ClusterState.from_pods([DUO], [0], [*pods, asks], pdb_allowed=[1], now_s=5000)
+    for i in range(4):
+        state.start(i, 0, [i])
+    state.arrays.live["since_s"][:4] = 3000
+    state.arrays.live["overhead_s"][0] = 60
+    state.arrays.live["status"][2:4] = STARTING, TERMINATING
+    view = NodeView(state, 0)
+    job, mate, serves, leaves = view.residents
+    assert (job.gpus, job.num_cores, job.group, job.batch_class) == (1, 2, 0, 1)
+    assert (job.progress_s, job.checkpoint_s, job.lost_s) == (1940, 900, 140)
+    assert (mate.status, mate.lost_s, mate.group) == (PodStatus.RUNNING, 2000, 0)
+    assert (serves.status, serves.online, serves.progress_s) == (PodStatus.STARTING, True, 0)
+    assert leaves.status == PodStatus.TERMINATING
+    assert view.evictable(asks) == [job, mate, serves]
+    assert disruptions_left(state) == [1]
+
+    def size_aware(option: NodeOption) -> float:
+        """Fewer GPUs freed beyond those asked for."""
+        return option.free_gpus + sum(v.gpus for v in option.victims) - option.preemptor.gpus
+
+    seen: list[NodeOption] = []
+
+    def see(option: NodeOption) -> float:
+        seen.append(option)
+        return 0.0
+
+    found = replace(FLEXTOPO_BEST_EFFORT, scores=(see, size_aware)).select(state, state.pod(4))
+    assert found is not None
+    assert len(found.victims) == 2
+    assert {(option.preemptor.gpus, option.free_gpus, option.node) for option in seen} == {
+        (2, 0, 0)
+    }
