@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from numba.core.compiler import Flags
 from numba.core.errors import TypingError
 
 import flextopo
-from flextopo.cluster.jit import compiler, kernels
+from flextopo.cluster.jit import compiler, sources
 from flextopo.cluster.jit.kernels import fetch_and_add, kernel, lowest_bit, popcount, stage
+from flextopo.cluster.jit.plain import SWITCH
 from flextopo.cluster.state.arrays import index_by_free
 
 INTERPRETED = bool(getattr(config, "DISABLE_JIT", 0))
@@ -29,6 +31,7 @@ PACKAGE = Path(flextopo.__file__).parent
 CALL = """
 import sys
 sys.path.insert(0, {root!r})
+{before}
 import flextopo
 from flextopo.cluster.state.placement import alignment_level
 from flextopo.cluster.topology.model import compile_models, preset
@@ -38,22 +41,38 @@ print(flextopo.__file__, alignment_level(models, 0, no_gpu, models[0]["numa_core
 """
 
 
-def call(root: Path, cache: str = "") -> str:
+def call(root: Path, cache: str = "", *, before: str = "", **variables: str) -> str:
     """Run a kernel of a copy of the package in a fresh interpreter; return what it says."""
-    environment = {name: os.environ[name] for name in os.environ if name != "NUMBA_CACHE_DIR"}
+    done = _run(root, CALL.format(root=str(root), before=before), cache, variables)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout.split()[-1]
+
+
+def warned(root: Path, *, before: str = "", **variables: str) -> str:
+    """Do the same where that is warned of once; return the warning."""
+    done = _run(root, CALL.format(root=str(root), before=before), "", variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "3"
+    assert done.stderr.count("Warning") == 1
+    return done.stderr
+
+
+def _run(
+    root: Path, code: str, cache: str, more: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    ours = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", SWITCH)
+    environment = {name: os.environ[name] for name in os.environ if name not in ours}
     environment["HOME"] = str(root)
-    environment.pop("XDG_CACHE_HOME", None)
     if cache:
         environment["NUMBA_CACHE_DIR"] = cache
-    done = subprocess.run(
-        [sys.executable, "-c", CALL.format(root=str(root))],
-        env=environment,
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, **more},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1]
 
 
 @pytest.fixture
@@ -62,15 +81,27 @@ def package(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+@pytest.fixture
+def read_only(package: Path) -> Path:
+    """Return the package where no folder takes compiled kernels, for root neither."""
+    for folder in {source.parent for source in (package / "flextopo").rglob("*.py")}:
+        (folder / "__pycache__").write_text("in the way")
+    return package
+
+
+compiled_only = pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+
+
+@compiled_only
 def test_a_change_anywhere_makes_kernels_anew_and_very_old_ones_go(package: Path) -> None:
     cluster = package / "flextopo" / "cluster"
+    kept = cluster / "state" / "__pycache__"
     assert call(package) == "3"
-    [before] = (cluster / "__pycache__").glob("flextopo-*")
+    [before] = kept.glob("flextopo-*")
     assert list(before.glob("*.nbi"))
     # `alignment_level` calls `popcount`, which stands in another file: numba's own cache would not
     # look there.
-    source = cluster / "kernels.py"
+    source = cluster / "jit" / "kernels.py"
     source.write_text(source.read_text().replace("_ctpop(mask)", "_ctpop(mask) + 1"))
     assert call(package) == "0"
     assert before.exists()  # another process may be using it
@@ -78,32 +109,166 @@ def test_a_change_anywhere_makes_kernels_anew_and_very_old_ones_go(package: Path
     source.write_text(source.read_text() + "\n")
     assert call(package) == "0"
     assert not before.exists()
-    assert len(list((cluster / "__pycache__").glob("flextopo-*"))) == 2
+    assert len(list(kept.glob("flextopo-*"))) == 2
 
 
-@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
-def test_an_installation_that_takes_no_files_keeps_them_with_the_user(package: Path) -> None:
-    cluster = package / "flextopo" / "cluster"
-    (cluster / "__pycache__").write_text("in the way, for root too")
-    assert call(package) == "3"
-    assert list((package / ".cache").rglob("flextopo-*/*.nbi"))
+@compiled_only
+def test_an_installation_that_takes_no_files_keeps_them_with_the_user(read_only: Path) -> None:
+    assert call(read_only) == "3"
+    assert list((read_only / ".cache").rglob("flextopo-*/*.nbi"))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+@compiled_only
+@pytest.mark.parametrize("plainly", ["0", "1"])
+def test_where_nothing_takes_files_kernels_are_compiled_each_time(
+    read_only: Path, plainly: str
+) -> None:
+    said = warned(read_only, HOME="/dev/null", **{SWITCH: plainly})
+    assert "KernelWarning: compiled kernels cannot be kept" in said
+    assert not list(read_only.rglob("*.nbi"))
+
+
+@compiled_only
 def test_a_folder_that_was_given_is_used(package: Path, tmp_path: Path) -> None:
     given = tmp_path / "given"
     assert call(package, str(given)) == "3"
     assert list(given.rglob("flextopo-*/*.nbi"))
-    assert not list((package / "flextopo" / "cluster" / "__pycache__").glob("flextopo-*"))
+    assert not list((package / "flextopo").rglob("flextopo-*"))
 
 
-def test_the_hash_covers_every_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("a.py", "b.py"):
+@pytest.mark.parametrize("changed", ["a.py", "b.py", "inner/c.py", "inner/most/d.py"])
+def test_the_hash_covers_every_source(changed: str, tmp_path: Path) -> None:
+    (tmp_path / "inner" / "most").mkdir(parents=True)
+    for name in ("a.py", "b.py", "inner/c.py", "inner/most/d.py"):
         (tmp_path / name).write_text("1")
-    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
-    first = kernels._hash_sources()
-    (tmp_path / "b.py").write_text("2")
-    assert kernels._hash_sources() != first
+    first = sources.hash_sources(tmp_path)
+    assert sources.hash_sources(tmp_path) == first
+    (tmp_path / changed).write_text("2")
+    assert sources.hash_sources(tmp_path) != first
+
+
+def test_the_hash_is_of_the_whole_of_cluster() -> None:
+    assert sources.CLUSTER == PACKAGE / "cluster"
+    assert sources.hash_sources(PACKAGE / "cluster") == sources.SOURCES
+
+
+@compiled_only
+@pytest.mark.parametrize("changed", ["policies/outside.py", "cluster/jit/kernels.py"])
+@pytest.mark.parametrize("plainly", ["0", "1"])
+def test_kernels_outside_of_cluster_are_made_anew_too(
+    package: Path, changed: str, plainly: str
+) -> None:
+    # As `policies/continuation.py` has them.
+    outside = package / "flextopo" / "policies" / "outside.py"
+    outside.write_text(
+        "from flextopo.cluster.jit.kernels import kernel, popcount\n\n\n"
+        "@kernel\ndef bits(mask):\n    return 10 * popcount(mask)\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(package)!r})\n"
+    code += "from flextopo.policies.outside import bits; print(bits(3), bits.stats.cache_hits)"
+    told = [_said(package, code, plainly) for _ in range(2)]
+    source = package / "flextopo" / changed
+    text = source.read_text().replace("10 * popcount", "20 * popcount")
+    source.write_text(text.replace("_ctpop(mask)", "_ctpop(mask) * 2"))
+    told += [_said(package, code, plainly) for _ in range(2)]
+    hit = "Counter({(int64,): 1})"
+    assert told == ["20 Counter()", f"20 {hit}", "40 Counter()", f"40 {hit}"]
+
+
+def _said(package: Path, code: str, plainly: str) -> str:
+    done = _run(package, code, "", {SWITCH: plainly})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_files_with_kernels_outside_of_cluster_call_those_of_their_own_file_and_of_cluster() -> (
+    None
+):
+    """Numba's cache looks at a kernel's own file, and its folder is named by what is in cluster/."""
+    for source in PACKAGE.rglob("*.py"):
+        text = source.read_text()
+        if (
+            "flextopo.cluster.jit.kernels import" in text
+            and PACKAGE / "cluster" not in source.parents
+        ):
+            found = set(re.findall(r"^from flextopo\.(\S+) import", text, re.MULTILINE))
+            compiled = {name for name in found if "jit.kernels import" in _source_of(name)}
+            assert {name.partition(".")[0] for name in compiled} <= {"cluster"}, source
+
+
+def _source_of(module: str) -> str:
+    path = PACKAGE / module.replace(".", "/")
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+
+
+@compiled_only
+def test_numba_may_be_used_plainly(package: Path) -> None:
+    assert call(package, **{SWITCH: "1"}) == "3"
+    assert list((package / "flextopo").rglob(f"*alignment_level*{sources.SOURCES}*.nbi"))
+    assert not list((package / "flextopo").rglob("flextopo-*"))
+
+
+CHANGED_SIGNATURE = """
+from numba.core.inline_closurecall import InlineWorker
+InlineWorker.inline_ir = lambda self, caller, block, i, callee: None
+"""
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        ("from numba.core import caching; del caching.UserProvidedCacheLocator", "AttributeError"),
+        ("from numba.core import typed_passes; del typed_passes.NopythonRewrites", "ImportError"),
+        (CHANGED_SIGNATURE, "TypeError"),
+    ],
+)
+def test_where_numba_differs_inside_it_is_used_plainly(
+    package: Path, before: str, why: str
+) -> None:
+    said = warned(package, before=before)
+    assert "KernelWarning: numba " in said
+    assert why in said
+    assert f"{SWITCH}=1" in said
+    assert call(package, before=before, **{SWITCH: "1"}) == "3"  # which needs none of it
+
+
+def test_another_value_of_the_switch_is_one_sentence(package: Path) -> None:
+    command = ["compare", "--seeds", "1", "--selectors", "random"]
+    code = f"from flextopo.cli.app import main; main({command})"
+    done = _run(package, code, "", {SWITCH: "yes", "PYTHONPATH": str(package)})
+    assert (done.returncode, done.stderr) == (2, f"error: {SWITCH} = 'yes'; legal: 0, 1\n")
+
+
+STEPS = """
+import hashlib
+import gymnasium
+import flextopo
+env = gymnasium.make("flextopo/Preempt-A100-v0", servers="4*a100")
+seen, _ = env.reset(seed=0)
+digest = hashlib.sha256()
+for step in range(40):
+    seen, reward, ended, cut, _ = env.step(step % 3 * 5 % env.action_space.n)
+    digest.update(repr((reward, ended, cut)).encode())
+    for name in sorted(seen):
+        digest.update(seen[name].tobytes())
+from flextopo.cluster.jit import kernels
+print(digest.hexdigest(), kernels._tuned is None)
+"""
+
+
+@pytest.mark.slow
+@compiled_only
+def test_both_ways_give_the_same_bits(tmp_path: Path) -> None:
+    root = PACKAGE.parent
+    told = {}
+    for plainly in ("0", "1"):
+        more = {SWITCH: plainly, "PYTHONPATH": str(root)}
+        done = _run(root, STEPS, str(tmp_path / plainly), more)
+        assert done.returncode == 0, done.stderr
+        told[plainly] = done.stdout.split()
+    assert [said[1] for said in told.values()] == ["False", "True"]
+    assert told["0"][0] == told["1"][0]
 
 
 @kernel
@@ -214,7 +379,7 @@ def test_a_stage_is_compiled_into_every_place_that_it_is_called_from() -> None:
     assert _sum_of_stages(5) == 30 * 9
 
 
-@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+@compiled_only
 @pytest.mark.parametrize("collects", [True, False])
 def test_compiling_leaves_numba_and_the_collector_as_they_were(collects: bool) -> None:
     inliner = inline_closurecall.InlineWorker

@@ -1,7 +1,7 @@
 """Numba's compiler, told what holds for kernels, so that it compiles sooner and what it makes runs faster.
 
-Everything here may be left out: the first call then takes 28 instead of 18 s, and a step of the
-environments a fifth more time.
+All of this is numba's inside, which a new version may change; `kernels.py` does without where it has:
+the first call then takes 40 instead of 20 s.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import llvmlite
 from llvmlite.binding import Linkage
 from numba import types
 from numba.core import inline_closurecall, ir
@@ -65,6 +66,9 @@ class _Library(JITCodeLibrary):
 LARGE = 500
 """Instructions from which on a function of a program is not merged with its only caller."""
 
+CAN_KEEP_APART = tuple(map(int, llvmlite.__version__.split(".")[:2])) >= (0, 48)
+"""Whether functions can be told so; older ones tell it of what they return, and LLVM aborts."""
+
 
 class _Program(_Library):
     """Machine code in which what is called is nobody else's."""
@@ -81,7 +85,8 @@ class _Program(_Library):
             function.linkage = Linkage.internal
             function.name = f"{function.name}.{self.name}"
             size = sum(1 for block in function.blocks for _ in block.instructions)
-            if size > LARGE and b"alwaysinline" not in b" ".join(function.attributes):
+            large = CAN_KEEP_APART and size > LARGE
+            if large and b"alwaysinline" not in b" ".join(function.attributes):
                 function.add_function_attribute("noinline")
         super()._optimize_final_module()  # type: ignore[no-untyped-call]
 

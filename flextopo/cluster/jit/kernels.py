@@ -2,99 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numba
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
-from numba.core import caching
+from numba import types
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-from flextopo.cluster.jit.compiler import KernelCompiler, ProgramCompiler
+from flextopo.cluster.jit.plain import SWITCH, is_switched_on, plain, warn_once
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-KEEP_S = 7 * 86400
-"""Age at which the compiled kernels of another version are deleted; younger ones may be in use."""
+def _find_tuned() -> Callable[..., Any] | None:
+    """Return `tuned.tuned`, None where it is not wanted or numba's internals are not as known."""
+    if is_switched_on():
+        return None
+    try:
+        from flextopo.cluster.jit import tuned
+
+        tuned.check_itself()
+    except Exception as error:  # noqa: BLE001  whatever it is, kernels do without
+        why = str(error).partition("\n")[0]
+        warn_once(
+            f"numba {numba.__version__} is not as tested inside ({type(error).__name__}: {why}), so "
+            f"that kernels are compiled plainly and in twice the time; {SWITCH}=1 asks for just that"
+        )
+        return None
+    return tuned.tuned
 
 
-def _hash_sources() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+_tuned = _find_tuned()
 
 
-SOURCES = _hash_sources()
-"""Hash of the sources of `cluster/`: numba's own cache looks at a kernel's file, not at its callees'."""
-
-
-class _OfThisVersion:
-    """Mixin for numba's cache locators: a folder for each version of the sources."""
-
-    def get_cache_path(self) -> str:
-        return str(Path(super().get_cache_path()) / f"flextopo-{SOURCES}")  # type: ignore[misc]
-
-    def ensure_cache_path(self) -> None:
-        """Create the folder; when it is new, those go that nobody has written to for a week."""
-        folder = Path(self.get_cache_path())
-        if not folder.exists():
-            for old in folder.parent.glob("flextopo-*"):
-                with suppress(FileNotFoundError):  # somebody else was faster
-                    if time.time() - old.stat().st_mtime > KEEP_S:
-                        shutil.rmtree(old, ignore_errors=True)
-        super().ensure_cache_path()  # type: ignore[misc]
-
-
-class _Given(_OfThisVersion, caching.UserProvidedCacheLocator):
-    pass
-
-
-class _BesideTheSource(_OfThisVersion, caching.InTreeCacheLocator):
-    pass
-
-
-class _OfTheUser(_OfThisVersion, caching.UserWideCacheLocator):
-    pass
-
-
-class _CacheFiles(caching.CompileResultCacheImpl):
-    _locator_classes = [_Given, _BesideTheSource, _OfTheUser]  # noqa: RUF012
-
-
-class _Cache(caching.FunctionCache):
-    _impl_class = _CacheFiles
-
-
-def _compile(
-    function: Callable[P, R], compiler: type[KernelCompiler] = KernelCompiler, **options: Any
-) -> Callable[P, R]:
-    compiled = njit(pipeline_class=compiler, **options)(function)
-    if hasattr(compiled, "_cache"):  # without NUMBA_DISABLE_JIT
-        compiled._cache = _Cache(function)  # type: ignore[no-untyped-call]
-    result: Callable[P, R] = compiled
-    return result
+def _compile(function: Callable[P, R], public: dict[str, Any], **internal: Any) -> Callable[P, R]:
+    """Compile with options of `numba.njit`, and with those of `tuned` where it works."""
+    if _tuned is None:
+        return plain(function, **public)
+    compiled: Callable[P, R] = _tuned(function, **public, **internal)
+    return compiled
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a kernel that allocates nothing, on first use, cached on disk.
 
     The cache is `NUMBA_CACHE_DIR` if given, else beside the source, else (a read-only installation)
-    in the user's cache folder. Without numba's run time a kernel counts no references to arrays,
+    in the user's cache folder, else nowhere. Without numba's run time a kernel counts no references to arrays,
     which took more than half of the time. Such a kernel calls only such kernels, and copies slices
     in loops. It lets other threads run meanwhile. An index that it computes must not be negative
     (`NUMBA_BOUNDSCHECK=1`, with a cache of its own, says where one is).
     """
-    return _compile(function, _nrt=False, nogil=True)
+    return _compile(function, {"nogil": True}, _nrt=False)
 
 
 def program(function: Callable[P, R]) -> Callable[P, R]:
@@ -102,7 +64,7 @@ def program(function: Callable[P, R]) -> Callable[P, R]:
 
     Calls then hand over what is used, instead of a hundred words of array descriptions.
     """
-    return _compile(function, ProgramCompiler, _nrt=False, nogil=True)
+    return _compile(function, {"nogil": True}, _nrt=False, whole=True)
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
@@ -110,7 +72,7 @@ def inlined(function: Callable[P, R]) -> Callable[P, R]:
 
     A call costs more than what these do.
     """
-    return _compile(function, _nrt=False, forceinline=True)
+    return _compile(function, {}, _nrt=False, forceinline=True)
 
 
 def stage(function: Callable[P, R]) -> Callable[P, R]:
@@ -119,12 +81,12 @@ def stage(function: Callable[P, R]) -> Callable[P, R]:
     It is never compiled by itself then: LLVM would optimise it alone and again in each caller,
     which was most of the time of the first call.
     """
-    return _compile(function, _nrt=False, inline="always")
+    return _compile(function, {"inline": "always"}, _nrt=False)
 
 
 def copying_kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a kernel that copies whole arrays, which needs numba's run time."""
-    return _compile(function, nogil=True)
+    return _compile(function, {"nogil": True})
 
 
 def fetch_and_add(counter: npt.NDArray[np.int64]) -> int:

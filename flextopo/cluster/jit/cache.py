@@ -1,0 +1,54 @@
+"""Where the machine code of kernels is kept between runs; like `compiler.py`, made of numba's internals."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from numba.core import caching
+
+from flextopo.cluster.jit.sources import SOURCES
+
+KEEP_S = 7 * 86400
+"""Age at which the compiled kernels of another version are deleted; younger ones may be in use."""
+
+
+class _OfThisVersion:
+    """Mixin for numba's cache locators: a folder for each version of the sources."""
+
+    def get_cache_path(self) -> str:
+        return str(Path(super().get_cache_path()) / f"flextopo-{SOURCES}")  # type: ignore[misc]
+
+    def ensure_cache_path(self) -> None:
+        """Create the folder; when it is new, those go that nobody has written to for a week."""
+        folder = Path(self.get_cache_path())
+        if not folder.exists():
+            for old in folder.parent.glob("flextopo-*"):
+                with suppress(FileNotFoundError):  # somebody else was faster
+                    if time.time() - old.stat().st_mtime > KEEP_S:
+                        shutil.rmtree(old, ignore_errors=True)
+        super().ensure_cache_path()  # type: ignore[misc]
+
+
+class _Given(_OfThisVersion, caching.UserProvidedCacheLocator):
+    pass
+
+
+class _BesideTheSource(_OfThisVersion, caching.InTreeCacheLocator):
+    pass
+
+
+class _OfTheUser(_OfThisVersion, caching.UserWideCacheLocator):
+    pass
+
+
+class _CacheFiles(caching.CompileResultCacheImpl):
+    _locator_classes = [_Given, _BesideTheSource, _OfTheUser]  # noqa: RUF012
+
+
+class KernelCache(caching.FunctionCache):
+    """Numba's own cache of a function, in those folders."""
+
+    _impl_class = _CacheFiles
