@@ -6,10 +6,11 @@ Nothing heavy is imported here, so that help and completion know the fields at o
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flextopo.baselines.loading import PickledSelector, build
 from flextopo.baselines.registry import BUILT_IN, COMPARED, LOOKAHEAD, make_selector
@@ -20,10 +21,10 @@ from flextopo.cluster.workload.seeds import SPLITS, TRAINING, VALIDATION, take
 from flextopo.policies.shipped import zoo_names
 
 if TYPE_CHECKING:
-    from flextopo.cluster.state.selector import VictimSelector
+    from flextopo.baselines.loading import Named
     from flextopo.cluster.topology.model import Fleet
 
-    Named = str | VictimSelector | type[VictimSelector]
+T = TypeVar("T")
 
 DEVICES = ("cpu", "cuda")
 
@@ -377,6 +378,26 @@ def _check_object(name: str, given: Any) -> None:
         raise FlextopoError(
             f"selector name {name!r} is a built-in's; legal: any but {', '.join(BUILT_IN)}"
         )
+
+
+def from_fields(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Return a configuration from its fields, of which lists become tuples.
+
+    Args:
+        kind: its class.
+        values: field to value.
+        where: what messages begin with, such as a file.
+
+    Raises:
+        FlextopoError: a field is unknown, or a value is not legal.
+    """
+    legal = [spec.name for spec in fields(kind)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in legal:
+            raise FlextopoError(
+                f"{where}{kind.__name__} has no {name!r}; legal: {', '.join(legal)}"
+            )
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _check(
