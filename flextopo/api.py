@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flextopo.baselines.registry import selector_name
 from flextopo.cluster.scenario import LossWeights, Scenario
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
@@ -24,7 +25,7 @@ from flextopo.policies.runtime import LearnedSelector
 from flextopo.policies.selectors import find_selector
 from flextopo.train.compare import find_fleet, open_game, read_traces
 from flextopo.train.comparison import Comparison, run_comparison
-from flextopo.train.config import ComparisonConfig, from_fields, selector_name
+from flextopo.train.config import ComparisonConfig, from_fields
 
 if TYPE_CHECKING:
     from flextopo.baselines.loading import Named

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from flextopo.baselines.loading import PickledSelector, describe
-from flextopo.baselines.registry import BUILT_IN, SELECTORS, known_selectors
+from flextopo.baselines.registry import BUILT_IN, SELECTORS, known_selectors, selector_name
 from flextopo.baselines.rollout import Rollout
 from flextopo.cluster.simulation.metrics import METRICS, episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
@@ -27,7 +28,7 @@ from flextopo.cluster.workload.traces import (
     tape_from_traces,
 )
 from flextopo.policies.selectors import find_selector
-from flextopo.train.config import ComparisonConfig, selector_name
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import estimate, interquartile_mean, paired_difference
 
@@ -55,6 +56,14 @@ def check(config: ComparisonConfig) -> Fleet:
 def find_fleet(servers: str | Fleet) -> Fleet:
     """Return the servers of a cluster, given as text or themselves."""
     return servers if isinstance(servers, Fleet) else _read_fleet(servers)
+
+
+def servers_text(servers: str | Fleet) -> str:
+    """Return servers as people write them; those of a `Fleet` by the names of its models."""
+    if isinstance(servers, str):
+        return servers
+    names = [servers.models[model].name for model in servers.node_model]
+    return ",".join(f"{len(list(run))}*{name}" for name, run in groupby(names))
 
 
 @lru_cache(maxsize=4)
@@ -216,7 +225,7 @@ def _number(value: float) -> float | None:
 def _plain(config: ComparisonConfig) -> dict[str, Any]:
     """Return the configuration as JSON can hold it: names, and where what is not built in comes from."""
     found: dict[str, Any] = {spec.name: getattr(config, spec.name) for spec in fields(config)}
-    found["servers"] = config.servers_text
+    found["servers"] = servers_text(config.servers)
     found["selectors"] = [selector_name(given) for given in config.selectors]
     found["policies"] = [selector_name(given) for given in config.policies]
     found |= {name: asdict(found[name]) for name in ("workload", "scenario")}
