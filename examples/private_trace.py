@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flextopo.train import compare
+import flextopo
 
 
 def write_files(folder):
@@ -43,13 +43,10 @@ def main():
     services, batch = options.services, options.batch
     if services is None or batch is None:
         services, batch = write_files(options.out)
-    names = ("godel", "flextopo-best-effort", "greedy-cost")
-    config = compare.ComparisonConfig(
-        "4*rtx4090", names, ("deepset-imitation",), options.seeds,
-        services=str(services), batch=str(batch),
-    )  # fmt: skip
-    scores, _ = compare.run(config, workers=1)
-    for name, against in compare.summarise(config, scores)["paired"].items():
+    names = ("godel", "flextopo-best-effort", "greedy-cost", "deepset-imitation")
+    trace = flextopo.load_trace(services, batch)
+    found = flextopo.compare(names, servers="4*rtx4090", seeds=options.seeds, trace=trace)
+    for name, against in found.results["paired"].items():
         low, high = 100 * against["low"], 100 * against["high"]
         print(f"{name:22} {100 * against['mean']:+.2f} points [{low:+.2f}, {high:+.2f}]")
 

@@ -10,13 +10,16 @@ import inspect
 import pickle
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.decision import AlignmentFilter
 
 if TYPE_CHECKING:
     from flextopo.cluster.state.selector import VictimSelector
+
+    # What people may give for a selector; the last is what worker processes get.
+    Named: TypeAlias = "str | VictimSelector | type[VictimSelector] | PickledSelector"
 
 IMPORT_TEXT = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 """What names a selector, or its class, in a module: `my_rules:LeastWork`."""

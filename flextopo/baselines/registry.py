@@ -11,10 +11,11 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from flextopo.baselines.loading import build, load_attribute
+from flextopo.baselines.loading import PickledSelector, build, load_attribute
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 
 if TYPE_CHECKING:
+    from flextopo.baselines.loading import Named
     from flextopo.cluster.state.selector import VictimSelector
 
 S = TypeVar("S")
@@ -145,6 +146,27 @@ def register_selector(selector: Any = None, /, *, about: str = "") -> Any:
     said = (inspect.getdoc(selector) or "").partition("\n")[0].rstrip(".")
     SELECTORS[name] = Entry(selector, about or said)
     return selector
+
+
+def selector_name(given: Named) -> str:
+    """Return what a selector is called in tables: text as it was given, an object by its name."""
+    if isinstance(given, str):
+        return given
+    return given.name if isinstance(given, PickledSelector) else build(given).name
+
+
+def check_object(name: str, given: Any) -> None:
+    """Refuse an object under the name of a built-in that it is not.
+
+    Raises:
+        FlextopoError: results would take one for the other.
+    """
+    if isinstance(given, PickledSelector) or name not in BUILT_IN:
+        return
+    if build(given) != make_selector(name):
+        raise FlextopoError(
+            f"selector name {name!r} is a built-in's; legal: any but {', '.join(BUILT_IN)}"
+        )
 
 
 def _check_free(name: str, what: str, others: dict[str, Entry]) -> None:

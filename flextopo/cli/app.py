@@ -6,9 +6,11 @@ Exit statuses: 0 fine, 1 something failed or is not as it should be, 2 a mistake
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -88,7 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("always")
     warnings.showwarning = _show_own
     try:
-        app(args=arguments, prog_name="flextopo")
+        with _modules_here():
+            app(args=arguments, prog_name="flextopo")
     except FlextopoError as error:
         _stop(f"error: {error}", 2)
     except Failed as error:
@@ -102,6 +105,17 @@ def main(arguments: list[str] | None = None) -> None:
             kept = str((stop.__context__ and stop.__context__.__cause__) or "")
             typer.echo(f"interrupted: {kept or 'nothing was written'}", err=True)
         raise
+
+
+@contextmanager
+def _modules_here() -> Iterator[None]:
+    """Let `MODULE:NAME` also mean a module of the working directory, behind all others."""
+    before = list(sys.path)
+    sys.path.append(os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _stop(said: str, status: int) -> None:

@@ -10,15 +10,7 @@ import typer
 from flextopo.baselines.registry import COMPARED
 from flextopo.cli import completion
 from flextopo.cli.configuration import COMPARISON, SCENARIO, WORKLOAD
-from flextopo.cli.terminal import (
-    JsonPath,
-    RayAddress,
-    Workers,
-    format_table,
-    num_workers,
-    progress,
-    results_to,
-)
+from flextopo.cli.terminal import JsonPath, RayAddress, Workers, num_workers, progress, results_to
 from flextopo.cluster.files import make_folder
 from flextopo.cluster.scenario import Scenario
 from flextopo.policies.shipped import zoo_names
@@ -143,41 +135,20 @@ def _compare(
     json_path: Path | None,
     ray: str | None = None,
 ) -> None:
-    from flextopo.train import compare as comparing
-    from flextopo.train import results as saved
+    from flextopo.train.comparison import run_comparison
 
     processes = num_workers(workers)
     with results_to(json_path) as write:
         with progress("playing") as done:
-            fleet = comparing.check(config)
-            _, source = comparing.make_tape(config, fleet, config.seeds_of(config.names[0])[0])
             # An unwritable place shows before the games, not after.
-            make_folder(out)
-            scores, interrupted = comparing.play_all(config, processes, done, ray)
-        if not any(scores.values()):
-            raise KeyboardInterrupt("no seed was finished")
-        results = comparing.summarise(
-            config, scores, versions=saved.versions(), source=source, interrupted=interrupted
-        )
-        path = out / "compare.json"
-        saved.save_results(results, path)
-        saved.save_scores(results, out / "compare.npz")
-        write(results)
-        typer.echo(f"{fleet.num_nodes} servers, {fleet.num_gpus} GPUs; {source}")
-        for columns in (saved.LOSS_COLUMNS, saved.OTHER_COLUMNS):
-            typer.echo("\n" + format_table(saved.rows(results, columns)))
-        if results["paired"]:
-            typer.echo(f"\nagainst {comparing.REFERENCE} on the same tapes (weighted loss):")
-            typer.echo(format_table(saved.paired_rows(results)))
-        typer.echo("\ncells: mean over seeds ± half of the 95 % bootstrap interval")
-        if config.oracle_seeds:
-            typer.echo(
-                f"selectors that look ahead played {config.oracle_seeds} of {config.seeds} seeds"
-            )
-        figure = out / "compare.png"
-        saved.draw_comparison(results, figure)
-        typer.echo(f"results: {path}\nscores:  {out / 'compare.npz'}\nfigure:  {figure}")
-    if interrupted:
+            found = run_comparison(config, processes, done, ray, begin=lambda: make_folder(out))
+        written = found.save(out)
+        write(found.results)
+        typer.echo(found.summary())
+        figure = "none without matplotlib; pip install 'flextopo[report]'"
+        results, scores, *drawn = map(str, written)
+        typer.echo(f"results: {results}\nscores:  {scores}\nfigure:  {[*drawn, figure][0]}")
+    if found.interrupted:
         raise KeyboardInterrupt("finished seeds were kept")
 
 

@@ -10,8 +10,9 @@ import typer
 
 from flextopo.cli import completion
 from flextopo.cli.configuration import ALGORITHMS, WORKLOAD, Configuration
-from flextopo.cli.terminal import JsonPath, format_table, results_to
+from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import UnknownNameError
+from flextopo.train.tables import format_table
 
 Rows = list[dict[str, Any]]
 

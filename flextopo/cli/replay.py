@@ -26,7 +26,7 @@ def replay(
         typer.Option(
             "--selector",
             "-s",
-            help="A selector or policy; once or twice.",
+            help="A selector, MODULE:NAME of one, or a policy; once or twice.",
             autocompletion=completion.selectors,
         ),
     ] = None,

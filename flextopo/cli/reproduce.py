@@ -9,17 +9,11 @@ import typer
 
 from flextopo.cli import completion
 from flextopo.cli.configuration import PLAN
-from flextopo.cli.terminal import (
-    JsonPath,
-    Workers,
-    format_table,
-    num_workers,
-    progress,
-    results_to,
-)
+from flextopo.cli.terminal import JsonPath, Workers, num_workers, progress, results_to
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import write_whole
 from flextopo.train.reproduce_config import Plan
+from flextopo.train.tables import format_table
 
 
 def reproduce(

@@ -15,7 +15,8 @@ FALLBACK = "flextopo-best-effort"
 Selector = Annotated[
     str,
     typer.Option(
-        help="Selector, policy, or the folder of one; POLICY@300 may let a pod wait for 300 s.",
+        help="Selector, MODULE:NAME of one, policy, or the folder of one; POLICY@300 may let a pod "
+        "wait for 300 s.",
         autocompletion=completion.selectors,
     ),
 ]

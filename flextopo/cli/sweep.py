@@ -14,7 +14,6 @@ from flextopo.cli.terminal import (
     JsonPath,
     RayAddress,
     Workers,
-    format_table,
     needing,
     num_workers,
     progress,
@@ -24,6 +23,7 @@ from flextopo.cli.train import Algorithm, Set
 from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.train.config import SweepConfig
+from flextopo.train.tables import format_table
 
 
 def sweep(

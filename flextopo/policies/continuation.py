@@ -133,15 +133,12 @@ def _add_product(x: Array, n: int, w: Array, at: int, out: Array) -> None:
 
 
 @kernel
-def choose(net: Net, o: Observation, count: int) -> int:
-    """Return the legal action of the highest score; `count` = waiting.
-
-    The twin of `runtime.score`, which sums in another order.
-    """
+def _encode(net: Net, o: Observation, count: int) -> None:
+    """Write the first `count` candidates' encodings, what is pooled of them, and their context."""
     h = net.own.shape[0]
     scratch = net.scratch
     k = scratch.shape[0] - ROWS
-    shared, pooled, context, hidden = scratch[k], scratch[k + 1], scratch[k + 2], scratch[k + 3]
+    shared, pooled, context = scratch[k], scratch[k + 1], scratch[k + 2]
     for j in range(h):
         shared[j] = net.candidate_bias[j]
         context[j] = net.own_bias[j]
@@ -162,6 +159,19 @@ def choose(net: Net, o: Observation, count: int) -> int:
     for j in range(h):
         pooled[j] /= np.float32(count)
     _add_product(pooled, 2 * h, net.pooled, 0, context)
+
+
+@kernel
+def choose(net: Net, o: Observation, count: int) -> int:
+    """Return the legal action of the highest score; `count` = waiting.
+
+    The twin of `runtime.score`, which sums in another order.
+    """
+    _encode(net, o, count)
+    h = net.own.shape[0]
+    scratch = net.scratch
+    k = scratch.shape[0] - ROWS
+    pooled, context, hidden = scratch[k + 1], scratch[k + 2], scratch[k + 3]
     best, most = 0, -1e30
     for i in range(count):
         for j in range(h):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flextopo.baselines.loading import IMPORT_TEXT, build, load_attribute
 from flextopo.baselines.registry import known_selectors, make_selector
@@ -12,10 +13,11 @@ from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import LearnedSelector, load_policy
 from flextopo.policies.shipped import zoo_names
 
+if TYPE_CHECKING:
+    from flextopo.baselines.loading import Named
 
-def find_selector(
-    selector: str | VictimSelector | type[VictimSelector], seed: int = 0
-) -> VictimSelector:
+
+def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
     """Return a selector.
 
     Args:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
+from flextopo.baselines.loading import PickledSelector, describe
+from flextopo.baselines.registry import BUILT_IN, SELECTORS, known_selectors, selector_name
 from flextopo.baselines.rollout import Rollout
 from flextopo.cluster.simulation.metrics import METRICS, episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
@@ -29,6 +32,9 @@ from flextopo.train.config import ComparisonConfig
 from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import estimate, interquartile_mean, paired_difference
 
+if TYPE_CHECKING:
+    from flextopo.baselines.loading import Named
+
 REFERENCE = "greedy-cost"
 """The selector that paired differences are taken from, where it is among those compared."""
 
@@ -39,21 +45,35 @@ def check(config: ComparisonConfig) -> Fleet:
     Raises:
         FlextopoError: whatever is wrong with servers, selectors or traces.
     """
-    for name in config.names:
-        find_selector(name, 0)
-    fleet = _fleet(config.servers)
+    for given in config.named.values():
+        find_selector(given, 0)
+    fleet = find_fleet(config.servers)
     if config.services is not None:
         make_tape(config, fleet, SPLITS[config.split][0])
     return fleet
 
 
+def find_fleet(servers: str | Fleet) -> Fleet:
+    """Return the servers of a cluster, given as text or themselves."""
+    return servers if isinstance(servers, Fleet) else _read_fleet(servers)
+
+
+def servers_text(servers: str | Fleet) -> str:
+    """Return servers as people write them; those of a `Fleet` by the names of its models."""
+    if isinstance(servers, str):
+        return servers
+    names = [servers.models[model].name for model in servers.node_model]
+    return ",".join(f"{len(list(run))}*{name}" for name, run in groupby(names))
+
+
 @lru_cache(maxsize=4)
-def _fleet(servers: str) -> Fleet:
+def _read_fleet(servers: str) -> Fleet:
     return Fleet(*parse_servers(servers))
 
 
 @lru_cache(maxsize=2)
-def _traces(services: str, batch: str) -> tuple[ServiceRates, BatchJobs]:
+def read_traces(services: str, batch: str) -> tuple[ServiceRates, BatchJobs]:
+    """Read two traces, once in a process."""
     return read_services(services), read_jobs(batch)
 
 
@@ -63,7 +83,7 @@ def make_tape(config: ComparisonConfig, fleet: Fleet, seed: int) -> tuple[Tape, 
     if config.services is None or config.batch is None:
         tape = generate_tape(config.workload, fleet.num_gpus, seed, **shape)
         return tape, "generated workload"
-    services, jobs = _traces(config.services, config.batch)
+    services, jobs = read_traces(config.services, config.batch)
     tape, report = tape_from_traces(services, jobs, config.workload, fleet.num_gpus, seed, **shape)
     return tape, str(report)
 
@@ -77,8 +97,8 @@ def play_tape(config: ComparisonConfig, name: str, seed: int) -> dict[str, float
 
 def open_game(config: ComparisonConfig, name: str, seed: int) -> tuple[Simulator, VictimSelector]:
     """Return a simulation of the tape of a seed, and the selector that plays on it."""
-    fleet = _fleet(config.servers)
-    selector = find_selector(name, seed)
+    fleet = find_fleet(config.servers)
+    selector = find_selector(config.named.get(name, name), seed)
     if isinstance(selector, Rollout):  # a reference: it knows the model, not the tape
         selector = replace(selector, workload=config.workload)
     tape, _ = make_tape(config, fleet, seed)
@@ -107,8 +127,9 @@ def play_all(
         The scores so far, and whether an interrupt (SIGINT) cut it short. Seeds are played one
         after the other, so that what is there can be compared.
     """
+    sent = config if workers == 1 and ray is None else _to_send(config)
     jobs = [
-        (config, name, seed)
+        (sent, name, seed)
         for seed in take(SPLITS[config.split], config.seeds)
         for name in config.names
         if seed in config.seeds_of(name)
@@ -125,6 +146,24 @@ def play_all(
     except KeyboardInterrupt:
         return _complete_seeds(config, scores), True
     return scores, False
+
+
+def _to_send(config: ComparisonConfig) -> ComparisonConfig:
+    """Return the configuration as other processes understand it, which know no objects of this one.
+
+    Raises:
+        FlextopoError: a selector cannot be pickled.
+    """
+
+    def send(given: Named) -> Named:
+        source = SELECTORS[given].source if isinstance(given, str) and given in SELECTORS else given
+        return given if isinstance(source, str) else PickledSelector.of(source)
+
+    return replace(
+        config,
+        selectors=tuple(map(send, config.selectors)),
+        policies=tuple(map(send, config.policies)),
+    )
 
 
 def _play_job(job: tuple[ComparisonConfig, str, int]) -> dict[str, float]:
@@ -184,4 +223,16 @@ def _number(value: float) -> float | None:
 
 
 def _plain(config: ComparisonConfig) -> dict[str, Any]:
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items()}
+    """Return the configuration as JSON can hold it: names, and where what is not built in comes from."""
+    found: dict[str, Any] = {spec.name: getattr(config, spec.name) for spec in fields(config)}
+    found["servers"] = servers_text(config.servers)
+    found["selectors"] = [selector_name(given) for given in config.selectors]
+    found["policies"] = [selector_name(given) for given in config.policies]
+    found |= {name: asdict(found[name]) for name in ("workload", "scenario")}
+    sources = {}
+    for name, given in config.named.items():
+        known = known_selectors().get(name) if isinstance(given, str) else None
+        source = describe(known.source if known else given)
+        if name not in BUILT_IN and source != name:
+            sources[name] = source
+    return found | ({"sources": sources} if sources else {})

@@ -6,13 +6,12 @@ Nothing heavy is imported here, so that help and completion know the fields at o
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from flextopo.baselines.loading import PickledSelector, build
-from flextopo.baselines.registry import BUILT_IN, COMPARED, LOOKAHEAD, make_selector
+from flextopo.baselines.registry import COMPARED, LOOKAHEAD, check_object, selector_name
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.workload.config import WorkloadConfig
@@ -20,10 +19,10 @@ from flextopo.cluster.workload.seeds import SPLITS, TRAINING, VALIDATION, take
 from flextopo.policies.shipped import zoo_names
 
 if TYPE_CHECKING:
-    from flextopo.cluster.state.selector import VictimSelector
+    from flextopo.baselines.loading import Named
     from flextopo.cluster.topology.model import Fleet
 
-    Named = str | VictimSelector | type[VictimSelector]
+T = TypeVar("T")
 
 DEVICES = ("cpu", "cuda")
 
@@ -68,7 +67,7 @@ class ComparisonConfig:
             raise FlextopoError(f"selectors {', '.join(self.names)}; legal: each one once")
         for name, given in self.named.items():
             if not isinstance(given, str):
-                _check_object(name, given)
+                check_object(name, given)
         if (self.services is None) != (self.batch is None):
             trace = self.services or self.batch
             raise FlextopoError(f"trace {trace!r} alone; legal: services and batch together")
@@ -82,14 +81,6 @@ class ComparisonConfig:
     def named(self) -> dict[str, Named]:
         """Name to what was given: the name itself, or an object."""
         return dict(zip(self.names, (*self.selectors, *self.policies), strict=True))
-
-    @property
-    def servers_text(self) -> str:
-        """The servers as people write them; those of a `Fleet` by the names of its models."""
-        if isinstance(self.servers, str):
-            return self.servers
-        names = [self.servers.models[model].name for model in self.servers.node_model]
-        return ",".join(f"{len(list(run))}*{name}" for name, run in groupby(names))
 
     def seeds_of(self, name: str) -> list[int]:
         """Return the seeds that a selector plays."""
@@ -358,25 +349,24 @@ class AblationConfig:
         _check(self, ones=("tapes", "validation_tapes", "importance_tapes"))
 
 
-def selector_name(given: Named) -> str:
-    """Return what a selector is called in tables: text as it was given, an object by its name."""
-    if isinstance(given, str):
-        return given
-    return given.name if isinstance(given, PickledSelector) else build(given).name
+def from_fields(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Return a configuration from its fields, of which lists become tuples.
 
-
-def _check_object(name: str, given: Any) -> None:
-    """Refuse an object under the name of a built-in that it is not.
+    Args:
+        kind: its class.
+        values: field to value.
+        where: what messages begin with, such as a file.
 
     Raises:
-        FlextopoError: results would take one for the other.
+        FlextopoError: a field is unknown, or a value is not legal.
     """
-    if isinstance(given, PickledSelector) or name not in BUILT_IN:
-        return
-    if build(given) != make_selector(name):
-        raise FlextopoError(
-            f"selector name {name!r} is a built-in's; legal: any but {', '.join(BUILT_IN)}"
-        )
+    legal = [spec.name for spec in fields(kind)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in legal:
+            raise FlextopoError(
+                f"{where}{kind.__name__} has no {name!r}; legal: {', '.join(legal)}"
+            )
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _check(

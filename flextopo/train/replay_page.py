@@ -18,7 +18,7 @@ from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.cluster.topology.levels import LEVELS
 from flextopo.envs.scene import LEGEND, THEMES, Colour, make_scene
-from flextopo.train.compare import check, make_tape, open_game
+from flextopo.train.compare import check, make_tape, open_game, servers_text
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.replay import Difference, Recording, differences, record
 from flextopo.train.replay_decision import Choice, Shown
@@ -99,7 +99,7 @@ def write_replay(
         recordings.append(recording)
     found = differences(*recordings) if len(recordings) > 1 else []
     facts = {
-        "servers": config.servers_text,
+        "servers": servers_text(config.servers),
         "tape seed": str(seed),
         "demand": source,
         "admission": config.scenario.admission,

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import LossWeights, Scenario
 from flextopo.cluster.workload.generator import WorkloadConfig
-from flextopo.train.config import ComparisonConfig
+from flextopo.train.config import ComparisonConfig, from_fields
 from flextopo.train.results import Results
-
-T = TypeVar("T")
 
 
 def config_of(results: Results, path: Path) -> ComparisonConfig:
@@ -29,7 +25,7 @@ def config_of(results: Results, path: Path) -> ComparisonConfig:
     saved = results["config"]
     try:
         scenario = saved["scenario"]
-        weights = _make(LossWeights, scenario["weights"], path)
+        weights = from_fields(LossWeights, scenario["weights"], f"{path}: ")
         return ComparisonConfig(
             servers=saved["servers"],
             selectors=tuple(saved["selectors"]),
@@ -39,23 +35,13 @@ def config_of(results: Results, path: Path) -> ComparisonConfig:
             oracle_seeds=saved["oracle_seeds"],
             services=saved["services"],
             batch=saved["batch"],
-            workload=_make(WorkloadConfig, saved["workload"], path),
+            workload=from_fields(WorkloadConfig, saved["workload"], f"{path}: "),
             scenario=Scenario(weights, scenario["admission"]),
         )
     except (KeyError, TypeError) as error:
         raise FlextopoError(
             f"{path}: config lacks {error}; legal: what `flextopo compare --json` writes"
         ) from None
-
-
-def _make(kind: type[T], values: dict[str, Any], path: Path) -> T:
-    legal = [spec.name for spec in fields(kind)]  # type: ignore[arg-type]
-    for name in values:
-        if name not in legal:
-            raise FlextopoError(
-                f"{path}: {kind.__name__} {name!r}; legal in this version: {', '.join(legal)}"
-            )
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def interesting_selectors(results: Results) -> tuple[str, ...]:

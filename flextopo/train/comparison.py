@@ -1,0 +1,124 @@
+"""A comparison that was played: its results as tables, data frame and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from flextopo.cluster.errors import FlextopoError
+from flextopo.train import results as saved
+from flextopo.train.compare import REFERENCE, check, make_tape, play_all, summarise
+from flextopo.train.config import ComparisonConfig
+from flextopo.train.tables import format_table
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` returns.
+
+    Attributes:
+        results: as `save` writes them to compare.json: `results["selectors"][name][metric]` has
+            `mean`, `low`, `high` and `per_seed`; `results["paired"]` the differences from the reference
+            on the same tapes.
+        about: a line on servers and demand.
+    """
+
+    results: dict[str, Any]
+    about: str
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an interrupt cut it short; what is there is of whole seeds."""
+        return bool(self.results["config"]["interrupted"])
+
+    def summary(self) -> str:
+        """Return the tables that `flextopo compare` prints."""
+        results, config = self.results, self.results["config"]
+        parts = [self.about]
+        for columns in (saved.LOSS_COLUMNS, saved.OTHER_COLUMNS):
+            parts += ["", format_table(saved.rows(results, columns))]
+        if results["paired"]:
+            parts += ["", f"against {REFERENCE} on the same tapes (weighted loss):"]
+            parts.append(format_table(saved.paired_rows(results)))
+        parts += ["", "cells: mean over seeds ± half of the 95 % bootstrap interval"]
+        if config["oracle_seeds"]:
+            played = f"{config['oracle_seeds']} of {config['seeds']} seeds"
+            parts.append(f"selectors that look ahead played {played}")
+        return "\n".join(parts)
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame: a row for each selector and seed, a column for each metric.
+
+        Raises:
+            FlextopoError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise FlextopoError(
+                "a data frame needs pandas, which is not installed; legal: pip install pandas"
+            ) from None
+        played = self.results["config"]["seeds_used"]
+        rows = [
+            {"selector": name, "seed": seed}
+            | {metric: cell["per_seed"][i] for metric, cell in metrics.items()}
+            for name, metrics in self.results["selectors"].items()
+            for i, seed in enumerate(played[name])
+        ]
+        metrics = next(iter(self.results["selectors"].values()))
+        return pandas.DataFrame(rows).astype(dict.fromkeys(metrics, "float64"))
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write compare.json and compare.npz, as the command does; the figure where matplotlib is.
+
+        Returns:
+            The files.
+
+        Raises:
+            FlextopoError: a file cannot be written.
+        """
+        paths = [Path(folder) / f"compare.{kind}" for kind in ("json", "npz", "png")]
+        saved.save_results(self.results, paths[0])
+        saved.save_scores(self.results, paths[1])
+        if find_spec("matplotlib") is None:
+            return paths[:2]
+        saved.draw_comparison(self.results, paths[2])
+        return paths
+
+
+def run_comparison(
+    config: ComparisonConfig,
+    workers: int = 1,
+    done: Callable[[int, int], None] | None = None,
+    ray: str | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Play a comparison.
+
+    Args:
+        config: what to compare.
+        workers: processes; 1 plays in this one. The numbers do not depend on it.
+        done: is told how many of how many games are over.
+        ray: where to play; see `run_jobs`.
+        begin: is called when all is found to be right, before the first game.
+
+    Raises:
+        FlextopoError: whatever is wrong with servers, selectors or traces.
+        KeyboardInterrupt: no seed was finished.
+    """
+    fleet = check(config)
+    _, source = make_tape(config, fleet, config.seeds_of(config.names[0])[0])
+    begin()
+    scores, interrupted = play_all(config, workers, done, ray)
+    if not any(scores.values()):
+        raise KeyboardInterrupt("no seed was finished")
+    results = summarise(
+        config, scores, versions=saved.versions(), source=source, interrupted=interrupted
+    )
+    return Comparison(results, f"{fleet.num_nodes} servers, {fleet.num_gpus} GPUs; {source}")
