@@ -12,8 +12,8 @@ if TYPE_CHECKING:
         make_selector,
         simulate,
     )
-    from flextopo.baselines.registry import register_selector
     from flextopo.policies.runtime import load_policy
+    from flextopo.policies.selectors import register_selector
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ __all__ = [
 if not TYPE_CHECKING:  # or type checkers would take any name for one of ours
     _HOMES = {
         "load_policy": "flextopo.policies.runtime",
-        "register_selector": "flextopo.baselines.registry",
+        "register_selector": "flextopo.policies.selectors",
     }
 
     def __getattr__(name: str) -> Any:

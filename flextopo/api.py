@@ -141,7 +141,8 @@ def compare(
             `if __name__ == "__main__":`. The numbers do not depend on it.
 
     Returns:
-        The results, with `summary()`, `to_frame()` and `save(folder)`.
+        The results, with `summary()`, `to_frame()` and `save(folder)`. An interrupt leaves the days that
+        are over; `interrupted` then says so.
 
     Raises:
         FlextopoError: whatever is wrong with what was given.

@@ -5,11 +5,9 @@ Selectors stand here as text, so that names are known without importing any of t
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flextopo.baselines.loading import PickledSelector, build, load_attribute
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
@@ -17,8 +15,6 @@ from flextopo.cluster.errors import FlextopoError, UnknownNameError
 if TYPE_CHECKING:
     from flextopo.baselines.loading import Named
     from flextopo.cluster.state.selector import VictimSelector
-
-S = TypeVar("S")
 
 GROUP = "flextopo.selectors"
 """Entry points of other packages: each a name and `module:name` of a selector or its class."""
@@ -69,7 +65,7 @@ SELECTORS: dict[str, Entry] = {
         "the same over futures sampled from the workload model: what a policy can hope to know",
     ),
 }
-"""Name to entry; `register_selector` adds to it. `random` and `rollout` use the seed of the game."""
+"""Name to entry; `flextopo.register_selector` adds to it. `random` and `rollout` use the seed of the game."""
 
 BUILT_IN = tuple(SELECTORS)
 
@@ -117,35 +113,9 @@ def plugins() -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist is not None else "another package"
-        _check_free(point.name, f"entry point {point.name!r} of {package}", found)
+        check_free(point.name, f"entry point {point.name!r} of {package}", found)
         found[point.name] = Entry(point.value, f"from {package}")
     return found
-
-
-@overload
-def register_selector(selector: S, /, *, about: str = "") -> S: ...
-@overload
-def register_selector(*, about: str = "") -> Callable[[S], S]: ...
-def register_selector(selector: Any = None, /, *, about: str = "") -> Any:
-    """Let a selector be called by its name, in this process and in the workers that it starts.
-
-    Args:
-        selector: a selector or its class; without one, the call is a decorator.
-        about: what it does; else the first line of its docstring.
-
-    Returns:
-        The selector, so that a class may be decorated.
-
-    Raises:
-        FlextopoError: it is no selector, or its name is taken.
-    """
-    if selector is None:
-        return lambda decorated: register_selector(decorated, about=about)
-    name = build(selector).name
-    _check_free(name, f"selector name {name!r}", plugins())
-    said = (inspect.getdoc(selector) or "").partition("\n")[0].rstrip(".")
-    SELECTORS[name] = Entry(selector, about or said)
-    return selector
 
 
 def selector_name(given: Named) -> str:
@@ -169,7 +139,12 @@ def check_object(name: str, given: Any) -> None:
         )
 
 
-def _check_free(name: str, what: str, others: dict[str, Entry]) -> None:
+def check_free(name: str, what: str, others: dict[str, Entry]) -> None:
+    """Refuse a name that a selector has already.
+
+    Raises:
+        FlextopoError: it is a built-in's, or another's.
+    """
     if name in BUILT_IN:
         raise FlextopoError(f"{what} is a built-in's; legal: any but {', '.join(BUILT_IN)}")
     if name in SELECTORS or name in others:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from flextopo.baselines.loading import IMPORT_TEXT, build, load_attribute
-from flextopo.baselines.registry import known_selectors, make_selector
-from flextopo.cluster.errors import UnknownNameError
+from flextopo.baselines.registry import (
+    SELECTORS,
+    Entry,
+    check_free,
+    known_selectors,
+    make_selector,
+    plugins,
+)
+from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import LearnedSelector, load_policy
 from flextopo.policies.shipped import zoo_names
 
 if TYPE_CHECKING:
     from flextopo.baselines.loading import Named
+
+S = TypeVar("S")
 
 
 def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
@@ -33,7 +44,7 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
     """
     if not isinstance(selector, str):
         return build(selector, seed)
-    if selector in known_selectors():
+    if selector in _known():
         return make_selector(selector, seed)
     if _is_policy(selector):
         return load_policy(selector)
@@ -47,6 +58,45 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
         "MODULE:NAME of a selector or its class",
     ]
     raise UnknownNameError("selector", selector, [*known_selectors(), *zoo_names(), *others])
+
+
+@overload
+def register_selector(selector: S, /, *, about: str = "") -> S: ...
+@overload
+def register_selector(*, about: str = "") -> Callable[[S], S]: ...
+def register_selector(selector: Any = None, /, *, about: str = "") -> Any:
+    """Let a selector be called by its name, in this process and in the workers that it starts.
+
+    Args:
+        selector: a selector or its class; without one, the call is a decorator.
+        about: what it does; else the first line of its docstring.
+
+    Returns:
+        The selector, so that a class may be decorated.
+
+    Raises:
+        FlextopoError: it is no selector, or its name is taken.
+    """
+    if selector is None:
+        return lambda decorated: register_selector(decorated, about=about)
+    name = build(selector).name
+    _check_shipped([name])
+    check_free(name, f"selector name {name!r}", plugins())
+    said = (inspect.getdoc(selector) or "").partition("\n")[0].rstrip(".")
+    SELECTORS[name] = Entry(selector, about or said)
+    return selector
+
+
+def _known() -> dict[str, Entry]:
+    known = known_selectors()
+    _check_shipped(known)
+    return known
+
+
+def _check_shipped(names: Collection[str]) -> None:
+    for name in zoo_names():
+        if name in names:
+            raise FlextopoError(f"selector name {name!r} is a shipped policy's; legal: another")
 
 
 def _is_policy(text: str) -> bool:

@@ -298,6 +298,7 @@ def test_a_registered_selector_is_called_by_its_name(rules: Any) -> None:
         (rules.Cheapest(), "selector name 'cheapest' is taken already"),
         (GODEL, "selector name 'godel' is a built-in's; legal: any but random"),
         (rules.Half, "lacks filter, select"),
+        (Held(name="deepset-imitation"), "is a shipped policy's; legal: another"),
     ]:
         with pytest.raises(FlextopoError, match=words):
             flextopo.register_selector(wrong)
