@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from flextopo.policies.serving.objects import (
     key_of,
     parse_quantity,
 )
-from flextopo.policies.serving.records import PodRecord, parse_version, read_pod
+from flextopo.policies.serving.records import CLASS_BANDS, PodRecord, parse_version, read_pod
 from flextopo.policies.serving.view import ClusterView, build_view
 
 MAX_GONE = 100_000
@@ -56,13 +56,17 @@ class ClusterCache:
 
     Attributes:
         clock: Unix time in seconds.
+        bands: priorities from which on batch pods are of class 1, 2, ...
         pods: every pod by uid.
         budgets: PodDisruptionBudgets.
         problems: what is wrong with objects, by kind and name; such objects are left out.
     """
 
-    def __init__(self, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], int] | None = None, bands: Sequence[int] = CLASS_BANDS
+    ) -> None:
         self.clock = clock or make_clock()
+        self.bands = bands
         self.pods: dict[str, PodRecord] = {}
         self.budgets = BudgetBook()
         self.problems: dict[str, str] = {}
@@ -166,7 +170,7 @@ class ClusterCache:
         uid = obj.metadata.uid
         node = obj.spec.nodeName or ""
         try:
-            record = read_pod(obj, self.classes)
+            record = self.read(obj)
         except ObjectError:
             # It must not vanish: its node is left out of decisions while it is there.
             self._unread.setdefault(node, {})[uid] = key_of(obj.metadata)
@@ -182,6 +186,14 @@ class ClusterCache:
         if place and not record.finished:
             self._on_node.setdefault(place, {})[uid] = record
             self._dirty.add(place)
+
+    def read(self, obj: PodObject) -> PodRecord:
+        """Return what is remembered of a pod; the cache stays as it is.
+
+        Raises:
+            ObjectError: a quantity, number or time in it is not one.
+        """
+        return read_pod(obj, self.classes, self.bands)
 
     def remove(self, obj: KubeObject) -> None:
         """Remove an object; one that is not known is remembered as gone."""

@@ -302,6 +302,7 @@ def _rows_of(
         record.checkpoint_s,
         record.protection_s,
         budget_of(record),
+        record.batch_class,
         record.online,
         record.requirement,
         may_go,

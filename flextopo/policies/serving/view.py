@@ -175,7 +175,7 @@ def build_view(
     parts.append([state.counted.records[row] for state, row in members])
     width, n = len(parts_of_nodes[0].cores_free), len(states)
     first = pack_pod(
-        0, preemptor.gpus, preemptor.cores, preemptor.priority, 0, 0, -1, 1,
+        0, preemptor.gpus, preemptor.cores, preemptor.priority, 0, 0, -1, 0, 1,
         preemptor.requirement, 1,
     )  # fmt: skip
     queued_s = preemptor.created_s or totals["now_s"]
