@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 SOURCES := pyproject.toml constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce report serve train-zoo ablation bench-serve bench bench-peers bench-compare bench-baseline wheel dist check clean
+.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce report serve train-zoo ablation bench-serve bench bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +60,23 @@ dist: $(VENV)/.dev  ## sdist and wheel, checked and tried alone: what a release 
 	$(PYTHON) -m venv build/release
 	build/release/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd build/release && bin/flextopo list && bin/flextopo topology show rtx4090 && bin/python -c "import gymnasium, flextopo; env = gymnasium.make('flextopo/Preempt-RTX4090-v0', servers='2*rtx4090'); env.reset(seed=0); print(env.step(0)[1])"
+
+BOUNDS := $(addprefix tests/,conformance/test_environments.py conformance/test_vector.py \
+  property/test_candidates.py $(addprefix unit/test_,captures.py captures_xml.py cli.py compare.py \
+  features.py kernels.py placement.py policies.py selectors.py service.py simulator.py state.py \
+  topology_resource.py vec_env.py workload.py))
+
+lowest: ARGS := --requirement build/lowest/pins.txt
+newest: ARGS := "$(TORCH)"
+lowest newest:  ## what pyproject.toml says works: its lowest versions, or the newest, without constraints
+	rm -rf build/$@
+	$(PYTHON) -m venv build/$@
+	build/$@/bin/python -m pip install --quiet uv==0.13.9
+	build/$@/bin/uv pip compile pyproject.toml --quiet --python build/$@/bin/python --extra train --extra report --extra runtime --extra serve --resolution lowest-direct --no-deps --no-header --no-annotate --output-file build/$@/pins.txt
+	build/$@/bin/python -m pip install --quiet $(ARGS) --editable ".[train,report,runtime,serve]" pytest hypothesis httpx
+	build/$@/bin/python -m pip freeze
+	cd build/$@ && bin/flextopo compare --seeds 2
+	build/$@/bin/python -m pytest --quiet -m "not slow" $(BOUNDS)
 
 EVERYBODY := random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,exact,oracle-lookahead,rollout
 STRONGEST := flextopo-guaranteed,greedy-cost,exact

@@ -12,6 +12,7 @@ from flextopo.cli.terminal import JsonPath, needing, progress, results_to
 from flextopo.cluster.errors import FlextopoError
 
 FALLBACK = "flextopo-best-effort"
+CLASS_BANDS = "500"
 Selector = Annotated[
     str,
     typer.Option(
@@ -20,11 +21,19 @@ Selector = Annotated[
         autocompletion=completion.selectors,
     ),
 ]
+ClassBands = Annotated[
+    str,
+    typer.Option(
+        help="Priorities from which on a batch pod is of class 1, 2, ..., with commas between; lost "
+        "work weighs 1 + class."
+    ),
+]
 
 
 def decide(
     snapshot: Annotated[Path, typer.Argument(help="JSON file: servers, pods, preemptor.")],
     selector: Selector = "flextopo",
+    class_bands: ClassBands = CLASS_BANDS,
     json_path: JsonPath = None,
 ) -> None:
     """Choose victims for one snapshot of a cluster.
@@ -48,7 +57,10 @@ def decide(
     with results_to(json_path) as write:
         with progress("deciding"):
             found = snapshots.decide(
-                snapshots.decode(body), find_served(selector), make_selector(FALLBACK)
+                snapshots.decode(body),
+                find_served(selector),
+                make_selector(FALLBACK),
+                bands=_bands(class_bands),
             )
         write(msgspec.to_builtins(found))
         typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
@@ -74,6 +86,7 @@ def serve(
     budget_ms: Annotated[
         int, typer.Option(help="Milliseconds for the selector; then the baseline decides.")
     ] = 200,
+    class_bands: ClassBands = CLASS_BANDS,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     client_ca: Annotated[
@@ -103,6 +116,7 @@ def serve(
         raise FlextopoError("--kube with --snapshot; legal: one of them")
     if controller and not kube:
         raise FlextopoError("--controller without --kube; legal: with it")
+    bands = _bands(class_bands)
     with needing("serve"):
         from flextopo.policies.serving.server import Listen, Plan, start
     start(
@@ -114,9 +128,23 @@ def serve(
             controller=controller,
             shadow=shadow,
             budget_s=budget_ms / 1000.0,
+            bands=bands,
         ),
         Listen(host, port, health_port, tls_cert, tls_key, client_ca),
     )
+
+
+def _bands(text: str) -> tuple[int, ...]:
+    from flextopo.policies.serving.records import check_bands
+
+    try:
+        bands = tuple(int(part) for part in text.split(",") if text.strip())
+        check_bands(bands)
+    except ValueError:
+        raise FlextopoError(
+            f"--class-bands {text!r}; legal: ascending priorities, such as 500,1000, or none"
+        ) from None
+    return bands
 
 
 def shadow_report(

@@ -7,6 +7,7 @@ states every field. Nothing here imports torch or gymnasium.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.model import ServerModel, preset
-from flextopo.policies.serving.records import REQUIREMENTS
+from flextopo.policies.serving.records import CLASS_BANDS, REQUIREMENTS, batch_class
 from flextopo.policies.serving.runner import (
     FALLBACK_FACTOR,
     SelectorRunner,
@@ -59,7 +60,10 @@ class Hardware(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SnapshotPod(msgspec.Struct, forbid_unknown_fields=True):
-    """A pod; with `node` it runs there, on `gpus_held` or where the node would have put it."""
+    """A pod; with `node` it runs there, on `gpus_held` or where the node would have put it.
+
+    Without a `batch_class` its priority tells, by bands.
+    """
 
     name: str
     gpus: int
@@ -72,7 +76,7 @@ class SnapshotPod(msgspec.Struct, forbid_unknown_fields=True):
     preemptible: bool = True
     protection_s: int = 0
     checkpoint_s: int = 0
-    batch_class: int = 0
+    batch_class: int | None = None
     group: str = ""
     budget: str = ""
     start_s: int = 0
@@ -107,8 +111,12 @@ def decode(body: bytes) -> Snapshot:
         raise SnapshotError(f"snapshot: {error}") from None
 
 
-def build_state(snapshot: Snapshot) -> tuple[ClusterState, Pod]:
+def build_state(snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS) -> tuple[ClusterState, Pod]:
     """Return the cluster and the pending pod that a snapshot describes.
+
+    Args:
+        snapshot: the cluster.
+        bands: priorities from which on batch pods are of class 1, 2, ..., where they state none.
 
     Raises:
         FlextopoError: an unknown name, a name used twice, or pods that do not fit together.
@@ -125,7 +133,7 @@ def build_state(snapshot: Snapshot) -> tuple[ClusterState, Pod]:
     if not node_model:
         raise SnapshotError("snapshot: servers has none; legal: one at least")
     kinds = list(models)
-    pods = [_pod(i, pod, groups, budgets) for i, pod in enumerate(snapshot.pods)]
+    pods = [_pod(i, pod, groups, budgets, bands) for i, pod in enumerate(snapshot.pods)]
     state = ClusterState.from_pods(
         list(models.values()),
         [kinds.index(kind) for kind in node_model],
@@ -150,6 +158,7 @@ def decide(
     fallback: VictimSelector,
     runner: SelectorRunner | None = None,
     budget_s: float = 60.0,
+    bands: Sequence[int] = CLASS_BANDS,
 ) -> dict[str, Any]:
     """Choose victims for the snapshot's preemptor, with reasons.
 
@@ -159,6 +168,7 @@ def decide(
         fallback: decides where the selector fails or answers what is not allowed.
         runner: keeps the selector within its time; a new one by default.
         budget_s: seconds that the selector may take, and a fifth of those of the fallback.
+        bands: see `build_state`.
 
     Returns:
         `node` (None = do not preempt now), `victims` by descending importance, `gpus`, `level`,
@@ -170,7 +180,7 @@ def decide(
         UndecidableError: the fallback failed too.
     """
     begin = time.perf_counter()
-    state, preemptor = build_state(snapshot)
+    state, preemptor = build_state(snapshot, bands)
     runner = runner or SelectorRunner()
     used, why, cause = selector, None, ""
     try:
@@ -181,7 +191,7 @@ def decide(
         cause = "model_error"
         if isinstance(error, SelectorTimeoutError):
             # The selector may still read what it was given.
-            state, preemptor = build_state(snapshot)
+            state, preemptor = build_state(snapshot, bands)
             cause = "timeout"
         if isinstance(error, PodError):
             cause = "guard"
@@ -283,14 +293,21 @@ def _check_size(field: str, value: int, bits: int) -> None:
         raise SnapshotError(f"snapshot: {field} = {value}; legal: above -{limit}, below {limit}")
 
 
-def _pod(index: int, pod: SnapshotPod, groups: dict[str, int], budgets: dict[str, int]) -> Pod:
+def _pod(
+    index: int,
+    pod: SnapshotPod,
+    groups: dict[str, int],
+    budgets: dict[str, int],
+    bands: Sequence[int],
+) -> Pod:
     if pod.requirement not in REQUIREMENTS:
         raise SnapshotError(
             f"snapshot: pods[{index}].requirement = {pod.requirement!r}; "
             f"legal: {', '.join(REQUIREMENTS)}"
         )
     for field, bits in POD_BITS.items():
-        _check_size(f"pods[{index}].{field}", getattr(pod, field), bits)
+        _check_size(f"pods[{index}].{field}", getattr(pod, field) or 0, bits)
+    kind = pod.batch_class
     return Pod(
         index=index,
         name=pod.name,
@@ -302,7 +319,7 @@ def _pod(index: int, pod: SnapshotPod, groups: dict[str, int], budgets: dict[str
         preemptible=pod.preemptible,
         protection_s=pod.protection_s,
         checkpoint_s=pod.checkpoint_s,
-        batch_class=pod.batch_class,
+        batch_class=batch_class(pod.priority, pod.online, bands) if kind is None else kind,
         group=groups[pod.group] if pod.group else -1,
         pdb=_find("budget", pod.budget, budgets) if pod.budget else -1,
     )

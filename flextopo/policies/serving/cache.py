@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from flextopo.policies.serving.hardware import (
     read_marks,
     read_spec,
 )
-from flextopo.policies.serving.node_state import NodeState, derive
+from flextopo.policies.serving.node_state import ClusterFacts, NodeFacts, NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
     GPU,
@@ -34,8 +34,8 @@ from flextopo.policies.serving.objects import (
     key_of,
     parse_quantity,
 )
-from flextopo.policies.serving.records import PodRecord, parse_version, read_pod
-from flextopo.policies.serving.view import ClusterView, build_view
+from flextopo.policies.serving.records import CLASS_BANDS, PodRecord, parse_version, read_pod
+from flextopo.policies.serving.view import ClusterView, Surroundings, build_view
 
 MAX_GONE = 100_000
 """Deleted pods that are remembered, so that a late event does not bring one back."""
@@ -56,13 +56,17 @@ class ClusterCache:
 
     Attributes:
         clock: Unix time in seconds.
+        bands: priorities from which on batch pods are of class 1, 2, ...
         pods: every pod by uid.
         budgets: PodDisruptionBudgets.
         problems: what is wrong with objects, by kind and name; such objects are left out.
     """
 
-    def __init__(self, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], int] | None = None, bands: Sequence[int] = CLASS_BANDS
+    ) -> None:
         self.clock = clock or make_clock()
+        self.bands = bands
         self.pods: dict[str, PodRecord] = {}
         self.budgets = BudgetBook()
         self.problems: dict[str, str] = {}
@@ -166,7 +170,7 @@ class ClusterCache:
         uid = obj.metadata.uid
         node = obj.spec.nodeName or ""
         try:
-            record = read_pod(obj, self.classes)
+            record = self.read(obj)
         except ObjectError:
             # It must not vanish: its node is left out of decisions while it is there.
             self._unread.setdefault(node, {})[uid] = key_of(obj.metadata)
@@ -182,6 +186,14 @@ class ClusterCache:
         if place and not record.finished:
             self._on_node.setdefault(place, {})[uid] = record
             self._dirty.add(place)
+
+    def read(self, obj: PodObject) -> PodRecord:
+        """Return what is remembered of a pod; the cache stays as it is.
+
+        Raises:
+            ObjectError: a quantity, number or time in it is not one.
+        """
+        return read_pod(obj, self.classes, self.bands)
 
     def remove(self, obj: KubeObject) -> None:
         """Remove an object; one that is not known is remembered as gone."""
@@ -292,15 +304,10 @@ class ClusterCache:
         if allocatable is None or hardware is None or hardware.server.num_gpus == 0:
             return None
         assert self._models is not None
+        pods = [pod for uid, pod in self._on_node.get(name, {}).items() if uid != without]
         state = derive(
-            hardware,
-            self._models,
-            self._width,
-            allocatable,
-            [pod for uid, pod in self._on_node.get(name, {}).items() if uid != without],
-            self._marks.get(name, {}),
-            self.budgets.index_of,
-            self.clock(),
+            NodeFacts(hardware, allocatable, pods, self._marks.get(name, {})),
+            ClusterFacts(self._models, self._width, self.budgets.index_of, self.clock()),
         )
         for key in self._unread.get(name, {}).values():
             state.broken = f"pod {key!r} on it cannot be read"
@@ -350,20 +357,22 @@ class ClusterCache:
         return build_view(
             preemptor,
             nodes,
-            models=self._catalogue.models,
-            table=self._models,
+            Surroundings(
+                models=self._catalogue.models,
+                table=self._models,
+                pdb_left=left if respect_budgets else [2**31] * len(left),
+                totals={
+                    "now_s": self.clock(),
+                    **{name: sums[name] for name in SUMMED},
+                    "wait_gpus": sum(online) + preemptor.gpus,
+                    "batch_wait_gpus": sum(sizes),
+                    "batch_wait_1": sum(size for size in sizes if size <= 1),
+                    "batch_wait_2": sum(size for size in sizes if size == 2),
+                    "batch_wait_4": sum(size for size in sizes if 2 < size <= 4),
+                    "batch_wait_group": sum(pod.gpus for pod in batch if pod.group),
+                },
+                others=self._table.other_rows(nodes),
+                groups=self._table.groups(self._groups),
+            ),
             worst_case=worst_case,
-            pdb_left=left if respect_budgets else [2**31] * len(left),
-            totals={
-                "now_s": self.clock(),
-                **{name: sums[name] for name in SUMMED},
-                "wait_gpus": sum(online) + preemptor.gpus,
-                "batch_wait_gpus": sum(sizes),
-                "batch_wait_1": sum(size for size in sizes if size <= 1),
-                "batch_wait_2": sum(size for size in sizes if size == 2),
-                "batch_wait_4": sum(size for size in sizes if 2 < size <= 4),
-                "batch_wait_group": sum(pod.gpus for pod in batch if pod.group),
-            },
-            others=self._table.other_rows(nodes),
-            groups=self._table.groups(self._groups),
         )

@@ -176,36 +176,59 @@ class Decider:
         selector = self.selector
         if not cause:
             view = self.cache.view(preemptor, nodes, worst_case=guaranteed)
-            try:
-                chosen = self._run(self.selector, view, self.budget_s)
-                self._check(preemptor, view, chosen, proposed)
-            except SelectorTimeoutError as error:
-                cause, detail = "timeout", str(error)
-            except GuardError as error:
-                cause, detail = "guard", str(error)
-            except Exception as error:  # noqa: BLE001  whatever a model does, the baseline answers
-                cause, detail = "model_error", f"{type(error).__name__}: {error}"
+            chosen, cause, detail = self._ask_selector(preemptor, view, proposed)
         if cause:
             selector = self.fallback
-            try:
-                for some in _parts(nodes):
-                    view = self.cache.view(preemptor, some, worst_case=guaranteed)
-                    chosen = self._run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
-                    self._check(preemptor, view, chosen, proposed)
-                    if chosen is not None:
-                        break
-            except Exception as error:
-                if isinstance(error, GuardError) and error.guard == "fits_all_resources":
-                    raise _ShortOfResourcesError(str(error)) from error
-                raise UndecidableError(
-                    f"pod {preemptor.key!r}: {detail}; and the baseline: {error}"
-                ) from error
+            view, chosen = self._ask_baseline(preemptor, nodes, proposed, detail)
         if chosen is not None:
             return self._answer(preemptor, view, chosen, selector.name, cause, detail)
         if self._has_candidates(view, preemptor):
             why = "it is better to wait" if not cause else "the baseline found nothing"
             return Decision(None, (), (), None, 0, selector.name, cause, detail, (why,))
         return None
+
+    def _ask_selector(
+        self, preemptor: PodRecord, view: ClusterView, proposed: Mapping[str, Sequence[str]]
+    ) -> tuple[Candidate | None, str, str]:
+        """Return the selector's choice, or why the baseline must decide: a cause and its detail."""
+        try:
+            chosen = self._run(self.selector, view, self.budget_s)
+            self._check(preemptor, view, chosen, proposed)
+        except SelectorTimeoutError as error:
+            return None, "timeout", str(error)
+        except GuardError as error:
+            return None, "guard", str(error)
+        except Exception as error:  # noqa: BLE001  whatever a model does, the baseline answers
+            return None, "model_error", f"{type(error).__name__}: {error}"
+        return chosen, "", ""
+
+    def _ask_baseline(
+        self,
+        preemptor: PodRecord,
+        nodes: dict[str, NodeState],
+        proposed: Mapping[str, Sequence[str]],
+        detail: str,
+    ) -> tuple[ClusterView, Candidate | None]:
+        """Return the baseline's choice and the nodes that it last looked at.
+
+        Raises:
+            UndecidableError: it failed too.
+        """
+        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        try:
+            for some in _parts(nodes):
+                view = self.cache.view(preemptor, some, worst_case=guaranteed)
+                chosen = self._run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
+                self._check(preemptor, view, chosen, proposed)
+                if chosen is not None:
+                    break
+        except Exception as error:
+            if isinstance(error, GuardError) and error.guard == "fits_all_resources":
+                raise _ShortOfResourcesError(str(error)) from error
+            raise UndecidableError(
+                f"pod {preemptor.key!r}: {detail}; and the baseline: {error}"
+            ) from error
+        return view, chosen
 
     def _run(self, selector: VictimSelector, view: ClusterView, limit_s: float) -> Candidate | None:
         return self._runner.select(selector, view, view.preemptor, limit_s)

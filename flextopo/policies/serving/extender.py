@@ -16,7 +16,7 @@ from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.levels import LEVELS, NO_FIT, POINTS, AlignmentLevel, level_deficit
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.node_state import NodeState
-from flextopo.policies.serving.records import PodRecord, read_pod
+from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.shadow import compare_with_default
 from flextopo.policies.serving.telemetry import Telemetry
 from flextopo.policies.serving.wire import (
@@ -58,7 +58,7 @@ class Extender:
             UndecidableError: nothing may be answered.
         """
         request = decode_preempt(body)
-        preemptor = read_pod(request.Pod, self.decider.cache.classes)
+        preemptor = self.decider.cache.read(request.Pod)
         proposed = ProposedVictims(request)
         if preemptor.gpus == 0 or not proposed:
             return _as_proposed(proposed, proposed)
@@ -89,7 +89,7 @@ class Extender:
             ObjectError: the body is not one.
         """
         request = decode_nodes(body)
-        preemptor = read_pod(request.Pod, self.decider.cache.classes)
+        preemptor = self.decider.cache.read(request.Pod)
         nodes = read_nodes(request)
         failed: dict[str, str] = {}
         never: dict[str, str] = {}
@@ -124,7 +124,7 @@ class Extender:
             ObjectError: the body is not one.
         """
         request = decode_nodes(body)
-        preemptor = read_pod(request.Pod, self.decider.cache.classes)
+        preemptor = self.decider.cache.read(request.Pod)
         return msgspec.json.encode(
             [{"Host": name, "Score": self._score(name, preemptor)} for name in read_nodes(request)]
         )

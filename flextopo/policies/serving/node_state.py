@@ -98,7 +98,7 @@ class NodeState:
         return self.sure if sure else self.counted
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Holder:
     """A pod with what it is known to hold; None = not known."""
 
@@ -108,115 +108,163 @@ class _Holder:
     status: int
 
 
-def derive(
-    hardware: Hardware,
-    models: npt.NDArray[Any],
-    width: int,
-    allocatable: dict[str, int],
-    records: Sequence[PodRecord],
-    marks: Mapping[str, Marks],
-    budget_of: Callable[[PodRecord], int],
-    now_s: int,
-) -> NodeState:
-    """Work out a node from its hardware, its pods and what is known of their placements.
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeFacts:
+    """What the service was told of a node.
 
-    Args:
+    Attributes:
         hardware: the kind of server.
-        models: the compiled server models.
-        width: NUMA nodes of the largest model, U.
         allocatable: what the node offers, in thousandths.
         records: pods bound to the node or nominated for it.
         marks: what FlexTopo says pods hold, by name.
+    """
+
+    hardware: Hardware
+    allocatable: dict[str, int]
+    records: Sequence[PodRecord]
+    marks: Mapping[str, Marks]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClusterFacts:
+    """What it takes to say of a node what arrays say.
+
+    Attributes:
+        models: the compiled server models.
+        width: NUMA nodes of the largest model, U.
         budget_of: index of a pod's disruption budget, -1 = none.
         now_s: Unix time.
+    """
+
+    models: npt.NDArray[Any]
+    width: int
+    budget_of: Callable[[PodRecord], int]
+    now_s: int
+
+
+@dataclass(slots=True)
+class _Free:
+    """What nobody holds so far: a bit mask of GPUs, and cores by NUMA node."""
+
+    gpus: int
+    cores: list[int]
+
+
+def derive(facts: NodeFacts, cluster: ClusterFacts) -> NodeState:
+    """Work out a node from its hardware, its pods and what is known of their placements.
 
     Returns:
         The state. Pods whose GPUs nobody knows get places where kubelet might have put them, so
         that counts are true.
     """
-    names = Counter([record.name for record in records])
-    server = hardware.server
-    gpu_free = (1 << server.num_gpus) - 1
-    cores_free = [*server.numa_cores, *[0] * (width - server.num_numa_nodes)]
-    requested: dict[str, int] = {}
-    holders: list[_Holder] = []
-    for record in sorted(records, key=attrgetter("importance")):
-        if record.finished:
-            continue
-        if record.node:
-            add(requested, record.requests)
-            requested["pods"] = requested.get("pods", 0) + 1000
-        holder = _holder(record, marks, names, hardware, width)
-        if holder.gpu_mask and holder.gpu_mask & ~gpu_free:
-            holder.gpu_mask = None
-        if holder.cores is not None and any(map(gt, holder.cores, cores_free)):
-            holder.cores = None
-        gpu_free &= ~(holder.gpu_mask or 0)
-        if holder.cores is not None:
-            cores_free = list(map(sub, cores_free, holder.cores))
-        if record.gpus or holder.cores is None or any(holder.cores):
-            holders.append(holder)
-    offered = min(allocatable.get(GPU, 0) // 1000, server.num_gpus)
-    in_use = sum(h.record.gpus for h in holders if h.status != NOMINATED)
-    lost = min(server.num_gpus - offered, gpu_free.bit_count())
-    gpu_free = _by_elimination(holders, gpu_free, lost)
-    known = [h for h in holders if h.gpu_mask is not None and h.cores is not None]
-    guessed = [h for h in holders if h.gpu_mask is None or h.cores is None]
-    if not hardware.known:
-        known, guessed = [], holders
+    hardware = facts.hardware
+    records = sorted(facts.records, key=attrgetter("importance"))
+    records = [record for record in records if not record.finished]
+    free, holders = _hold(records, facts, cluster.width)
+    offered = min(facts.allocatable.get(GPU, 0) // 1000, hardware.server.num_gpus)
+    lost = min(hardware.server.num_gpus - offered, free.gpus.bit_count())
+    _by_elimination(holders, free, lost)
+    known, guessed = _by_knowledge(holders, hardware.known)
     unknown_gpus = lost + sum(h.record.gpus for h in guessed if h.gpu_mask is None)
     unknown_cores = sum(h.record.cores for h in guessed if h.cores is None)
-    # With a fault under a running pod, nobody knows what an eviction gives back.
-    broken = f"pods hold {in_use} GPUs of {offered} that it offers" if in_use > offered else ""
-    before = cores_free
-    # Those that are nominated come last: they hold what nobody else does.
-    for holder in sorted(guessed, key=lambda h: h.status == NOMINATED):
-        gpu_free, cores_free, fits = _guess(holder, models, hardware.model, gpu_free, cores_free)
-        if not fits and holder.status == NOMINATED:
-            unknown_gpus -= holder.record.gpus
-            unknown_cores -= holder.record.cores
-            guessed = [other for other in guessed if other is not holder]
+    before = free.cores
+    nowhere = _guess_all(guessed, free, cluster.models, hardware.model)
+    guessed = [holder for holder in guessed if holder not in nowhere]
+    unknown_gpus -= sum(holder.record.gpus for holder in nowhere)
+    unknown_cores -= sum(holder.record.cores for holder in nowhere)
     for _ in range(lost):
-        gpu_free &= gpu_free - 1
-    if len(holders) >= MAX_PODS_PER_NODE:
-        broken = f"{len(holders)} pods hold GPUs or cores; legal: below {MAX_PODS_PER_NODE}"
+        free.gpus &= free.gpus - 1
     everyone = [*known, *guessed]
-    pack_cores = struct.Struct(f"{width}h").pack
-    rows = [_rows_of(holder, pack_cores, budget_of, now_s) for holder in everyone]
-    counted = sure = _resources(everyone, rows, hardware.model, gpu_free, pack_cores, cores_free)
+    rows = [_rows_of(holder, cluster) for holder in everyone]
+    counted = sure = _resources(everyone, rows, hardware.model, free)
     if guessed or unknown_gpus or unknown_cores or not hardware.known:
         # No NUMA node has fewer free cores than if all that nobody knows of were there.
         least = [max(cores - unknown_cores, 0) for cores in before]
-        sure_gpus = 0 if unknown_gpus else gpu_free
-        rows = rows[: len(known)]
-        sure = _resources(known, rows, hardware.model, sure_gpus, pack_cores, least)
+        left = _Free(0 if unknown_gpus else free.gpus, least)
+        sure = _resources(known, rows[: len(known)], hardware.model, left)
     online = sum([h.record.gpus for h in everyone if h.record.online])
     return NodeState(
         hardware=hardware,
-        allocatable=allocatable,
-        requested=requested,
+        allocatable=facts.allocatable,
+        requested=_requested(records),
         counted=counted,
         sure=sure,
         unknown_gpus=unknown_gpus,
         unknown_cores=unknown_cores,
         online_gpus=online,
         batch_gpus=sum([h.record.gpus for h in everyone]) - online,
-        broken=broken,
+        broken=_what_is_broken(holders, offered),
     )
 
 
-def _holder(
-    record: PodRecord,
-    marks: Mapping[str, Marks],
-    names: Mapping[str, int],
-    hardware: Hardware,
-    width: int,
-) -> _Holder:
+def _requested(records: Sequence[PodRecord]) -> dict[str, int]:
+    """Return what the pods bound to a node ask for, in thousandths; each is a pod, too."""
+    total: dict[str, int] = {}
+    for record in records:
+        if record.node:
+            add(total, record.requests)
+            total["pods"] = total.get("pods", 0) + 1000
+    return total
+
+
+def _hold(
+    records: Sequence[PodRecord], facts: NodeFacts, width: int
+) -> tuple[_Free, list[_Holder]]:
+    """Give pods what they are known to hold, the first where two claim it.
+
+    Args:
+        records: pods that are not finished, by descending importance.
+        facts: of the node; names are told apart among all its pods.
+        width: NUMA nodes of the largest model.
+
+    Returns:
+        What is free, and the pods that hold GPUs or cores, in the same order.
+    """
+    names = Counter([record.name for record in facts.records])
+    server = facts.hardware.server
+    cores_free = [*server.numa_cores, *[0] * (width - server.num_numa_nodes)]
+    free, holders = _Free((1 << server.num_gpus) - 1, cores_free), []
+    for record in records:
+        holder = _holder(record, facts, names, width)
+        if holder.gpu_mask and holder.gpu_mask & ~free.gpus:
+            holder.gpu_mask = None
+        if holder.cores is not None and any(map(gt, holder.cores, free.cores)):
+            holder.cores = None
+        free.gpus &= ~(holder.gpu_mask or 0)
+        if holder.cores is not None:
+            free.cores = list(map(sub, free.cores, holder.cores))
+        if record.gpus or holder.cores is None or any(holder.cores):
+            holders.append(holder)
+    return free, holders
+
+
+def _by_knowledge(
+    holders: Sequence[_Holder], hardware_known: bool
+) -> tuple[list[_Holder], list[_Holder]]:
+    """Return the pods of known placement, and the others."""
+    known: list[_Holder] = []
+    guessed: list[_Holder] = []
+    for holder in holders:
+        sure = hardware_known and holder.gpu_mask is not None and holder.cores is not None
+        (known if sure else guessed).append(holder)
+    return known, guessed
+
+
+def _what_is_broken(holders: Sequence[_Holder], offered: int) -> str:
+    """Say why a node is left out of decisions, empty = it is not."""
+    if len(holders) >= MAX_PODS_PER_NODE:
+        return f"{len(holders)} pods hold GPUs or cores; legal: below {MAX_PODS_PER_NODE}"
+    in_use = sum(h.record.gpus for h in holders if h.status != NOMINATED)
+    # With a fault under a running pod, nobody knows what an eviction gives back.
+    return f"pods hold {in_use} GPUs of {offered} that it offers" if in_use > offered else ""
+
+
+def _holder(record: PodRecord, facts: NodeFacts, names: Mapping[str, int], width: int) -> _Holder:
     """Find out what a pod holds: by annotation, else by FlexTopo's marks under its name."""
-    found = marks.get(record.key)
+    found = facts.marks.get(record.key)
     # A bare name is the pod's only where no other pod of the node is called so.
     if found is None and names[record.name] == 1:
-        found = marks.get(record.name)
+        found = facts.marks.get(record.name)
     cores, gpus = found or NO_MARKS
     if record.cores_held is not None:
         cores = record.cores_held
@@ -227,7 +275,7 @@ def _holder(
         status = TERMINATING
     if not record.node:
         status = NOMINATED
-    mask, held = held_by(hardware, Marks(cores, gpus), width)
+    mask, held = held_by(facts.hardware, Marks(cores, gpus), width)
     if not record.gpus:
         mask = 0
     elif len(gpus) != record.gpus:
@@ -238,62 +286,64 @@ def _holder(
     return _Holder(record, mask, held, status)
 
 
-def _by_elimination(holders: Sequence[_Holder], gpu_free: int, lost: int) -> int:
-    """Give the one pod whose GPUs are not known the only ones it can have; return what is free."""
+def _by_elimination(holders: Sequence[_Holder], free: _Free, lost: int) -> None:
+    """Give the one pod whose GPUs are not known the only ones it can have."""
     missing = [holder for holder in holders if holder.gpu_mask is None]
     if len(missing) == 1 and not lost and missing[0].status != NOMINATED:
         (holder,) = missing
-        if holder.record.gpus == gpu_free.bit_count():
-            holder.gpu_mask, gpu_free = gpu_free, 0
-    return gpu_free
+        if holder.record.gpus == free.gpus.bit_count():
+            holder.gpu_mask, free.gpus = free.gpus, 0
 
 
-def _guess(
-    holder: _Holder, models: npt.NDArray[Any], model: int, gpu_free: int, cores_free: list[int]
-) -> tuple[int, list[int], bool]:
-    """Give a pod GPUs and cores where kubelet might have.
+def _guess_all(
+    guessed: Sequence[_Holder], free: _Free, models: npt.NDArray[Any], model: int
+) -> list[_Holder]:
+    """Give pods places; return those that are nominated and fit nowhere, which hold nothing yet."""
+    nowhere = []
+    # Those that are nominated come last: they hold what nobody else does.
+    for holder in sorted(guessed, key=lambda h: h.status == NOMINATED):
+        fits = _guess(holder, free, models, model)
+        if not fits and holder.status == NOMINATED:
+            nowhere.append(holder)
+    return nowhere
 
-    Returns:
-        The free GPUs and cores that are left, and whether it fits.
-    """
+
+def _guess(holder: _Holder, free: _Free, models: npt.NDArray[Any], model: int) -> bool:
+    """Give a pod GPUs and cores where kubelet might have; return whether it fits."""
     record = holder.record
     if holder.gpu_mask is None and holder.cores is None:
-        free, taken = np.array(cores_free, np.int16), np.zeros(len(cores_free), np.int16)
-        level, mask = place(models, model, gpu_free, free, record.gpus, record.cores, taken)
+        cores_free, taken = np.array(free.cores, np.int16), np.zeros(len(free.cores), np.int16)
+        level, mask = place(models, model, free.gpus, cores_free, record.gpus, record.cores, taken)
         if level != NO_FIT:
             holder.gpu_mask, holder.cores = int(mask), tuple(taken.tolist())
-            return gpu_free & ~int(mask), (free - taken).tolist(), True
-    if holder.status == NOMINATED or (gpu_free.bit_count() < record.gpus and not holder.gpu_mask):
+            free.gpus, free.cores = free.gpus & ~int(mask), (cores_free - taken).tolist()
+            return True
+    if holder.status == NOMINATED or (free.gpus.bit_count() < record.gpus and not holder.gpu_mask):
         holder.gpu_mask = holder.gpu_mask or 0
-        holder.cores = (0,) * len(cores_free)
-        return gpu_free, cores_free, False
+        holder.cores = (0,) * len(free.cores)
+        return False
     if holder.gpu_mask is None:
         holder.gpu_mask = 0
         for _ in range(record.gpus):
-            holder.gpu_mask |= gpu_free & -gpu_free
-            gpu_free &= gpu_free - 1
+            holder.gpu_mask |= free.gpus & -free.gpus
+            free.gpus &= free.gpus - 1
     if holder.cores is None:
         left, cores = record.cores, []
-        for free_here in cores_free:
+        for free_here in free.cores:
             cores.append(min(left, free_here))
             left -= cores[-1]
-        cores_free, holder.cores = list(map(sub, cores_free, cores)), tuple(cores)
-    return gpu_free, cores_free, True
+        free.cores, holder.cores = list(map(sub, free.cores, cores)), tuple(cores)
+    return True
 
 
 Rows = tuple[bytes, bytes, bytes]
 """A pod's rows of POD_DTYPE and LIVE_DTYPE, and its (U,) int16 cores."""
 
 
-def _rows_of(
-    holder: _Holder,
-    pack_cores: Callable[..., bytes],
-    budget_of: Callable[[PodRecord], int],
-    now_s: int,
-) -> Rows:
+def _rows_of(holder: _Holder, cluster: ClusterFacts) -> Rows:
     record, cores = holder.record, holder.cores
     assert cores is not None  # known or guessed by now
-    start_s = now_s - record.age_s(now_s)
+    start_s = cluster.now_s - record.age_s(cluster.now_s)
     may_go = record.preemptible and not record.daemon and not record.static
     spec = pack_pod(
         start_s,
@@ -302,32 +352,35 @@ def _rows_of(
         record.priority,
         record.checkpoint_s,
         record.protection_s,
-        budget_of(record),
+        cluster.budget_of(record),
+        record.batch_class,
         record.online,
         record.requirement,
         may_go,
     )
     live = pack_live(start_s, 0, holder.gpu_mask or 0, holder.status)
-    return spec, live, pack_cores(*cores)
+    return spec, live, _pack_cores(cores)
+
+
+def _pack_cores(cores: Sequence[int]) -> bytes:
+    return struct.pack(f"{len(cores)}h", *cores)
 
 
 def _resources(
     holders: Sequence[_Holder],
     rows: Sequence[Rows],
     model: int,
-    gpu_free: int,
-    pack_cores: Callable[..., bytes],
-    cores_free: Sequence[int],
+    free: _Free,
 ) -> NodeResources:
-    num_cores = sum(cores_free)
-    pieces = [pack_node(gpu_free, num_cores, model, len(rows)), pack_cores(*cores_free)]
+    num_cores = sum(free.cores)
+    pieces = [pack_node(free.gpus, num_cores, model, len(rows)), _pack_cores(free.cores)]
     for column in zip(*rows, strict=True):
         pieces += column
     return NodeResources(
         records=[holder.record for holder in holders],
         packed=b"".join(pieces),
-        gpu_free=gpu_free,
-        cores_free=np.array(cores_free, np.int16),
-        num_gpus=gpu_free.bit_count(),
+        gpu_free=free.gpus,
+        cores_free=np.array(free.cores, np.int16),
+        num_gpus=free.gpus.bit_count(),
         num_cores=num_cores,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import lt
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.captures.from_text import parse_cpu_list
+from flextopo.cluster.workload.tape import BATCH_PRIORITIES
 from flextopo.policies.serving.objects import (
     GPU,
     Container,
@@ -36,6 +40,11 @@ REQUIREMENTS = {
 }
 MAX_INT32 = 2**31 - 1
 
+CLASS_BANDS = BATCH_PRIORITIES[1:]
+"""Priorities from which on a batch pod is of class 1, 2, ...; those of the simulated workload."""
+MAX_BANDS = 8
+"""Bands at most. Policies that were trained here know classes 0 and 1."""
+
 
 @dataclass(slots=True, eq=False)
 class PodRecord:
@@ -53,6 +62,7 @@ class PodRecord:
         gpus: whole GPUs asked for.
         cores: whole CPU cores asked for, rounded up.
         priority: greater is more important; 0 where nothing states one.
+        batch_class: of a batch pod by its priority, 0 = low; lost work weighs 1 + batch_class.
         requirement: what it asks of the topology.
         preemptible: neither it nor its PriorityClass forbids preemption.
         daemon: a DaemonSet's pod.
@@ -84,6 +94,7 @@ class PodRecord:
     gpus: int
     cores: int
     priority: int
+    batch_class: int
     requirement: TopologyRequirement
     preemptible: bool
     daemon: bool
@@ -123,12 +134,36 @@ class PodRecord:
         return (-self.priority, start, self.key)
 
 
-def read_pod(pod: PodObject, classes: dict[str, PriorityClassObject]) -> PodRecord:
+def batch_class(priority: int, online: bool, bands: Sequence[int] = CLASS_BANDS) -> int:
+    """Return a pod's class: how many bands its priority reaches, 0 for online pods."""
+    return 0 if online else bisect_right(bands, priority)
+
+
+def check_bands(bands: Sequence[int]) -> None:
+    """Refuse bands that are no bands.
+
+    Raises:
+        FlextopoError: they do not ascend, are too many, or one has more than 32 bits.
+    """
+    ascend = all(map(lt, bands, bands[1:]))
+    if not ascend or len(bands) > MAX_BANDS or any(abs(band) > MAX_INT32 for band in bands):
+        raise FlextopoError(
+            f"class bands {', '.join(map(str, bands))}; "
+            f"legal: up to {MAX_BANDS} ascending priorities of 32 bits"
+        )
+
+
+def read_pod(
+    pod: PodObject,
+    classes: dict[str, PriorityClassObject],
+    bands: Sequence[int] = CLASS_BANDS,
+) -> PodRecord:
     """Read a pod.
 
     Args:
         pod: the object.
         classes: PriorityClasses by name.
+        bands: priorities from which on a batch pod is of class 1, 2, ...
 
     Raises:
         ObjectError: a quantity, number or time in it is not one.
@@ -150,6 +185,7 @@ def read_pod(pod: PodObject, classes: dict[str, PriorityClassObject]) -> PodReco
     if abs(priority) > MAX_INT32:
         raise ObjectError(f"{where}: priority {priority}; legal: 32 bits")
     owners = {owner.kind for owner in meta.ownerReferences or ()}
+    requirement = _requirement(annotations, where)
     policy = spec.preemptionPolicy or (kind.preemptionPolicy if kind else None)
     labels = meta.labels or {}
     return PodRecord(
@@ -164,7 +200,8 @@ def read_pod(pod: PodObject, classes: dict[str, PriorityClassObject]) -> PodReco
         gpus=gpus,
         cores=cores,
         priority=priority,
-        requirement=_requirement(annotations, where),
+        batch_class=batch_class(priority, requirement != TopologyRequirement.NONE, bands),
+        requirement=requirement,
         preemptible=_preemptible(annotations, kind),
         daemon="DaemonSet" in owners,
         static="Node" in owners or MIRROR in annotations or annotations.get(STATIC) == "file",

@@ -20,6 +20,7 @@ from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.objects import Meta, NodeObject, NodeStatus, PodObject
+from flextopo.policies.serving.records import CLASS_BANDS, check_bands
 from flextopo.policies.serving.service import Service, make_app, make_health_app
 from flextopo.policies.serving.snapshot_file import load_snapshot
 from flextopo.policies.serving.telemetry import Telemetry
@@ -70,6 +71,7 @@ class Plan:
         controller: also evict for pods that kube-scheduler leaves pending.
         shadow: decide and log, and change nothing.
         budget_s: time of the selector for one decision.
+        bands: priorities from which on batch pods are of class 1, 2, ...
     """
 
     selector: VictimSelector
@@ -79,6 +81,7 @@ class Plan:
     controller: bool = False
     shadow: bool = False
     budget_s: float = 0.2
+    bands: Sequence[int] = CLASS_BANDS
 
 
 Task = Callable[[], Awaitable[None]]
@@ -90,10 +93,16 @@ def start(plan: Plan, listen: Listen) -> None:
     Raises:
         FlextopoError: the snapshot is illegal, there is no cluster, or it cannot listen.
     """
-    cache = ClusterCache() if plan.snapshot is None else load_snapshot(plan.snapshot)
+    check_bands(plan.bands)
+    if plan.snapshot is None:
+        cache = ClusterCache(bands=plan.bands)
+    else:
+        cache = load_snapshot(plan.snapshot, bands=plan.bands)
     decider = Decider(cache, plan.selector, plan.fallback, plan.budget_s)
     telemetry = Telemetry(cache, lambda: decider.age_s())
-    service = Service(plan.selector, plan.fallback, telemetry, budget_s=plan.budget_s)
+    service = Service(
+        plan.selector, plan.fallback, telemetry, budget_s=plan.budget_s, bands=plan.bands
+    )
     if plan.kube or plan.snapshot is not None:
         service.extender = Extender(decider, telemetry, plan.shadow)
     tasks: list[Task] = []

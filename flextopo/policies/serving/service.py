@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,6 +19,7 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.openapi import openapi_document
+from flextopo.policies.serving.records import CLASS_BANDS
 from flextopo.policies.serving.runner import SelectorRunner, UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
 from flextopo.policies.snapshot import decide, decode
@@ -53,6 +54,7 @@ class Service:
         ready: says whether the cluster is known.
         budget_s: time of the selector for one decision.
         limits: what a request may cost.
+        bands: priorities from which on a snapshot's batch pods are of class 1, 2, ...
     """
 
     selector: VictimSelector
@@ -62,6 +64,7 @@ class Service:
     ready: Callable[[], bool] = lambda: True
     budget_s: float = 0.2
     limits: Limits = field(default_factory=Limits)
+    bands: Sequence[int] = CLASS_BANDS
     _runner: SelectorRunner = field(default_factory=SelectorRunner)
     _under_way: int = 0
 
@@ -72,7 +75,9 @@ class Service:
             FlextopoError: the snapshot is not legal.
             UndecidableError: the baseline failed too.
         """
-        found = decide(decode(body), self.selector, self.fallback, self._runner, self.budget_s)
+        found = decide(
+            decode(body), self.selector, self.fallback, self._runner, self.budget_s, self.bands
+        )
         if found["cause"]:
             self.telemetry.fell_back(found["cause"])
         self.telemetry.log("decision", verb="decide", **found)

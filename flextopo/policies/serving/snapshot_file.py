@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -14,6 +14,7 @@ import yaml
 
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.objects import KINDS, KubeObject, ObjectError, PodObject, key_of
+from flextopo.policies.serving.records import CLASS_BANDS
 
 MAX_BYTES = 512 * 2**20
 """Largest snapshot; 80,000 pods of 5 kB are 400 MB."""
@@ -40,7 +41,9 @@ class _List(msgspec.Struct):
     items: list[_Object] | None = None
 
 
-def load_snapshot(path: Path, clock: Callable[[], int] | None = None) -> ClusterCache:
+def load_snapshot(
+    path: Path, clock: Callable[[], int] | None = None, bands: Sequence[int] = CLASS_BANDS
+) -> ClusterCache:
     """Load a cluster.
 
     Args:
@@ -48,6 +51,7 @@ def load_snapshot(path: Path, clock: Callable[[], int] | None = None) -> Cluster
             writes: a List, or any number of YAML documents, each an object or a List. Pods may
             lack a uid, which then is `namespace/name`.
         clock: Unix time in seconds, the system's by default.
+        bands: priorities from which on batch pods are of class 1, 2, ...
 
     Raises:
         ObjectError: the file cannot be read, is too large, or an object in it is illegal.
@@ -60,7 +64,7 @@ def load_snapshot(path: Path, clock: Callable[[], int] | None = None) -> Cluster
         ) from None
     if len(data) > MAX_BYTES:
         raise ObjectError(f"{path}: over {MAX_BYTES >> 20} MiB; legal: up to that")
-    cache = ClusterCache(clock)
+    cache = ClusterCache(clock, bands)
     # Millions of objects are made and hardly any is let go: the collector would only walk them.
     gc.disable()
     try:

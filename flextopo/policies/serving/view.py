@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 from typing import Any
@@ -138,31 +139,42 @@ class ClusterView(ClusterState):
         return sorted(found, key=lambda record: record.importance)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Surroundings:
+    """What a view says beyond its nodes.
+
+    Attributes:
+        models: the server models.
+        table: the same, compiled.
+        pdb_left: disruptions that each budget still allows.
+        totals: fields of TOTALS_DTYPE for the whole cluster.
+        others: (m,) NODE_DTYPE, all other nodes of the cluster.
+        groups: PodGroups that stop when they lose a member.
+    """
+
+    models: Sequence[ServerModel]
+    table: npt.NDArray[Any]
+    pdb_left: Sequence[int]
+    totals: Mapping[str, int]
+    others: npt.NDArray[Any]
+    groups: Groups
+
+
 def build_view(
     preemptor: PodRecord,
     nodes: Mapping[str, NodeState],
+    around: Surroundings,
     *,
-    models: Sequence[ServerModel],
-    table: npt.NDArray[Any],
     worst_case: bool,
-    pdb_left: Sequence[int],
-    totals: Mapping[str, int],
-    others: npt.NDArray[Any],
-    groups: Groups,
 ) -> ClusterView:
     """Build the view of a decision.
 
     Args:
         preemptor: the pending pod.
         nodes: the nodes it may go to, by name.
-        models: the server models.
-        table: the same, compiled.
+        around: the rest of the cluster.
         worst_case: take what is free wherever the pods of unknown placement are, and let none of
             them be a victim: for claims of alignment.
-        pdb_left: disruptions that each budget still allows.
-        totals: fields of TOTALS_DTYPE for the whole cluster.
-        others: (m,) NODE_DTYPE, all other nodes of the cluster.
-        groups: PodGroups that stop when they lose a member.
 
     Returns:
         The view; the time of the copies grows with the pods on `nodes` alone.
@@ -170,23 +182,23 @@ def build_view(
     states = list(nodes.values())
     parts_of_nodes = [state.resources(worst_case) for state in states]
     parts = [[preemptor], *[resources.records for resources in parts_of_nodes]]
-    members = _members_elsewhere(parts, states, groups)
+    members = _members_elsewhere(parts, states, around.groups)
     parts.append([state.counted.records[row] for state, row in members])
     width, n = len(parts_of_nodes[0].cores_free), len(states)
     first = pack_pod(
-        0, preemptor.gpus, preemptor.cores, preemptor.priority, 0, 0, -1, 1,
+        0, preemptor.gpus, preemptor.cores, preemptor.priority, 0, 0, -1, 0, 1,
         preemptor.requirement, 1,
     )  # fmt: skip
-    queued_s = preemptor.created_s or totals["now_s"]
+    queued_s = preemptor.created_s or around.totals["now_s"]
     packed = [first, pack_live(NEVER_PLACED_S, queued_s, 0, PENDING), bytes(2 * width)]
     packed += [resources.packed for resources in parts_of_nodes]
     packed += [piece for state, row in members for piece in _pod_rows(state.counted, row, width)]
     everything = joined(packed, np.uint8)
     num_pods = (everything.size - n * (NODE_SIZE + 2 * width)) // (POD_SIZE + LIVE_SIZE + 2 * width)
-    whole = np.empty(n + len(others), NODE_DTYPE)
-    whole[n:] = others
+    whole = np.empty(n + len(around.others), NODE_DTYPE)
+    whole[n:] = around.others
     c = Cluster(
-        models=table,
+        models=around.table,
         nodes=whole[:n],
         node_pods=np.empty((n, MAX_PODS_PER_NODE), np.int32),
         cores_free=np.empty((n, width), np.int16),
@@ -194,16 +206,16 @@ def build_view(
         pods=np.empty(num_pods, POD_DTYPE),
         live=np.empty(num_pods, LIVE_DTYPE),
         pod_cores=np.empty((num_pods, width), np.int16),
-        pdb_left=np.array(pdb_left, np.int64),
+        pdb_left=np.array(around.pdb_left, np.int64),
         totals=np.zeros(1, TOTALS_DTYPE),
         scratch=np.zeros((2, width), np.int16),
     )
     _unpack(c, everything, *map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores)))
-    if groups:
-        _fill_groups(c, parts, groups)
-    for name, value in totals.items():
+    if around.groups:
+        _fill_groups(c, parts, around.groups)
+    for name, value in around.totals.items():
         c.totals[0][name] = value
-    return ClusterView(c, models, list(nodes), states, parts, c._replace(nodes=whole))
+    return ClusterView(c, around.models, list(nodes), states, parts, c._replace(nodes=whole))
 
 
 def _pod_rows(resources: NodeResources, row: int, width: int) -> Iterator[bytes]:
