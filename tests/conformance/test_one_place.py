@@ -23,7 +23,9 @@ import gymnasium, numpy as np
 import flextopo
 from flextopo.cluster.state.arrays import Cluster
 from flextopo.cluster.state.candidates import candidate_arrays
+from types import SimpleNamespace
 from flextopo.policies.serving.node_rows import pack_pod
+from flextopo.policies.serving.records import PodRecord
 from flextopo.cluster.state.schema import POD_DTYPE
 
 NEW = "heat" in Cluster._fields
@@ -55,8 +57,9 @@ if NEW:
     env.simulator.branch(k, count, 3600)
     assert (state.arrays.heat == warm).all(), "a branch wrote into the original"
     assert (pickle.loads(pickle.dumps(state.arrays)).heat == warm).all()
-    row = np.frombuffer(pack_pod(*[0] * 10), POD_DTYPE)[0]
-    assert row["tenant"] in (0, 7), "the row of a served pod"
+    record = SimpleNamespace(**dict.fromkeys(PodRecord.__annotations__, 1))
+    row = np.frombuffer(pack_pod(record, 1, -1, 1, 1), POD_DTYPE)[0]
+    assert row["tenant"] == 7, "the row of a served pod"
 print(json.dumps(found))
 """
 

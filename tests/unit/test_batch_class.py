@@ -18,15 +18,20 @@ from flextopo.cluster.observation.features import (
     CANDIDATE_FEATURES,
     Observation,
     empty_observation,
-    observe,
 )
-from flextopo.cluster.state.arrays import NODE_DTYPE
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.state.schema import Field, Snapshot, record_dtype
 from flextopo.cluster.workload.tape import BATCH_PRIORITIES
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.node_rows import RowPacker
-from flextopo.policies.serving.records import CLASS_BANDS, batch_class, check_bands
+from flextopo.policies.serving.records import (
+    CLASS_BANDS,
+    PodRecord,
+    batch_class,
+    check_bands,
+)
 from flextopo.policies.serving.view import ClusterView
 from flextopo.policies.snapshot import build_state, decode
 
@@ -163,24 +168,32 @@ def test_the_option_s_default_is_the_simulated_workload_s() -> None:
     assert serving._bands(serving.CLASS_BANDS) == CLASS_BANDS == (MIDDLE,)
 
 
+FIELDS = {
+    "gpus": Field("i4", "", "asked for"),
+    "checked": Field("i1", "", "given"),
+    "past": Field("i8", "s", "constant", snapshot=Snapshot(7, "no past")),
+    "priority": Field("i4", "", "asked for"),
+}
+
+
 @pytest.mark.parametrize(
-    ("given", "fixed", "odd"),
+    ("given", "record", "odd"),
     [
-        (("gpu_free", "cores_free", "model"), {}, "num_pods"),
-        (("gpu_free", "cores_free", "model", "num_pods", "colour"), {}, "colour"),
-        (("gpu_free", "cores_free", "model", "num_pods"), {"model": (0, "why")}, "model"),
+        ((), PodRecord, "checked"),  # no record has it
+        (("checked",), None, "gpus, priority"),
+        (("checked", "past"), PodRecord, "past"),  # the table says what it is
+        (("checked", "shoe_size"), PodRecord, "shoe_size"),
     ],
 )
-def test_a_packer_knows_every_field_and_no_other(
-    given: tuple[str, ...], fixed: dict[str, tuple[int, str]], odd: str
+def test_a_packer_names_every_field(
+    given: tuple[str, ...], record: type[Any] | None, odd: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"fields {odd}; legal: each given, or fixed"):
-        RowPacker(NODE_DTYPE, given, fixed)
+    with pytest.raises(ValueError, match=f"fields {odd}; legal: each given, of the record, or"):
+        RowPacker(FIELDS, given, record)
 
 
 def test_a_packer_puts_fields_where_they_belong() -> None:
-    pack = RowPacker(
-        NODE_DTYPE, ("num_pods", "gpu_free"), {"cores_free": (7, ""), "model": (3, "")}
-    )
-    [row] = np.frombuffer(pack(1, 2), NODE_DTYPE)
-    assert row.tolist() == (2, 7, 3, 1)
+    pack = RowPacker(FIELDS, ("checked",), PodRecord)
+    record = read_record(preemptor(2))
+    [row] = np.frombuffer(pack(record, 5), record_dtype(FIELDS))
+    assert row.tolist() == (2, 5, 7, 1000)

@@ -191,7 +191,7 @@ def test_filter_refuses_what_does_not_align_a_guaranteed_pod() -> None:
     assert answer["FailedAndUnresolvableNodes"] == {}
     words = {
         "full": "do not fit",
-        "spread": "different sockets",
+        "spread": "on several sockets",
         "flat": "no FlexTopo",
         "guess": "not known",
         "new": "not seen",

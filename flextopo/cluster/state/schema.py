@@ -71,7 +71,10 @@ POD_FIELDS: dict[str, Field] = {
         "i8", "s", "run time that a batch pod needs; 0 for online pods", 0, (0, 2**62),
         snapshot=Snapshot(ENDLESS_S, "nobody knows how long a job runs"),
     ),
-    "start_s": Field("i8", "s", "start-up time of an online pod before it serves", 0, (0, 2**62)),
+    "start_s": Field(
+        "i8", "s", "start-up time of an online pod before it serves", 0, (0, 2**62),
+        snapshot=Snapshot(0, "nobody starts in a snapshot"),
+    ),
     "gpus": Field("i4", "", "GPUs asked for; 0 = CPU-only", 0, _COUNT),
     "cores": Field("i4", "", "whole cores asked for", 0, _COUNT),
     "priority": Field("i4", "", "greater is more important", 0, (-(2**31), 2**31 - 1)),

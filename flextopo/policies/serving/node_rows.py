@@ -4,88 +4,66 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from operator import itemgetter
-from typing import Any
+from operator import attrgetter, itemgetter
+from typing import Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.state.schema import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE
+from flextopo.cluster.state.schema import (
+    LIVE_FIELDS,
+    NODE_FIELDS,
+    POD_FIELDS,
+    Field,
+    record_dtype,
+)
+from flextopo.policies.serving.records import PodRecord
 
 
 class RowPacker:
-    """Packs one row of an aligned record dtype.
+    """Packs one row of an aligned record: every field is given, read off a record, or a constant.
 
     Args:
-        dtype: of the array; native C layout, whole numbers only.
+        fields: of the record, from the table of the state; where it says what a snapshot holds, that
+            is packed.
         given: fields whose values each call gives, in that order.
-        fixed: value of every other field, and why it is that one.
+        record: class of what a call gives first, which has the other fields; None = nothing.
 
     Raises:
-        ValueError: a field is in neither or in both, or is none of the array's.
+        ValueError: a field is in several or in none of these.
     """
 
     def __init__(
-        self, dtype: np.dtype[Any], given: tuple[str, ...], fixed: Mapping[str, tuple[int, str]]
+        self, fields: Mapping[str, Field], given: tuple[str, ...], record: type[Any] | None = None
     ) -> None:
-        names = dtype.names or ()
-        if sorted((*fixed, *given)) != sorted(names):
-            odd = sorted({*fixed, *given} ^ {*names} | {*fixed} & {*given})
-            raise ValueError(f"fields {', '.join(odd)}; legal: each given, or fixed with a reason")
-        places = {name: i for i, name in enumerate((*fixed, *given))}
-        self._fixed = tuple(value for value, _ in fixed.values())
-        self._in_order = itemgetter(*(places[name] for name in names))
-        layout = "".join(dtype[name].char for name in names)
+        fixed = {name: field.snapshot.value for name, field in fields.items() if field.snapshot}
+        read = [name for name in fields if name not in fixed and name not in given]
+        odd = {*given} - {*fields} | {*given} & {*fixed}
+        odd |= {*read} - {*(get_type_hints(record) if record else ())}
+        if odd:
+            raise ValueError(
+                f"fields {', '.join(sorted(odd))}; legal: each given, of the record, or what the "
+                "table says of snapshots"
+            )
+        self._read = attrgetter(*read) if read else None
+        self._fixed = tuple(fixed.values())
+        places = {name: i for i, name in enumerate((*fixed, *read, *given))}
+        self._in_order = itemgetter(*(places[name] for name in fields))
+        dtype = record_dtype(fields)
+        layout = "".join(dtype[name].char for name in fields)
         self._pack = struct.Struct(f"{layout}0q").pack
 
-    def __call__(self, *values: int) -> bytes:
-        """Return the row of these values."""
-        return self._pack(*self._in_order(self._fixed + values))
+    def __call__(self, *values: Any) -> bytes:
+        """Return the row of these values, behind the record if there is one."""
+        row = self._fixed
+        if self._read is not None:
+            row, values = row + self._read(values[0]), values[1:]
+        return self._pack(*self._in_order(row + values))
 
 
-pack_pod = RowPacker(
-    POD_DTYPE,
-    (
-        "start_s",
-        "gpus",
-        "cores",
-        "priority",
-        "checkpoint_s",
-        "protection_s",
-        "pdb",
-        "batch_class",
-        "online",
-        "requirement",
-        "preemptible",
-    ),
-    {
-        "arrive_s": (0, "read where time goes on"),
-        "depart_s": (2**61, "no cluster tells: never"),
-        "duration_s": (2**40, "no cluster tells: longer than anything"),
-        "group": (-1, "a view numbers the PodGroups it meets"),
-        "next_member": (0, "a view makes the rings"),
-    },
-)
-pack_live = RowPacker(
-    LIVE_DTYPE,
-    ("since_s", "queued_s", "gpu_mask", "status"),
-    {
-        "done_s": (0, "no cluster tells what earlier runs saved"),
-        "evictions": (0, "no cluster tells: an evicted pod comes back as another one"),
-        "overhead_s": (0, "no cluster tells what a restart takes"),
-        "node": (-1, "a view numbers its nodes"),
-        "level": (0, "read where time goes on"),
-        "deficit": (0, "read where time goes on"),
-        "next_s": (0, "read where time goes on"),
-        "wait_s": (0, "read where time goes on"),
-        "heap_at": (-1, "read where time goes on"),
-        "tried": (-1, "read where time goes on"),
-        "disrupted": (0, "read where time goes on; budgets say what they still allow"),
-        "preemptor": (0, "read where time goes on"),
-        "by_preemption": (0, "read where time goes on"),
-    },
-)
-pack_node = RowPacker(NODE_DTYPE, ("gpu_free", "cores_free", "model", "num_pods"), {})
+pack_pod = RowPacker(POD_FIELDS, ("cores", "pdb", "online", "preemptible"), PodRecord)
+pack_live = RowPacker(LIVE_FIELDS, ("since_s", "queued_s", "gpu_mask", "status"))
+pack_node = RowPacker(NODE_FIELDS, ("gpu_free", "cores_free", "model", "num_pods"))
 
 
 def joined(pieces: Iterable[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -345,19 +345,7 @@ def _rows_of(holder: _Holder, cluster: ClusterFacts) -> Rows:
     assert cores is not None  # known or guessed by now
     start_s = cluster.now_s - record.age_s(cluster.now_s)
     may_go = record.preemptible and not record.daemon and not record.static
-    spec = pack_pod(
-        start_s,
-        record.gpus,
-        sum(cores),
-        record.priority,
-        record.checkpoint_s,
-        record.protection_s,
-        cluster.budget_of(record),
-        record.batch_class,
-        record.online,
-        record.requirement,
-        may_go,
-    )
+    spec = pack_pod(record, sum(cores), cluster.budget_of(record), record.online, may_go)
     live = pack_live(start_s, 0, holder.gpu_mask or 0, holder.status)
     return spec, live, _pack_cores(cores)
 

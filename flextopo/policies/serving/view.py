@@ -14,23 +14,19 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel
 from flextopo.cluster.scenario import LossWeights
-from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, PENDING, Cluster
+from flextopo.cluster.state.arrays import PENDING, Cluster, cluster_sizes
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.loss import compile_costs
-from flextopo.cluster.state.placement import (
-    alignment_level,
-    best_level,
-    is_aligned,
-)
+from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import (
     LIVE_DTYPE,
     NEVER_PLACED_S,
     NODE_DTYPE,
     POD_DTYPE,
-    TOTALS_DTYPE,
 )
+from flextopo.cluster.state.storage import allocate_arrays
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.policies.serving.node_rows import joined, pack_live, pack_pod
@@ -185,10 +181,8 @@ def build_view(
     members = _members_elsewhere(parts, states, around.groups)
     parts.append([state.counted.records[row] for state, row in members])
     width, n = len(parts_of_nodes[0].cores_free), len(states)
-    first = pack_pod(
-        0, preemptor.gpus, preemptor.cores, preemptor.priority, 0, 0, -1, 0, 1,
-        preemptor.requirement, 1,
-    )  # fmt: skip
+    # Whoever preempts counts as online, and is nobody's victim while it is pending.
+    first = pack_pod(preemptor, preemptor.cores, -1, 1, 1)
     queued_s = preemptor.created_s or around.totals["now_s"]
     packed = [first, pack_live(NEVER_PLACED_S, queued_s, 0, PENDING), bytes(2 * width)]
     packed += [resources.packed for resources in parts_of_nodes]
@@ -197,18 +191,20 @@ def build_view(
     num_pods = (everything.size - n * (NODE_SIZE + 2 * width)) // (POD_SIZE + LIVE_SIZE + 2 * width)
     whole = np.empty(n + len(around.others), NODE_DTYPE)
     whole[n:] = around.others
-    c = Cluster(
+    sizes = {**cluster_sizes(around.table, n, num_pods, 0), "numa_nodes": width}
+    c = allocate_arrays(
+        Cluster,
+        sizes,
         models=around.table,
         nodes=whole[:n],
-        node_pods=np.empty((n, MAX_PODS_PER_NODE), np.int32),
+        # The rest is filled in at once, and nobody asks which nodes have how many free GPUs.
+        node_pods=np.empty((n, sizes["slots"]), np.int32),
         cores_free=np.empty((n, width), np.int16),
+        pod_cores=np.empty((num_pods, width), np.int16),
         by_free=np.zeros((0, 0), np.int64),
         pods=np.empty(num_pods, POD_DTYPE),
         live=np.empty(num_pods, LIVE_DTYPE),
-        pod_cores=np.empty((num_pods, width), np.int16),
         pdb_left=np.array(around.pdb_left, np.int64),
-        totals=np.zeros(1, TOTALS_DTYPE),
-        scratch=np.zeros((2, width), np.int16),
     )
     _unpack(c, everything, *map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores)))
     if around.groups:
