@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from flextopo.baselines.scores import Option, topology_score
 from flextopo.cluster.state import arrays
@@ -122,15 +125,11 @@ class NodeView:
     @cached_property
     def residents(self) -> list[Resident]:
         """All pods that hold resources on the node, by row."""
-        return [resident for resident, _ in self._residents]
+        return self._read(None)
 
     def evictable(self, preemptor: Pod) -> list[Resident]:
         """Return whom the preemptor may evict, disruption budgets aside, by row."""
-        return [
-            resident
-            for resident, exposed in self._residents
-            if exposed and resident.priority < preemptor.priority
-        ]
+        return self._read(preemptor.priority)
 
     def option(
         self,
@@ -149,39 +148,40 @@ class NodeView:
             free_gpus=self.gpu_free.bit_count(),
         )
 
-    @cached_property
-    def _residents(self) -> list[tuple[Resident, bool]]:
-        """Each pod, and whether anything but a higher priority speaks against its eviction."""
+    def _read(self, priority: int | None) -> list[Resident]:
+        """Return the pods that a preemptor of that priority may evict; None = all."""
         c, now_s = self._cluster.arrays, self._cluster.now_s
         rows = sorted(self._rows)
-        specs, lives = c.pods[rows], c.live[rows]
-        # Whole columns become Python numbers at once, which is several times faster than rows.
-        columns = [specs[name].tolist() for name in _SPEC] + [
-            lives[name].tolist() for name in _LIVE
-        ]
-        columns.append(c.pod_cores[rows, : self.model.num_numa_nodes].tolist())
+        specs, lives = c.pods[rows].tolist(), c.live[rows].tolist()
+        cores = c.pod_cores[rows, : self.model.num_numa_nodes].tolist()
         found = []
-        for row, (
-            priority, pdb, group, online, batch_class, checkpoint_s, protection_s, preemptible,
-            status, since_s, overhead_s, gpu_mask, cores,
-        ) in zip(rows, zip(*columns, strict=True), strict=True):  # fmt: skip
+        for row, spec, live, held in zip(rows, specs, lives, cores, strict=True):
+            status, since_s = live[_STATUS_AT], live[_SINCE_AT]
+            if priority is not None and not (
+                spec[_PREEMPTIBLE_AT]
+                and status in _EVICTABLE
+                and now_s - since_s >= spec[_PROTECTION_AT]
+                and spec[_PRIORITY_AT] < priority
+            ):
+                continue
+            pdb, online = spec[_PDB_AT], bool(spec[_ONLINE_AT])
             works = status == arrays.RUNNING and not online
-            resident = Resident(
-                index=row,
-                priority=priority,
-                start_s=float(since_s),
-                pdbs=(pdb,) if pdb >= 0 else (),
-                gpu_mask=gpu_mask,
-                cores=tuple(cores),
-                status=_STATUS[status],
-                online=bool(online),
-                batch_class=batch_class,
-                group=group,
-                checkpoint_s=checkpoint_s,
-                progress_s=max(0, now_s - since_s - overhead_s) if works else 0,
+            found.append(
+                Resident(
+                    index=row,
+                    priority=spec[_PRIORITY_AT],
+                    start_s=float(since_s),
+                    pdbs=(pdb,) if pdb >= 0 else (),
+                    gpu_mask=live[_GPU_MASK_AT],
+                    cores=tuple(held),
+                    status=_STATUS[status],
+                    online=online,
+                    batch_class=spec[_BATCH_CLASS_AT],
+                    group=spec[_GROUP_AT],
+                    checkpoint_s=spec[_CHECKPOINT_AT],
+                    progress_s=max(0, now_s - since_s - live[_OVERHEAD_AT]) if works else 0,
+                )
             )
-            runs = status in (arrays.RUNNING, arrays.STARTING)
-            found.append((resident, bool(preemptible) and runs and now_s - since_s >= protection_s))
         return found
 
     def fits(self, preemptor: Pod, gone: Sequence[Resident], aligned: bool) -> bool:
@@ -227,9 +227,19 @@ def disruptions_left(cluster: ClusterState) -> list[int]:
     return found
 
 
-_SPEC = (
-    "priority", "pdb", "group", "online", "batch_class", "checkpoint_s", "protection_s",
-    "preemptible",
-)  # fmt: skip
-_LIVE = ("status", "since_s", "overhead_s", "gpu_mask")
+def _places(dtype: np.dtype[Any], *names: str) -> tuple[int, ...]:
+    return tuple((dtype.names or ()).index(name) for name in names)
+
+
+# Whole rows become tuples of Python numbers at once, which is faster than field by field.
+_PRIORITY_AT, _PDB_AT, _GROUP_AT, _ONLINE_AT, _BATCH_CLASS_AT = _places(
+    arrays.POD_DTYPE, "priority", "pdb", "group", "online", "batch_class"
+)
+_CHECKPOINT_AT, _PROTECTION_AT, _PREEMPTIBLE_AT = _places(
+    arrays.POD_DTYPE, "checkpoint_s", "protection_s", "preemptible"
+)
+_STATUS_AT, _SINCE_AT, _OVERHEAD_AT, _GPU_MASK_AT = _places(
+    arrays.LIVE_DTYPE, "status", "since_s", "overhead_s", "gpu_mask"
+)
+_EVICTABLE = (arrays.RUNNING, arrays.STARTING)
 _STATUS = {int(status): status for status in PodStatus}

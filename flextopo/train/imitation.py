@@ -137,15 +137,7 @@ def train_imitation(
         raise FlextopoError(f"{target}: holds a policy already; legal: another folder")
     use_device(config.device)
     torch.set_num_threads(1)
-    runs = [
-        Rounds(config.of_network(at), folder / rounds_folder(at)) for at in range(config.networks)
-    ]
-    begun = [run for run in runs if run.is_there]
-    if resume:
-        for run in begun or runs[:1]:
-            run.resume()
-    elif begun:
-        raise FlextopoError(f"{folder}: holds a run already; legal: another folder, or --resume")
+    runs = _open_runs(config, folder, resume)
     trained = []
     for at, run in enumerate(runs):
         make_folder(folder / rounds_folder(at))
@@ -161,16 +153,8 @@ def train_imitation(
         make_folder(folder / COMMITTEE)
         learn_from_all(network, runs, last, workers, report)
         states = [runs[best].networks[int(np.argmin(history))], *last.networks]
-        for state in states:
-            network.load_state_dict(state)
-            finalists.append(validate(_selector(network, config), config, again=True))
-        chosen = int(np.argmin(finalists))
-        network.load_state_dict(states[chosen])
-        kept = [kept, *last.losses][chosen]
-        report(
-            f"on {AGAIN * config.validation_tapes} other validation tapes: "
-            + ", ".join(f"{loss:.4f}" for loss in finalists)
-        )
+        finalists = _take_best(network, states, config, report)
+        kept = [kept, *last.losses][int(np.argmin(finalists))]
         history = [*history, *last.losses]
     return save_policy(
         network,
@@ -183,6 +167,39 @@ def train_imitation(
         validation_loss=history,
         finalists=finalists,
     )
+
+
+def _open_runs(config: ImitationConfig, folder: Path, resume: bool) -> list[Rounds]:
+    """Return the rounds of each network: none yet, or those that an earlier run left."""
+    runs = [
+        Rounds(config.of_network(at), folder / rounds_folder(at)) for at in range(config.networks)
+    ]
+    begun = [run for run in runs if run.is_there]
+    if resume:
+        for run in begun or runs[:1]:
+            run.resume()
+    elif begun:
+        raise FlextopoError(f"{folder}: holds a run already; legal: another folder, or --resume")
+    return runs
+
+
+def _take_best(
+    network: CandidateScorer,
+    states: list[dict[str, torch.Tensor]],
+    config: ImitationConfig,
+    report: Callable[[str], None],
+) -> list[float]:
+    """Load the state that does best on other validation tapes; return the loss of each."""
+    losses = []
+    for state in states:
+        network.load_state_dict(state)
+        losses.append(validate(_selector(network, config), config, again=True))
+    network.load_state_dict(states[int(np.argmin(losses))])
+    report(
+        f"on {AGAIN * config.validation_tapes} other validation tapes: "
+        + ", ".join(f"{loss:.4f}" for loss in losses)
+    )
+    return losses
 
 
 def learn_from_all(

@@ -324,7 +324,7 @@ def test_scores_see_the_preemptor_and_what_the_victims_are() -> None:
     assert (mate.status, mate.lost_s, mate.group) == (PodStatus.RUNNING, 2000, 0)
     assert (serves.status, serves.online, serves.progress_s) == (PodStatus.STARTING, True, 0)
     assert leaves.status == PodStatus.TERMINATING
-    assert view.evictable(asks) == [job, mate, serves]
+    assert [resident.index for resident in view.evictable(asks)] == [0, 1, 2]
     assert disruptions_left(state) == [1]
 
     def size_aware(option: NodeOption) -> float:
