@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flextopo.baselines.scores import Option, topology_score
-from flextopo.cluster.state import arrays
+from flextopo.cluster.state import arrays, schema
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import LAST_ALIGNED, AlignmentLevel, Domain
@@ -233,13 +233,13 @@ def _places(dtype: np.dtype[Any], *names: str) -> tuple[int, ...]:
 
 # Whole rows become tuples of Python numbers at once, which is faster than field by field.
 _PRIORITY_AT, _PDB_AT, _GROUP_AT, _ONLINE_AT, _BATCH_CLASS_AT = _places(
-    arrays.POD_DTYPE, "priority", "pdb", "group", "online", "batch_class"
+    schema.POD_DTYPE, "priority", "pdb", "group", "online", "batch_class"
 )
 _CHECKPOINT_AT, _PROTECTION_AT, _PREEMPTIBLE_AT = _places(
-    arrays.POD_DTYPE, "checkpoint_s", "protection_s", "preemptible"
+    schema.POD_DTYPE, "checkpoint_s", "protection_s", "preemptible"
 )
 _STATUS_AT, _SINCE_AT, _OVERHEAD_AT, _GPU_MASK_AT = _places(
-    arrays.LIVE_DTYPE, "status", "since_s", "overhead_s", "gpu_mask"
+    schema.LIVE_DTYPE, "status", "since_s", "overhead_s", "gpu_mask"
 )
 _EVICTABLE = (arrays.RUNNING, arrays.STARTING)
 _STATUS = {int(status): status for status in PodStatus}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from flextopo.baselines.futures import Future, InformationState, sample_futures
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.events import Events, empty_events, heap_entries
-from flextopo.cluster.simulation.lookahead import branch_losses
+from flextopo.cluster.simulation.lookahead import Branches, branch_losses
 from flextopo.cluster.simulation.simulator import Simulator, simulation_of
 from flextopo.cluster.state.arrays import NOMINATED, RUNNING, STARTING, TERMINATING, Cluster
 from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
@@ -94,7 +94,7 @@ class Rollout:
         w, one = workspace(), candidate_arrays(1)
         for row, future in enumerate(futures):
             c, e = imagine(sim, known, future)
-            branch_losses(
+            branches = Branches(
                 c,
                 e,
                 branch_of(c, copy=True),
@@ -104,10 +104,8 @@ class Rollout:
                 self.horizon_s,
                 found,
                 count,
-                w,
-                one,
-                losses[row],
             )
+            branch_losses(branches, w, one, losses[row])
         return losses - weighted_gpu_s(sim.events.account, sim.costs)
 
 

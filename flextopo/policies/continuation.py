@@ -16,7 +16,7 @@ from flextopo.cluster.jit.kernels import copying_kernel, kernel, program
 from flextopo.cluster.observation.features import Observation, empty_observation
 from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.events import Events
-from flextopo.cluster.simulation.lookahead import begin_branch, rules_ahead
+from flextopo.cluster.simulation.lookahead import Branches, begin_branch, rules_ahead
 from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, must_align, preempt
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import Cluster
@@ -57,6 +57,14 @@ class Net(NamedTuple):
     scratch: Array
 
 
+class View(NamedTuple):
+    """Memory for what the policy looks at in a branch: candidates, and their observation."""
+
+    workspace: Workspace
+    found: CandidateArrays
+    observation: Observation
+
+
 class PolicyLookahead:
     """Branch decisions of simulations, each branch going on under one policy.
 
@@ -67,9 +75,8 @@ class PolicyLookahead:
 
     def __init__(self, weights: Mapping[str, Array], k: int) -> None:
         self.net = _transposed(weights, k)
-        self._workspace = workspace()
-        self._found = candidate_arrays(k)
-        self._seen = empty_observation(k, weights["candidate.weight"].shape[1])
+        width = weights["candidate.weight"].shape[1]
+        self._view = View(workspace(), candidate_arrays(k), empty_observation(k, width))
 
     def branch(
         self, sim: Simulator, found: CandidateArrays, count: int, horizon_s: int
@@ -81,21 +88,8 @@ class PolicyLookahead:
             under the greedy rule.
         """
         losses = np.empty(count + 1)
-        branch_losses_under(
-            self.net,
-            sim.state.arrays,
-            sim.events,
-            *sim.scratch(),
-            sim.rules,
-            sim.costs,
-            horizon_s,
-            found,
-            count,
-            self._workspace,
-            self._found,
-            self._seen,
-            losses,
-        )
+        branches = sim.branches(found, count, horizon_s)
+        branch_losses_under(self.net, branches, self._view, losses)
         return losses - weighted_gpu_s(sim.events.account, sim.costs)
 
 
@@ -194,16 +188,14 @@ def choose(net: Net, o: Observation, count: int) -> int:
 
 
 @program
-def _run_policy(
-    net: Net, c: Cluster, e: Events, rules: Rules, costs: Costs, w: Workspace,
-    found: CandidateArrays, o: Observation,
-) -> None:  # fmt: skip
+def _run_policy(net: Net, c: Cluster, e: Events, rules: Rules, costs: Costs, view: View) -> None:
     """Run to the rules' end under the policy."""
+    found, o = view.found, view.observation
     while True:
         pod = advance(c, e, rules)
         if pod == END:
             return
-        count = find_candidates(c, costs, pod, must_align(c, rules, pod), w, found)
+        count = find_candidates(c, costs, pod, must_align(c, rules, pod), view.workspace, found)
         if count == 0:
             decline(e)
             continue
@@ -216,18 +208,17 @@ def _run_policy(
 
 
 @copying_kernel
-def branch_losses_under(
-    net: Net, c: Cluster, e: Events, scratch_c: Cluster, scratch_e: Events, rules: Rules,
-    costs: Costs, horizon_s: int, found: CandidateArrays, count: int, w: Workspace,
-    found_ahead: CandidateArrays, o: Observation, losses: npt.NDArray[np.float64],
-) -> None:  # fmt: skip
+def branch_losses_under(net: Net, b: Branches, view: View, losses: npt.NDArray[np.float64]) -> None:
     """Write the loss of each branch: take a candidate now, then follow the policy.
 
-    Arguments as `lookahead.branch_losses` has them, and with it the policy `net`, `found_ahead` for the
-    candidates of later decisions, and `o` for their observations.
+    Args:
+        net: the policy.
+        b: the branches.
+        view: memory for the decisions within them.
+        losses: (num_branched + 1,) output, weighted GPU-seconds; the last is "do not preempt now".
     """
-    ahead = rules_ahead(c, rules, horizon_s)
-    for i in range(count + 1):
-        begin_branch(c, e, scratch_c, scratch_e, ahead, found, count, i)
-        _run_policy(net, scratch_c, scratch_e, ahead, costs, w, found_ahead, o)
-        losses[i] = weighted_gpu_s(scratch_e.account, costs)
+    ahead = rules_ahead(b.cluster, b.rules, b.horizon_s)
+    for i in range(b.num_branched + 1):
+        begin_branch(b, ahead, i)
+        _run_policy(net, b.scratch_cluster, b.scratch_events, ahead, b.costs, view)
+        losses[i] = weighted_gpu_s(b.scratch_events.account, b.costs)

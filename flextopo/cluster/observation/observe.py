@@ -188,10 +188,11 @@ def _refill(c: Cluster, free: int) -> int:
 @stage
 def _observe_node(
     c: Cluster, pod: int, node: int, slots: int, level: int, deficit: int,
-    cores: npt.NDArray[np.int16], taken: npt.NDArray[np.int16], f: npt.NDArray[np.float32],
+    f: npt.NDArray[np.float32],
 ) -> None:  # fmt: skip
     """Fill in the features of the server, the placement and the node afterwards."""
     spec, m = c.pods[pod], c.models
+    cores, taken = c.scratch[0], c.scratch[1]
     model = c.nodes[node]["model"]
     size = float(max(m[model]["num_gpus"], 1))
     before = alignment_level(
@@ -248,7 +249,6 @@ def observe(
     """
     k = o.candidates.shape[0]
     largest, largest_node, second = _observe_cluster(c, pod, count / k, o)
-    cores, taken = c.scratch[0], c.scratch[1]
     for i in range(k):
         f = o.candidates[i]
         o.mask[i] = i < count
@@ -257,7 +257,7 @@ def observe(
                 f[j] = 0.0
             continue
         node, slots = found.node[i], found.slots[i]
-        _observe_node(c, pod, node, slots, found.level[i], found.deficit[i], cores, taken, f)
+        _observe_node(c, pod, node, slots, found.level[i], found.deficit[i], f)
         elsewhere = second if node == largest_node else largest
         _observe_victims(c, costs, pod, node, slots, elsewhere, f)
         f[F.cost] = _log_gpu_h(found.cost[i])

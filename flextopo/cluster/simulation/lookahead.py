@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -42,53 +44,52 @@ def rules_ahead(c: Cluster, rules: Rules, horizon_s: int) -> Rules:
     return Rules(rules.filter, rules.restricted, rules.grace_s, rules.restart_s, end)
 
 
+class Branches(NamedTuple):
+    """Branches of one decision.
+
+    Fields: `cluster` with a pod that waits for a decision, and its `events`, both not modified;
+    `scratch_cluster` and `scratch_events`, memory for a copy that shares what never changes; `rules`
+    of the simulated scheduler; `costs`, the loss in GPU-seconds; `horizon_s`, how far a branch looks
+    ahead, cut at the end of the tape; `found`, the candidates of the decision, of which `num_branched`
+    are branched.
+    """
+
+    cluster: Cluster
+    events: Events
+    scratch_cluster: Cluster
+    scratch_events: Events
+    rules: Rules
+    costs: Costs
+    horizon_s: int
+    found: CandidateArrays
+    num_branched: int
+
+
 @copying_kernel
-def begin_branch(
-    c: Cluster, e: Events, scratch_c: Cluster, scratch_e: Events, ahead: Rules,
-    found: CandidateArrays, count: int, i: int,
-) -> None:  # fmt: skip
-    """Copy a decision, and take candidate i there; `count` = "do not preempt now"."""
-    copy_cluster(c, scratch_c)
-    copy_events(e, scratch_e)
-    if i < count:
-        preempt(scratch_c, scratch_e, ahead, found.node[i], found.slots[i])
+def begin_branch(b: Branches, ahead: Rules, i: int) -> None:
+    """Copy a decision, and take candidate i there; `num_branched` = "do not preempt now"."""
+    copy_cluster(b.cluster, b.scratch_cluster)
+    copy_events(b.events, b.scratch_events)
+    if i < b.num_branched:
+        preempt(b.scratch_cluster, b.scratch_events, ahead, b.found.node[i], b.found.slots[i])
     else:
-        decline(scratch_e)
+        decline(b.scratch_events)
 
 
 @copying_kernel
 def branch_losses(
-    c: Cluster,
-    e: Events,
-    scratch_c: Cluster,
-    scratch_e: Events,
-    rules: Rules,
-    costs: Costs,
-    horizon_s: int,
-    found: CandidateArrays,
-    count: int,
-    w: Workspace,
-    one: CandidateArrays,
-    losses: npt.NDArray[np.float64],
+    b: Branches, w: Workspace, one: CandidateArrays, losses: npt.NDArray[np.float64]
 ) -> None:
     """Write the loss of each branch: take a candidate now, then be greedy until the horizon.
 
     Args:
-        c: the cluster with a pod that waits for a decision; not modified.
-        e: its events; not modified.
-        scratch_c: room for a copy of the cluster; shares what never changes.
-        scratch_e: room for a copy of the events.
-        rules: the simulated scheduler's rules.
-        costs: the loss in GPU-seconds.
-        horizon_s: how far a branch looks ahead, cut at the end of the tape.
-        found: the candidates of the decision.
-        count: how many of them are branched.
+        b: the branches.
         w: scratch memory.
-        one: room for one candidate.
-        losses: (count + 1,) output, weighted GPU-seconds; the last is "do not preempt now".
+        one: memory for one candidate.
+        losses: (num_branched + 1,) output, weighted GPU-seconds; the last is "do not preempt now".
     """
-    ahead = rules_ahead(c, rules, horizon_s)
-    for i in range(count + 1):
-        begin_branch(c, e, scratch_c, scratch_e, ahead, found, count, i)
-        run_greedy(scratch_c, scratch_e, ahead, costs, w, one)
-        losses[i] = weighted_gpu_s(scratch_e.account, costs)
+    ahead = rules_ahead(b.cluster, b.rules, b.horizon_s)
+    for i in range(b.num_branched + 1):
+        begin_branch(b, ahead, i)
+        run_greedy(b.scratch_cluster, b.scratch_events, ahead, b.costs, w, one)
+        losses[i] = weighted_gpu_s(b.scratch_events.account, b.costs)

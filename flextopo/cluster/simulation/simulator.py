@@ -10,7 +10,7 @@ import numpy.typing as npt
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
 from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.events import Events, empty_events
-from flextopo.cluster.simulation.lookahead import branch_losses, run_greedy, warm_up
+from flextopo.cluster.simulation.lookahead import Branches, branch_losses, run_greedy, warm_up
 from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, preempt
 from flextopo.cluster.state.arrays import Cluster, empty_cluster, may_evict
 from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
@@ -109,28 +109,25 @@ class Simulator:
         Returns:
             (count + 1,) weighted GPU-seconds from now to the horizon; see `branch_losses`.
         """
-        c, e = self.state.arrays, self.events
         losses = np.empty(count + 1)
-        branch_losses(
-            c,
-            e,
-            *self.scratch(),
+        branches = self.branches(found, count, horizon_s)
+        branch_losses(branches, self._workspace, self._one, losses)
+        return losses - weighted_gpu_s(self.events.account, self.costs)
+
+    def branches(self, found: CandidateArrays, count: int, horizon_s: int) -> Branches:
+        """Return what branches of the present decision are made of; see `Branches`."""
+        if self._scratch is None:
+            self._scratch = branch_of(self.state.arrays, False), branch_of(self.events, False)
+        return Branches(
+            self.state.arrays,
+            self.events,
+            *self._scratch,
             self.rules,
             self.costs,
             horizon_s,
             found,
             count,
-            self._workspace,
-            self._one,
-            losses,
         )
-        return losses - weighted_gpu_s(e.account, self.costs)
-
-    def scratch(self) -> tuple[Cluster, Events]:
-        """Return room for a copy of all that changes, always the same."""
-        if self._scratch is None:
-            self._scratch = branch_of(self.state.arrays, False), branch_of(self.events, False)
-        return self._scratch
 
     def greedy_loss(self, until_s: int) -> float:
         """Play on under the greedy rule; return the weighted GPU-seconds lost since time 0."""

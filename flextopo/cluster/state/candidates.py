@@ -238,22 +238,27 @@ def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     return bool(used <= c.pdb_left[pdb])
 
 
+class Search(NamedTuple):
+    """The search on one node.
+
+    Fields: `pod`, the preemptor; `node`; `eligible` pods of it that may be victims; `domains` that may hold the
+    preemptor; `best` level of that server.
+    """
+
+    pod: int
+    node: int
+    eligible: int
+    domains: int
+    best: int
+
+
 @stage
 def _search_domain(
-    c: Cluster,
-    costs: Costs,
-    pod: int,
-    node: int,
-    count: int,
-    domains: int,
-    domain: int,
-    best: int,
-    w: Workspace,
-    cores: npt.NDArray[np.int16],
-    out: CandidateArrays,
-    kept: int,
+    c: Cluster, costs: Costs, s: Search, domain: int, w: Workspace, out: CandidateArrays, kept: int
 ) -> int:
     """Walk the victim sets of one domain depth first; return how many candidates are kept."""
+    pod, node, count, domains, best = s
+    cores = c.scratch[0]
     need_gpus, need_cores = w.need[domain]["gpus"], w.need[domain]["cores"]
     gpus, model = c.pods[pod]["gpus"], c.nodes[node]["model"]
     w.eligible[count]["rest_gpus"] = w.eligible[count]["rest_cores"] = 0
@@ -329,7 +334,6 @@ def find_candidates(
     kept = 0
     last_model, best = -1, NO_FIT
     gpus, wanted_cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
-    cores = c.scratch[0]
     for node in range(c.nodes.shape[0]):
         model = c.nodes[node]["model"]
         if model != last_model:
@@ -350,8 +354,9 @@ def find_candidates(
             cost = misalignment_cost(gpus, deficit, costs)
             kept = _keep(out, kept, node, 0, level, deficit, cost)
             continue
+        search = Search(pod, node, count, domains, best)
         for d in range(domains):
-            kept = _search_domain(c, costs, pod, node, count, domains, d, best, w, cores, out, kept)
+            kept = _search_domain(c, costs, search, d, w, out, kept)
     return kept
 
 
