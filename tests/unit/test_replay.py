@@ -336,7 +336,7 @@ def test_saved_results_give_their_configuration_back(tmp_path: Path) -> None:
     seed = interesting_seed(results, ("greedy-cost",))
     sim, selector = open_game(config_of(results, path), "greedy-cost", seed)
     assert record(sim, selector).metrics == scores["greedy-cost"][seed]
-    for key, words in (("servers", "lacks 'servers'"), ("workload", "'magic'; legal in this")):
+    for key, words in (("servers", "lacks 'servers'"), ("workload", "no 'magic'; legal")):
         broken = {**results, "config": {**results["config"]}}
         del broken["config"][key]
         if key == "workload":
