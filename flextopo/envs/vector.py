@@ -186,7 +186,8 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the threads."""
-        self.core.close()
+        if hasattr(self, "core"):  # gymnasium 1.2 also closes what an argument kept from being made
+            self.core.close()
 
     def _info(self, batch: Batch, where: npt.NDArray[np.bool_]) -> dict[str, Any]:
         """Return infos as Gymnasium's vectors give them: each with a mask of who has it."""
