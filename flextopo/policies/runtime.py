@@ -40,6 +40,9 @@ MAX_K = 4096
 MODELS = ("weights.npz", "model.onnx")
 """Names of the file that holds the model; `meta.json` says which one its hash is of."""
 
+FIRST_LAYOUT = "5c0417d93390c99d"
+"""What artifacts of version 0.1 have in place of the names of all features."""
+
 OUTPUTS = {"scores": ("batch", "candidates + 1"), "value": ("batch",)}
 
 Array = npt.NDArray[np.float32]
@@ -280,6 +283,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise ArtifactError(f"{path}: no JSON object; legal: what `flextopo export` writes")
     meta = {"model": MODELS[0], "allow_wait": True, **meta}
+    if meta.get("layout") == FIRST_LAYOUT:
+        meta.setdefault("features", feature_names())
     kinds = {
         "name": str,
         "k": int,

@@ -11,8 +11,8 @@ from typing import Any
 from gymnasium import spaces
 
 from flextopo.cluster.observation.features import (
-    CANDIDATE_FEATURES,
     CLUSTER_FEATURES,
+    FEATURES,
     PREEMPTOR_FEATURES,
 )
 from flextopo.cluster.scenario import LossWeights
@@ -115,7 +115,7 @@ REFERENCE: dict[str, Callable[[], str]] = {
     "env-observation-space": _spaces,
     "env-preemptor": lambda: _features(PREEMPTOR_FEATURES),
     "env-cluster": lambda: _features(CLUSTER_FEATURES),
-    "env-candidates": lambda: _features(CANDIDATE_FEATURES),
+    "env-candidates": lambda: _features(FEATURES["candidates"]),
     "env-rewards": lambda: section("Rewards"),
     "env-starting-state": lambda: section("Starting State"),
     "env-episode-end": lambda: section("Episode End"),

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,31 @@ def test_shipped_policies_load_and_are_small(name: str) -> None:
     network = load_network(name)
     o = random_observation(np.random.default_rng(5), policy.k, policy.k)
     assert score(policy.weights, o) == pytest.approx(run_torch(network, o), abs=1e-4)
+
+
+def test_an_artifact_of_the_first_version_still_loads(tmp_path: Path) -> None:
+    shutil.copytree(ZOO / "deepset-imitation", tmp_path / "old")
+    path = tmp_path / "old" / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["features"]
+    path.write_text(json.dumps({**meta, "layout": "5c0417d93390c99d"}))
+    old, new = load_policy(tmp_path / "old"), load_policy("deepset-imitation")
+    assert (old.names, old.width) == (new.names, new.width)
+    path.write_text(json.dumps({**meta, "layout": "0" * 16}))
+    with pytest.raises(ArtifactError, match="no 'features'; legal: "):
+        load_policy(tmp_path / "old")
+
+
+def test_a_policy_reads_its_features_by_name_whatever_their_order(tmp_path: Path) -> None:
+    policy = load_policy("deepset-imitation")
+    names = {part: list(found) for part, found in policy.names.items()}
+    order = np.random.default_rng(0).permutation(len(names["candidates"]))
+    weights = dict(policy.weights)
+    weights["candidate.weight"] = weights["candidate.weight"][:, order]
+    shuffled = {**names, "candidates": [names["candidates"][i] for i in order]}
+    other = replace(policy, weights=weights, features=shuffled)
+    o = random_observation(np.random.default_rng(1), policy.k, policy.k)
+    np.testing.assert_allclose(other.score(other.read(o)), policy.score(o), rtol=1e-5, atol=1e-5)
 
 
 def damage(folder: Path, change: str) -> None:

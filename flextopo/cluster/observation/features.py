@@ -52,8 +52,10 @@ CANDIDATE_FEATURES: dict[str, str] = {
     "level_numa": "1 if the pod would sit on one NUMA node",
     "level_socket": "1 if it would sit on one socket",
     "level_cross_socket": "1 if it would sit across sockets",
-    "deficit": "levels below the best possible / 2",
-    "level_before": "level among the free resources / 3, 1 = does not fit",
+    "deficit": "0 at the best level that the server can give, else how bad the level is: 0.25 on one "
+    "NUMA node, 0.5 on one socket, 1 across sockets",
+    "level_before": "level among the free resources: 0 up to a NUMA node, 1/3 a socket, 2/3 across "
+    "sockets, 1 = does not fit",
     "victims": "pods evicted / 8",
     "evicted_gpus": "GPUs of victims and of PodGroup members stopped with them / 32",
     "largest_victim": "GPUs of the largest victim / 16",
@@ -83,7 +85,8 @@ CANDIDATE_FEATURES: dict[str, str] = {
 }
 
 ISLAND_FEATURES: dict[str, str] = {
-    "level_island": "1 if the pod would sit on one PCIe switch or NVLink island",
+    "level_island": "1 if it would sit on one PCIe switch or NVLink island; only where servers tell "
+    "islands apart",
 }
 """Further features of a candidate, where servers tell islands apart; they follow the others."""
 
