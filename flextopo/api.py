@@ -51,8 +51,8 @@ class Trace:
 
 
 @dataclass(frozen=True, eq=False)
-class Day(Mapping[str, float]):
-    """One day that was played: metrics by name, as `day["hit_rate"]` or `day.hit_rate`.
+class Episode(Mapping[str, float]):
+    """One episode that was played: metrics by name, as `episode["hit_rate"]` or `episode.hit_rate`.
 
     Attributes:
         metrics: every one of `flextopo.cluster.simulation.metrics.METRICS`.
@@ -78,7 +78,7 @@ class Day(Mapping[str, float]):
         metrics = self.__dict__.get("metrics", {})
         if name in metrics:
             return float(metrics[name])
-        raise AttributeError(f"a day has no {name!r}; legal: {', '.join(metrics)}")
+        raise AttributeError(f"an episode has no {name!r}; legal: {', '.join(metrics)}")
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.metrics]
@@ -92,7 +92,7 @@ def simulate(
     workload: WorkloadConfig | Mapping[str, Any] | None = None,
     scenario: Scenario | Mapping[str, Any] | None = None,
     trace: Trace | tuple[str, str] | None = None,
-) -> Day:
+) -> Episode:
     """Play one day with one selector.
 
     Args:
@@ -112,7 +112,7 @@ def simulate(
     config = _config([selector], servers=servers, workload=workload, scenario=scenario, trace=trace)
     sim, decides = open_game(config, config.names[0], seed)
     sim.play(decides)
-    return Day(episode_metrics(sim), sim, decides)
+    return Episode(episode_metrics(sim), sim, decides)
 
 
 def compare(

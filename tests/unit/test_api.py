@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import flextopo
-from flextopo.api import Day
+from flextopo.api import Episode
 from flextopo.baselines import registry
 from flextopo.baselines.policies import GODEL, GreedyCost
 from flextopo.baselines.registry import SELECTORS
@@ -119,7 +119,7 @@ def test_names_and_objects_play_the_same(rules: Any) -> None:
     fleet = flextopo.load_servers("2*rtx4090")
     assert flextopo.load_servers(fleet) is fleet
 
-    def play(selector: Any, **more: Any) -> Day:
+    def play(selector: Any, **more: Any) -> Episode:
         return flextopo.simulate(selector, **{**ON, **more})
 
     first = play("greedy-cost").metrics

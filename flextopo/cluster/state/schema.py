@@ -157,9 +157,13 @@ TOTALS_FIELDS: dict[str, Field] = {
     "misaligned_gpus": Field(
         "i8", "", "serving online GPUs by deficit: at this level where a better one was possible",
         shape=(NUM_LEVELS,),
+        snapshot=Snapshot(0, "the service does not work out how well other pods sit"),
     ),
-    "releases": Field("i8", "", "counts releases of resources"),
-    "free_counts": Field("i8", "", "bit f = a node has f free GPUs"),
+    "releases": Field("i8", "", "counts releases of resources", snapshot=_PAST),
+    "free_counts": Field(
+        "i8", "", "bit f = a node has f free GPUs",
+        snapshot=Snapshot(0, "nobody starts in a snapshot"),
+    ),
 }  # fmt: skip
 
 CLOCK_FIELDS: dict[str, Field] = {

@@ -25,6 +25,7 @@ from flextopo.cluster.state.schema import (
     NEVER_PLACED_S,
     NODE_DTYPE,
     POD_DTYPE,
+    TOTALS_FIELDS,
 )
 from flextopo.cluster.state.storage import allocate_arrays
 from flextopo.cluster.topology.levels import NO_FIT
@@ -209,8 +210,8 @@ def build_view(
     _unpack(c, everything, *map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores)))
     if around.groups:
         _fill_groups(c, parts, around.groups)
-    for name, value in around.totals.items():
-        c.totals[0][name] = value
+    for name, field in TOTALS_FIELDS.items():
+        c.totals[0][name] = field.snapshot.value if field.snapshot else around.totals[name]
     return ClusterView(c, around.models, list(nodes), states, parts, c._replace(nodes=whole))
 
 
