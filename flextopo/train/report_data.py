@@ -137,6 +137,10 @@ def _read(path: Path) -> dict[str, Any] | None:
             isinstance(row, dict) and {"weighted_loss", *LOSS_TERMS} <= set(row) for row in rows
         ):
             return None
+        # Saved before there was a weight: what it weighs now has no part in what was played.
+        scenario = config.get("scenario", default_scenario())
+        weights = {**default_scenario()["weights"], **scenario["weights"]}
+        config["scenario"] = {**scenario, "weights": weights}
     return document
 
 

@@ -217,7 +217,7 @@ def test_action_zero_is_greedy_cost_and_rewards_sum_to_the_account(id_: str) -> 
     mine, theirs = account[0], simulator.events.account[0]
     # Decisions without any candidate are passed over by the environment.
     names = [name for name in account.dtype.names or () if name != "decisions"]
-    assert {name: mine[name] for name in names} == {name: theirs[name] for name in names}
+    assert [mine[name].tolist() for name in names] == [theirs[name].tolist() for name in names]
 
 
 def test_waiting_where_it_is_forbidden_is_reported_and_counted() -> None:

@@ -14,6 +14,7 @@ from tapes import same
 
 from flextopo.baselines.registry import COMPARED, make_selector
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.simulation.episodes import bytes_of_episode
 from flextopo.cluster.state.decision import AlignmentFilter
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.envs.registration import ENVIRONMENTS
@@ -239,7 +240,7 @@ def test_a_pickle_holds_no_days_and_goes_on_into_others() -> None:
     assert batch is not None
     assert (batch.stored.tape >= 0).sum() > 4
     blob = pickle.dumps(env)
-    assert len(blob) < 8 * sum(array[0].nbytes for array in batch.running[1:])
+    assert len(blob) < 8 * bytes_of_episode(batch.running)
     twin = pickle.loads(blob)
     for _ in range(200):
         one, two = env.step([0, 0]), twin.step([0, 0])
