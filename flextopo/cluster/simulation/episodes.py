@@ -113,24 +113,28 @@ def _copy_lines() -> Iterator[str]:
     for name in ("sizes", "rules", "costs"):
         yield f"for i in range(source.{name}.shape[1]):"
         yield f"    target.{name}[t, i] = source.{name}[s, i]"
-    for part, owner in (("cluster", Cluster), ("events", Events)):
-        for name in names_of(owner, Kind.GIVEN, Kind.STATE):
-            yield from _loops(f"{part}.{name}", arrays_of(owner)[name])
+    parts = {f"cluster.{name}": array for name, array in arrays_of(Cluster).items()}
+    parts |= {f"events.{name}": array for name, array in arrays_of(Events).items()}
+    rows = {name: array for name, array in parts.items() if array.kind in (Kind.GIVEN, Kind.STATE)}
+    # One loop for all arrays of an axis: each more takes the compiler a while.
+    for axis in dict.fromkeys(array.axes[0] for array in rows.values()):
+        together = {name: array for name, array in rows.items() if array.axes[0] == axis}
+        used = IN_USE.get(axis, f"source.{next(iter(together))}.shape[1]")
+        yield f"for i0 in range({used}):"
+        if axis == "pods":  # those that are to come are all alike, and so in the cache
+            yield '    like = min(i0, source.events.clock[s, 0]["next_arrival"])'
+        for name, array in together.items():
+            yield from _copy_entry(name, array)
 
 
-def _loops(name: str, array: Array) -> Iterator[str]:
-    indices = [f"i{axis}" for axis in range(len(array.axes))]
-    for depth, axis in enumerate(array.axes):
-        used = IN_USE.get(axis, f"source.{name}.shape[{depth + 1}]")
-        yield f"{'    ' * depth}for i{depth} in range({used}):"
-    there = list(indices)
-    inside = "    " * len(indices)
-    if array.axes[0] == "pods" and array.kind == Kind.STATE:
-        # Pods that are to come are all alike, and so in the cache.
-        yield f'{inside}like = min(i0, source.events.clock[s, 0]["next_arrival"])'
-        there[0] = "like"
-    here = ", ".join(["t", *indices])
-    yield f"{inside}target.{name}[{here}] = source.{name}[{', '.join(['s', *there])}]"
+def _copy_entry(name: str, array: Array) -> Iterator[str]:
+    """Yield the lines that copy what an array has at place i0 of its first axis."""
+    inner = [f"i{depth}" for depth in range(1, len(array.axes))]
+    for depth, index in enumerate(inner, 1):
+        yield f"{'    ' * depth}for {index} in range(source.{name}.shape[{depth + 1}]):"
+    there = "like" if array.axes[0] == "pods" and array.kind == Kind.STATE else "i0"
+    here, other = ", ".join(["t", "i0", *inner]), ", ".join(["s", there, *inner])
+    yield f"{'    ' * len(array.axes)}target.{name}[{here}] = source.{name}[{other}]"
 
 
 copy_episode: Callable[[Episodes, int, Episodes, int], None] = stage(
