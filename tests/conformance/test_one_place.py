@@ -1,7 +1,7 @@
-"""A state array and a pod's field are added in two places: where they are declared and where used.
+"""A state array, a pod's field and a feature are added in two places: where declared and where used.
 
 The package is copied, two lines are added for each, and it must still play the same episodes, on every
-path, with the new ones carried along.
+path, with the new ones carried along, and with the shipped policy deciding as before.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ SCRIPT = """
 import json, pickle
 import gymnasium, numpy as np
 import flextopo
+from flextopo.cluster.observation.features import CANDIDATE_FEATURES
 from flextopo.cluster.state.arrays import Cluster
 from flextopo.cluster.state.candidates import candidate_arrays
 from types import SimpleNamespace
@@ -39,8 +40,16 @@ for step in range(12):
     rewards += reward.tolist()
 sim = vector.unwrapped.core.simulator(0)
 c = sim.state.arrays
-found = {"rewards": rewards, "observation": observation["candidates"].tobytes().hex()}
+names = list(CANDIDATE_FEATURES)
+known = [at for at, name in enumerate(names) if name != "answer"]
+assert observation["candidates"].shape[-1] == len(names)
+found = {"rewards": rewards, "observation": observation["candidates"][..., known].tobytes().hex()}
+day = flextopo.simulate("deepset-imitation", servers="2*a100", workload=kwargs["workload"])
+found["policy"] = dict(day)
 if NEW:
+    assert names.index("answer") == 0
+    legal = observation["action_mask"][:, :-1] == 1
+    assert set(observation["candidates"][legal][:, 0].tolist()) == {0.5}
     # Each allocation warms a node; what is free never does.
     assert c.heat.shape == (2,)
     assert c.heat.sum() >= (c.live["since_s"] > -(2**60)).sum()
@@ -71,6 +80,10 @@ USE = """    c.live[pod]["gpu_mask"] = gpu_mask
 FIELD = """    "batch_class": Field("i1","""
 COLUMN = """        "group": join(-1, group[job]),
 """
+FEATURE = """CANDIDATE_FEATURES: dict[str, str] = {
+"""
+WRITE = """    f[F.deficit] = BELOW[deficit]
+"""
 ADDED = {
     "cluster/state/arrays.py": (
         (
@@ -86,6 +99,8 @@ ADDED = {
             + FIELD,
         ),
     ),
+    "cluster/observation/features.py": ((FEATURE, f'{FEATURE}    "answer": "always a half",\n'),),
+    "cluster/observation/observe.py": ((WRITE, f"{WRITE}    f[F.answer] = 0.5\n"),),
     "cluster/workload/generator.py": ((COLUMN, f'{COLUMN}        "tenant": join(1, 2),\n'),),
 }
 
@@ -106,7 +121,7 @@ def play(package: Path, jit: bool) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_an_array_and_a_field_are_added_in_two_places(jit: bool, tmp_path: Path) -> None:
+def test_an_array_a_field_and_a_feature_are_added_in_two_places(jit: bool, tmp_path: Path) -> None:
     source = Path(flextopo.__file__).parent
     package = tmp_path / "flextopo"
     shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
