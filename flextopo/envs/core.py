@@ -98,7 +98,7 @@ class Core:
 
     Attributes:
         fleet: the servers.
-        batch: the arrays; replaced when a day needs more room.
+        batch: the arrays; replaced when a tape needs larger rows.
         k: candidates shown.
     """
 
@@ -248,7 +248,7 @@ class Core:
             self._grow(self._store.load(tape))
 
     def _grow(self, stored: Episodes) -> None:
-        """Give the environments as much room as the stored tapes have."""
+        """Give the environments rows as large as those of the stored tapes."""
         b = self.batch
         if b is not None and b.stored is stored:
             return
@@ -270,7 +270,7 @@ class Core:
         return Simulator(tape, self.fleet, scenario=self.scenario, arrays=arrays)
 
     def simulate(self, tape: int) -> Simulator:
-        """Return the simulation of a day, warmed up, over arrays of its own."""
+        """Return the simulation of a tape, warmed up, over arrays of its own."""
         return self._store.simulate(tape)
 
     def metrics(self, i: int) -> dict[str, float]:

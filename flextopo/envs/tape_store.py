@@ -70,7 +70,7 @@ class EpisodeStore:
         tapes: how many different tapes will be asked for, about.
 
     Attributes:
-        episodes: the rows; grows when a day needs more room, see `load`.
+        episodes: the rows; grows when a tape needs larger rows, see `load`.
     """
 
     def __init__(
@@ -85,22 +85,22 @@ class EpisodeStore:
         return {**self.__dict__, "episodes": None}
 
     def simulate(self, tape: int) -> Simulator:
-        """Return the simulation of a day, warmed up."""
+        """Return the simulation of a tape, warmed up."""
         return Simulator(self.source(tape), self.fleet, scenario=self.scenario)
 
     def load(self, tape: int) -> Episodes:
-        """Put a day into its row, and return the rows: new arrays if it needed more room."""
+        """Put a tape into its row, and return the rows: new arrays if it needed larger ones."""
         sim = self.simulate(tape)
         cluster = sim.state.arrays
         pods, budgets = len(cluster.pods), len(cluster.pdb_left)
         e = self.episodes
         if e is None or pods > self._sizes[0] or budgets > self._sizes[1]:
-            e = self._make_room(cluster, pods, budgets)
+            e = self._make_larger(cluster, pods, budgets)
         store(e, tape % len(e.tape), tape, sim)
         return e
 
-    def _make_room(self, cluster: Cluster, pods: int, budgets: int) -> Episodes:
-        """Return rows with a quarter more room than asked for; the tapes so far are forgotten."""
+    def _make_larger(self, cluster: Cluster, pods: int, budgets: int) -> Episodes:
+        """Return rows a quarter larger than asked for; the tapes so far are forgotten."""
         self._sizes = (
             max(pods * 5 // 4 + 1, self._sizes[0]),
             max(budgets * 5 // 4 + 1, self._sizes[1]),

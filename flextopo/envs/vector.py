@@ -43,7 +43,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         num_envs: how many.
         servers: this and the following as in `PreemptionEnv`.
         autoreset_mode: `NextStep` (the step after the end starts the new tape and ignores the
-            action), `SameStep` (the last step of a day shows the first decision of the next; the
+            action), `SameStep` (the last step of an episode shows the first decision of the next; the
             end is in `info["final_obs"]` and `info["final_info"]`) or `Disabled` (call `reset` with
             `options={"reset_mask": mask}`).
         threads: that step the environments side by side; None = one for each core that 16 or more

@@ -22,14 +22,14 @@ Small = tuple[ClusterState, Pod]
 
 def kernel(state: ClusterState, preemptor: Pod, aligned: bool, k: int) -> list[twin.Found]:
     """Return what the kernel finds, in its order."""
-    room, count = state.find(preemptor, aligned, k)
+    arrays, count = state.find(preemptor, aligned, k)
     found = []
     for i in range(count):
-        node = int(room.node[i])
-        victims = {int(state.arrays.node_pods[node, s]) for s in twin.bits(int(room.slots[i]))}
+        node = int(arrays.node[i])
+        victims = {int(state.arrays.node_pods[node, s]) for s in twin.bits(int(arrays.slots[i]))}
         best = twin.empty_level(state.model(node), preemptor)
-        assert room.deficit[i] == twin.deficit(int(room.level[i]), best)
-        found.append(twin.Found(node, frozenset(victims), int(room.level[i]), float(room.cost[i])))
+        assert arrays.deficit[i] == twin.deficit(int(arrays.level[i]), best)
+        found.append(twin.Found(node, frozenset(victims), int(arrays.level[i]), float(arrays.cost[i])))
     return found
 
 

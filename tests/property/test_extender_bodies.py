@@ -170,13 +170,13 @@ def test_no_cluster_gets_a_wrong_victim(
 ) -> None:
     cache = make_cache(documents)
     serving = extender(cache, selector)
-    came = {}
+    proposed = {}
     for name in cache.nodes.states:
         here = [p.uid for p in cache.pods_on(name)]
         uids = data.draw(st.lists(st.sampled_from(here), unique=True)) if here else []
-        came[name] = {"Pods": [{"UID": uid} for uid in uids], "NumPDBViolations": 0}
+        proposed[name] = {"Pods": [{"UID": uid} for uid in uids], "NumPDBViolations": 0}
     asking = preemptor(gpus, requirement)
-    request = {"Pod": asking, "NodeNameToMetaVictims": came}
+    request = {"Pod": asking, "NodeNameToMetaVictims": proposed}
     try:
         answer = json.loads(serving.preempt(json.dumps(request).encode()))["NodeNameToMetaVictims"]
     except UndecidableError as error:
@@ -186,7 +186,7 @@ def test_no_cluster_gets_a_wrong_victim(
     for name, found in answer.items():
         victims = [cache.pods[victim["UID"]] for victim in found["Pods"]]
         state = cache.nodes.states[name]
-        assert victims or not came[name]["Pods"]
+        assert victims or not proposed[name]["Pods"]
         for victim in victims:
             assert victim.node == name
             assert victim.priority < 1000
@@ -195,7 +195,7 @@ def test_no_cluster_gets_a_wrong_victim(
             assert not victim.static
             assert not victim.daemon
         priorities = [victim.priority for victim in victims]
-        if found["Pods"] != came[name]["Pods"]:
+        if found["Pods"] != proposed[name]["Pods"]:
             assert priorities == sorted(priorities, reverse=True)
             assert found["NumPDBViolations"] == violations(
                 victims, list(cache.budgets.by_key.values())
@@ -203,5 +203,5 @@ def test_no_cluster_gets_a_wrong_victim(
         # By counts it fits, and with any of them back it would not: unless alignment asks for more.
         freed = state.counted.num_gpus + sum(victim.gpus for victim in victims)
         assert freed >= gpus
-        if requirement != "guaranteed" and found["Pods"] != came[name]["Pods"]:
+        if requirement != "guaranteed" and found["Pods"] != proposed[name]["Pods"]:
             assert all(freed - victim.gpus < gpus for victim in victims)

@@ -31,7 +31,7 @@ def control(
             server.put(document)
         async with running(server):
             controller = make_controller(server, lines, **more)
-            tasks = [asyncio.create_task(run()) for run in (controller.watch.run, controller.run)]
+            tasks = [asyncio.create_task(run()) for run in (controller.watch.follow, controller.attend)]
             try:
                 await scenario(server, controller)
             finally:
@@ -161,7 +161,7 @@ def test_two_preemptors_do_not_get_the_same_place() -> None:
 def test_two_controllers_do_not_preempt_for_one_pod() -> None:
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         other = make_controller(server)
-        tasks = [asyncio.create_task(run()) for run in (other.watch.run, other.run)]
+        tasks = [asyncio.create_task(run()) for run in (other.watch.follow, other.attend)]
         server.put(WAITING)
         await until(lambda: len(dying(server)) >= 1)
         await asyncio.sleep(1.0)

@@ -277,8 +277,8 @@ def test_a_node_whose_pods_hold_more_than_it_offers_is_left_out() -> None:
     with pytest.raises(UndecidableError, match="n0: pods hold 8 GPUs of 7 that it offers"):
         decider(documents).decide(asking, ["n0"], {"n0": []})
     both = [*documents, *full_node("n1")]
-    came = {"n0": ["uid-n0-b0"], "n1": ["uid-n1-b0"]}
-    found = decider(both).decide(asking, ["n0", "n1"], came)
+    proposed = {"n0": ["uid-n0-b0"], "n1": ["uid-n1-b0"]}
+    found = decider(both).decide(asking, ["n0", "n1"], proposed)
     assert (found.node, len(found.victims), found.fallback) == ("n1", 3, "")
 
 

@@ -55,16 +55,16 @@ def check_accepted(
     request: Mapping[str, Any], answer: Mapping[str, Any], cache: ClusterCache
 ) -> None:
     """Check what kube-scheduler checks, and what it leaves to us."""
-    came = request["NodeNameToMetaVictims"] or request["NodeNameToVictims"]
+    proposed = request["NodeNameToMetaVictims"] or request["NodeNameToVictims"]
     priority = request["Pod"]["spec"]["priority"]
     for name, victims in answer["NodeNameToMetaVictims"].items():
         pods = [cache.pods[victim["UID"]] for victim in victims["Pods"]]
         assert all(pod.node == name for pod in pods)
         assert all(pod.priority < priority for pod in pods)
         assert [pod.priority for pod in pods] == sorted((p.priority for p in pods), reverse=True)
-        assert pods or not came[name]["Pods"]
+        assert pods or not proposed[name]["Pods"]
         assert victims["NumPDBViolations"] == 0
-    assert set(answer["NodeNameToMetaVictims"]) <= set(came)
+    assert set(answer["NodeNameToMetaVictims"]) <= set(proposed)
 
 
 def recorded(name: str) -> dict[str, Any]:

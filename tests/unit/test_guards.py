@@ -160,12 +160,12 @@ def test_a_node_that_proposed_victims_is_not_answered_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = make_cache(full_node(count=4))
-    came = {"n0": ["uid-n0-b0"]}
+    proposed = {"n0": ["uid-n0-b0"]}
     monkeypatch.setattr(Decider, "_foreign", lambda *_: set())
     with pytest.raises(UndecidableError, match="not_emptied"):
-        decide(cache, make_selector("greedy-cost"), preemptor(2), proposed=came)
+        decide(cache, make_selector("greedy-cost"), preemptor(2), proposed=proposed)
     without(monkeypatch, "not_emptied")
-    found = decide(cache, make_selector("greedy-cost"), preemptor(2), proposed=came)
+    found = decide(cache, make_selector("greedy-cost"), preemptor(2), proposed=proposed)
     assert (found.node, found.victims) == ("n0", ())
 
 
@@ -173,12 +173,12 @@ def test_memory_must_suffice_too(monkeypatch: pytest.MonkeyPatch) -> None:
     # 512 Gi less 8 x 4 Gi leave 480 Gi; two victims free 8 Gi more.
     cache = make_cache(full_node())
     asking = preemptor(2, memory="490Gi")
-    came = {"n0": [f"uid-n0-b{i}" for i in range(4)]}
-    found = decide(cache, make_selector("greedy-cost"), asking, proposed=came)
+    proposed = {"n0": [f"uid-n0-b{i}" for i in range(4)]}
+    found = decide(cache, make_selector("greedy-cost"), asking, proposed=proposed)
     assert (found.node, found.unchanged, found.fallback) == (None, ("n0",), "unmodelled")
     assert "memory" in found.detail
     # Without two of them there are 488 Gi: nobody is evicted in vain.
-    few = {"n0": came["n0"][:2]}
+    few = {"n0": proposed["n0"][:2]}
     found = decide(cache, make_selector("greedy-cost"), asking, proposed=few)
     assert (found.node, found.unchanged) == (None, ())
     found = decide(cache, make_selector("greedy-cost"), asking)

@@ -31,7 +31,7 @@ def follow(documents: list[dict[str, Any]], scenario: Scenario) -> None:
         async with running(server):
             config = KubeConfig.from_one(cluster=Cluster(server=server.url), user=User())
             watch = KubeWatch(connect(config), ClusterCache(lambda: NOW_S))
-            task = asyncio.create_task(watch.run())
+            task = asyncio.create_task(watch.follow())
             try:
                 await scenario(server, watch)
             finally:

@@ -30,7 +30,7 @@ NUM_GPU = len(GPU_FEATURES)
 
 
 def empty_graph(k: int) -> npt.NDArray[np.float32]:
-    """Return room for the graphs of K candidates, (K, 16, 8) float32."""
+    """Return memory for the graphs of K candidates, (K, 16, 8) float32."""
     return np.zeros((k, MAX_GPUS, NUM_GPU), np.float32)
 
 

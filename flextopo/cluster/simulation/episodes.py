@@ -37,7 +37,7 @@ IN_USE = {
 
 
 class Episodes(NamedTuple):
-    """E episodes, each with room for P pods and B budgets on the same N nodes.
+    """E episodes, each with memory for P pods and B budgets on the same N nodes.
 
     Fields: `tape` (E,) int64, seed of the tape, -1 = empty; `sizes` (E, 3) int64, see `SIZES`;
     `rules` (E, 5) int64 and `costs` (E, C) float64, the numbers of `Rules` and `Costs` in their
@@ -54,7 +54,7 @@ class Episodes(NamedTuple):
 
 
 def empty_episodes(like: Cluster, count: int, pods: int, budgets: int) -> Episodes:
-    """Return room for `count` episodes on the nodes of `like`; untouched rows take no memory."""
+    """Return memory for `count` episodes on the nodes of `like`; untouched rows take no memory."""
     sizes = {"pods": pods, "budgets": budgets, "heap": pods, "queue": pods, "departures": pods}
     return Episodes(
         tape=np.full(count, -1, np.int64),
@@ -73,7 +73,7 @@ def rows_of(e: Episodes) -> list[npt.NDArray[Any]]:
 
 
 def no_tapes(like: Episodes) -> Episodes:
-    """Return one empty row that has as much room as those of `like`."""
+    """Return one empty row that is as large as those of `like`."""
     _, pods = like.cluster.pods.shape
     _, budgets = like.cluster.pdb_left.shape
     return empty_episodes(cluster_of(like, 0, like.cluster.scratch), 1, pods, budgets)
@@ -91,7 +91,7 @@ def move(source: Episodes, target: Episodes) -> None:
 
 
 def store(e: Episodes, row: int, tape: int, sim: Simulator) -> None:
-    """Write the present state of a simulation into a row that has room for it."""
+    """Write the present state of a simulation into a row that is large enough."""
     cluster, events = sim.state.arrays, sim.events
     lengths = {"pods": cluster.pods, "departures": events.departures, "budgets": cluster.pdb_left}
     e.tape[row] = -1
@@ -140,7 +140,7 @@ def _copy_entry(name: str, array: Array) -> Iterator[str]:
 copy_episode: Callable[[Episodes, int, Episodes, int], None] = stage(
     define("copy_episode", "source, s, target, t", _copy_lines(), __file__)
 )
-"""Copy row s of the first into row t of the second, which has room for it."""
+"""Copy row s of the first into row t of the second, which is large enough."""
 
 
 def _view_lines(part: str, owner: type[Any]) -> Iterator[str]:

@@ -20,7 +20,7 @@ def warm_up(
 ) -> None:
     """Run to the rules' end, always taking the candidate of the least own loss.
 
-    Python between kernels, which every environment needs anyway: 0.3 ms more for each new day, and
+    Python between kernels, which every environment needs anyway: 0.3 ms more for each new tape, and
     2 s less before the first than with `run_greedy`.
     """
     while True:

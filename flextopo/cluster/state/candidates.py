@@ -80,7 +80,7 @@ class Workspace(NamedTuple):
 
 
 def candidate_arrays(k: int) -> CandidateArrays:
-    """Return room for `k` candidates."""
+    """Return memory for `k` candidates."""
     return CandidateArrays(
         node=np.zeros(k, np.int64),
         slots=np.zeros(k, np.int64),
@@ -321,7 +321,7 @@ def find_candidates(
         pod: index of the preemptor.
         aligned: the guaranteed filter holds: only aligned placements are legal.
         w: scratch memory.
-        out: room for the candidates; ties keep the lower node, then the order of discovery.
+        out: memory for the candidates; ties keep the lower node, then the order of discovery.
 
     Returns:
         Number of candidates in `out`. A node where the pod fits already gives one candidate

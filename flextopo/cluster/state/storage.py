@@ -69,7 +69,7 @@ def allocate_arrays(owner: type[T], sizes: Mapping[str, int], **given: npt.NDArr
 
 
 def stack_arrays(like: T, count: int, sizes: Mapping[str, int]) -> T:
-    """Return room for the arrays of `count` episodes, with a leading axis.
+    """Return memory for the arrays of `count` episodes, with a leading axis.
 
     Args:
         like: one episode; what all episodes share is taken from it.

@@ -59,7 +59,7 @@ class Controller:
         """Have the pending pods looked at soon."""
         self._wake.set()
 
-    async def run(self) -> None:
+    async def attend(self) -> None:
         """Preempt until cancelled."""
         while True:
             with suppress(TimeoutError):

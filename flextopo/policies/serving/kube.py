@@ -150,7 +150,7 @@ class KubeWatch:
         oldest = min(self._alive_at.values()) if self.ready() else self._since
         return time.monotonic() - oldest
 
-    async def run(self) -> None:
+    async def follow(self) -> None:
         """Follow all kinds until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:

@@ -124,11 +124,11 @@ def _follow(plan: Plan, decider: Decider, service: Service) -> list[Task]:
     watch = KubeWatch(connect(), decider.cache, service.telemetry)
     decider.age_s = watch.age_s
     service.ready = watch.ready
-    tasks: list[Task] = [watch.run]
+    tasks: list[Task] = [watch.follow]
     if plan.controller:
         controller = Controller(decider, watch, service.telemetry, shadow=plan.shadow)
         watch.changed = controller.wake
-        tasks.append(controller.run)
+        tasks.append(controller.attend)
     return tasks
 
 

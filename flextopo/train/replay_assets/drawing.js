@@ -16,10 +16,10 @@ class ClusterDrawing {
 
   // As few columns as keep the cluster no higher than half of the window, as large as they allow.
   resize() {
-    const room = this.canvas.parentElement, width = room.clientWidth;
+    const frame = this.canvas.parentElement, width = frame.clientWidth;
     this.fit(width);
-    if (room.clientWidth < width) this.fit(room.clientWidth); // a scroll bar has come
-    room.tabIndex = room.scrollHeight > room.clientHeight ? 0 : -1;
+    if (frame.clientWidth < width) this.fit(frame.clientWidth); // a scroll bar has come
+    frame.tabIndex = frame.scrollHeight > frame.clientHeight ? 0 : -1;
   }
 
   fit(width) {
@@ -138,12 +138,12 @@ class ClusterDrawing {
     frame([0, 0, scene.tile_width, scene.tile_height], -0.75, 1.5);
   }
 
-  // Bring a node into view where the cluster is higher than its room.
+  // Bring a node into view where the cluster is higher than its frame.
   reveal(node) {
-    const room = this.canvas.parentElement, { scene } = this.tape;
+    const frame = this.canvas.parentElement, { scene } = this.tape;
     const top = this.origin(node)[1] * this.scale, bottom = top + scene.tile_height * this.scale;
-    if (top < room.scrollTop || bottom > room.scrollTop + room.clientHeight) {
-      room.scrollTop = (top + bottom - room.clientHeight) / 2;
+    if (top < frame.scrollTop || bottom > frame.scrollTop + frame.clientHeight) {
+      frame.scrollTop = (top + bottom - frame.clientHeight) / 2;
     }
   }
 
