@@ -147,7 +147,8 @@ def train_ppo(
             tb_log_name="ppo",
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the last checkpoint is {checkpoint}") from None
+        kept = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint yet"
+        raise KeyboardInterrupt(kept) from None
     finally:
         if model.env is not None:
             model.env.close()
