@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flextopo.baselines.registry import selector_name
+from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import LossWeights, Scenario
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
@@ -23,7 +24,7 @@ from flextopo.cluster.workload.seeds import VALIDATION
 from flextopo.cluster.workload.traces import ServiceRates
 from flextopo.policies.runtime import LearnedSelector
 from flextopo.policies.selectors import find_selector
-from flextopo.train.compare import find_fleet, open_game, read_traces
+from flextopo.train.compare import find_fleet, open_episode, read_traces
 from flextopo.train.comparison import Comparison, run_comparison
 from flextopo.train.config import ComparisonConfig, from_fields
 
@@ -109,8 +110,9 @@ def simulate(
     Raises:
         FlextopoError: whatever is wrong with what was given.
     """
+    _check_numbers(seed=(seed, 0))
     config = _config([selector], servers=servers, workload=workload, scenario=scenario, trace=trace)
-    sim, decides = open_game(config, config.names[0], seed)
+    sim, decides = open_episode(config, config.names[0], seed)
     sim.play(decides)
     return Episode(episode_metrics(sim), sim, decides)
 
@@ -138,7 +140,9 @@ def compare(
         trace: plays recorded demand instead of the generator's; see `load_trace`.
         split: "validation" while a selector is developed.
         workers: processes; a script that asks for more than one begins at
-            `if __name__ == "__main__":`. The numbers do not depend on it.
+            `if __name__ == "__main__":`. The numbers do not depend on it, as long as a selector gives
+            equal answers to equal questions: one that remembers is the same object for all days of
+            one process, and another in each worker.
 
     Returns:
         The results, with `summary()`, `to_frame()` and `save(folder)`. An interrupt leaves the days that
@@ -147,7 +151,9 @@ def compare(
     Raises:
         FlextopoError: whatever is wrong with what was given.
     """
-    given = [selectors] if isinstance(selectors, str) else list(selectors)
+    one = isinstance(selectors, str) or not isinstance(selectors, Sequence)
+    given: list[Any] = [selectors] if one else list(selectors)
+    _check_numbers(seeds=(seeds, 1), workers=(workers, 1))
     config = _config(given, servers=servers, workload=workload, scenario=scenario, trace=trace)
     return run_comparison(replace(config, seeds=seeds, split=split), workers)
 
@@ -175,6 +181,7 @@ def load_servers(servers: str | Fleet) -> Fleet:
     Raises:
         FlextopoError: a name is unknown, or a file cannot be read.
     """
+    _check_kinds(servers=(servers, (str, Fleet), 'text such as "4*rtx4090", or a Fleet'))
     return find_fleet(servers)
 
 
@@ -191,6 +198,18 @@ def load_trace(services: str | Path, batch: str | Path) -> Trace:
     return Trace(str(services), str(batch), *read_traces(str(services), str(batch)))
 
 
+def _check_numbers(**given: tuple[Any, int]) -> None:
+    for name, (value, least) in given.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise FlextopoError(f"{name} = {value!r}; legal: a whole number, {least} or more")
+
+
+def _check_kinds(**given: tuple[Any, tuple[type[Any], ...], str]) -> None:
+    for name, (value, kinds, legal) in given.items():
+        if not isinstance(value, kinds):
+            raise FlextopoError(f"{name} {value!r}; legal: {legal}")
+
+
 def _config(
     selectors: Sequence[Named],
     *,
@@ -200,6 +219,17 @@ def _config(
     trace: Trace | tuple[str, str] | None,
 ) -> ComparisonConfig:
     """Return what was given as a configuration; policies come last, as in the tables."""
+    nothing = type(None)
+    weights = scenario.get("weights") if isinstance(scenario, Mapping) else None
+    _check_kinds(
+        servers=(servers, (str, Fleet), 'text such as "4*rtx4090", or a Fleet'),
+        workload=(workload, (WorkloadConfig, Mapping, nothing), "a WorkloadConfig, or its fields"),
+        scenario=(scenario, (Scenario, Mapping, nothing), "a Scenario, or its fields"),
+        weights=(weights, (LossWeights, Mapping, nothing), "LossWeights, or their fields"),
+        trace=(trace, (Trace, tuple, nothing), "what load_trace returns, or two paths"),
+    )
+    if isinstance(trace, tuple) and len(trace) != 2:
+        raise FlextopoError(f"trace {trace!r}; legal: what load_trace returns, or two paths")
     if isinstance(workload, Mapping) or workload is None:
         workload = from_fields(WorkloadConfig, workload or {})
     if isinstance(scenario, Mapping) or scenario is None:

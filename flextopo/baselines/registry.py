@@ -5,6 +5,7 @@ Selectors stand here as text, so that names are known without importing any of t
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 GROUP = "flextopo.selectors"
 """Entry points of other packages: each a name and `module:name` of a selector or its class."""
+
+
+class SelectorWarning(UserWarning):
+    """Tell of a selector of another package that cannot be had under its name."""
 
 
 class Entry(NamedTuple):
@@ -107,13 +112,17 @@ def known_selectors() -> dict[str, Entry]:
 def plugins() -> dict[str, Entry]:
     """Return the selectors that installed packages declare as entry points.
 
-    Raises:
-        FlextopoError: one has the name of another.
+    Warns:
+        SelectorWarning: one has the name of another, and is left out.
     """
     found: dict[str, Entry] = {}
     for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist is not None else "another package"
-        check_free(point.name, f"entry point {point.name!r} of {package}", found)
+        try:
+            check_free(point.name, f"entry point {point.name!r} of {package}", found)
+        except FlextopoError as error:
+            warnings.warn(f"{error}; it is left out", SelectorWarning, stacklevel=2)
+            continue
         found[point.name] = Entry(point.value, f"from {package}")
     return found
 

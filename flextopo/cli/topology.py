@@ -13,7 +13,7 @@ from flextopo.cli.commands import Command
 from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.files import make_folder
-from flextopo.cluster.topology.model import PRESETS, ServerModel
+from flextopo.cluster.topology.model import ISLANDS, PRESETS, ServerModel, preset
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -170,8 +170,8 @@ def _open(source: str, name: str) -> nx.DiGraph:
         from flextopo.cluster.topology.detect import detect as detect_machine
 
         return _build(*detect_machine(), name)
-    if source in PRESETS:
-        return _build(PRESETS[source], [], name)
+    if source.removesuffix(ISLANDS) in PRESETS:
+        return _build(preset(source), [], name or source.removesuffix(ISLANDS))
     if not Path(source).exists() and not {".", "/"} & set(source):
         legal = [*PRESETS, "detect", "the path of a file"]
         raise UnknownNameError("server", source, legal)

@@ -27,9 +27,17 @@ from flextopo.cluster.simulation.batch import (
     empty_observations,
     step_batch,
 )
-from flextopo.cluster.simulation.episodes import Episodes, cluster_of, events_of, move, no_tapes
+from flextopo.cluster.simulation.episodes import (
+    Episodes,
+    cluster_of,
+    events_of,
+    move,
+    no_tapes,
+    scratch_of_thread,
+)
 from flextopo.cluster.simulation.metrics import METRICS
 from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.storage import scratch_of
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig
@@ -252,7 +260,7 @@ class Core:
         b = self.batch
         if b is not None and b.stored is stored:
             return
-        like = cluster_of(stored, 0, stored.cluster.scratch)
+        like = cluster_of(stored, 0, scratch_of(stored.cluster))
         fresh = empty_batch(like, stored, self._settings)
         if b is not None:
             # What the environments are playing moves into the wider rows.
@@ -264,7 +272,7 @@ class Core:
         """Return environment i as a simulation, over its own arrays."""
         assert self.batch is not None
         running = self.batch.running
-        scratch = np.zeros_like(running.cluster.scratch)
+        scratch = scratch_of_thread(scratch_of(running.cluster, 1), 0)
         arrays = cluster_of(running, i, scratch), events_of(running, i)
         tape = self.source(int(running.tape[i]))
         return Simulator(tape, self.fleet, scenario=self.scenario, arrays=arrays)

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from flextopo.cluster.observation.gpu_graph import NUM_GPU, empty_graph, observe_graph
-from flextopo.cluster.simulation.episodes import cluster_of
+from flextopo.cluster.simulation.episodes import cluster_of, scratch_of_thread
 from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.envs.preemption import PreemptionEnv
 
@@ -46,6 +46,10 @@ class GraphObservation(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
         if asked >= 0 and count > 0:
             found = type(batch.found)(*(array[0] for array in batch.found))
             observe_graph(
-                cluster_of(batch.running, 0, batch.scratch[0]), asked, found, count, graph
+                cluster_of(batch.running, 0, scratch_of_thread(batch.scratch, 0)),
+                asked,
+                found,
+                count,
+                graph,
             )
         return {**observation, "graph": graph}

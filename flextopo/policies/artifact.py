@@ -13,7 +13,12 @@ import torch
 
 import flextopo
 from flextopo.cluster.files import make_folder, write_whole
-from flextopo.cluster.observation.features import feature_names
+from flextopo.cluster.observation.features import (
+    NUM_CLUSTER,
+    NUM_PREEMPTOR,
+    columns_of,
+    feature_names,
+)
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import ArtifactError, load_policy
 
@@ -56,12 +61,13 @@ def save_policy(network: CandidateScorer, folder: Path, name: str, k: int, **abo
 
 
 def load_network(name: str | Path, width: int = 0) -> CandidateScorer:
-    """Return the torch network of an artifact, to train it further.
+    """Return the torch network of an artifact.
 
     Args:
         name: policy of the zoo, or its folder.
-        width: features of a candidate that it is to take at least; those that it does not know yet
-            weigh nothing at first.
+        width: to train it further, features of a candidate that it is to take, with all others, in
+            the order of the observation; those that it does not know yet weigh nothing at first.
+            0 = as it is, taking what its metadata names.
 
     Raises:
         UnknownNameError, ArtifactError: as `load_policy`, or it is an exported model.
@@ -69,16 +75,24 @@ def load_network(name: str | Path, width: int = 0) -> CandidateScorer:
     policy = load_policy(name)
     if not policy.weights:
         raise ArtifactError(f"{name}: is an exported model; legal: a folder with weights.npz")
-    if policy.names != feature_names(policy.width):
-        raise ArtifactError(
-            f"{name}: reads some features in an order of its own; legal to train further: all of "
-            f"the first {policy.width} in their order"
-        )
-    hidden = policy.weights["own.bias"].shape[0]
-    width = max(width, policy.width)
-    network = CandidateScorer(ScorerConfig(hidden, "pooled.weight" in policy.weights, width))
     state = {key: torch.from_numpy(value.copy()) for key, value in policy.weights.items()}
-    more = (0, width - policy.width)
-    state["candidate.weight"] = torch.nn.functional.pad(state["candidate.weight"], more)
-    network.load_state_dict(state, strict=network.config.context)
+    if width:
+        columns = columns_of(policy.names)
+        cluster_at = [NUM_PREEMPTOR + at for at in columns["cluster"]]
+        places = {
+            "candidate.weight": (columns["candidates"], max(width, policy.width)),
+            "shared.weight": ([*columns["preemptor"], *cluster_at], NUM_PREEMPTOR + NUM_CLUSTER),
+        }
+        for layer, (at, wide) in places.items():
+            whole = torch.zeros(len(state[layer]), wide)
+            whole[:, at] = state[layer]
+            state[layer] = whole
+    config = ScorerConfig(
+        hidden=len(state["own.bias"]),
+        context="pooled.weight" in state,
+        width=state["candidate.weight"].shape[1],
+        shared=state["shared.weight"].shape[1],
+    )
+    network = CandidateScorer(config)
+    network.load_state_dict(state, strict=config.context)
     return network

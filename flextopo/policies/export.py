@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch.export import Dim
 import flextopo
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
-from flextopo.cluster.observation.features import FEATURES, NUM_CLUSTER, NUM_PREEMPTOR
+from flextopo.cluster.observation.features import FEATURES
 from flextopo.policies.artifact import load_network
 from flextopo.policies.network import CandidateScorer
 from flextopo.policies.runtime import MAX_K, OUTPUTS, inputs_of, read_meta
@@ -47,8 +48,10 @@ def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
     if source.resolve() == folder.resolve():
         raise FlextopoError(f"{folder}: holds the policy itself; legal: another folder")
     make_folder(folder)
-    model, program = to_onnx(network), to_program(network)
-    meta = _describe(read_meta(source), model, program)
+    about = read_meta(source)
+    sizes = [len(names) for names in about["features"].values()]
+    model, program = to_onnx(network, sizes), to_program(network, sizes)
+    meta = _describe(about, model, program)
     write_whole(folder / "model.onnx", model)
     write_whole(folder / "model.pt2", program)
     write_whole(folder / "README.md", _card(meta, table).encode())
@@ -56,7 +59,7 @@ def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
     return folder
 
 
-def to_onnx(network: CandidateScorer) -> bytes:
+def to_onnx(network: CandidateScorer, sizes: Sequence[int]) -> bytes:
     """Return the network as an ONNX model of `inputs_of` and `OUTPUTS`, batch and K dynamic.
 
     Raises:
@@ -75,7 +78,7 @@ def to_onnx(network: CandidateScorer) -> bytes:
         try:
             exported = torch.onnx.export(
                 network,
-                _example(network),
+                _example(sizes),
                 dynamic_shapes=_dynamic_shapes(),
                 input_names=["preemptor", "cluster", "candidates", "mask"],
                 output_names=list(OUTPUTS),
@@ -96,22 +99,23 @@ def to_onnx(network: CandidateScorer) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def to_program(network: CandidateScorer) -> bytes:
+def to_program(network: CandidateScorer, sizes: Sequence[int]) -> bytes:
     """Return the network as `torch.export.save` writes it, batch and K dynamic."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(network, _example(network), dynamic_shapes=_dynamic_shapes())
+        program = torch.export.export(network, _example(sizes), dynamic_shapes=_dynamic_shapes())
         torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
-def _example(network: CandidateScorer) -> tuple[torch.Tensor, ...]:
+def _example(sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
     b, k = 2, 5
+    preemptor, cluster, candidate = sizes
     return (
-        torch.zeros(b, NUM_PREEMPTOR),
-        torch.zeros(b, NUM_CLUSTER),
-        torch.zeros(b, k, network.config.width),
+        torch.zeros(b, preemptor),
+        torch.zeros(b, cluster),
+        torch.zeros(b, k, candidate),
         torch.ones(b, k + 1),
     )
 

@@ -21,11 +21,13 @@ class ScorerConfig:
         hidden: width h of every layer.
         context: one deep-set round: each candidate also sees the mean and the maximum over all.
         width: features of a candidate, more where servers tell islands apart.
+        shared: features of the preemptor and of the cluster.
     """
 
     hidden: int = 64
     context: bool = True
     width: int = NUM_CANDIDATE
+    shared: int = NUM_PREEMPTOR + NUM_CLUSTER
 
 
 class CandidateScorer(nn.Module):
@@ -41,7 +43,7 @@ class CandidateScorer(nn.Module):
         self.config = config or ScorerConfig()
         h = self.config.hidden
         self.candidate = nn.Linear(self.config.width, h)
-        self.shared = nn.Linear(NUM_PREEMPTOR + NUM_CLUSTER, h, bias=False)
+        self.shared = nn.Linear(self.config.shared, h, bias=False)
         self.own = nn.Linear(h, h)
         self.pooled = nn.Linear(2 * h, h, bias=False)
         self.score = nn.Linear(h, 1)

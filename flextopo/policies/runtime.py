@@ -32,16 +32,13 @@ from flextopo.cluster.state.candidates import CandidateArrays
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
-from flextopo.policies.shipped import ZOO, zoo_names
+from flextopo.policies.shipped import FIRST_FEATURES, FIRST_LAYOUT, ZOO, zoo_names
 
 MAX_K = 4096
 """Most candidates that an artifact may look at; training uses 16 to 64."""
 
 MODELS = ("weights.npz", "model.onnx")
 """Names of the file that holds the model; `meta.json` says which one its hash is of."""
-
-FIRST_LAYOUT = "5c0417d93390c99d"
-"""What artifacts of version 0.1 have in place of the names of all features."""
 
 OUTPUTS = {"scores": ("batch", "candidates + 1"), "value": ("batch",)}
 
@@ -237,12 +234,16 @@ def load_policy(name: str | Path) -> LearnedSelector:
             weights = {key: arrays[key] for key in arrays.files}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"{path}: no arrays ({error}); legal: plain numbers") from None
-    wide = weights.get("candidate.weight", np.zeros((0, 0))).shape[-1]
-    if wide != len(meta["features"]["candidates"]):
-        raise ArtifactError(
-            f"{path}: reads {wide} features of a candidate; legal: the "
-            f"{len(meta['features']['candidates'])} that meta.json names"
-        )
+    named = {part: len(names) for part, names in meta["features"].items()}
+    for layer, what, count in (
+        ("candidate.weight", "a candidate", named["candidates"]),
+        ("shared.weight", "preemptor and cluster", named["preemptor"] + named["cluster"]),
+    ):
+        wide = weights.get(layer, np.zeros((0, 0))).shape[-1]
+        if wide != count:
+            raise ArtifactError(
+                f"{path}: reads {wide} features of {what}; legal: the {count} that meta.json names"
+            )
     return LearnedSelector(meta["name"], weights, meta["k"], **about)
 
 
@@ -284,7 +285,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: no JSON object; legal: what `flextopo export` writes")
     meta = {"model": MODELS[0], "allow_wait": True, **meta}
     if meta.get("layout") == FIRST_LAYOUT:
-        meta.setdefault("features", feature_names())
+        meta.setdefault("features", FIRST_FEATURES)
     kinds = {
         "name": str,
         "k": int,
@@ -313,6 +314,9 @@ def _read_features(given: dict[str, Any], path: Path) -> dict[str, list[str]]:
         if not isinstance(names, list | dict) or not all(isinstance(name, str) for name in names):
             raise ArtifactError(f"{path}: features of {part} are {names!r}; legal: a list of names")
         found[part] = list(names)
+        twice = sorted({name for name in found[part] if found[part].count(name) > 1})
+        if twice:
+            raise ArtifactError(f"{path}: feature {twice[0]!r} of {part} twice; legal: once")
     try:
         columns_of(found)
     except UnknownNameError as error:

@@ -35,13 +35,15 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
         selector: a name of the registry, a policy of the zoo, the folder of one, `module:name` of a
             selector or its class, or one of these two itself. `POLICY@300` is the policy that lets no
             pod wait for more than 300 seconds by its own choice.
-        seed: of this game; a class that takes a `seed` gets it.
+        seed: of this episode; a class that takes a `seed` gets it.
 
     Raises:
         UnknownNameError: it is none of them.
         ArtifactError: the policy is damaged or reads unknown features.
         FlextopoError: the module fails, or what it names is no selector.
     """
+    if isinstance(selector, Path):
+        selector = str(selector)
     if not isinstance(selector, str):
         return build(selector, seed)
     if selector in _known():

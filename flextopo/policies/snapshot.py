@@ -57,6 +57,7 @@ class Hardware(msgspec.Struct, forbid_unknown_fields=True):
     gpu_numa: tuple[int, ...]
     numa_socket: tuple[int, ...]
     numa_cores: tuple[int, ...]
+    gpu_island: tuple[int, ...] = ()
 
 
 class SnapshotPod(msgspec.Struct, forbid_unknown_fields=True):
@@ -281,6 +282,7 @@ def _model(server: Server, models: dict[str, ServerModel]) -> str:
             server.hardware.gpu_numa,
             server.hardware.numa_socket,
             server.hardware.numa_cores,
+            gpu_island=server.hardware.gpu_island,
         )
     elif kind not in models:
         models[kind] = preset(kind)

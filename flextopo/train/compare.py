@@ -90,12 +90,14 @@ def make_tape(config: ComparisonConfig, fleet: Fleet, seed: int) -> tuple[Tape, 
 
 def play_tape(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
     """Play one tape with one selector and return its metrics."""
-    sim, selector = open_game(config, name, seed)
+    sim, selector = open_episode(config, name, seed)
     sim.play(selector)
     return episode_metrics(sim)
 
 
-def open_game(config: ComparisonConfig, name: str, seed: int) -> tuple[Simulator, VictimSelector]:
+def open_episode(
+    config: ComparisonConfig, name: str, seed: int
+) -> tuple[Simulator, VictimSelector]:
     """Return a simulation of the tape of a seed, and the selector that plays on it."""
     fleet = find_fleet(config.servers)
     selector = find_selector(config.named.get(name, name), seed)

@@ -147,7 +147,9 @@ def train_ppo(
             tb_log_name="ppo",
         )
     except KeyboardInterrupt:
-        kept = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint yet"
+        kept = (
+            f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint yet"
+        )
         raise KeyboardInterrupt(kept) from None
     finally:
         if model.env is not None:

@@ -18,7 +18,7 @@ from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.cluster.topology.levels import LEVELS
 from flextopo.envs.scene import LEGEND, THEMES, Colour, make_scene
-from flextopo.train.compare import check, make_tape, open_game, servers_text
+from flextopo.train.compare import check, make_tape, open_episode, servers_text
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.replay import Difference, Recording, differences, record
 from flextopo.train.replay_decision import Choice, Shown
@@ -90,7 +90,7 @@ def write_replay(
         raise FlextopoError(f"{out}: is a folder; legal: a file to write")
     config = replace(config, selectors=tuple(names), policies=())
     _, source = make_tape(config, check(config), seed)
-    games = [open_game(config, name, seed) for name in names]
+    games = [open_episode(config, name, seed) for name in names]
     make_folder(out.parent)
     recordings = []
     for i, (name, (sim, selector)) in enumerate(zip(names, games, strict=True)):

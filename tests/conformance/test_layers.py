@@ -42,8 +42,11 @@ def loaded(modules: list[str], hidden: tuple[str, ...] = ("gymnasium",)) -> set[
 
 
 def modules_of(layer: str) -> list[str]:
-    found = sorted((ROOT / "flextopo" / layer).glob("*.py"))
-    return [f"flextopo.{layer}.{path.stem}" for path in found if path.stem != "__init__"]
+    folder = ROOT / "flextopo"
+    deep = layer == "cluster"  # serving is a layer of its own within policies
+    found = sorted((folder / layer).rglob("*.py") if deep else (folder / layer).glob("*.py"))
+    paths = [path.relative_to(folder).with_suffix("") for path in found if path.stem != "__init__"]
+    return [".".join(("flextopo", *path.parts)) for path in paths]
 
 
 LAYERS = {

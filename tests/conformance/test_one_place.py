@@ -77,6 +77,10 @@ ARRAY = """    totals: Annotated[Records, Array(TOTALS_DTYPE, ("one",))]
 USE = """    c.live[pod]["gpu_mask"] = gpu_mask
     set_free_gpus(c, node, c.nodes[node]["gpu_free"] & ~gpu_mask)
 """
+SCRATCH = """    scratch: Annotated[
+"""
+MARKS = """    marks: Annotated[npt.NDArray[np.int64], Array(np.int64, ("nodes",), Kind.SCRATCH)]
+"""
 FIELD = """    "batch_class": Field("i1","""
 COLUMN = """        "group": join(-1, group[job]),
 """
@@ -90,7 +94,8 @@ ADDED = {
             ARRAY,
             f'{ARRAY}    heat: Annotated[npt.NDArray[np.int64], Array(np.int64, ("nodes",))]\n',
         ),
-        (USE, f"{USE}    c.heat[node] += 1\n"),
+        (SCRATCH, MARKS + SCRATCH),
+        (USE, f"{USE}    c.heat[node] += 1\n    c.marks[node] = 1 << 40\n"),
     ),
     "cluster/state/schema.py": (
         (

@@ -29,7 +29,9 @@ def kernel(state: ClusterState, preemptor: Pod, aligned: bool, k: int) -> list[t
         victims = {int(state.arrays.node_pods[node, s]) for s in twin.bits(int(arrays.slots[i]))}
         best = twin.empty_level(state.model(node), preemptor)
         assert arrays.deficit[i] == twin.deficit(int(arrays.level[i]), best)
-        found.append(twin.Found(node, frozenset(victims), int(arrays.level[i]), float(arrays.cost[i])))
+        found.append(
+            twin.Found(node, frozenset(victims), int(arrays.level[i]), float(arrays.cost[i]))
+        )
     return found
 
 

@@ -182,11 +182,19 @@ def test_a_selector_that_is_none_is_one_sentence(
 
 
 def test_other_mistakes_are_one_sentence_too(rules: Any) -> None:
+    anything: Any = flextopo  # whose types these calls do not keep to
     calls: list[tuple[Callable[[], object], str]] = [
         (lambda: flextopo.simulate("godel", workload={"peak": 1}), "WorkloadConfig has no 'peak'"),
         (lambda: flextopo.simulate("godel", scenario={"admit": 1}), "Scenario has no 'admit'"),
         (lambda: flextopo.simulate("godel", servers="b200"), "unknown server 'b200'"),
         (lambda: flextopo.compare([]), "no selector is given"),
+        (lambda: anything.simulate("godel", seed=1.5), "seed = 1.5; legal: a whole number, 0 or"),
+        (lambda: anything.simulate("godel", servers=["1*a100"]), "servers .*; legal: text such as"),
+        (lambda: anything.simulate("godel", workload="x"), "workload 'x'; legal: a WorkloadConfig"),
+        (lambda: anything.simulate("godel", scenario={"weights": 3}), "weights 3; legal: LossW"),
+        (lambda: anything.simulate("godel", trace=("a",)), "trace .*; legal: what load_trace"),
+        (lambda: anything.compare("godel", workers=0), "workers = 0; legal: a whole number, 1 or"),
+        (lambda: anything.load_servers(None), "servers None; legal: text such as"),
         (lambda: flextopo.compare(["godel", GODEL]), "godel, godel; legal: each one once"),
         (lambda: flextopo.load_trace("a.csv", "b.csv"), "a.csv"),
         (lambda: flextopo.load_policy("absent"), "unknown policy 'absent'"),
@@ -326,10 +334,12 @@ def test_entry_points_are_selectors(
         with pytest.raises(FlextopoError, match="'cheap' calls itself 'cheapest'"):
             flextopo.make_selector("cheap")
         install("godel", "my_rules:Cheapest")
-        with pytest.raises(
-            FlextopoError, match="entry point 'godel' of another package is a built"
+        with pytest.warns(
+            registry.SelectorWarning, match="entry point 'godel' of another package is a built"
         ):
-            flextopo.make_selector("greedy-cost")
+            assert not registry.plugins()
+        assert flextopo.make_selector("greedy-cost").name == "greedy-cost"
+        assert flextopo.make_selector("godel") == GODEL
     finally:
         registry.plugins.cache_clear()
 

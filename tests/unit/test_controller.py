@@ -31,7 +31,9 @@ def control(
             server.put(document)
         async with running(server):
             controller = make_controller(server, lines, **more)
-            tasks = [asyncio.create_task(run()) for run in (controller.watch.follow, controller.attend)]
+            tasks = [
+                asyncio.create_task(run()) for run in (controller.watch.follow, controller.attend)
+            ]
             try:
                 await scenario(server, controller)
             finally:

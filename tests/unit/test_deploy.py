@@ -74,7 +74,9 @@ def test_rights_are_exactly_the_calls_that_are_made() -> None:
             server.put(document)
         async with running(server):
             controller = make_controller(server)
-            tasks = [asyncio.create_task(run()) for run in (controller.watch.follow, controller.attend)]
+            tasks = [
+                asyncio.create_task(run()) for run in (controller.watch.follow, controller.attend)
+            ]
             await until(lambda: bool(dying(server)))
             for task in tasks:
                 task.cancel()

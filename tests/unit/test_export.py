@@ -105,7 +105,10 @@ def test_the_artifact_says_what_torch_says_on_10_000_decisions(exported: Path) -
 def test_batches_and_any_number_of_candidates(context: bool) -> None:
     torch.manual_seed(5)
     network = CandidateScorer(ScorerConfig(hidden=16, context=context))
-    session = ort.InferenceSession(exporting.to_onnx(network), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        exporting.to_onnx(network, (NUM_PREEMPTOR, NUM_CLUSTER, NUM_CANDIDATE)),
+        providers=["CPUExecutionProvider"],
+    )
     rng = np.random.default_rng(1)
     for b, k in ((1, 1), (3, 7), (64, 2), (2, 500)):
         shapes = ((b, NUM_PREEMPTOR), (b, NUM_CLUSTER), (b, k, NUM_CANDIDATE), (b, k + 1))

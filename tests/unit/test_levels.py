@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
+import msgspec
+import networkx as nx
 import numpy as np
 import pytest
 import tapes
@@ -33,8 +36,13 @@ from flextopo.cluster.topology.levels import (
 )
 from flextopo.cluster.topology.model import ServerModel, compile_models, preset
 from flextopo.cluster.topology.model_from_graph import server_model_from_graph
+from flextopo.cluster.topology.resource import to_resource, write_resource
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.policies.runtime import load_policy
+from flextopo.policies.serving import openapi, shadow
+from flextopo.policies.serving.hardware import Hardware, HardwareCatalogue, read_spec
+from flextopo.policies.serving.objects import FlexTopoObject
+from flextopo.policies.snapshot import build_state, decode
 
 MATRIX = """\
 \tGPU0\tGPU1\tGPU2\tGPU3\tCPU Affinity\tNUMA Affinity
@@ -263,3 +271,61 @@ def test_a_policy_trained_on_islands_reads_them_wherever_it_plays(tmp_path: Path
     wider = load_network("deepset-imitation", NUM_CANDIDATE + 1)
     assert wider.config.width == NUM_CANDIDATE + 1
     assert not wider.candidate.weight[:, -1].any()
+
+
+def test_the_service_tells_servers_with_islands_from_those_without() -> None:
+    catalogue = HardwareCatalogue()
+    plain, pairs = preset("a100"), preset("a100+islands")
+    other = replace(pairs, gpu_island=(0, 1, 0, 1, 2, 3, 2, 3))
+    found: list[Hardware] = []
+    for server in (plain, pairs, other, plain, pairs):
+        resource = flextopo_object(build_graph(server, f"n{len(found)}"))
+        found.append(catalogue.of_flextopo(resource, read_spec(resource)))
+    assert [hardware.model for hardware in found] == [0, 1, 2, 0, 1]
+    assert [hardware.server.gpu_island for hardware in found[:3]] == [
+        (),
+        pairs.gpu_island,
+        other.gpu_island,
+    ]
+
+
+def flextopo_object(graph: nx.DiGraph) -> FlexTopoObject:
+    return msgspec.json.decode(msgspec.json.encode(to_resource(graph)), type=FlexTopoObject)
+
+
+def test_whoever_prints_levels_knows_them_all() -> None:
+    names = {level.name.lower() for level in AlignmentLevel}
+    assert names <= set(shadow.LEVELS)
+    assert names <= set(openapi.DECISION["properties"]["level"]["enum"])
+
+
+def test_islands_in_snapshots_and_of_presets() -> None:
+    document = {
+        "servers": [{"name": "n0", "model": "a100+islands"}],
+        "pods": [{"name": "ns/llm", "gpus": 2, "cores": 4, "priority": 1000, "online": True}],
+        "preemptor": "ns/llm",
+    }
+    state, asking = build_state(decode(msgspec.json.encode(document)))
+    chosen = make_selector("greedy-cost").select(state, asking)
+    assert chosen is not None
+    assert chosen.level == AlignmentLevel.ISLAND
+
+
+def test_nested_switches_and_a_second_file_keep_islands(matrix: Path, tmp_path: Path) -> None:
+    gpus = "".join(
+        f'<pci busid="0000:{i}0:00.0" class="0x060400"><pci busid="0000:{i}1:00.0" class="0x030200" '
+        f'vendor="0x10de"><gpu dev="{i}"/></pci></pci>'
+        for i in range(2)
+    )
+    dump = tmp_path / "nccl.xml"
+    dump.write_text(
+        '<system version="1"><cpu numaid="0" affinity="000000ff" arch="x86_64">'
+        f'<pci busid="0000:01:00.0" class="0x060400">{gpus}</pci>'
+        '<pci busid="0000:31:00.0" class="0x030200" vendor="0x10de"><gpu dev="2"/></pci>'
+        "</cpu></system>"
+    )
+    assert load_server(dump, islands=True)[0].gpu_island == (0, 0, 1)
+    told, _ = load_server(matrix, islands=True)
+    resource = tmp_path / "node.yaml"
+    write_resource(build_graph(told, "node-1"), resource)
+    assert load_server(resource, matrix)[0].gpu_island == told.gpu_island

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from flextopo.cluster.topology.model import PRESETS, Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.policies.artifact import load_network, save_policy
+from flextopo.policies.export import export_policy
 from flextopo.policies.network import MASKED, CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import ArtifactError, load_policy, score
 from flextopo.policies.selectors import find_selector
@@ -130,12 +132,48 @@ def test_a_policy_reads_its_features_by_name_whatever_their_order(tmp_path: Path
     np.testing.assert_allclose(other.score(other.read(o)), policy.score(o), rtol=1e-5, atol=1e-5)
 
 
+def test_a_policy_of_few_features_is_exported_and_trained_further(tmp_path: Path) -> None:
+    """What it does not read weighs nothing, wherever the other features stand."""
+    policy = load_policy("deepset-imitation")
+    names = {part: list(found)[::-1][1:] for part, found in policy.names.items()}
+    weights: dict[str, Any] = dict(policy.weights)
+    shared = weights["shared.weight"]
+    preemptor, cluster = shared[:, :NUM_PREEMPTOR], shared[:, NUM_PREEMPTOR:]
+    weights["shared.weight"] = np.hstack([preemptor[:, ::-1][:, 1:], cluster[:, ::-1][:, 1:]])
+    weights["candidate.weight"] = weights["candidate.weight"][:, ::-1][:, 1:]
+    buffer = io.BytesIO()
+    np.savez(buffer, **weights)
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "weights.npz").write_bytes(buffer.getvalue())
+    meta = json.loads((ZOO / "deepset-imitation" / "meta.json").read_text())
+    meta |= {"features": names, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+    (tmp_path / "few" / "meta.json").write_text(json.dumps(meta))
+    few = load_policy(tmp_path / "few")
+    o = random_observation(np.random.default_rng(1), policy.k, policy.k)
+    expected = few.score(few.read(o))
+    whole = load_network(tmp_path / "few", NUM_CANDIDATE)
+    np.testing.assert_allclose(run_torch(whole, o), expected, atol=1e-4)
+    own = load_network(tmp_path / "few")
+    np.testing.assert_allclose(run_torch(own, few.read(o)), expected, atol=1e-4)
+    exported = export_policy(tmp_path / "few", tmp_path / "onnx")
+    assert (
+        list(json.loads((exported / "meta.json").read_text())["features"]["cluster"])
+        == names["cluster"]
+    )
+
+
 def damage(folder: Path, change: str) -> None:
     meta = json.loads((folder / "meta.json").read_text())
     if change == "weights":
         blob = bytearray((folder / "weights.npz").read_bytes())
         blob[200] ^= 1
         (folder / "weights.npz").write_bytes(bytes(blob))
+    elif change == "twice":
+        meta["features"]["candidates"][0] = "cost"
+        (folder / "meta.json").write_text(json.dumps(meta))
+    elif change == "short":
+        del meta["features"]["cluster"][-1]
+        (folder / "meta.json").write_text(json.dumps(meta))
     elif change in ("feature", "fewer"):
         names = ["shoe_size"] if change == "feature" else ["cost"]
         meta["features"]["candidates"] = names
@@ -156,6 +194,8 @@ def damage(folder: Path, change: str) -> None:
     [
         ("weights", "SHA-256"),
         ("feature", "unknown feature of candidates 'shoe_size'; legal: budgeted, "),
+        ("twice", "feature 'cost' of candidates twice; legal: once"),
+        ("short", "reads 22 features of preemptor and cluster; legal: the 21 that meta.json names"),
         ("fewer", "reads 32 features of a candidate; legal: the 1 that meta.json names"),
         ("key", "no 'sha256'"),
         ("json", "not JSON"),

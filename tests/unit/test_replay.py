@@ -21,7 +21,7 @@ from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.topology.model import Fleet
 from flextopo.envs.scene import LETTERS, occupants
 from flextopo.policies.shipped import zoo_names
-from flextopo.train.compare import open_game, play_tape, summarise
+from flextopo.train.compare import open_episode, play_tape, summarise
 from flextopo.train.compare import play_all as run_comparison
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.replay import START, Frame, Recording, differences, record
@@ -55,9 +55,9 @@ def final(sim: Simulator) -> list[bytes]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recording_changes_no_bit(name: str) -> None:
-    plain, selector = open_game(CONFIG, name, SEED)
+    plain, selector = open_episode(CONFIG, name, SEED)
     plain.play(selector)
-    sim, selector = open_game(CONFIG, name, SEED)
+    sim, selector = open_episode(CONFIG, name, SEED)
     recording = record(sim, selector)
     assert final(sim) == final(plain)
     assert repr(recording.metrics) == repr(play_tape(CONFIG, name, SEED))
@@ -66,7 +66,7 @@ def test_recording_changes_no_bit(name: str) -> None:
 
 def test_frames_are_the_states() -> None:
     watcher = Watcher()
-    sim, _ = open_game(CONFIG, "greedy-cost", SEED)
+    sim, _ = open_episode(CONFIG, "greedy-cost", SEED)
     tape = sim.tape
     recording = record(sim, watcher)
     moments = [frame.moment for frame in recording.frames]
@@ -120,7 +120,7 @@ def test_every_event_of_a_tape_by_hand_has_its_frame() -> None:
 
 
 def test_the_loss_adds_up_and_jumps_only_at_decisions() -> None:
-    sim, selector = open_game(CONFIG, "kubernetes", SEED)
+    sim, selector = open_episode(CONFIG, "kubernetes", SEED)
     recording = record(sim, selector)
     last = sum(recording.frames[-1].loss_gpu_s)
     assert last / sim.tape.demanded_gpu_s() == pytest.approx(recording.metrics["weighted_loss"])
@@ -139,7 +139,7 @@ def test_the_loss_adds_up_and_jumps_only_at_decisions() -> None:
 
 @pytest.mark.parametrize("name", ["greedy-cost", "godel", *zoo_names()])
 def test_what_is_said_of_a_choice_happens(name: str) -> None:
-    sim, selector = open_game(CONFIG, name, SEED)
+    sim, selector = open_episode(CONFIG, name, SEED)
     kinds = set()
     while (pod := sim.next_decision()) is not None:
         taken = selector.select(sim.state, pod)
@@ -167,7 +167,7 @@ def test_what_is_said_of_a_choice_happens(name: str) -> None:
 
 @pytest.mark.parametrize("name", zoo_names())
 def test_a_learned_choice_has_the_highest_score(name: str) -> None:
-    sim, selector = open_game(CONFIG, name, SEED)
+    sim, selector = open_episode(CONFIG, name, SEED)
     recording = record(sim, selector)
     assert recording.scores == "score"
     for choice in recording.choices.values():
@@ -179,7 +179,7 @@ def test_a_learned_choice_has_the_highest_score(name: str) -> None:
 
 
 def test_an_oracles_choice_has_the_least_loss_ahead() -> None:
-    sim, selector = open_game(CONFIG, "oracle-lookahead", SEED)
+    sim, selector = open_episode(CONFIG, "oracle-lookahead", SEED)
     recording = record(sim, selector)
     assert recording.scores == "loss in 4 h"
     for choice in recording.choices.values():
@@ -288,7 +288,7 @@ def test_differences_by_hand() -> None:
 
 
 def test_no_text_closes_the_pages_data() -> None:
-    sim, selector = open_game(CONFIG, "greedy-cost", SEED)
+    sim, selector = open_episode(CONFIG, "greedy-cost", SEED)
     made = record(sim, selector)
     made.name = "</script><b>&"
     page = render(sim, [made], [], {"servers": "<i>"})
@@ -334,7 +334,7 @@ def test_saved_results_give_their_configuration_back(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     assert config_of(results, path) == config
     seed = interesting_seed(results, ("greedy-cost",))
-    sim, selector = open_game(config_of(results, path), "greedy-cost", seed)
+    sim, selector = open_episode(config_of(results, path), "greedy-cost", seed)
     assert record(sim, selector).metrics == scores["greedy-cost"][seed]
     for key, words in (("servers", "lacks 'servers'"), ("workload", "no 'magic'; legal")):
         broken = {**results, "config": {**results["config"]}}

@@ -21,6 +21,7 @@ from flextopo.cluster.simulation.episodes import (
     rules_of,
     view_cluster,
     view_events,
+    view_scratch,
 )
 from flextopo.cluster.simulation.metrics import METRICS, measure
 from flextopo.cluster.simulation.scheduler import END
@@ -33,6 +34,7 @@ from flextopo.cluster.state.candidates import (
     workspace,
 )
 from flextopo.cluster.state.loss import LOSS_TERMS, weighted_gpu_s, write_terms
+from flextopo.cluster.state.storage import scratch_of
 
 NEXT_STEP, SAME_STEP, DISABLED = range(3)
 """When an environment that ended starts anew (the names are Gymnasium's)."""
@@ -92,7 +94,7 @@ class Batch(NamedTuple):
     outcome: npt.NDArray[Any]
     taken: npt.NDArray[np.int64]
     workspace: Workspace
-    scratch: npt.NDArray[np.int16]
+    scratch: tuple[npt.NDArray[Any], ...]
     allow_wait: int
     autoreset: int
     gpus: int
@@ -140,7 +142,7 @@ def empty_batch(like: Cluster, stored: Episodes, settings: BatchSettings) -> Bat
         outcome=np.zeros(b, OUTCOME_DTYPE),
         taken=np.zeros(1, np.int64),
         workspace=Workspace(*scratch),
-        scratch=np.zeros((settings.threads, *like.scratch.shape), np.int16),
+        scratch=scratch_of(like, settings.threads),
         allow_wait=int(settings.allow_wait),
         autoreset=settings.autoreset,
         gpus=settings.gpus,
@@ -152,7 +154,7 @@ def decision_of(b: Batch, i: int, thread: int) -> Decision:
     """Return what environment i sees: views, no copies."""
     w, o, f = b.workspace, b.observation, b.found
     return Decision(
-        view_cluster(b.running, i, b.scratch[thread]),
+        view_cluster(b.running, i, view_scratch(b.scratch, thread)),
         view_events(b.running, i),
         rules_of(b.running, i),
         costs_of(b.running, i),

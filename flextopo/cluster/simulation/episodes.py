@@ -20,6 +20,7 @@ from flextopo.cluster.state.storage import (
     Kind,
     arrays_of,
     names_of,
+    scratch_of,
     stack_arrays,
     stacked,
 )
@@ -76,7 +77,7 @@ def no_tapes(like: Episodes) -> Episodes:
     """Return one empty row that is as large as those of `like`."""
     _, pods = like.cluster.pods.shape
     _, budgets = like.cluster.pdb_left.shape
-    return empty_episodes(cluster_of(like, 0, like.cluster.scratch), 1, pods, budgets)
+    return empty_episodes(cluster_of(like, 0, scratch_of(like.cluster)), 1, pods, budgets)
 
 
 def bytes_of_episode(e: Episodes) -> int:
@@ -145,27 +146,41 @@ copy_episode: Callable[[Episodes, int, Episodes, int], None] = stage(
 
 def _view_lines(part: str, owner: type[Any]) -> Iterator[str]:
     """Yield the lines of a function that returns views of row `s`."""
-    found = []
+    found: list[str] = []
+    scratch = list(names_of(owner, Kind.SCRATCH))
     for name, array in arrays_of(owner).items():
         whole = f"source.{part}.{name}"
         if array.kind in (Kind.HARDWARE, Kind.SCRATCH):
-            found.append("scratch" if array.kind == Kind.SCRATCH else whole)
+            found.append(f"scratch[{scratch.index(name)}]" if name in scratch else whole)
             continue
         axis = "pods" if array.axes[0] in ("heap", "queue") else array.axes[0]
         found.append(f"{whole}[s][:{IN_USE[axis]}]" if axis in SIZES else f"{whole}[s]")
     yield f"return {owner.__name__}({', '.join(found)})"
 
 
-cluster_of: Callable[[Episodes, int, npt.NDArray[np.int16]], Cluster] = define(
+cluster_of: Callable[[Episodes, int, tuple[npt.NDArray[Any], ...]], Cluster] = define(
     "cluster_of", "source, s, scratch", _view_lines("cluster", Cluster), __file__, Cluster=Cluster
 )
-"""Return the cluster of an episode, given its row and scratch memory: views, no copies."""
+"""Return the cluster of an episode, given its row and `scratch_of` one thread: views, no copies."""
 
 events_of: Callable[[Episodes, int], Events] = define(
     "events_of", "source, s", _view_lines("events", Events), __file__, Events=Events
 )
 """Return the events of an episode: views, no copies."""
 
+_SCRATCH = range(len(list(names_of(Cluster, Kind.SCRATCH))))
+
+scratch_of_thread: Callable[[tuple[npt.NDArray[Any], ...], int], tuple[npt.NDArray[Any], ...]] = (
+    define(
+        "scratch_of_thread",
+        "scratch, thread",
+        [f"return ({' '.join(f'scratch[{i}][thread],' for i in _SCRATCH)})"],
+        __file__,
+    )
+)
+"""Return the scratch memory of one thread of `scratch_of` several."""
+
+view_scratch = stage(scratch_of_thread)
 view_cluster = stage(cluster_of)
 view_events = stage(events_of)
 """The same inside kernels; a view made by a kernel must not leave it."""

@@ -90,6 +90,14 @@ def stack_arrays(like: T, count: int, sizes: Mapping[str, int]) -> T:
     return type(like)(*found)
 
 
+def scratch_of(arrays: tuple[Any, ...], copies: int = 0) -> tuple[npt.NDArray[Any], ...]:
+    """Return the scratch memory of some arrays, or that many others like each, in one array."""
+    own = (getattr(arrays, name) for name in names_of(type(arrays), Kind.SCRATCH))
+    if not copies:
+        return tuple(own)
+    return tuple(np.zeros((copies, *array.shape), array.dtype) for array in own)
+
+
 def stacked(arrays: T) -> list[npt.NDArray[Any]]:
     """Return those of stacked arrays that have a row for each episode."""
     return [getattr(arrays, name) for name in names_of(type(arrays), Kind.GIVEN, Kind.STATE)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -241,6 +241,9 @@ PRESETS: dict[str, ServerModel] = {
 }
 
 
+ISLANDS = "+islands"
+"""Behind the name or file of a server: tell PCIe switches and NVLink islands apart."""
+
 PRESET_ISLANDS: dict[str, tuple[int, ...]] = {"a100": (0, 0, 1, 1, 2, 2, 3, 3)}
 """GPUs that share a PCIe switch, for presets where that is known.
 
@@ -250,12 +253,20 @@ References:
 
 
 def preset(name: str) -> ServerModel:
-    """Return the server model called `name`.
+    """Return the server model called `name`; with `+islands` behind it, one that tells them apart.
 
     Raises:
         UnknownNameError: no preset has that name.
+        TopologyError: nobody knows its islands.
     """
-    try:
+    plain = name.removesuffix(ISLANDS)
+    if plain not in PRESETS:
+        raise UnknownNameError("server", name, list(PRESETS))
+    if plain == name:
         return PRESETS[name]
-    except KeyError:
-        raise UnknownNameError("server", name, list(PRESETS)) from None
+    if plain not in PRESET_ISLANDS:
+        legal = ", ".join(other + ISLANDS for other in PRESET_ISLANDS)
+        raise TopologyError(
+            f"server {name!r}: no islands are known; legal: {legal}, or a file that tells"
+        )
+    return replace(PRESETS[plain], gpu_island=PRESET_ISLANDS[plain])

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.topology.captures.load import TopologyWarning, load_server
-from flextopo.cluster.topology.model import PRESET_ISLANDS, PRESETS, ServerModel
+from flextopo.cluster.topology.model import ISLANDS, PRESETS, ServerModel, preset
 
 # The largest public GPU clusters have some ten thousand nodes.
 MAX_SERVERS = 100_000
 
 _FORMS = "NAME, NAMExCOUNT, COUNT*NAME or COUNT*FILE, joined by commas"
-_ISLANDS = "+islands"
 
 
 def parse_servers(text: str) -> tuple[tuple[ServerModel, ...], tuple[int, ...]]:
@@ -78,17 +77,10 @@ def _count(item: str) -> tuple[int, str]:
 
 
 def _server(name: str) -> ServerModel:
-    islands = name.endswith(_ISLANDS)
-    name = name.removesuffix(_ISLANDS)
-    if name in PRESETS:
-        if not islands:
-            return PRESETS[name]
-        if name not in PRESET_ISLANDS:
-            raise TopologyError(
-                f"server {name + _ISLANDS!r}: no islands are known; legal: "
-                f"{', '.join(other + _ISLANDS for other in PRESET_ISLANDS)}, or a file that tells"
-            )
-        return replace(PRESETS[name], gpu_island=PRESET_ISLANDS[name])
+    islands = name.endswith(ISLANDS)
+    if name.removesuffix(ISLANDS) in PRESETS:
+        return preset(name)
+    name = name.removesuffix(ISLANDS)
     # A word without ending or folder is meant as a name, unless there is such a file.
     if not re.search(r"[./\\]", name) and not Path(name).is_file():
         raise UnknownNameError("server", name, [*PRESETS, "the path of a file"])

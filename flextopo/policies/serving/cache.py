@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from flextopo.cluster.errors import TopologyError
+from flextopo.cluster.state.schema import TOTALS_FIELDS
 from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
 from flextopo.policies.serving.hardware import (
@@ -42,6 +43,24 @@ MAX_GONE = 100_000
 
 
 SUMMED = ("gpus", "free_gpus", "online_gpus", "batch_gpus")
+WAITING = (
+    "wait_gpus",
+    "batch_wait_gpus",
+    "batch_wait_1",
+    "batch_wait_2",
+    "batch_wait_4",
+    "batch_wait_group",
+)
+
+_odd = {name for name, field in TOTALS_FIELDS.items() if not field.snapshot} ^ {
+    "now_s",
+    *SUMMED,
+    *WAITING,
+}
+if _odd:
+    raise ValueError(
+        f"totals {', '.join(sorted(_odd))}; legal: each worked out, or constant in snapshots"
+    )
 """Fields of TOTALS_DTYPE that are sums over nodes."""
 
 
@@ -354,6 +373,14 @@ class ClusterCache:
         online = [pod.gpus for pod in waiting if pod.online and pod.uid != preemptor.uid]
         batch = [pod for pod in waiting if not pod.online and pod.uid != preemptor.uid]
         sizes = [pod.gpus for pod in batch]
+        waiting_gpus = (
+            sum(online) + preemptor.gpus,
+            sum(sizes),
+            sum(size for size in sizes if size <= 1),
+            sum(size for size in sizes if size == 2),
+            sum(size for size in sizes if 2 < size <= 4),
+            sum(pod.gpus for pod in batch if pod.group),
+        )
         return build_view(
             preemptor,
             nodes,
@@ -364,12 +391,7 @@ class ClusterCache:
                 totals={
                     "now_s": self.clock(),
                     **{name: sums[name] for name in SUMMED},
-                    "wait_gpus": sum(online) + preemptor.gpus,
-                    "batch_wait_gpus": sum(sizes),
-                    "batch_wait_1": sum(size for size in sizes if size <= 1),
-                    "batch_wait_2": sum(size for size in sizes if size == 2),
-                    "batch_wait_4": sum(size for size in sizes if 2 < size <= 4),
-                    "batch_wait_group": sum(pod.gpus for pod in batch if pod.group),
+                    **dict(zip(WAITING, waiting_gpus, strict=True)),
                 },
                 others=self._table.other_rows(nodes),
                 groups=self._table.groups(self._groups),

@@ -103,9 +103,8 @@ class HardwareCatalogue:
         return found
 
     def _add(self, server: ServerModel) -> int:
-        shape = (server.gpu_numa, server.numa_socket, server.numa_cores)
         for index, known in enumerate(self.models):
-            if shape == (known.gpu_numa, known.numa_socket, known.numa_cores):
+            if server.domains == known.domains and server.numa_cores == known.numa_cores:
                 return index
         self.models.append(replace(server, name=f"{len(self.models)}: {server.name}"))
         return len(self.models) - 1
@@ -187,7 +186,8 @@ def _hardware_key(spec: FlexTopoSpec) -> object:
     """Return all of an object but its name and who uses what."""
     vertices = [(vertex.id, vertex.type) for vertex in spec.nodes]
     gpus = [
-        vertex.attributes and (vertex.attributes.name, vertex.attributes.memoryTotal)
+        vertex.attributes
+        and (vertex.attributes.name, vertex.attributes.memoryTotal, vertex.attributes.island)
         for vertex in spec.nodes
         if vertex.type == "GPU"
     ]

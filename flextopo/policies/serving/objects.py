@@ -135,6 +135,7 @@ class Attributes(msgspec.Struct, gc=False):
     status: str | int | None = None
     name: str | int | None = None
     memoryTotal: str | int | None = None
+    island: str | int | None = None
 
 
 class Vertex(msgspec.Struct, gc=False):

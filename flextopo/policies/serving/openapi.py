@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 import flextopo
+from flextopo.cluster.topology.levels import AlignmentLevel
 from flextopo.policies.serving.wire import NodesRequest, PreemptRequest
 from flextopo.policies.snapshot import Snapshot
 
@@ -20,7 +21,7 @@ DECISION: dict[str, Any] = {
         "node": {"type": ["string", "null"], "description": "null = do not preempt now"},
         "victims": {"type": "array", "items": {"type": "string"}},
         "gpus": {"type": "array", "items": {"type": "integer"}},
-        "level": {"enum": ["numa", "socket", "cross_socket", None]},
+        "level": {"enum": [*(level.name.lower() for level in AlignmentLevel), "unknown", None]},
         "selector": {"type": "string"},
         "fallback": {"type": ["string", "null"]},
         "cause": {"type": "string", "description": "why the baseline decided, empty = it did not"},

@@ -11,13 +11,14 @@ from typing import Any
 from flextopo.baselines.scores import KUBERNETES_SCORES, Option, choose
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.pods import TopologyRequirement
+from flextopo.cluster.topology.levels import AlignmentLevel
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.records import PodRecord
 
 BOTH = "of those with victims from both"
 LOSS = "loss, weighted GPU-h"
-LEVELS = ("numa", "socket", "cross_socket", "unknown", "does not fit")
+LEVELS = (*(level.name.lower() for level in AlignmentLevel), "unknown", "does not fit")
 
 
 def compare_with_default(

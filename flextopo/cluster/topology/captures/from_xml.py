@@ -222,8 +222,8 @@ def read_nccl(root: Element, source: str) -> Capture:
             numa_node = list(numa_cpus)[-1]
             place = GpuPlace(f"GPU {bus_id}", numa_node, frozenset())
             found[bus_id] = number, place
-            above = path[-2] if path[-2].tag == "pci" else element
-            switches[place.label] = id(above)
+            # The outermost switch, as PIX and PXB have it: what lies beyond is the host bridge.
+            switches[place.label] = id(next(above for above in path if above.tag == "pci"))
     if not numa_cpus:
         raise TopologyError(f"{source}: has no cpu element; legal: one for each NUMA node")
     memory_nodes = {numa_node: 0 for numa_node, cpus in numa_cpus.items() if not cpus}

@@ -134,7 +134,7 @@ def load_server(
     listing = next(capture.source for capture in captures if capture.gpus is not None)
     located, warnings = assemble(captures, listing, islands)
     model, assumed = server_model_from_graph(graph, located)
-    return replace(model, gpu_island=located.gpu_island), warnings + assumed
+    return replace(model, gpu_island=located.gpu_island or model.gpu_island), warnings + assumed
 
 
 def _cores_of(graph: nx.DiGraph) -> Capture:
