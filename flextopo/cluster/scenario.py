@@ -7,10 +7,51 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 from flextopo.cluster.errors import FlextopoError
 
 ADMISSIONS = ("best-effort", "restricted")
+
+
+class Sensitivity(NamedTuple):
+    """How fast a service serves where it is misaligned, 1 = as fast as at its best.
+
+    Fields: `off_island`, on one NUMA node where one PCIe switch or NVLink island would do; `off_numa`,
+    on one socket where one NUMA node would do; `off_socket`, across sockets where one would do;
+    `about`, what serves, and where the figures are from.
+    """
+
+    off_island: float
+    off_numa: float
+    off_socket: float
+    about: str
+
+
+SENSITIVITIES: dict[str, Sensitivity] = {
+    "offload": Sensitivity(
+        1.0, 0.85, 0.67,
+        "weights or cache offloaded to the host's memory: 1.5 times slower across sockets (vLLM "
+        "issue 30492); on one socket half of that, an assumption",
+    ),
+    "resident": Sensitivity(
+        1.0, 0.99, 0.98,
+        "decodes on the GPU alone: 0.7 to 1.9 % slower across sockets (vLLM issue 30492)",
+    ),
+    "linked": Sensitivity(
+        0.8, 0.8, 0.65,
+        "tensor-parallel over the links between GPUs: an NVLink pair serves 25 % more than one "
+        "over PCIe at one request and 53 % more at four (nccl and vLLM measurements)",
+    ),
+    "host-heavy": Sensitivity(
+        1.0, 0.5, 0.2,
+        "speculative decoding with much work on the host: 5 times slower across NUMA domains "
+        "(srt-slurm issue 332); on one socket an assumption",
+    ),
+}  # fmt: skip
+"""Kinds of services by what misalignment does to them; a pod of which nobody says is the first."""
+
+NUM_SENSITIVITIES = len(SENSITIVITIES)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.scenario import NUM_SENSITIVITIES
 from flextopo.cluster.topology.levels import NUM_LEVELS
 
 NEVER_S = 2**61
@@ -20,6 +21,9 @@ NEVER_S = 2**61
 
 NEVER_PLACED_S = -NEVER_S
 """Start of a pod that has not held resources yet."""
+
+DEADLINE_S = 60
+"""How long an online pod may wait for its place, where nobody says otherwise."""
 
 ENDLESS_S = 2**40
 """Run time of a pod of which nobody knows how long it runs."""
@@ -92,6 +96,14 @@ POD_FIELDS: dict[str, Field] = {
     "service": Field(
         "i4", "", "the online service it is a replica of; -1 for batch pods", -1, _INDEX,
         snapshot=Snapshot(-1, "decisions look at one replica at a time"),
+    ),
+    "deadline_s": Field(
+        "i4", "s", "an online pod should have its place this long after it began to wait",
+        DEADLINE_S, _COUNT,
+    ),
+    "sensitivity": Field(
+        "i1", "", "a row of `scenario.SENSITIVITIES`: how slow it is where it is misaligned", 0,
+        (0, NUM_SENSITIVITIES - 1),
     ),
     "batch_class": Field("i1", "", "0 low, 1 middle; lost work weighs 1 + batch_class", 0, (0, 126)),
     "online": Field("?", "", "an online service's replica", 0, _YES_OR_NO),

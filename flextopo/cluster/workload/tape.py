@@ -15,6 +15,9 @@ ONLINE_PRIORITY = 1000
 BATCH_PRIORITIES = (100, 500)
 """Priorities of online pods and of the batch classes low (0) and middle (1)."""
 
+MAX_BACKOFF_S = 360
+"""The longest back-off after an eviction, as Kubernetes' job controller has it."""
+
 
 @dataclass(frozen=True)
 class Tape:
@@ -27,6 +30,8 @@ class Tape:
         warmup_s: the tape starts at -warmup_s.
         grace_s: seconds between the decision to evict a pod and its resources being free.
         restart_s: work that a batch job repeats after each eviction, beside what it lost.
+        backoff_s: how long an evicted batch job stays out of the queue after its first eviction;
+            twice as long after each further one, `MAX_BACKOFF_S` at most.
         pods: (P,) POD_DTYPE, read-only; pods of both kinds, as `schema.pod_table` makes it. Members
             of a PodGroup stand next to each other.
         pdb_allowed: (B,) int64, pods of each budget that may be disrupted at a time; read-only.
@@ -38,6 +43,7 @@ class Tape:
     restart_s: int
     pods: npt.NDArray[Any]
     pdb_allowed: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    backoff_s: int = 0
 
     def __post_init__(self) -> None:
         for name, dtype in (("pods", POD_DTYPE), ("pdb_allowed", np.dtype(np.int64))):
@@ -51,7 +57,7 @@ class Tape:
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         self._check("end_s", self.end_s > 0, self.end_s, "above 0")
-        for name in ("warmup_s", "grace_s", "restart_s"):
+        for name in ("warmup_s", "grace_s", "restart_s", "backoff_s"):
             self._check(name, getattr(self, name) >= 0, getattr(self, name), "0 or more")
         pods = self.pods
         for name, spec in POD_FIELDS.items():
