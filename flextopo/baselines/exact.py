@@ -8,13 +8,14 @@ align the preemptor better.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from flextopo.baselines.residents import NodeView, Resident
 from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
-from flextopo.cluster.state.loss import eviction_cost, misalignment_cost
+from flextopo.cluster.state.loss import eviction_cost, misalignment_cost, waiting_cost
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import is_aligned, level_deficit, level_of
 
@@ -31,6 +32,7 @@ class NodeSearch:
 
     def __init__(self, cluster: ClusterState, node: int, preemptor: Pod, aligned: bool) -> None:
         c = cluster.arrays
+        self.cluster, self.node = cluster, node
         self.view = NodeView(cluster, node)
         self.preemptor = preemptor
         self.costs = cluster.costs
@@ -55,7 +57,8 @@ class NodeSearch:
             return None
         if self.aligned and not is_aligned(level, self.best_level):
             return None
-        return misalignment_cost(pod.gpus, level_deficit(level, self.best_level), self.costs)
+        deficit = level_deficit(level, self.best_level)
+        return float(misalignment_cost(self.cluster.arrays, self.costs, pod.index, deficit))
 
     def improve(self, bound: float) -> tuple[float, tuple[int, ...]] | None:
         """Return the cheapest victim set and its cost if it costs less than `bound`."""
@@ -63,11 +66,25 @@ class NodeSearch:
             return None
         best: tuple[float, tuple[int, ...]] | None = None
         self.bound = bound
-        for cost, victims in self._walk(0, self.view.gpu_free, self.view.cores_free, 0.0, ()):
+        grace_s = self.costs.grace_s
+        self.waiting = waiting_cost(self.cluster.arrays, self.costs, self.preemptor.index, grace_s)
+        walk = self._walk(0, self.view.gpu_free, self.view.cores_free, 0.0, ())
+        for cost, victims in chain(self._without_victims(), walk):
             if cost < self.bound:
                 best = (cost, victims)
                 self.bound = cost
         return best
+
+    def _without_victims(self) -> Iterator[tuple[float, tuple[int, ...]]]:
+        """Yield what it costs to take what is free, or will be once terminating pods are gone."""
+        cluster, node = self.cluster, self.node
+        for wait_s in (0, *cluster.leaving_after_s(node)):
+            free = cluster.freed(node, cluster.leaving_slots(node, wait_s))
+            misalignment = self.misalignment(*free)
+            if misalignment is not None:
+                pod = self.preemptor.index
+                cost = waiting_cost(cluster.arrays, self.costs, pod, float(wait_s))
+                yield float(cost) + misalignment, ()
 
     def _walk(
         self,
@@ -77,13 +94,12 @@ class NodeSearch:
         evicted: float,
         victims: tuple[Resident, ...],
     ) -> Iterator[tuple[float, tuple[int, ...]]]:
-        """Yield every legal set that begins with `victims` and may still be the cheapest."""
-        waiting = self.costs.waiting * self.preemptor.gpus * self.costs.grace_s
-        cost = waiting + evicted if victims else 0.0
-        if cost >= self.bound:
+        """Yield every legal set of victims that begins so and may still be the cheapest."""
+        cost = self.waiting + evicted
+        if victims and cost >= self.bound:
             return
         misalignment = self.misalignment(gpu_free, cores_free)
-        if misalignment is not None:
+        if victims and misalignment is not None:
             yield cost + misalignment, tuple(victim.index for victim in victims)
             if misalignment == 0.0:
                 return
@@ -149,9 +165,13 @@ class Exact:
         if best is None:
             return None
         cost, node, victims = best
-        found = cluster.candidate(node, victims, preemptor)
-        if found is None:
-            return None
-        return Candidate(
-            node, found.victims, found.gpu_mask, found.cores, found.level, cost_gpu_s=cost
-        )
+        legal = [cluster.candidate(node, victims, preemptor)] if victims else []
+        if not victims:
+            aligned = self.filter.binds(preemptor)
+            legal += [
+                found
+                for found in cluster.without_victims(node, preemptor)
+                if not aligned or cluster.is_aligned(found, preemptor)
+            ]
+        best_of = min(filter(None, legal), key=lambda found: cluster.cost_of(found, preemptor))
+        return replace(best_of, cost_gpu_s=cost)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flextopo.baselines.residents import NodeOption, NodeScore, NodeView, disruptions_left
+from flextopo.baselines.residents import (
+    NodeOption,
+    NodeScore,
+    NodeView,
+    PodStatus,
+    Terminating,
+    disruptions_left,
+)
 from flextopo.baselines.scores import (
     FLEXTOPO_SCORES,
     GODEL_SCORES,
@@ -80,6 +87,7 @@ class PreemptionPolicy:
         scores: order them over all nodes; the last ties go to the lower node, then to the set
             found first.
         gpu_locality: False gives the authors' CPU-only alignment test.
+        terminating: what it makes of pods that are leaving.
     """
 
     name: str
@@ -87,6 +95,7 @@ class PreemptionPolicy:
     search: NodeSearch
     scores: tuple[NodeScore, ...]
     gpu_locality: bool = True
+    terminating: Terminating = Terminating.FREE
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose victims; None where no node has any set that works."""
@@ -94,17 +103,32 @@ class PreemptionPolicy:
         allowed = disruptions_left(cluster)
         options: list[NodeOption] = []
         for node in range(cluster.num_nodes):
-            view = NodeView(cluster, node, self.gpu_locality)
+            view = NodeView(cluster, node, self.gpu_locality, self.terminating)
             options += self.search(view, preemptor, allowed, aligned)
         best = choose(options, self.scores)
         if best is None:
             return None
-        return cluster.candidate(best.node, [victim.index for victim in best.victims], preemptor)
+        victims = [v.index for v in best.victims if v.status != PodStatus.TERMINATING]
+        return cluster.candidate(best.node, victims, preemptor, aligned)
 
 
-GODEL = PreemptionPolicy("godel", AlignmentFilter.BLIND, godel_search, GODEL_SCORES)
+# Its snapshot takes victims out and the preemptor in for the cycle of that preemption alone. Afterwards
+# they are in its cache again, and skipped as victims of others: it offers what they free to nobody.
+GODEL = PreemptionPolicy(
+    "godel",
+    AlignmentFilter.BLIND,
+    godel_search,
+    GODEL_SCORES,
+    terminating=Terminating.HELD,
+)
+# `isPreemptionAllowed` (1.36) asks for a lower priority alone, so that a dry run takes terminating pods
+# out and puts them back like all others; only a nominated pod's own node may not have any.
 KUBERNETES = PreemptionPolicy(
-    "kubernetes", AlignmentFilter.BLIND, kubernetes_search, KUBERNETES_SCORES
+    "kubernetes",
+    AlignmentFilter.BLIND,
+    kubernetes_search,
+    KUBERNETES_SCORES,
+    terminating=Terminating.VICTIMS,
 )
 FLEXTOPO_GUARANTEED = PreemptionPolicy(
     "flextopo-guaranteed", AlignmentFilter.ALL_GUARANTEED, flextopo_search, FLEXTOPO_SCORES

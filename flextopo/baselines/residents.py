@@ -35,6 +35,18 @@ class PodStatus(IntEnum):
     TERMINATING = arrays.TERMINATING
 
 
+class Terminating(IntEnum):
+    """What a rule makes of pods that are leaving.
+
+    FREE counts what they hold, beyond what is nominated there, as free. To VICTIMS they are pods like
+    all others, which evicting again does no harm to. HELD counts it as held by nobody's victim.
+    """
+
+    FREE = 0
+    VICTIMS = 1
+    HELD = 2
+
+
 @dataclass(frozen=True, eq=False)
 class Resident:
     """A pod on a node: what it holds, and what its eviction would throw away.
@@ -108,15 +120,31 @@ class NodeView:
         cluster: the cluster, not modified.
         node: index of the node.
         gpu_locality: False gives the authors' CPU-only alignment test.
+        terminating: what becomes of pods that are leaving before a victim would: one of `Terminating`.
+
+    Attributes:
+        gpu_free: bit mask of the GPUs that are free, or counted as free.
+        cores_free: the same cores, by NUMA node.
     """
 
-    def __init__(self, cluster: ClusterState, node: int, gpu_locality: bool = True) -> None:
+    def __init__(
+        self,
+        cluster: ClusterState,
+        node: int,
+        gpu_locality: bool = True,
+        terminating: Terminating = Terminating.FREE,
+    ) -> None:
         c = cluster.arrays
         self.node = node
         self.model: ServerModel = cluster.model(node)
         self.gpu_free = int(c.nodes[node]["gpu_free"])
         u = self.model.num_numa_nodes
         self.cores_free: list[int] = c.cores_free[node, :u].tolist()
+        self.terminating = terminating
+        if terminating == Terminating.FREE:
+            slots = cluster.leaving_slots(node, int(cluster.costs.grace_s))
+            if slots:
+                self.gpu_free, self.cores_free = cluster.freed(node, slots)
         self.gpu_locality = gpu_locality
         self._rows = [int(pod) for pod in c.node_pods[node, : c.nodes[node]["num_pods"]]]
         self._cluster = cluster
@@ -128,7 +156,10 @@ class NodeView:
         return self._read(None)
 
     def evictable(self, preemptor: Pod) -> list[Resident]:
-        """Return whom the preemptor may evict, disruption budgets aside, by row."""
+        """Return whom the preemptor may evict, disruption budgets aside, by row.
+
+        With `Terminating.VICTIMS` that includes those who are leaving already.
+        """
         return self._read(preemptor.priority)
 
     def option(
@@ -157,11 +188,15 @@ class NodeView:
         found = []
         for row, spec, live, held in zip(rows, specs, lives, cores, strict=True):
             status, since_s = live[_STATUS_AT], live[_SINCE_AT]
+            leaves = status == arrays.TERMINATING and self.terminating == Terminating.VICTIMS
             if priority is not None and not (
-                spec[_PREEMPTIBLE_AT]
-                and status in _EVICTABLE
-                and now_s - since_s >= spec[_PROTECTION_AT]
-                and spec[_PRIORITY_AT] < priority
+                spec[_PRIORITY_AT] < priority
+                and (
+                    leaves
+                    or spec[_PREEMPTIBLE_AT]
+                    and status in _EVICTABLE
+                    and now_s - since_s >= spec[_PROTECTION_AT]
+                )
             ):
                 continue
             pdb, online = spec[_PDB_AT], bool(spec[_ONLINE_AT])

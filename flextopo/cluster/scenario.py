@@ -53,44 +53,50 @@ SENSITIVITIES: dict[str, Sensitivity] = {
 
 NUM_SENSITIVITIES = len(SENSITIVITIES)
 
+DEADLINES = ("hard", "soft")
+
+BACKFILLS = ("any", "easy", "reserve")
+
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights and speeds of the loss; the unit of account is the GPU-hour lost.
+    """Weights of the loss; the unit of account is the GPU-hour lost.
 
     Attributes:
-        waiting: weight of a GPU-hour that an online pod spends pending.
+        waiting: weight of a GPU-hour that an online pod waits for its place within its service's
+            deadline, or starts up.
+        late: weight of a GPU-hour that it waits beyond the deadline: more than any victim set is worth.
+        late_doubling_s: after so long beyond the deadline a further hour weighs twice as much, after
+            twice as long three times; 0 = it does not grow.
+        outage: how much more a service's only replica is missed: both of the above are multiplied by
+            1 + outage / (1 + replicas that serve).
         misalignment: weight of a GPU-hour lost because an online pod runs unaligned.
         discarded: weight of a batch GPU-hour lost or repeated, times 1 + priority class.
         eviction: weight of the fixed charge.
         idle: weight of a free GPU-hour while batch work that wants it waits.
         eviction_h: fixed charge in hours an evicted GPU.
-        speed_off_island: speed of a pod on one NUMA node that would fit one PCIe switch or NVLink
-            island; an assumption, no source tells it.
-        speed_one_worse: speed of a pod on one socket that would fit one NUMA node.
-        speed_cross_socket: speed of a pod across sockets that would fit one socket.
+        expected_start_s: what an evicted replica takes to start up elsewhere.
         expected_service_h: for how long a choice counts an unaligned placement; about the mean
             life of an online replica in the generated workload.
     """
 
-    waiting: float = 3.0
+    waiting: float = 1.0
+    late: float = 32.0
+    late_doubling_s: float = 600.0
+    outage: float = 3.0
     misalignment: float = 3.0
     discarded: float = 1.0
     eviction: float = 1.0
     idle: float = 1.0
     eviction_h: float = 0.05
-    speed_off_island: float = 0.95
-    speed_one_worse: float = 0.85
-    speed_cross_socket: float = 0.6
+    expected_start_s: float = 90.0
     expected_service_h: float = 4.0
 
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
-            top = 1.0 if spec.name.startswith("speed") else math.inf
-            if not 0 <= value <= top:
-                legal = "0 to 1" if top == 1.0 else "0 or more"
-                raise FlextopoError(f"loss weight {spec.name} = {value}; legal: {legal}")
+            if not 0 <= value < math.inf:
+                raise FlextopoError(f"loss weight {spec.name} = {value}; legal: 0 or more")
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,23 @@ class Scenario:
         admission: node admission: `best-effort` takes every pod that fits, `restricted` refuses a
             guaranteed pod that cannot be aligned, after its victims are gone (the names are those
             of kubelet's topology policies).
+        deadline: `hard` lets no selector leave a pod pending by choice once that would take it past
+            its service's deadline; `soft` leaves that to the loss.
+        backfill: whom the batch scheduler lets pass a job that fits nowhere: `any` that fits; with
+            `reserve` the servers that will be free first are kept for the job, and with `easy` those
+            may use them that end before.
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
     admission: str = "best-effort"
+    deadline: str = "hard"
+    backfill: str = "any"
 
     def __post_init__(self) -> None:
-        if self.admission not in ADMISSIONS:
-            raise FlextopoError(f"admission {self.admission!r}; legal: {', '.join(ADMISSIONS)}")
+        for name, legal in (
+            ("admission", ADMISSIONS),
+            ("deadline", DEADLINES),
+            ("backfill", BACKFILLS),
+        ):
+            if getattr(self, name) not in legal:
+                raise FlextopoError(f"{name} {getattr(self, name)!r}; legal: {', '.join(legal)}")

@@ -36,25 +36,29 @@ class PreemptionEnv(gym.Env[Any, Any]):
     ## Action Space
     `Discrete(K + 1)`: candidate 0 ... K - 1 by ascending own loss, or K = "do not preempt now" (the
     pod stays pending and is asked about again after the next event). An action whose place is empty
-    counts as K and sets `info["invalid_action"]`; with `strict=True` it raises instead.
+    counts as K and sets `info["invalid_action"]`; with `strict=True` it raises instead. With a hard
+    deadline (`scenario.deadline`, the default) K is masked once waiting might take the pod past its
+    deadline; whoever chooses it nevertheless gets candidate 0.
 
     ## Observation Space
-    `Dict` of float32 boxes within [-1, 1]: `preemptor` (6,), `cluster` (16,), `candidates` (K, 32),
+    `Dict` of float32 boxes within [-1, 1]: `preemptor` (9,), `cluster` (16,), `candidates` (K, 33),
     and `action_mask` (K + 1,) int8, 1 = legal. `flextopo.cluster.observation.features` names every entry.
 
     ## Rewards
-    The weighted loss since the last decision, negative, in GPU-hours per 100 GPUs.
+    The weighted loss since the last decision, negative, in GPU-hours per 100 GPUs. What is lost before
+    the first decision, about a fifth of a day's loss, is in no reward: `info["unrewarded"]` has it.
 
     ## Starting State
     A tape of a seed drawn from the first `tapes` training seeds, drawn again while it has no decision
     at all; or the tape of `options={"tape_seed": seed}`.
 
     ## Episode End
-    `truncated` at the end of the tape. A given tape without any decision ends with the first step.
+    `truncated` at the end of the tape; the last observation shows the cluster as it is then, without
+    preemptor and candidates. A given tape without any decision ends with the first step.
 
     ## Information
     `action_mask` (as in the observation), `loss` (terms of the weighted loss in GPU-hours since
-    time 0), `time_s`, `preemptor` (row of the pod in the simulator), `invalid_action`; at the end
+    time 0), `unrewarded` (GPU-hours of it before the first decision), `time_s`, `preemptor` (row of the pod in the simulator), `invalid_action`; at the end
     also `metrics` (see `flextopo.cluster.simulation.metrics`).
 
     ## Arguments
@@ -176,4 +180,5 @@ class PreemptionEnv(gym.Env[Any, Any]):
             "preemptor": int(outcome["asked"]),
             "invalid_action": bool(outcome["invalid"]),
             "loss": dict(zip(LOSS_TERMS, outcome["loss"].tolist(), strict=True)),
+            "unrewarded": float(outcome["unrewarded"]),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from operator import gt
 from typing import Any
 
 from flextopo.cluster.errors import FlextopoError
@@ -78,7 +79,8 @@ class EpisodeStore:
     ) -> None:
         self.fleet, self.scenario, self.source, self.tapes = fleet, scenario, source, tapes
         self.episodes: Episodes | None = None
-        self._sizes = 0, 0  # pods and budgets of a row: never less than it was, pickled or not
+        # Pods, budgets and services of a row: never less than they were, pickled or not.
+        self._sizes = 0, 0, 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the tapes: they are made again."""
@@ -92,19 +94,20 @@ class EpisodeStore:
         """Put a tape into its row, and return the rows: new arrays if it needed larger ones."""
         sim = self.simulate(tape)
         cluster = sim.state.arrays
-        pods, budgets = len(cluster.pods), len(cluster.pdb_left)
+        needed = len(cluster.pods), len(cluster.pdb_left), len(cluster.serving)
         e = self.episodes
-        if e is None or pods > self._sizes[0] or budgets > self._sizes[1]:
-            e = self._make_larger(cluster, pods, budgets)
+        if e is None or any(map(gt, needed, self._sizes)):
+            e = self._make_larger(cluster, needed)
         store(e, tape % len(e.tape), tape, sim)
         return e
 
-    def _make_larger(self, cluster: Cluster, pods: int, budgets: int) -> Episodes:
+    def _make_larger(self, cluster: Cluster, needed: tuple[int, int, int]) -> Episodes:
         """Return rows a quarter larger than asked for; the tapes so far are forgotten."""
-        self._sizes = (
-            max(pods * 5 // 4 + 1, self._sizes[0]),
-            max(budgets * 5 // 4 + 1, self._sizes[1]),
+        pods, budgets, services = (
+            max(size * 5 // 4 + 1, before)
+            for size, before in zip(needed, self._sizes, strict=True)
         )
+        self._sizes = pods, budgets, services
         each = bytes_of_episode(empty_episodes(cluster, 1, *self._sizes))
         rows = max(1, min(self.tapes, STORE_BYTES // each))
         self.episodes = empty_episodes(cluster, rows, *self._sizes)

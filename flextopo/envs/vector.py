@@ -199,6 +199,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
                 "preemptor": out["asked"],
                 "invalid_action": out["invalid"],
                 "loss": _masked(dict(zip(LOSS_TERMS, out["loss"].T, strict=True)), where),
+                "unrewarded": out["unrewarded"],
             },
             where,
         )
@@ -220,11 +221,12 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
             "preemptor": np.where(truncated, -1, 0),
             "invalid_action": truncated & out["invalid"],
             "loss": _masked(dict(zip(LOSS_TERMS, out["final_loss"].T, strict=True)), truncated),
+            "unrewarded": np.where(truncated, out["final_unrewarded"], 0.0),
             "metrics": metrics,
         }
         shown = np.full(self.num_envs, None, object)
         for i in np.flatnonzero(truncated):
-            shown[i] = nothing_to_see(self.single_observation_space)
+            shown[i] = last_to_see(self.single_observation_space, out["final_cluster"][i])
         info.update(
             _masked({"final_obs": shown, "final_info": _masked(final, truncated)}, truncated)
         )
@@ -235,10 +237,11 @@ def _masked(values: dict[str, Any], where: npt.NDArray[np.bool_]) -> dict[str, A
     return {**values, **dict.fromkeys(map("_".__add__, values), where)}
 
 
-def nothing_to_see(space: spaces.Space[Any]) -> Arrays:
-    """Return the observation at the end of an episode: no preemptor, no candidates, only waiting."""
+def last_to_see(space: spaces.Space[Any], cluster: npt.NDArray[np.float32]) -> Arrays:
+    """Return the observation at the end of an episode: the cluster, no preemptor, no candidates."""
     assert isinstance(space, spaces.Dict)
     k, width = space["candidates"].shape or (0, 0)
     o = empty_observation(k, width)
     o.mask[k] = 1
+    o.cluster[:] = cluster
     return named(o)

@@ -17,7 +17,15 @@ from flextopo.cluster.observation.features import Observation, empty_observation
 from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.simulation.lookahead import Branches, begin_branch, rules_ahead
-from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, must_align, preempt
+from flextopo.cluster.simulation.scheduler import (
+    END,
+    Rules,
+    advance,
+    decline,
+    may_wait,
+    must_align,
+    preempt,
+)
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import Cluster
 from flextopo.cluster.state.candidates import (
@@ -156,8 +164,8 @@ def _encode(net: Net, o: Observation, count: int) -> None:
 
 
 @kernel
-def choose(net: Net, o: Observation, count: int) -> int:
-    """Return the legal action of the highest score; `count` = waiting.
+def choose(net: Net, o: Observation, count: int, wait: bool) -> int:
+    """Return the legal action of the highest score; `count` = waiting, where one may `wait`.
 
     The twin of `runtime.score`, which sums in another order.
     """
@@ -177,6 +185,8 @@ def choose(net: Net, o: Observation, count: int) -> int:
         s += net.score_bias[0]
         if s > most:
             best, most = i, s
+    if not wait:
+        return best
     for j in range(h):
         hidden[j] = net.wait_bias[j]
     _add_product(pooled, 2 * h, net.wait, 0, hidden)
@@ -197,12 +207,12 @@ def _run_policy(net: Net, c: Cluster, e: Events, rules: Rules, costs: Costs, vie
             return
         count = find_candidates(c, costs, pod, must_align(c, rules, pod), view.workspace, found)
         if count == 0:
-            decline(e)
+            decline(c, e, rules, bool(count > 0))
             continue
         observe(c, costs, pod, found, count, o)
-        action = choose(net, o, count)
+        action = choose(net, o, count, may_wait(c, rules, pod))
         if action == count:
-            decline(e)
+            decline(c, e, rules, bool(count > 0))
         else:
             preempt(c, e, rules, found.node[action], found.slots[action])
 

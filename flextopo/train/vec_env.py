@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
 from flextopo.envs.core import Arrays, Core
-from flextopo.envs.vector import PreemptionVectorEnv, nothing_to_see
+from flextopo.envs.vector import PreemptionVectorEnv
 
 
 class PreemptionVecEnv(VecEnv):
@@ -93,7 +93,7 @@ class PreemptionVecEnv(VecEnv):
         for i in np.flatnonzero(over):
             metrics = info["final_info"]["metrics"]
             infos[i] = {
-                "terminal_observation": nothing_to_see(self.vector.single_observation_space),
+                "terminal_observation": info["final_obs"][i],
                 "TimeLimit.truncated": True,
                 "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i])},
                 "metrics": {name: metrics[name][i] for name in metrics if name[0] != "_"},

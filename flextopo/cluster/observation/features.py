@@ -25,6 +25,9 @@ PREEMPTOR_FEATURES: dict[str, str] = {
     "best_effort": "1 if its requirement is best-effort",
     "guaranteed": "1 if its requirement is guaranteed",
     "waited": "time pending, log scale, 1 = a day",
+    "deadline_left": "time until it should have its place, log scale, 1 = a day; 0 = it is late",
+    "missed": "how much its service misses it: 1 / (1 + replicas that serve), about",
+    "sensitivity": "share of its speed that it loses across sockets",
 }
 
 CLUSTER_FEATURES: dict[str, str] = {
@@ -82,6 +85,7 @@ CANDIDATE_FEATURES: dict[str, str] = {
     "evictable_after": "share of the server's GPUs held by evictable pods afterwards",
     "refill": "GPUs of those free afterwards that pending batch pods would fill / GPUs of the server",
     "victims_fit": "share of the victims' GPUs whose pods fit on another node at once",
+    "wait": "time until the pod has its place, log scale, 1 = a day",
 }
 
 ISLAND_FEATURES: dict[str, str] = {
@@ -146,7 +150,7 @@ P, C, F = _positions("preemptor"), _positions("cluster"), _positions("candidates
 class Observation(NamedTuple):
     """One decision in numbers; K candidates.
 
-    Fields: `preemptor` (6,), `cluster` (16,), `candidates` (K, 32), with islands (K, 33), all
+    Fields: `preemptor` (9,), `cluster` (16,), `candidates` (K, 33), with islands (K, 34), all
     float32; `mask` (K + 1,) int8, 1 = legal; the last action is "do not preempt now".
     """
 

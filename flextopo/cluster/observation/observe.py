@@ -12,23 +12,29 @@ from flextopo.cluster.observation.features import C, F, Observation, P
 from flextopo.cluster.state.arrays import (
     RUNNING,
     STARTING,
+    TERMINATING,
     Cluster,
     as_index,
     is_eligible,
     lost_work_s,
+    replicas_row,
 )
 from flextopo.cluster.state.candidates import CandidateArrays, freed
+from flextopo.cluster.scenario import SENSITIVITIES
 from flextopo.cluster.state.loss import Costs
 from flextopo.cluster.state.placement import alignment_level, take
+from flextopo.cluster.state.schema import NUM_MISALIGNED, REPLICAS
 from flextopo.cluster.topology.levels import (
     BELOW,
     CROSS_SOCKET,
     ISLAND,
     NO_FIT,
-    NUM_LEVELS,
     NUMA,
     SOCKET,
 )
+
+OFF_SOCKET = tuple(1.0 - kind.off_socket for kind in SENSITIVITIES.values())
+"""Share of its speed that a service of each kind loses across sockets."""
 
 RUN_UNIT_S, RUN_TOP = 60.0, math.log1p(86400.0 / 60.0)
 GPU_UNIT_S, GPU_TOP = 900.0, math.log1p(400.0 * 3600.0 / 900.0)
@@ -47,18 +53,26 @@ def _log_gpu_h(gpu_s: float) -> float:
 
 
 @stage
-def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> tuple[int, int, int]:
-    """Fill in what all candidates share.
+def _observe_preemptor(c: Cluster, pod: int, o: Observation) -> None:
+    """Fill in what is said of the preemptor."""
+    spec, p = c.pods[pod], o.preemptor
+    p[P.gpus], p[P.cores] = min(1.0, spec["gpus"] / 16.0), min(1.0, spec["cores"] / 256.0)
+    for requirement in range(3):
+        p[P.requires_nothing + requirement] = 1.0 if spec["requirement"] == requirement else 0.0
+    waited = float(c.totals[0]["now_s"] - c.live[pod]["queued_s"])
+    p[P.waited], p[P.deadline_left] = _log_run(waited), _log_run(spec["deadline_s"] - waited)
+    p[P.missed] = 1.0 / (1.0 + REPLICAS[replicas_row(c, pod)])
+    p[P.sensitivity] = OFF_SOCKET[spec["sensitivity"]]
+
+
+@stage
+def _observe_cluster(c: Cluster, filled: float, o: Observation) -> tuple[int, int, int]:
+    """Fill in what is said of the cluster.
 
     Returns:
         Most free GPUs of a node, which node that is, and most free GPUs of any other.
     """
-    t, spec = c.totals[0], c.pods[pod]
-    p = o.preemptor
-    p[P.gpus], p[P.cores] = min(1.0, spec["gpus"] / 16.0), min(1.0, spec["cores"] / 256.0)
-    for requirement in range(3):
-        p[P.requires_nothing + requirement] = 1.0 if spec["requirement"] == requirement else 0.0
-    p[P.waited] = _log_run(float(t["now_s"] - c.live[pod]["queued_s"]))
+    t = c.totals[0]
     day = 2.0 * math.pi * (t["now_s"] % 86400) / 86400.0
     gpus = float(max(t["gpus"], 1))
     empty, broken, largest, largest_node, second = 0, 0, 0, -1, 0
@@ -73,8 +87,8 @@ def _observe_cluster(c: Cluster, pod: int, filled: float, o: Observation) -> tup
         elif free > 0:
             broken += 1
     misaligned = 0
-    for level in range(NUM_LEVELS):
-        misaligned += t["misaligned_gpus"][level]
+    for at in range(NUM_MISALIGNED):
+        misaligned += t["misaligned_gpus"][at]
     f = o.cluster
     f[C.day_sin], f[C.day_cos] = math.sin(day), math.cos(day)
     f[C.free], f[C.online], f[C.batch] = (
@@ -113,6 +127,8 @@ def _observe_victims(
     while slots != 0:
         victim = as_index(c.node_pods[node, lowest_bit(slots)])
         slots &= slots - 1
+        if c.live[victim]["status"] == TERMINATING:
+            continue
         spec, live = c.pods[victim], c.live[victim]
         run = float(now - live["since_s"])
         oldest, youngest = max(oldest, run), min(youngest, run)
@@ -248,7 +264,8 @@ def observe(
         o: output; rows and mask entries beyond `count` are cleared.
     """
     k = o.candidates.shape[0]
-    largest, largest_node, second = _observe_cluster(c, pod, count / k, o)
+    _observe_preemptor(c, pod, o)
+    largest, largest_node, second = _observe_cluster(c, count / k, o)
     for i in range(k):
         f = o.candidates[i]
         o.mask[i] = i < count
@@ -260,18 +277,18 @@ def observe(
         _observe_node(c, pod, node, slots, found.level[i], found.deficit[i], f)
         elsewhere = second if node == largest_node else largest
         _observe_victims(c, costs, pod, node, slots, elsewhere, f)
+        f[F.wait] = _log_run(float(found.wait_s[i]))
         f[F.cost] = _log_gpu_h(found.cost[i])
         f[F.cost_gap] = _log_gpu_h(found.cost[i] - found.cost[0]) if i > 0 else 0.0
     o.mask[k] = 1
 
 
 @kernel
-def observe_nothing(o: Observation) -> None:
-    """Write the observation of the end of an episode: no preemptor, no candidates."""
+def observe_end(c: Cluster, o: Observation) -> None:
+    """Write the observation of the end of an episode: the cluster, no preemptor, no candidates."""
     for i in range(o.preemptor.shape[0]):
         o.preemptor[i] = 0.0
-    for i in range(o.cluster.shape[0]):
-        o.cluster[i] = 0.0
+    _observe_cluster(c, 0.0, o)
     k = o.candidates.shape[0]
     for i in range(k):
         o.mask[i] = 0

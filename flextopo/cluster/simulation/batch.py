@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import fetch_and_add, program, stage
-from flextopo.cluster.observation.features import Observation, empty_observation
+from flextopo.cluster.observation.features import NUM_CLUSTER, Observation, empty_observation
 from flextopo.cluster.simulation.episodes import (
     Episodes,
+    axes_of,
     copy_episode,
     costs_of,
     empty_episodes,
@@ -51,6 +52,7 @@ ENVIRONMENT_DTYPE = np.dtype(
         ("cursor", "i8"),  # place of the next tape in `draws`
         ("tries", "i8"),  # tapes without a decision that the present reset skipped
         ("options", "i8"),  # candidates of the present decision, or END
+        ("unrewarded", "f8"),  # GPU-hours lost before the first decision
         ("ended", "?"),
         ("starting", "?"),
     ],
@@ -64,10 +66,13 @@ OUTCOME_DTYPE = np.dtype(
         ("time_s", "i8"),
         ("asked", "i8"),  # the preemptor, -1 = none
         ("loss", "f8", (len(LOSS_TERMS),)),  # GPU-hours since time 0
+        ("unrewarded", "f8"),  # those of them before the first decision
         ("truncated", "?"),
         ("invalid", "?"),
         ("final_time_s", "i8"),  # this and the rest only of an episode that has just ended
         ("final_loss", "f8", (len(LOSS_TERMS),)),
+        ("final_unrewarded", "f8"),
+        ("final_cluster", "f4", (NUM_CLUSTER,)),  # its observation of the cluster
         ("metrics", "f8", (len(METRICS),)),
     ],
     align=True,
@@ -126,14 +131,12 @@ class BatchSettings(NamedTuple):
 def empty_batch(like: Cluster, stored: Episodes, settings: BatchSettings) -> Batch:
     """Return memory for environments that have not started yet, on the nodes of `like`."""
     b, k = settings.num_envs, settings.k
-    _, pods = stored.cluster.pods.shape
-    _, budgets = stored.cluster.pdb_left.shape
     environments = np.zeros(b, ENVIRONMENT_DTYPE)
     environments["given"], environments["cursor"], environments["options"] = -1, DRAWS, END
     found: Any = (np.stack([array] * b) for array in candidate_arrays(k))
     scratch: Any = (np.stack([array] * settings.threads) for array in workspace())
     return Batch(
-        running=empty_episodes(like, b, pods, budgets),
+        running=empty_episodes(like, b, *axes_of(stored)),
         stored=stored,
         draws=np.zeros((b, DRAWS), np.int64),
         environments=environments,
@@ -159,7 +162,9 @@ def decision_of(b: Batch, i: int, thread: int) -> Decision:
         rules_of(b.running, i),
         costs_of(b.running, i),
         Workspace(w.eligible[thread], w.need[thread], w.path[thread]),
-        CandidateArrays(f.node[i], f.slots[i], f.level[i], f.deficit[i], f.cost[i]),
+        CandidateArrays(
+            f.node[i], f.slots[i], f.level[i], f.deficit[i], f.wait_s[i], f.cost[i]
+        ),
         Observation(o.preemptor[i], o.cluster[i], o.candidates[i], o.mask[i]),
     )
 
@@ -195,6 +200,8 @@ def _finish(b: Batch, d: Decision, i: int) -> None:
         b.outcome[i]["metrics"],
     )
     write_terms(d.events.account, d.costs, 3600.0, b.outcome[i]["final_loss"])
+    for feature in range(d.observation.cluster.shape[0]):
+        b.outcome[i]["final_cluster"][feature] = d.observation.cluster[feature]
     b.outcome[i]["final_time_s"] = d.cluster.totals[0]["now_s"]
 
 
@@ -227,6 +234,7 @@ def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
             d = decision_of(b, i, thread)
             before = weighted_gpu_s(d.events.account, d.costs)
             count = environment["options"] if acts else 0
+            out["final_unrewarded"] = environment["unrewarded"]
             if acts:
                 out["invalid"] = act(d, count, actions[i])
                 waits = actions[i] == b.found.cost.shape[1]
@@ -246,10 +254,12 @@ def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
                     environment["starting"] = b.autoreset == SAME_STEP
             else:
                 environment["tries"] += 1
+                environment["unrewarded"] = weighted_gpu_s(d.events.account, d.costs) / 3600.0
                 if count != END or environment["given"] >= 0 or environment["tries"] == MAX_REDRAWS:
                     environment["starting"] = environment["ended"] = False
                     environment["tries"], environment["given"] = 0, -1
             write_terms(d.events.account, d.costs, 3600.0, out["loss"])
+            out["unrewarded"] = environment["unrewarded"]
             out["time_s"] = d.cluster.totals[0]["now_s"]
             out["asked"] = d.events.clock[0]["asked"]
             if b.allow_wait == 0 and count > 0:

@@ -14,7 +14,8 @@ from flextopo.cluster.simulation.events import Events, empty_events
 from flextopo.cluster.simulation.scheduler import Rules
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import Cluster
-from flextopo.cluster.state.loss import Costs
+from flextopo.cluster.scenario import LossWeights
+from flextopo.cluster.state.loss import Costs, compile_costs
 from flextopo.cluster.state.storage import (
     Array,
     Kind,
@@ -24,24 +25,28 @@ from flextopo.cluster.state.storage import (
     stack_arrays,
     stacked,
 )
-from flextopo.cluster.topology.levels import NUM_LEVELS
 
-SIZES = ("pods", "departures", "budgets")
+SIZES = ("pods", "departures", "budgets", "services")
 """Columns of `Episodes.sizes`: axes that are as long as the longest episode."""
 
 IN_USE = {
     **{axis: f"source.sizes[s, {i}]" for i, axis in enumerate(SIZES)},
     "heap": 'source.events.clock[s, 0]["heap_size"]',
     "queue": 'source.events.clock[s, 0]["queue_size"]',
+    "unserved": 'source.events.clock[s, 0]["unserved"]',
 }
 """How much of an axis means something in row s of `source`."""
 
 
-class Episodes(NamedTuple):
-    """E episodes, each with memory for P pods and B budgets on the same N nodes.
+COST_SIZES = [np.size(field) for field in compile_costs(LossWeights(), 0, 0)]
+"""How many numbers each field of `Costs` has."""
 
-    Fields: `tape` (E,) int64, seed of the tape, -1 = empty; `sizes` (E, 3) int64, see `SIZES`;
-    `rules` (E, 5) int64 and `costs` (E, C) float64, the numbers of `Rules` and `Costs` in their
+
+class Episodes(NamedTuple):
+    """E episodes, each with memory for P pods, B budgets and S services on the same N nodes.
+
+    Fields: `tape` (E,) int64, seed of the tape, -1 = empty; `sizes` (E, 4) int64, see `SIZES`;
+    `rules` (E, 9) int64 and `costs` (E, C) float64, the numbers of `Rules` and `Costs` in their
     order; `demanded` (E,) int64 GPU-seconds asked for; `cluster` and `events` with a leading axis.
     """
 
@@ -54,14 +59,17 @@ class Episodes(NamedTuple):
     events: Events
 
 
-def empty_episodes(like: Cluster, count: int, pods: int, budgets: int) -> Episodes:
+def empty_episodes(
+    like: Cluster, count: int, pods: int, budgets: int, services: int
+) -> Episodes:
     """Return memory for `count` episodes on the nodes of `like`; untouched rows take no memory."""
-    sizes = {"pods": pods, "budgets": budgets, "heap": pods, "queue": pods, "departures": pods}
+    sizes = dict.fromkeys(("pods", "heap", "queue", "unserved", "departures"), pods)
+    sizes |= {"budgets": budgets, "services": services}
     return Episodes(
         tape=np.full(count, -1, np.int64),
         sizes=np.zeros((count, len(SIZES)), np.int64),
         rules=np.zeros((count, len(Rules._fields)), np.int64),
-        costs=np.zeros((count, len(Costs._fields) - 1 + NUM_LEVELS)),
+        costs=np.zeros((count, sum(COST_SIZES))),
         demanded=np.zeros(count, np.int64),
         cluster=stack_arrays(like, count, sizes),
         events=stack_arrays(empty_events(0, np.zeros(0, np.int64)), count, sizes),
@@ -75,9 +83,13 @@ def rows_of(e: Episodes) -> list[npt.NDArray[Any]]:
 
 def no_tapes(like: Episodes) -> Episodes:
     """Return one empty row that is as large as those of `like`."""
-    _, pods = like.cluster.pods.shape
-    _, budgets = like.cluster.pdb_left.shape
-    return empty_episodes(cluster_of(like, 0, scratch_of(like.cluster)), 1, pods, budgets)
+    return empty_episodes(cluster_of(like, 0, scratch_of(like.cluster)), 1, *axes_of(like))
+
+
+def axes_of(e: Episodes) -> tuple[int, int, int]:
+    """Return for how many pods, budgets and services each row has memory."""
+    c = e.cluster
+    return c.pods.shape[1], c.pdb_left.shape[1], c.serving.shape[1]
 
 
 def bytes_of_episode(e: Episodes) -> int:
@@ -94,11 +106,12 @@ def move(source: Episodes, target: Episodes) -> None:
 def store(e: Episodes, row: int, tape: int, sim: Simulator) -> None:
     """Write the present state of a simulation into a row that is large enough."""
     cluster, events = sim.state.arrays, sim.events
-    lengths = {"pods": cluster.pods, "departures": events.departures, "budgets": cluster.pdb_left}
+    lengths = {"pods": cluster.pods, "departures": events.departures}
+    lengths |= {"budgets": cluster.pdb_left, "services": cluster.serving}
     e.tape[row] = -1
     e.sizes[row] = [len(lengths[axis]) for axis in SIZES]
     e.rules[row] = sim.rules
-    e.costs[row] = [*sim.costs[:-1], *sim.costs.misaligned]
+    e.costs[row] = np.hstack(sim.costs)
     e.demanded[row] = sim.tape.demanded_gpu_s()
     for one, many in ((cluster, e.cluster), (events, e.events)):
         for name in names_of(type(one), Kind.GIVEN, Kind.STATE):
@@ -153,7 +166,7 @@ def _view_lines(part: str, owner: type[Any]) -> Iterator[str]:
         if array.kind in (Kind.HARDWARE, Kind.SCRATCH):
             found.append(f"scratch[{scratch.index(name)}]" if name in scratch else whole)
             continue
-        axis = "pods" if array.axes[0] in ("heap", "queue") else array.axes[0]
+        axis = "pods" if array.axes[0] in ("heap", "queue", "unserved") else array.axes[0]
         found.append(f"{whole}[s][:{IN_USE[axis]}]" if axis in SIZES else f"{whole}[s]")
     yield f"return {owner.__name__}({', '.join(found)})"
 
@@ -201,18 +214,17 @@ rules_of: Callable[[Episodes, int], Rules] = stage(
 )
 """Return the rules of an episode."""
 
-_PLAIN = len(Costs._fields) - 1
+def _cost_lines() -> Iterator[str]:
+    yield "c = source.costs[s]"
+    fields, at = [], 0
+    for size, kind in zip(COST_SIZES, Costs.__annotations__.values(), strict=True):
+        numbers = _numbers("c", at, size)
+        fields.append(numbers if kind == "float" else f"({numbers},)")
+        at += size
+    yield f"return Costs({', '.join(fields)})"
+
 
 costs_of: Callable[[Episodes, int], Costs] = stage(
-    define(
-        "costs_of",
-        "source, s",
-        [
-            "c = source.costs[s]",
-            f"return Costs({_numbers('c', 0, _PLAIN)}, ({_numbers('c', _PLAIN, NUM_LEVELS)},))",
-        ],
-        __file__,
-        Costs=Costs,
-    )
+    define("costs_of", "source, s", _cost_lines(), __file__, Costs=Costs)
 )
 """Return the costs of an episode."""

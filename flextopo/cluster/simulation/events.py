@@ -23,17 +23,23 @@ class Events(NamedTuple):
 
     Fields: `departures` (D,) int64, pods by (depart_s, index), never changes; `heap` (P,) int64, a
     binary heap of entries, next_s * 2**32 + pod; `queue` (P,) int32, pending pods by (priority
-    descending, arrival, index); `clock` (1,) CLOCK_DTYPE; `account` (1,) ACCOUNT_DTYPE.
+    descending, arrival, index); `unserved` (P,) int32, online pods that are pending, nominated or
+    starting, in any order; `clock` (1,) CLOCK_DTYPE; `account` (1,) ACCOUNT_DTYPE.
     """
 
     departures: Annotated[npt.NDArray[np.int64], Array(np.int64, ("departures",), Kind.GIVEN)]
     heap: Annotated[npt.NDArray[np.int64], Array(np.int64, ("heap",))]
     queue: Annotated[npt.NDArray[np.int32], Array(np.int32, ("queue",))]
+    unserved: Annotated[npt.NDArray[np.int32], Array(np.int32, ("unserved",))]
     clock: Annotated[Records, Array(CLOCK_DTYPE, ("one",))]
     account: Annotated[Records, Array(ACCOUNT_DTYPE, ("one",))]
 
 
-IN_USE = {"heap": 'source.clock[0]["heap_size"]', "queue": 'source.clock[0]["queue_size"]'}
+IN_USE = {
+    "heap": 'source.clock[0]["heap_size"]',
+    "queue": 'source.clock[0]["queue_size"]',
+    "unserved": 'source.clock[0]["unserved"]',
+}
 """How much of an axis means something, as kernels that copy from `source` say it."""
 
 copy_events: Callable[[Events, Events], None] = copying_kernel(
@@ -53,7 +59,8 @@ def empty_events(
         heap: entries of the event heap, if it is not empty.
     """
     given = {"departures": departures} if heap is None else {"departures": departures, "heap": heap}
-    return allocate_arrays(Events, {"heap": pods, "queue": pods, "one": 1}, **given)
+    sizes = {"heap": pods, "queue": pods, "unserved": pods, "one": 1}
+    return allocate_arrays(Events, sizes, **given)
 
 
 @inlined
@@ -180,6 +187,8 @@ def enqueue(c: Cluster, e: Events, pod: int) -> None:
     if c.pods[pod]["online"]:
         c.totals[0]["wait_gpus"] += c.pods[pod]["gpus"]
         e.clock[0]["online_queued"] += 1
+        e.unserved[e.clock[0]["unserved"]] = pod
+        e.clock[0]["unserved"] += 1
     else:
         e.clock[0]["in_vain"] = -1
         _count_waiting(c, pod, as_index(1))
@@ -197,3 +206,14 @@ def dequeue(c: Cluster, e: Events, pod: int) -> None:
         e.clock[0]["online_queued"] -= 1
     else:
         _count_waiting(c, pod, as_index(-1))
+
+
+@stage
+def leave_unserved(e: Events, pod: int) -> None:
+    """Take an online pod out of those that wait for their place or start up."""
+    last = e.clock[0]["unserved"] - 1
+    for i in range(last + 1):
+        if e.unserved[i] == pod:
+            e.unserved[i] = e.unserved[last]
+            e.clock[0]["unserved"] = last
+            return

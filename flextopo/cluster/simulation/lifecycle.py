@@ -8,9 +8,11 @@ from flextopo.cluster.simulation.events import (
     cancel_event,
     dequeue,
     enqueue,
+    leave_unserved,
     schedule_event,
 )
 from flextopo.cluster.state.arrays import (
+    BACKING_OFF,
     DONE,
     FUTURE,
     NOMINATED,
@@ -23,8 +25,10 @@ from flextopo.cluster.state.arrays import (
     lost_work_s,
     release,
 )
+from flextopo.cluster.state.loss import misaligned_at
 from flextopo.cluster.state.placement import best_level, is_aligned, level_deficit
 from flextopo.cluster.topology.levels import CROSS_SOCKET
+from flextopo.cluster.workload.tape import MAX_BACKOFF_S
 
 GUARANTEED = 2
 """`TopologyRequirement.GUARANTEED` as the kernels see it."""
@@ -33,9 +37,25 @@ GUARANTEED = 2
 @stage
 def _count_misaligned(c: Cluster, pod: int, sign: int) -> None:
     """Enter or leave the account of online pods that serve below their best level."""
-    deficit = as_index(c.live[pod]["deficit"])
+    deficit, spec = as_index(c.live[pod]["deficit"]), c.pods[pod]
     if deficit > 0:
-        c.totals[0]["misaligned_gpus"][deficit] += sign * c.pods[pod]["gpus"]
+        at = misaligned_at(spec["sensitivity"], deficit)
+        c.totals[0]["misaligned_gpus"][at] += sign * spec["gpus"]
+
+
+@stage
+def _count_serving(c: Cluster, pod: int, sign: int) -> None:
+    """Enter or leave the account of replicas that serve."""
+    _count_misaligned(c, pod, sign)
+    if c.pods[pod]["service"] >= 0:
+        c.serving[c.pods[pod]["service"]] += sign
+
+
+@inlined
+def starved_s(c: Cluster, pod: int, now: int) -> int:
+    """Return for how long a pending batch pod has been without resources: since it came or went."""
+    came = c.pods[pod]["arrive_s"]
+    return int(now - max(c.live[pod]["stopped_s"], came))
 
 
 @inlined
@@ -53,6 +73,8 @@ def bind(c: Cluster, e: Events, pod: int) -> None:
         live["status"] = STARTING
         schedule_event(c, e, pod, now + spec["start_s"])
     else:
+        without = starved_s(c, pod, now)
+        live["starved_s"] = max(live["starved_s"], without)
         c.totals[0]["batch_gpus"] += spec["gpus"]
         live["status"] = RUNNING
         run = live["overhead_s"] + spec["duration_s"] - live["done_s"]
@@ -66,7 +88,9 @@ def stop(c: Cluster, e: Events, pod: int) -> None:
     spec = c.pods[pod]
     if spec["online"]:
         if status == RUNNING:
-            _count_misaligned(c, pod, -1)
+            _count_serving(c, pod, as_index(-1))
+        elif status == PENDING or status == NOMINATED or status == STARTING:
+            leave_unserved(e, pod)
         if status == PENDING or status == NOMINATED:
             c.totals[0]["wait_gpus"] -= spec["gpus"]
             c.live[pod]["wait_s"] += c.totals[0]["now_s"] - c.live[pod]["queued_s"]
@@ -105,8 +129,8 @@ def set_level(c: Cluster, e: Events, pod: int, level: int, by_preemption: bool) 
 
 
 @stage
-def finish_event(c: Cluster, e: Events, pod: int) -> None:
-    """Let the event happen that a pod had in the heap."""
+def finish_event(c: Cluster, e: Events, pod: int, backoff_s: int) -> None:
+    """Let the event happen that a pod had in the heap; of a pending pod it is to be asked again."""
     live = c.live[pod]
     status = live["status"]
     cancel_event(c, e, pod)
@@ -114,7 +138,8 @@ def finish_event(c: Cluster, e: Events, pod: int) -> None:
         bind(c, e, pod)
     elif status == STARTING:
         live["status"] = RUNNING
-        _count_misaligned(c, pod, 1)
+        leave_unserved(e, pod)
+        _count_serving(c, pod, as_index(1))
     elif status == RUNNING:
         stop(c, e, pod)
         live["done_s"] = c.pods[pod]["duration_s"]
@@ -125,17 +150,33 @@ def finish_event(c: Cluster, e: Events, pod: int) -> None:
         live["status"] = PENDING
         if c.pods[pod]["online"] and c.pods[pod]["depart_s"] <= c.totals[0]["now_s"]:
             live["status"] = DONE
-        else:
+        elif c.pods[pod]["online"] or backoff_s == 0:
             enqueue(c, e, pod)
+        else:
+            live["status"] = BACKING_OFF
+            times = as_index(live["evictions"] - 1)
+            wait = min(backoff_s << min(times, 16), MAX_BACKOFF_S)
+            schedule_event(c, e, pod, c.totals[0]["now_s"] + wait)
+    elif status == BACKING_OFF:
+        live["status"] = PENDING
+        enqueue(c, e, pod)
 
 
 @stage
 def depart(c: Cluster, e: Events, pod: int) -> None:
-    """Scale an online pod down, wherever it is."""
+    """Scale an online pod down, wherever it is.
+
+    What a nominated one was to get is still being freed by others, and no sooner than before.
+    """
     status = c.live[pod]["status"]
     if status == DONE or status == TERMINATING:
         return
+    free_s = c.live[pod]["next_s"]
     stop(c, e, pod)
+    if status == NOMINATED:
+        c.live[pod]["status"] = TERMINATING
+        schedule_event(c, e, pod, free_s)
+        return
     if status == PENDING:
         dequeue(c, e, pod)
     elif status != FUTURE:
@@ -155,6 +196,8 @@ def evict(c: Cluster, e: Events, pod: int, grace_s: int, restart_s: int) -> None
         if now >= 0:
             gpu_s = spec["gpus"] * (lost + restart_s)
             e.account[0]["discarded"] += gpu_s
+            if spec["batch_class"] == 0:
+                e.account[0]["discarded_low"] += gpu_s
             e.account[0]["discarded_weighted"] += gpu_s * (1 + spec["batch_class"])
         live["overhead_s"] = restart_s
     if now >= 0:
@@ -163,6 +206,7 @@ def evict(c: Cluster, e: Events, pod: int, grace_s: int, restart_s: int) -> None
     stop(c, e, pod)
     live["status"] = TERMINATING
     live["evictions"] += 1
+    live["stopped_s"] = now
     if spec["pdb"] >= 0:
         live["disrupted"] = 1
         c.pdb_left[spec["pdb"]] -= 1

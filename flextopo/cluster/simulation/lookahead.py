@@ -28,7 +28,7 @@ def warm_up(
         if pod == END:
             return
         if find_candidates(c, costs, pod, must_align(c, rules, pod), w, one) == 0:
-            decline(e)
+            decline(c, e, rules, bool(np.bool_(False)))
         else:
             preempt(c, e, rules, one.node[0], one.slots[0])
 
@@ -41,7 +41,17 @@ run_greedy = program(warm_up)
 def rules_ahead(c: Cluster, rules: Rules, horizon_s: int) -> Rules:
     """Return the rules of a branch, which ends at the horizon or with the tape."""
     end = min(rules.end_s, c.totals[0]["now_s"] + horizon_s)
-    return Rules(rules.filter, rules.restricted, rules.grace_s, rules.restart_s, end)
+    return Rules(
+        rules.filter,
+        rules.restricted,
+        rules.hard,
+        rules.backfill,
+        rules.max_wait_s,
+        rules.grace_s,
+        rules.restart_s,
+        rules.backoff_s,
+        end,
+    )
 
 
 class Branches(NamedTuple):
@@ -73,7 +83,7 @@ def begin_branch(b: Branches, ahead: Rules, i: int) -> None:
     if i < b.num_branched:
         preempt(b.scratch_cluster, b.scratch_events, ahead, b.found.node[i], b.found.slots[i])
     else:
-        decline(b.scratch_events)
+        decline(b.scratch_cluster, b.scratch_events, ahead, bool(b.num_branched > 0))
 
 
 @copying_kernel

@@ -10,7 +10,16 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, stage
 from flextopo.cluster.simulation.simulator import Simulator
-from flextopo.cluster.state.arrays import FUTURE, NOMINATED, PENDING, Cluster
+from flextopo.cluster.simulation.lifecycle import starved_s
+from flextopo.cluster.state.arrays import (
+    BACKING_OFF,
+    DONE,
+    FUTURE,
+    NOMINATED,
+    PENDING,
+    TERMINATING,
+    Cluster,
+)
 from flextopo.cluster.state.loss import Costs, weighted_gpu_s, write_terms
 from flextopo.cluster.state.schema import NEVER_PLACED_S
 
@@ -35,13 +44,74 @@ METRICS: dict[str, str] = {
     "utilisation": "GPU-hours held by online and running batch pods over the cluster's",
     "decisions": "times the selector was asked",
     "preemptions": "pods placed by evicting others",
+    "drained": "pods placed on what was being freed already, evicting nobody",
+    "preemptor_wait_p50_s": "median wait in seconds of the pods that once fitted nowhere",
+    "preemptor_wait_p99_s": "its 99th percentile",
+    "preemptor_wait_max_s": "the longest of them",
+    "late_share": "share of those pods that waited beyond their service's deadline",
+    "late_by_choice": "pods among them that were once left pending although there was a candidate",
+    "discarded_low_gpu_h": "GPU-hours thrown away or repeated of batch class low, a day",
+    "discarded_middle_gpu_h": "the same of the other classes",
+    "slowdown_mean": "time from arrival to end over run time, of batch jobs that ended; jobs of less "
+    "than 10 minutes count as such",
+    "slowdown_p99": "its 99th percentile",
+    "evictions_p99": "99th percentile of how often a batch job was evicted",
+    "evictions_max": "how often the batch job was evicted that was evicted most",
+    "starvation_h": "longest time in hours that a batch job was without resources",
 }
 """Every metric of a run with its meaning; tables and results files iterate over it."""
+
+
+BOUND_S = 600
+"""Shorter jobs count as of this length in slowdowns, or those of seconds would be all one sees."""
+
+PER_MILLE = 1000
+"""Slowdowns are sorted as whole numbers of this unit."""
 
 
 @inlined
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
+
+
+@inlined
+def _sift(values: npt.NDArray[np.int64], at: int, size: int) -> None:
+    """Put a value of a heap with the largest first where it belongs."""
+    value = values[at]
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and values[child + 1] > values[child]:
+            child += 1
+        if values[child] <= value:
+            break
+        values[at] = values[child]
+        at = child
+    values[at] = value
+
+
+@stage
+def _sort(values: npt.NDArray[np.int64], size: int) -> None:
+    """Sort the first values, which takes no further memory."""
+    for at in range(size // 2 - 1, -1, -1):
+        _sift(values, at, size)
+    for last in range(size - 1, 0, -1):
+        values[0], values[last] = values[last], values[0]
+        _sift(values, 0, last)
+
+
+@stage
+def _percentile(values: npt.NDArray[np.int64], size: int, q: float) -> float:
+    """Return a percentile of sorted values with linear interpolation, as numpy's default."""
+    if size == 0:
+        return math.nan
+    at = (size - 1) * q
+    rank = int(at)
+    share = at - rank
+    a = float(values[rank])
+    b = float(values[rank + 1]) if rank + 1 < size else a
+    return a + (b - a) * share if share < 0.5 else b - (b - a) * (1.0 - share)
 
 
 @stage
@@ -57,46 +127,81 @@ def _wait_s(c: Cluster, pod: int) -> int:
 
 
 @stage
-def _sort_waits(c: Cluster, waits: npt.NDArray[np.int64]) -> tuple[int, int, int, int]:
-    """Sort the waits above 0 into `waits`, and count pods on the way.
-
-    Returns:
-        How many pods count, how many waits are sorted, how many pods once fitted nowhere, and how
-        many of those were placed.
-    """
-    counted, size, preemptors, placed = 0, 0, 0, 0
+def _collect_waits(c: Cluster, only_preemptors: bool, waits: npt.NDArray[np.int64]) -> int:
+    """Sort the waits of online pods into `waits`; return how many there are."""
+    size = 0
     for pod in range(c.pods.shape[0]):
         wait = _wait_s(c, pod)
-        if wait < 0:
-            continue
-        counted += 1
-        live = c.live[pod]
-        if live["preemptor"]:
-            preemptors += 1
-            placed += live["since_s"] != NEVER_PLACED_S or live["status"] == NOMINATED
-        if wait == 0:
-            continue
-        at = size
-        while at > 0 and waits[at - 1] > wait:
-            waits[at] = waits[at - 1]
-            at -= 1
-        waits[at] = wait
-        size += 1
-    return counted, size, preemptors, placed
+        if wait >= 0 and (c.live[pod]["preemptor"] or not only_preemptors):
+            waits[size] = wait
+            size += 1
+    _sort(waits, size)
+    return size
 
 
 @stage
-def _percentile(waits: npt.NDArray[np.int64], counted: int, size: int, q: float) -> float:
-    """Return a percentile of the waits with linear interpolation, as numpy's default."""
-    if counted == 0:
-        return math.nan
-    at = (counted - 1) * q
-    rank = int(at)
-    share = at - rank
-    rank -= counted - size  # so many waited for no time at all
-    a = float(waits[rank]) if rank >= 0 else 0.0
-    b = float(waits[rank + 1]) if -1 <= rank < size - 1 else a
-    return a + (b - a) * share if share < 0.5 else b - (b - a) * (1.0 - share)
+def _count_preemptors(c: Cluster) -> tuple[int, int, int, int]:
+    """Return how many pods once fitted nowhere, were placed, were late, and were late by choice."""
+    preemptors, placed, late, chosen = 0, 0, 0, 0
+    for pod in range(c.pods.shape[0]):
+        wait, live = _wait_s(c, pod), c.live[pod]
+        if wait < 0 or not live["preemptor"]:
+            continue
+        preemptors += 1
+        placed += live["since_s"] != NEVER_PLACED_S or live["status"] == NOMINATED
+        if wait > c.pods[pod]["deadline_s"]:
+            late += 1
+            chosen += live["declined"]
+    return preemptors, placed, late, chosen
+
+
+@inlined
+def _is_job(c: Cluster, pod: int) -> bool:
+    """Say whether a pod stands for a batch job that has arrived: the first of a group does."""
+    spec, live = c.pods[pod], c.live[pod]
+    first = spec["group"] < 0 or pod == 0 or c.pods[pod - 1]["group"] != spec["group"]
+    return bool(not spec["online"] and first and live["status"] != FUTURE)
+
+
+@stage
+def _measure_slowdown(
+    c: Cluster, values: npt.NDArray[np.int64], out: npt.NDArray[np.float64]
+) -> None:
+    """Write mean and 99th percentile of the slowdown of jobs that ended in the account."""
+    size, total = 0, 0.0
+    for pod in range(c.pods.shape[0]):
+        spec, live = c.pods[pod], c.live[pod]
+        if _is_job(c, pod) and live["status"] == DONE and live["next_s"] >= 0:
+            slowdown = (live["next_s"] - spec["arrive_s"]) / max(spec["duration_s"], BOUND_S)
+            slowdown = max(slowdown, 1.0)
+            values[size] = int(slowdown * PER_MILLE)
+            total += slowdown
+            size += 1
+    _sort(values, size)
+    out[0] = total / size if size else math.nan
+    out[1] = _percentile(values, size, 0.99) / PER_MILLE
+
+
+@stage
+def _measure_evictions(
+    c: Cluster, values: npt.NDArray[np.int64], out: npt.NDArray[np.float64]
+) -> None:
+    """Write 99th percentile and maximum of the evictions of a job, and the longest starvation."""
+    size, longest, now = 0, 0, c.totals[0]["now_s"]
+    for pod in range(c.pods.shape[0]):
+        if not _is_job(c, pod):
+            continue
+        live = c.live[pod]
+        values[size] = live["evictions"]
+        size += 1
+        longest = max(longest, live["starved_s"])
+        status = live["status"]
+        if status == PENDING or status == TERMINATING or status == BACKING_OFF:
+            longest = max(longest, starved_s(c, pod, now))
+    _sort(values, size)
+    out[0] = _percentile(values, size, 0.99)
+    out[1] = values[size - 1] if size else math.nan
+    out[2] = longest / 3600.0
 
 
 @stage
@@ -106,7 +211,7 @@ def measure(
     costs: Costs,
     end_s: int,
     demanded: int,
-    waits: npt.NDArray[np.int64],
+    values: npt.NDArray[np.int64],
     out: npt.NDArray[np.float64],
 ) -> None:
     """Write every metric in `METRICS` for a finished episode, in their order.
@@ -117,14 +222,14 @@ def measure(
         costs: the loss in GPU-seconds.
         end_s: seconds in the account.
         demanded: GPU-seconds asked for.
-        waits: (P,) scratch memory.
+        values: (P,) scratch memory.
         out: (M,) output; NaN where nothing was counted.
     """
     a = account[0]
     whole = float(max(demanded, 1))
     capacity = float(c.totals[0]["gpus"]) * end_s
     per_day = 86400.0 / end_s
-    counted, waited, preemptors, placed = _sort_waits(c, waits)
+    preemptors, placed, late, chosen = _count_preemptors(c)
     write_terms(account, costs, whole, out[1:6])
     out[0] = weighted_gpu_s(account, costs) / whole
     out[6] = _share(a["hits"], a["preemptions"])
@@ -135,18 +240,30 @@ def measure(
     out[11] = a["evicted_gpus"] * per_day
     out[12] = a["victims"] * per_day
     out[13] = a["discarded"] / 3600.0 * per_day
-    out[14] = _percentile(waits, counted, waited, 0.5)
-    out[15] = _percentile(waits, counted, waited, 0.99)
+    size = _collect_waits(c, bool(np.bool_(False)), values)
+    out[14] = _percentile(values, size, 0.5)
+    out[15] = _percentile(values, size, 0.99)
     out[16] = (a["batch"] - a["discarded"]) / capacity
     out[17] = (a["online"] + a["batch"]) / capacity
     out[18] = a["decisions"]
     out[19] = a["preemptions"]
+    out[20] = a["drained"]
+    size = _collect_waits(c, bool(np.bool_(True)), values)
+    out[21] = _percentile(values, size, 0.5)
+    out[22] = _percentile(values, size, 0.99)
+    out[23] = values[size - 1] if size else math.nan
+    out[24] = _share(late, preemptors)
+    out[25] = chosen
+    out[26] = a["discarded_low"] / 3600.0 * per_day
+    out[27] = (a["discarded"] - a["discarded_low"]) / 3600.0 * per_day
+    _measure_slowdown(c, values, out[28:30])
+    _measure_evictions(c, values, out[30:33])
 
 
 def episode_metrics(sim: Simulator) -> dict[str, float]:
     """Return every metric in `METRICS` for a finished episode; NaN where nothing was counted."""
     out = np.empty(len(METRICS))
     c, tape = sim.state.arrays, sim.tape
-    waits = np.empty(len(c.pods), np.int64)
-    measure(c, sim.events.account, sim.costs, tape.end_s, tape.demanded_gpu_s(), waits, out)
+    values = np.empty(len(c.pods), np.int64)
+    measure(c, sim.events.account, sim.costs, tape.end_s, tape.demanded_gpu_s(), values, out)
     return dict(zip(METRICS, out.tolist(), strict=True))

@@ -2,18 +2,24 @@
 
 At each event time all events happen first (arrivals, departures, ends of runs, of start-up and of
 grace periods), then one scheduling pass goes through the pending pods by priority, then age.
-Whoever fits starts. The pass stops where an online pod fits nowhere and evicting could help: that
-is a decision. Batch pods never preempt.
+Whoever fits starts. The pass stops where an online pod fits nowhere and evicting, or waiting for what
+is being freed, could help: that is a decision. Batch pods never preempt.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.jit.kernels import kernel, stage
+from flextopo.cluster.jit.kernels import inlined, kernel, stage
+from flextopo.cluster.simulation.backfill import (
+    ANY,
+    clear_reservations,
+    find_batch_node,
+    reserve,
+)
 from flextopo.cluster.simulation.events import (
     Events,
     dequeue,
@@ -35,16 +41,18 @@ from flextopo.cluster.state.arrays import (
     PENDING,
     RUNNING,
     STARTING,
+    TERMINATING,
     Cluster,
     add_to_node,
     allocate,
     as_index,
     release,
+    replicas_row,
     set_free_gpus,
 )
 from flextopo.cluster.state.candidates import can_preempt, freed
 from flextopo.cluster.state.placement import best_level, find_node, is_aligned, place
-from flextopo.cluster.topology.levels import NUM_LEVELS
+from flextopo.cluster.state.schema import NUM_MISALIGNED
 
 BLIND, OWN, ALL_GUARANTEED = range(3)
 """Whom the guaranteed filter binds: no pod, guaranteed pods, every online pod."""
@@ -57,14 +65,35 @@ class Rules(NamedTuple):
     """How the simulated scheduler works.
 
     Fields: `filter` one of BLIND, OWN, ALL_GUARANTEED; `restricted` 1 = a node refuses a guaranteed
-    pod that it cannot align; `grace_s`, `restart_s`, `end_s` as in the tape.
+    pod that it cannot align; `hard` 1 = nobody may leave a pod pending beyond its deadline by choice;
+    `backfill` one of `backfill`'s ANY, EASY, RESERVE; `max_wait_s`, after which no pod is left pending by choice;
+    `grace_s`, `restart_s`, `backoff_s`, `end_s` as in the tape.
     """
 
     filter: int
     restricted: int
+    hard: int
+    backfill: int
+    max_wait_s: int
     grace_s: int
     restart_s: int
+    backoff_s: int
     end_s: int
+
+
+@inlined
+def longest_wait_s(c: Cluster, rules: Rules, pod: int) -> int:
+    """Return for how long a pod may be left pending by choice, if it has a candidate."""
+    if rules.hard:
+        return int(min(rules.max_wait_s, c.pods[pod]["deadline_s"] - rules.grace_s))
+    return rules.max_wait_s
+
+
+@stage
+def may_wait(c: Cluster, rules: Rules, pod: int) -> bool:
+    """Say whether a pod that has a candidate may be left pending now."""
+    waited = c.totals[0]["now_s"] - c.live[pod]["queued_s"]
+    return bool(waited < longest_wait_s(c, rules, pod))
 
 
 @stage
@@ -76,22 +105,32 @@ def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
 
 
 @stage
-def _find_any_node(c: Cluster, pod: int) -> int:
-    """Return a node for a batch pod, aligned or not; -1 = none."""
-    no = bool(np.bool_(False))
-    return find_node(c, pod, no, no)
+def _accrue_unserved(c: Cluster, a: Any, pod: int, begin_s: int, until_s: int) -> None:
+    """Charge an online pod that does not serve yet for some time."""
+    spec, row = c.pods[pod], replicas_row(c, pod)
+    gpus = as_index(spec["gpus"])
+    if c.live[pod]["status"] == STARTING:
+        a["starting"][row] += gpus * (until_s - begin_s)
+        return
+    deadline = c.live[pod]["queued_s"] + spec["deadline_s"]
+    a["waiting"][row] += gpus * max(min(until_s, deadline) - begin_s, 0)
+    late, later = max(begin_s - deadline, 0), max(until_s - deadline, 0)
+    a["late"][row] += gpus * (later - late)
+    a["late_squared"][row] += gpus * (later * later - late * late)
 
 
 @stage
 def _accrue(c: Cluster, e: Events, until_s: int) -> None:
     """Move the clock, and charge what the time costs."""
     t = c.totals[0]
-    span = until_s - max(t["now_s"], 0)
+    begin_s = max(t["now_s"], 0)
+    span = until_s - begin_s
     if span > 0:
         a = e.account[0]
-        a["waiting"] += t["wait_gpus"] * span
-        for level in range(NUM_LEVELS):
-            a["misaligned"][level] += t["misaligned_gpus"][level] * span
+        for i in range(e.clock[0]["unserved"]):
+            _accrue_unserved(c, a, as_index(e.unserved[i]), begin_s, until_s)
+        for at in range(NUM_MISALIGNED):
+            a["misaligned"][at] += t["misaligned_gpus"][at] * span
         a["idle"] += min(t["free_gpus"], t["batch_wait_gpus"]) * span
         a["online"] += t["online_gpus"] * span
         a["batch"] += t["batch_gpus"] * span
@@ -138,13 +177,13 @@ def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
 
 
 @stage
-def _start_group(c: Cluster, e: Events, first: int) -> bool:
+def _start_group(c: Cluster, e: Events, rules: Rules, first: int) -> bool:
     """Start all members of a PodGroup, or none; they stand next to each other in the queue."""
     placed = 0
     releases = c.totals[0]["releases"]
     member = first
     while True:
-        node = _find_any_node(c, member)
+        node = find_batch_node(c, member, rules.backfill)
         if node < 0:
             break
         level, mask = _place_on(c, member, node, c.scratch[1])
@@ -169,19 +208,21 @@ def _start_group(c: Cluster, e: Events, first: int) -> bool:
 
 
 @stage
-def _schedule_batch(c: Cluster, e: Events, pod: int) -> bool:
+def _schedule_batch(c: Cluster, e: Events, rules: Rules, pod: int) -> bool:
     """Try to start a pending batch pod; the cursor moves on when it does not fit."""
     clock = e.clock[0]
-    if c.live[pod]["tried"] != c.totals[0]["releases"]:
+    if rules.backfill != ANY or c.live[pod]["tried"] != c.totals[0]["releases"]:
         if c.pods[pod]["group"] >= 0:
-            if _start_group(c, e, pod):
+            if _start_group(c, e, rules, pod):
                 return True
         else:
-            node = _find_any_node(c, pod)
+            node = find_batch_node(c, pod, rules.backfill)
             if node >= 0:
                 _start(c, e, pod, node)
                 return True
         c.live[pod]["tried"] = c.totals[0]["releases"]
+        if rules.backfill != ANY and clock["reserved"] == 0:
+            reserve(c, e, pod)
     group = c.pods[pod]["group"]
     clock["cursor"] += 1
     while group >= 0 and clock["cursor"] < clock["queue_size"]:
@@ -219,10 +260,11 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
             if spec["gpus"] >= small_gpus and spec["cores"] >= small_cores:
                 clock["cursor"] = _next_smaller(c, e, clock["cursor"] + 1, small_gpus, small_cores)
             elif (
-                not _schedule_batch(c, e, pod)
+                not _schedule_batch(c, e, rules, pod)
+                and rules.backfill == ANY
                 and spec["gpus"] <= small_gpus
                 and spec["cores"] <= small_cores
-                and (spec["group"] < 0 or _find_any_node(c, pod) < 0)
+                and (spec["group"] < 0 or find_batch_node(c, pod, rules.backfill) < 0)
             ):
                 small_gpus, small_cores = spec["gpus"], spec["cores"]
             continue
@@ -241,7 +283,8 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
             clock["asked"] = pod
             return pod
         clock["cursor"] += 1
-    clock["in_vain"] = c.totals[0]["releases"]
+    if rules.backfill == ANY:
+        clock["in_vain"] = c.totals[0]["releases"]
     return END
 
 
@@ -260,7 +303,7 @@ def _next_time(c: Cluster, e: Events, rules: Rules) -> int:
 
 
 @stage
-def _happen(c: Cluster, e: Events, now: int) -> None:
+def _happen(c: Cluster, e: Events, rules: Rules, now: int) -> None:
     """Let everything happen that is due now."""
     clock = e.clock[0]
     while clock["next_arrival"] < c.pods.shape[0]:
@@ -277,7 +320,7 @@ def _happen(c: Cluster, e: Events, now: int) -> None:
         depart(c, e, pod)
         clock["next_departure"] += 1
     while clock["heap_size"] > 0 and time_of(e.heap[0]) <= now:
-        finish_event(c, e, pod_of(e.heap[0]))
+        finish_event(c, e, pod_of(e.heap[0]), rules.backoff_s)
 
 
 @kernel
@@ -294,27 +337,42 @@ def advance(c: Cluster, e: Events, rules: Rules) -> int:
         _accrue(c, e, now)
         if now >= rules.end_s:
             return END
-        _happen(c, e, now)
+        _happen(c, e, rules, now)
+        clear_reservations(c, e)
         clock["in_pass"] = 1
         clock["cursor"] = 0
         clock["online_left"] = clock["online_queued"]
 
 
 @kernel
-def decline(e: Events) -> None:
-    """Leave the pod that was asked about pending; it is asked about again after the next event."""
+def decline(c: Cluster, e: Events, rules: Rules, by_choice: bool) -> None:
+    """Leave the pod that was asked about pending; it is asked about again after the next event.
+
+    Where somebody chose that although there is a candidate, and the pod must not be left so for ever,
+    the end of that time is an event.
+    """
+    pod = as_index(e.clock[0]["asked"])
     e.clock[0]["asked"] = -1
     e.clock[0]["cursor"] += 1
+    if by_choice:
+        c.live[pod]["declined"] = 1
+        until = c.live[pod]["queued_s"] + longest_wait_s(c, rules, pod)
+        if c.totals[0]["now_s"] < until < rules.end_s:
+            schedule_event(c, e, pod, until)
 
 
 @stage
 def _hand_over(
     c: Cluster, pod: int, node: int, slots: int, gpu_mask: int, taken: npt.NDArray[np.int16]
-) -> None:
-    """Give the preemptor its share of what is free and of what its victims hold.
+) -> int:
+    """Give the preemptor its share of what is free and of what pods that are leaving hold.
 
     Uses `taken` up: what is left in it at the end comes from the free cores.
+
+    Returns:
+        When the last of those is gone that gave something; the present if none did.
     """
+    free_s = as_index(c.totals[0]["now_s"])
     for u in range(taken.shape[0]):
         c.pod_cores[pod, u] = taken[u]
     from_victims = 0
@@ -322,26 +380,32 @@ def _hand_over(
         if not (slots >> slot) & 1:
             continue
         victim = as_index(c.node_pods[node, slot])
+        gives = (c.live[victim]["gpu_mask"] & gpu_mask) != 0
         from_victims |= c.live[victim]["gpu_mask"] & gpu_mask
         c.live[victim]["gpu_mask"] &= ~gpu_mask
         for u in range(taken.shape[0]):
             given = min(taken[u], c.pod_cores[victim, u])
             c.pod_cores[victim, u] -= given
             taken[u] -= given
+            gives = gives or given > 0
+        if gives:
+            free_s = max(free_s, c.live[victim]["next_s"])
     free_part = gpu_mask & ~from_victims
     set_free_gpus(c, node, c.nodes[node]["gpu_free"] & ~free_part)
     c.live[pod]["gpu_mask"] = gpu_mask
     for u in range(taken.shape[0]):
         c.cores_free[node, u] -= taken[u]
         c.nodes[node]["cores_free"] -= taken[u]
+    return free_s
 
 
 @kernel
 def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
     """Evict the pods in `slots` of a node for the pod that was asked about, and nominate it.
 
-    The placement is what the node would give among its free resources and the victims'. What the
-    victims held beyond it becomes free after the grace period. The set must let the pod fit.
+    Terminating ones among them are not evicted again, but what they hold counts. The placement is what
+    the node would give among its free resources and theirs. What they held beyond it becomes free
+    after their grace period. The set must let the pod fit.
     """
     pod = e.clock[0]["asked"]
     spec = c.pods[pod]
@@ -354,6 +418,8 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
         if not (slots >> slot) & 1:
             continue
         victim = as_index(c.node_pods[node, slot])
+        if c.live[victim]["status"] == TERMINATING:
+            continue
         count += 1
         member = victim
         while True:
@@ -370,12 +436,14 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
             e.account[0]["refusals"] += 1
         e.clock[0]["cursor"] += 1
         return
-    _hand_over(c, pod, node, slots, mask, taken)
+    free_s = _hand_over(c, pod, node, slots, mask, taken)
     add_to_node(c, pod, node)
     dequeue(c, e, pod)
     set_level(c, e, pod, level, count > 0)
     c.live[pod]["status"] = NOMINATED
-    if count > 0:
-        schedule_event(c, e, pod, c.totals[0]["now_s"] + rules.grace_s)
+    if free_s > c.totals[0]["now_s"]:
+        if count == 0 and c.totals[0]["now_s"] >= 0:
+            e.account[0]["drained"] += 1
+        schedule_event(c, e, pod, free_s)
     else:
         bind(c, e, pod)

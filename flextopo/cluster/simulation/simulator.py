@@ -8,12 +8,24 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
-from flextopo.cluster.scenario import Scenario
+from flextopo.cluster.scenario import BACKFILLS, Scenario
 from flextopo.cluster.simulation.events import Events, empty_events
 from flextopo.cluster.simulation.lookahead import Branches, branch_losses, run_greedy, warm_up
-from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, preempt
+from flextopo.cluster.simulation.scheduler import (
+    END,
+    Rules,
+    advance,
+    decline,
+    may_wait,
+    preempt,
+)
 from flextopo.cluster.state.arrays import Cluster, empty_cluster, may_evict
-from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
+from flextopo.cluster.state.candidates import (
+    CandidateArrays,
+    candidate_arrays,
+    find_candidates,
+    workspace,
+)
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.loss import compile_costs, weighted_gpu_s
@@ -36,6 +48,7 @@ class Simulator:
         filter_: whom the guaranteed filter binds; a selector's own.
         scenario: loss weights and node admission.
         arrays: go on with these, at whatever time they stand; None = warm up a cluster of its own.
+        max_wait_s: no pod with a candidate is left pending for longer by choice; a selector's own.
 
     Raises:
         WorkloadError: a pod of the tape fits on no server even when it is empty.
@@ -48,6 +61,7 @@ class Simulator:
         filter_: AlignmentFilter = AlignmentFilter.OWN,
         scenario: Scenario | None = None,
         arrays: tuple[Cluster, Events] | None = None,
+        max_wait_s: int | None = None,
     ) -> None:
         self.tape = tape
         self.scenario = scenario or Scenario()
@@ -55,8 +69,12 @@ class Simulator:
         self.rules = Rules(
             filter=int(filter_),
             restricted=int(self.scenario.admission == "restricted"),
+            hard=int(self.scenario.deadline == "hard"),
+            backfill=BACKFILLS.index(self.scenario.backfill),
+            max_wait_s=NEVER_S if max_wait_s is None else max_wait_s,
             grace_s=tape.grace_s,
             restart_s=tape.restart_s,
+            backoff_s=tape.backoff_s,
             end_s=tape.end_s,
         )
         self._one = candidate_arrays(1)
@@ -77,6 +95,8 @@ class Simulator:
     def apply(self, candidate: Candidate | None) -> None:
         """Carry out a decision for the pod that `next_decision` returned.
 
+        A pod that may not be left pending any longer gets the cheapest candidate instead.
+
         Raises:
             PodError: no pod waits for a decision, there is no such node, a victim is not on it or
                 not eligible, or the preemptor does not fit without the victims.
@@ -85,10 +105,10 @@ class Simulator:
         if asked < 0:
             raise PodError("no pod waits for a decision; legal: after next_decision returned one")
         self.events.account[0]["decisions"] += 1
-        if candidate is None:
-            decline(self.events)
-            return
         pod = self.state.pod(asked)
+        if candidate is None:
+            self._leave_pending(pod)
+            return
         slots = self.state.slots_of(candidate.node, candidate.victims)
         for victim in candidate.victims:
             if not may_evict(self.state.arrays, victim, pod.priority):
@@ -96,12 +116,29 @@ class Simulator:
                     f"victim {self.state.name(victim)!r} may not be evicted for {pod.name!r}; "
                     "legal: running, preemptible, unprotected pods of lower priority"
                 )
-        if self.state.candidate(candidate.node, candidate.victims, pod) is None:
+        found = self.state.candidate(candidate.node, candidate.victims, pod)
+        if found is None:
             raise PodError(
                 f"{pod.name!r} does not fit on node {candidate.node} without the victims "
                 f"{candidate.victims}"
             )
+        wait_s = max(candidate.wait_s, found.wait_s)
+        slots |= self.state.leaving_slots(candidate.node, wait_s)
         preempt(self.state.arrays, self.events, self.rules, candidate.node, slots)
+
+    def _leave_pending(self, pod: Pod) -> None:
+        """Leave the pod that was asked about pending, if it may be."""
+        c, e = self.state.arrays, self.events
+        aligned = AlignmentFilter(self.rules.filter).binds(pod)
+        count = find_candidates(c, self.costs, pod.index, aligned, self._workspace, self._one)
+        if count > 0 and not self.may_wait(pod):
+            preempt(c, e, self.rules, self._one.node[0], self._one.slots[0])
+        else:
+            decline(c, e, self.rules, bool(count > 0))
+
+    def may_wait(self, pod: Pod) -> bool:
+        """Say whether a pod that has a candidate may be left pending now."""
+        return bool(may_wait(self.state.arrays, self.rules, pod.index))
 
     def branch(self, found: CandidateArrays, count: int, horizon_s: int) -> npt.NDArray[np.float64]:
         """Return the loss of each of the first `count` candidates and of waiting, looked ahead.
@@ -137,7 +174,7 @@ class Simulator:
         return float(weighted_gpu_s(e.account, self.costs))
 
     def play(self, selector: VictimSelector) -> None:
-        """Play the tape to its end with a selector.
+        """Play the tape to its end with a selector, and no longer wait than its `max_wait_s`, if it has one.
 
         Raises:
             FlextopoError: the simulator was built for another alignment filter.
@@ -147,6 +184,9 @@ class Simulator:
                 f"selector {selector.name!r} works with filter {selector.filter.name}; "
                 f"this simulation has {AlignmentFilter(self.rules.filter).name}"
             )
+        limit = getattr(selector, "max_wait_s", None)
+        if limit is not None:
+            self.rules = self.rules._replace(max_wait_s=min(limit, self.rules.max_wait_s))
         while (pod := self.next_decision()) is not None:
             self.apply(selector.select(self.state, pod))
 
@@ -168,7 +208,10 @@ def simulation_of(cluster: ClusterState, selector: str) -> Simulator:
 def _load(tape: Tape, fleet: Fleet) -> Cluster:
     node_model = np.asarray(fleet.node_model, np.int64)
     tables = compile_models(fleet.models)
-    cluster = empty_cluster(tables, node_model, tape.num_pods, len(tape.pdb_allowed))
+    services = int(tape.pods["service"].max(initial=-1)) + 1
+    cluster = empty_cluster(
+        tables, node_model, tape.num_pods, len(tape.pdb_allowed), num_services=services
+    )
     cluster.pods[:] = tape.pods
     link_groups(cluster)
     cluster.pdb_left[:] = tape.pdb_allowed

@@ -6,10 +6,18 @@ from typing import NamedTuple
 
 from flextopo.cluster.jit.kernels import stage
 from flextopo.cluster.observation.features import Observation
-from flextopo.cluster.observation.observe import observe, observe_nothing
+from flextopo.cluster.observation.observe import observe, observe_end
 from flextopo.cluster.simulation.events import Events
-from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, must_align, preempt
-from flextopo.cluster.state.arrays import Cluster
+from flextopo.cluster.simulation.scheduler import (
+    END,
+    Rules,
+    advance,
+    decline,
+    may_wait,
+    must_align,
+    preempt,
+)
+from flextopo.cluster.state.arrays import Cluster, as_index
 from flextopo.cluster.state.candidates import CandidateArrays, Workspace, find_candidates
 from flextopo.cluster.state.loss import Costs
 
@@ -32,14 +40,17 @@ def show_next(d: Decision) -> int:
     while True:
         pod = advance(d.cluster, d.events, d.rules)
         if pod == END:
-            observe_nothing(d.observation)
+            observe_end(d.cluster, d.observation)
             return END
         aligned = must_align(d.cluster, d.rules, pod)
         count = find_candidates(d.cluster, d.costs, pod, aligned, d.workspace, d.found)
         if count > 0:
             observe(d.cluster, d.costs, pod, d.found, count, d.observation)
+            d.observation.mask[d.observation.mask.shape[0] - 1] = may_wait(
+                d.cluster, d.rules, pod
+            )
             return count
-        decline(d.events)
+        decline(d.cluster, d.events, d.rules, bool(count > 0))
 
 
 @stage
@@ -50,14 +61,18 @@ def act(d: Decision, count: int, action: int) -> bool:
         d: the episode.
         count: how many candidates the present decision has, or END.
         action: index of a candidate, or K for "do not preempt now"; an index of an empty place
-            counts as that, and as an invalid action.
+            counts as that, and as an invalid action. Where the pod may not be left pending any longer,
+            that is invalid, and the first candidate is taken.
     """
     invalid = action >= count and action != d.observation.candidates.shape[0]
+    if count > 0 and action >= count:
+        if not may_wait(d.cluster, d.rules, as_index(d.events.clock[0]["asked"])):
+            invalid, action = True, 0
     if count != END:
         d.events.account[0]["decisions"] += 1
         d.events.account[0]["invalid_actions"] += invalid
         if action < count:
             preempt(d.cluster, d.events, d.rules, d.found.node[action], d.found.slots[action])
         else:
-            decline(d.events)
+            decline(d.cluster, d.events, d.rules, bool(count > 0))
     return invalid

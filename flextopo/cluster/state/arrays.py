@@ -14,15 +14,23 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.generated import define
 from flextopo.cluster.jit.kernels import copying_kernel, inlined, popcount, stage
-from flextopo.cluster.state.schema import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE, TOTALS_DTYPE
+from flextopo.cluster.state.schema import (
+    LIVE_DTYPE,
+    NODE_DTYPE,
+    NUM_REPLICAS,
+    POD_DTYPE,
+    REPLICAS,
+    TOTALS_DTYPE,
+)
 from flextopo.cluster.state.storage import Array, Kind, allocate_arrays, copy_lines
 from flextopo.cluster.topology.model import MAX_GPUS, MODEL_DTYPE
 
 MAX_PODS_PER_NODE = 64
 
-FUTURE, PENDING, NOMINATED, STARTING, RUNNING, TERMINATING, DONE = range(7)
-"""Pod status. NOMINATED holds resources and waits for its victims' grace period, STARTING holds
-them and does not serve yet, TERMINATING was evicted and holds what its preemptor did not take."""
+FUTURE, PENDING, NOMINATED, STARTING, RUNNING, TERMINATING, DONE, BACKING_OFF = range(8)
+"""Pod status. NOMINATED holds resources and waits for others' grace period to end, STARTING holds
+them and does not serve yet, TERMINATING is leaving and holds what nobody was nominated for,
+BACKING_OFF was evicted and is not yet back in the queue."""
 
 Records = npt.NDArray[Any]
 
@@ -34,7 +42,8 @@ class Cluster(NamedTuple):
     `pod_cores` (P, U) int16 cores held in each NUMA node; `nodes` (N,) NODE_DTYPE; `cores_free`
     (N, U) int16; `node_pods` (N, 64) int32 pods holding resources, the first `num_pods` count;
     `by_free` (17, W + 1) int64, row f: bit n % 32 of entry n // 32 = node n has f free GPUs; the
-    last entry counts them; `pdb_left` (B,) int64 disruptions allowed; `totals` (1,) TOTALS_DTYPE;
+    last entry counts them; `pdb_left` (B,) int64 disruptions allowed; `serving` (S,) int32 replicas
+    of each service that serve; `totals` (1,) TOTALS_DTYPE;
     `scratch` (2, U) int16, scratch memory of the kernels: free cores of the node in hand, and cores
     taken.
     """
@@ -48,6 +57,7 @@ class Cluster(NamedTuple):
     node_pods: Annotated[npt.NDArray[np.int32], Array(np.int32, ("nodes", "slots"), blank=-1)]
     by_free: Annotated[npt.NDArray[np.int64], Array(np.int64, ("free_gpus", "words"))]
     pdb_left: Annotated[npt.NDArray[np.int64], Array(np.int64, ("budgets",))]
+    serving: Annotated[npt.NDArray[np.int32], Array(np.int32, ("services",))]
     totals: Annotated[Records, Array(TOTALS_DTYPE, ("one",))]
     scratch: Annotated[
         npt.NDArray[np.int16], Array(np.int16, ("scratch_rows", "numa_nodes"), Kind.SCRATCH)
@@ -57,7 +67,9 @@ class Cluster(NamedTuple):
 SCRATCH_ROWS = 2
 
 
-def cluster_sizes(models: Records, nodes: int, pods: int, budgets: int) -> dict[str, int]:
+def cluster_sizes(
+    models: Records, nodes: int, pods: int, budgets: int, services: int = 0
+) -> dict[str, int]:
     """Return the length of every axis of a cluster's arrays."""
     return {
         "models": len(models),
@@ -68,16 +80,21 @@ def cluster_sizes(models: Records, nodes: int, pods: int, budgets: int) -> dict[
         "free_gpus": MAX_GPUS + 1,
         "words": -(-nodes // 32) + 1,
         "budgets": budgets,
+        "services": services,
         "one": 1,
         "scratch_rows": SCRATCH_ROWS,
     }
 
 
 def empty_cluster(
-    models: Records, node_model: npt.NDArray[np.int64], num_pods: int, num_pdbs: int
+    models: Records,
+    node_model: npt.NDArray[np.int64],
+    num_pods: int,
+    num_pdbs: int,
+    num_services: int = 0,
 ) -> Cluster:
     """Return a cluster with all resources free and `num_pods` blank pods."""
-    sizes = cluster_sizes(models, len(node_model), num_pods, num_pdbs)
+    sizes = cluster_sizes(models, len(node_model), num_pods, num_pdbs, num_services)
     gpus = models["num_gpus"][node_model].astype(np.int64)
     cores = models["numa_cores"][node_model, : sizes["numa_nodes"]]
     c = allocate_arrays(Cluster, sizes, models=models, by_free=index_by_free(gpus))
@@ -189,6 +206,16 @@ def release(c: Cluster, pod: int) -> None:
 
 
 @inlined
+def replicas_row(c: Cluster, pod: int) -> int:
+    """Return the place in `REPLICAS` of a pod's service; a pod of no service is one of its own."""
+    service, row = c.pods[pod]["service"], as_index(0)
+    if 0 <= service < c.serving.shape[0]:
+        while row + 1 < NUM_REPLICAS and c.serving[service] >= REPLICAS[row + 1]:
+            row += 1
+    return row
+
+
+@inlined
 def lost_work_s(c: Cluster, pod: int) -> int:
     """Return the run time that evicting a batch pod now would throw away, in seconds.
 
@@ -210,7 +237,7 @@ def may_evict(c: Cluster, pod: int, priority: int) -> bool:
     """Say whether a preemptor of that priority may evict a pod, disruption budgets aside.
 
     The pod is preemptible, past its protection, and of strictly lower priority. Pods that are
-    nominated or terminating are out.
+    nominated or terminating are out; what the latter hold is offered without an eviction.
     """
     spec = c.pods[pod]
     live = c.live[pod]

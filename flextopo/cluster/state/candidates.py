@@ -9,6 +9,10 @@ depth-first order and stops at the first cover on each path, which visits every 
 Bound: a path is left when its cost so far is no better than the worst of K kept candidates, since
 the cost of a set is a sum of terms that are never negative. On one node and domain at most
 `MAX_STEPS` steps are taken (only nodes with dozens of CPU-only pods come near).
+
+What terminating pods hold, beyond what is nominated there, costs no eviction: where it suffices, the
+node gives candidates without victims, each with the time until it is free; where it does not, victims
+are sought for what is still short.
 """
 
 from __future__ import annotations
@@ -19,14 +23,21 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
-from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, Cluster, as_index, is_eligible
-from flextopo.cluster.state.loss import Costs, eviction_cost, misalignment_cost
+from flextopo.cluster.state.arrays import (
+    MAX_PODS_PER_NODE,
+    TERMINATING,
+    Cluster,
+    as_index,
+    is_eligible,
+)
+from flextopo.cluster.state.loss import Costs, eviction_cost, misalignment_cost, waiting_cost
 from flextopo.cluster.state.placement import (
     alignment_level,
     best_level,
     is_aligned,
     level_deficit,
 )
+from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.topology.levels import LAST_ALIGNED, NO_FIT
 
 MAX_STEPS = 1 << 17
@@ -37,7 +48,8 @@ class CandidateArrays(NamedTuple):
     """The kept candidates, by ascending (cost, node, order of discovery); K places.
 
     Fields: `node` (K,) int64; `slots` (K,) int64, bit i = the pod in place i of the node's list is
-    a victim; `level` and `deficit` (K,) int64; `cost` (K,) float64, the decision's own loss in
+    a victim, or is terminating and its resources count; `level` and `deficit` (K,) int64; `wait_s`
+    (K,) int64, until the pod has its place; `cost` (K,) float64, the decision's own loss in
     GPU-seconds.
     """
 
@@ -45,6 +57,7 @@ class CandidateArrays(NamedTuple):
     slots: npt.NDArray[np.int64]
     level: npt.NDArray[np.int64]
     deficit: npt.NDArray[np.int64]
+    wait_s: npt.NDArray[np.int64]
     cost: npt.NDArray[np.float64]
 
 
@@ -86,6 +99,7 @@ def candidate_arrays(k: int) -> CandidateArrays:
         slots=np.zeros(k, np.int64),
         level=np.zeros(k, np.int64),
         deficit=np.zeros(k, np.int64),
+        wait_s=np.zeros(k, np.int64),
         cost=np.zeros(k, np.float64),
     )
 
@@ -99,9 +113,69 @@ def workspace() -> Workspace:
     )
 
 
+class Leaving(NamedTuple):
+    """Terminating pods of a node as bits of its list.
+
+    Fields: `slots`, those of which it is known when they are gone; `soon`, those of them that are gone
+    before a victim would be.
+    """
+
+    slots: int
+    soon: int
+
+
+@stage
+def leaving(c: Cluster, node: int, grace_s: float) -> Leaving:
+    """Return the terminating pods of a node whose resources may be counted on."""
+    slots, soon, now = as_index(0), as_index(0), c.totals[0]["now_s"]
+    for slot in range(c.nodes[node]["num_pods"]):
+        live = c.live[as_index(c.node_pods[node, slot])]
+        if live["status"] == TERMINATING and live["next_s"] < NEVER_S:
+            slots |= 1 << slot
+            if live["next_s"] - now <= grace_s:
+                soon |= 1 << slot
+    return Leaving(slots, soon)
+
+
+@stage
+def last_gone_s(c: Cluster, node: int, slots: int) -> int:
+    """Return when the last of some terminating pods of a node is gone; now without any."""
+    last = as_index(c.totals[0]["now_s"])
+    while slots != 0:
+        last = max(last, c.live[as_index(c.node_pods[node, lowest_bit(slots)])]["next_s"])
+        slots &= slots - 1
+    return last
+
+
+@stage
+def _measure_need(c: Cluster, pod: int, node: int, by_socket: bool, soon: int, w: Workspace) -> bool:
+    """Write what each domain is short of, the pods in `soon` being gone; say whether one is not."""
+    model, m = c.nodes[node]["model"], c.models
+    gpus, cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
+    if not by_socket and soon == 0:
+        w.need[0]["gpus"] = gpus - popcount(c.nodes[node]["gpu_free"])
+        w.need[0]["cores"] = cores - c.nodes[node]["cores_free"]
+        return bool(w.need[0]["gpus"] <= 0 and w.need[0]["cores"] <= 0)
+    cores_free = c.scratch[0]
+    free = freed(c, node, soon, cores_free)
+    fits = False
+    for d in range(m[model]["num_sockets"] if by_socket else 1):
+        numa_nodes, mask = (1 << m[model]["num_numa"]) - 1, (1 << m[model]["num_gpus"]) - 1
+        if by_socket:
+            mask, numa_nodes = m[model]["socket_gpus"][d], m[model]["socket_numa"][d]
+        short = cores
+        while numa_nodes != 0:
+            short -= cores_free[lowest_bit(numa_nodes)]
+            numa_nodes &= numa_nodes - 1
+        w.need[d]["gpus"] = gpus - popcount(free & mask)
+        w.need[d]["cores"] = short
+        fits = fits or (w.need[d]["gpus"] <= 0 and short <= 0)
+    return fits
+
+
 @stage
 def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: Workspace) -> int:
-    """Collect a node's eligible pods, largest first, and what each domain is short of."""
+    """Collect a node's eligible pods, largest first, and what each would free in each domain."""
     model = c.nodes[node]["model"]
     m = c.models
     priority = c.pods[pod]["priority"]
@@ -127,11 +201,7 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
         here = w.eligible[at]
         here["slot"], here["pod"], here["cost"] = slot, other, cost
         count += 1
-    gpus, cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
-    free = c.nodes[node]["gpu_free"]
     if not by_socket:  # one domain, and an eligible pod holds all that it asked for
-        w.need[0]["gpus"] = gpus - popcount(free)
-        w.need[0]["cores"] = cores - c.nodes[node]["cores_free"]
         for i in range(count):
             here = w.eligible[i]
             here["gpus"][0] = c.pods[here["pod"]]["gpus"]
@@ -139,12 +209,6 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
         return count
     for d in range(m[model]["num_sockets"]):
         mask, socket = m[model]["socket_gpus"][d], m[model]["socket_numa"][d]
-        short, numa_nodes = cores, socket
-        while numa_nodes != 0:
-            short -= c.cores_free[node, lowest_bit(numa_nodes)]
-            numa_nodes &= numa_nodes - 1
-        w.need[d]["gpus"] = gpus - popcount(free & mask)
-        w.need[d]["cores"] = short
         for i in range(count):
             here = w.eligible[i]
             held, numa_nodes = as_index(0), socket
@@ -176,11 +240,21 @@ def _is_minimal(w: Workspace, depth: int, domains: int, domain: int) -> bool:
     return True
 
 
+class Offer(NamedTuple):
+    """One candidate on its way to the kept ones; fields as in `CandidateArrays`."""
+
+    node: int
+    slots: int
+    level: int
+    deficit: int
+    wait_s: int
+    cost: float
+
+
 @stage
-def _keep(
-    out: CandidateArrays, kept: int, node: int, slots: int, level: int, deficit: int, cost: float
-) -> int:
+def _keep(out: CandidateArrays, kept: int, offer: Offer) -> int:
     """Insert a candidate behind those that cost no more; return how many are kept."""
+    node, slots, level, deficit, wait_s, cost = offer
     capacity = out.cost.shape[0]
     if kept == capacity:
         if cost >= out.cost[kept - 1]:
@@ -192,10 +266,10 @@ def _keep(
     while at > 0 and out.cost[at - 1] > cost:
         out.node[at], out.slots[at] = out.node[at - 1], out.slots[at - 1]
         out.level[at], out.deficit[at] = out.level[at - 1], out.deficit[at - 1]
-        out.cost[at] = out.cost[at - 1]
+        out.wait_s[at], out.cost[at] = out.wait_s[at - 1], out.cost[at - 1]
         at -= 1
     out.node[at], out.slots[at], out.level[at] = node, slots, level
-    out.deficit[at], out.cost[at] = deficit, cost
+    out.deficit[at], out.wait_s[at], out.cost[at] = deficit, wait_s, cost
     return kept
 
 
@@ -241,8 +315,9 @@ def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
 class Search(NamedTuple):
     """The search on one node.
 
-    Fields: `pod`, the preemptor; `node`; `eligible` pods of it that may be victims; `domains` that may hold the
-    preemptor; `best` level of that server.
+    Fields: `pod`, the preemptor; `node`; `eligible` pods of it that may be victims; `domains` that may
+    hold the preemptor; `best` level of that server; `soon`, terminating pods whose resources count;
+    `wait_s` and `waiting`, how long victims need to leave, and what that costs.
     """
 
     pod: int
@@ -250,6 +325,9 @@ class Search(NamedTuple):
     eligible: int
     domains: int
     best: int
+    soon: int
+    wait_s: int
+    waiting: float
 
 
 @stage
@@ -257,7 +335,7 @@ def _search_domain(
     c: Cluster, costs: Costs, s: Search, domain: int, w: Workspace, out: CandidateArrays, kept: int
 ) -> int:
     """Walk the victim sets of one domain depth first; return how many candidates are kept."""
-    pod, node, count, domains, best = s
+    pod, node, count, domains = s.pod, s.node, s.eligible, s.domains
     cores = c.scratch[0]
     need_gpus, need_cores = w.need[domain]["gpus"], w.need[domain]["cores"]
     gpus, model = c.pods[pod]["gpus"], c.nodes[node]["model"]
@@ -267,22 +345,22 @@ def _search_domain(
         one["rest_gpus"] = behind["rest_gpus"] + one["gpus"][domain]
         one["rest_cores"] = behind["rest_cores"] + one["cores"][domain]
     depth, i = 0, 0
-    w.path[0]["cost"] = costs.waiting * gpus * costs.grace_s
+    w.path[0]["cost"] = s.waiting
     for _ in range(MAX_STEPS):
         one, path = w.eligible[i], w.path[depth]
         dear = kept == out.cost.shape[0] and path["cost"] >= out.cost[kept - 1]
         if not dear and need_gpus <= 0 and need_cores <= 0:
             if _is_minimal(w, depth, domains, domain):
-                slots = as_index(0)
+                slots = s.soon
                 for j in range(depth):
                     slots |= 1 << w.eligible[w.path[j]["taken"]]["slot"]
                 gpu_free = freed(c, node, slots, cores)
                 level = alignment_level(
                     c.models, model, gpu_free, cores, gpus, c.pods[pod]["cores"]
                 )
-                deficit = level_deficit(level, best)
-                cost = path["cost"] + misalignment_cost(gpus, deficit, costs)
-                kept = _keep(out, kept, node, slots, level, deficit, cost)
+                deficit = level_deficit(level, s.best)
+                cost = path["cost"] + misalignment_cost(c, costs, pod, deficit)
+                kept = _keep(out, kept, Offer(node, slots, level, deficit, s.wait_s, cost))
         elif (
             not dear
             and one["rest_gpus"] >= need_gpus
@@ -308,6 +386,45 @@ def _search_domain(
     return kept
 
 
+@stage
+def _offer_leaving(
+    c: Cluster, costs: Costs, s: Search, aligned: bool, slots: int, out: CandidateArrays, kept: int
+) -> int:
+    """Offer what a node's terminating pods hold, to be waited for; return how many are kept.
+
+    The first candidate is what suffices soonest; a further one has to align the pod better.
+    """
+    pod, node, cores = s.pod, s.node, c.scratch[0]
+    counted, last_level, now = as_index(0), NO_FIT, c.totals[0]["now_s"]
+    while slots != 0:
+        end, first, rest = NEVER_S, as_index(0), slots
+        while rest != 0:
+            slot = as_index(lowest_bit(rest))
+            rest &= rest - 1
+            gone = c.live[as_index(c.node_pods[node, slot])]["next_s"]
+            if gone < end:
+                end, first = gone, as_index(0)
+            if gone == end:
+                first |= 1 << slot
+        counted |= first
+        slots ^= first
+        level = alignment_level(
+            c.models,
+            c.nodes[node]["model"],
+            freed(c, node, counted, cores),
+            cores,
+            c.pods[pod]["gpus"],
+            c.pods[pod]["cores"],
+        )
+        if level < last_level and (not aligned or is_aligned(level, s.best)):
+            last_level = level
+            deficit, wait_s = level_deficit(level, s.best), max(end - now, 0)
+            cost = waiting_cost(c, costs, pod, float(wait_s))
+            cost += misalignment_cost(c, costs, pod, deficit)
+            kept = _keep(out, kept, Offer(node, counted, level, deficit, wait_s, cost))
+    return kept
+
+
 @kernel
 def find_candidates(
     c: Cluster, costs: Costs, pod: int, aligned: bool, w: Workspace, out: CandidateArrays
@@ -325,7 +442,7 @@ def find_candidates(
 
     Returns:
         Number of candidates in `out`. A node where the pod fits already gives one candidate
-        without victims.
+        without victims; one where it will fit once terminating pods are gone gives one or more.
 
     References:
         FlexTopo, algorithm 1. There only the sets of the smallest size on each node are kept;
@@ -334,6 +451,7 @@ def find_candidates(
     kept = 0
     last_model, best = -1, NO_FIT
     gpus, wanted_cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
+    grace_s, waiting = as_index(costs.grace_s), waiting_cost(c, costs, pod, costs.grace_s)
     for node in range(c.nodes.shape[0]):
         model = c.nodes[node]["model"]
         if model != last_model:
@@ -343,18 +461,21 @@ def find_candidates(
             continue
         by_socket = aligned and best <= LAST_ALIGNED
         domains = c.models[model]["num_sockets"] if by_socket else 1
-        count = _gather(c, costs, pod, node, by_socket, w)
-        fits = False
-        for d in range(domains):
-            fits = fits or (w.need[d]["gpus"] <= 0 and w.need[d]["cores"] <= 0)
-        if fits:
+        nobody = as_index(0)
+        if _measure_need(c, pod, node, by_socket, nobody, w):
             gpu_free, here = c.nodes[node]["gpu_free"], c.cores_free[node]
             level = alignment_level(c.models, model, gpu_free, here, gpus, wanted_cores)
             deficit = level_deficit(level, best)
-            cost = misalignment_cost(gpus, deficit, costs)
-            kept = _keep(out, kept, node, 0, level, deficit, cost)
+            cost = misalignment_cost(c, costs, pod, deficit)
+            kept = _keep(out, kept, Offer(node, nobody, level, deficit, nobody, cost))
             continue
-        search = Search(pod, node, count, domains, best)
+        gone = leaving(c, node, costs.grace_s)
+        count = _gather(c, costs, pod, node, by_socket, w)
+        search = Search(pod, node, count, domains, best, gone.soon, grace_s, waiting)
+        if gone.slots != 0:
+            kept = _offer_leaving(c, costs, search, aligned, gone.slots, out, kept)
+            if _measure_need(c, pod, node, by_socket, gone.soon, w):
+                continue
         for d in range(domains):
             kept = _search_domain(c, costs, search, d, w, out, kept)
     return kept
@@ -362,7 +483,7 @@ def find_candidates(
 
 @kernel
 def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
-    """Say whether the pod fits somewhere once every eligible pod of a node is gone."""
+    """Say whether the pod fits somewhere once every eligible or terminating pod of a node is gone."""
     gpus, wanted = c.pods[pod]["gpus"], c.pods[pod]["cores"]
     priority = c.pods[pod]["priority"]
     cores = c.scratch[0]
@@ -374,7 +495,7 @@ def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
             last_model = model
         if best == NO_FIT or c.nodes[node]["num_pods"] >= MAX_PODS_PER_NODE:
             continue
-        slots = as_index(0)
+        slots = leaving(c, node, 0.0).slots
         for slot in range(c.nodes[node]["num_pods"]):
             if is_eligible(c, as_index(c.node_pods[node, slot]), priority):
                 slots |= 1 << slot

@@ -17,6 +17,8 @@ from flextopo.cluster.state.candidates import (
     candidate_arrays,
     find_candidates,
     freed,
+    last_gone_s,
+    leaving,
     workspace,
 )
 from flextopo.cluster.state.decision import Candidate
@@ -24,12 +26,14 @@ from flextopo.cluster.state.loss import (
     Costs,
     compile_costs,
     eviction_cost,
+    misaligned_at,
     misalignment_cost,
+    waiting_cost,
 )
 from flextopo.cluster.state.placement import place
 from flextopo.cluster.state.pods import Pod
-from flextopo.cluster.state.schema import ENDLESS_S, POD_FIELDS
-from flextopo.cluster.topology.levels import NO_FIT, NUM_LEVELS, AlignmentLevel, is_aligned
+from flextopo.cluster.state.schema import ENDLESS_S, NUM_MISALIGNED, POD_FIELDS
+from flextopo.cluster.topology.levels import NO_FIT, AlignmentLevel, is_aligned
 from flextopo.cluster.topology.model import ServerModel, compile_models
 
 POD_COLUMNS: dict[str, type] = {
@@ -49,7 +53,11 @@ class ClusterState:
         costs: the loss in GPU-seconds by which candidates are costed.
         simulator: the `Simulator` that this state belongs to, None for a snapshot; see
             `simulation.simulator.simulation_of`.
+        max_wait_s: no pod with a candidate is to be left pending for longer; None = as the simulator
+            says.
     """
+
+    max_wait_s: int | None = None
 
     def __init__(
         self,
@@ -57,7 +65,7 @@ class ClusterState:
         models: tuple[ServerModel, ...],
         costs: Costs,
         names: Sequence[str] | None = None,
-        simulator: object | None = None,
+        simulator: Any = None,
     ) -> None:
         self.arrays = arrays_
         self.models = models
@@ -209,14 +217,57 @@ class ClusterState:
             slots |= 1 << places[victim]
         return slots
 
-    def candidate(self, node: int, victims: Sequence[int], preemptor: Pod) -> Candidate | None:
-        """Return the candidate of a victim set, None if the preemptor does not fit without it."""
-        return self._candidate(node, self.slots_of(node, victims), victims, preemptor)
+    def candidate(
+        self, node: int, victims: Sequence[int], preemptor: Pod, aligned: bool = False
+    ) -> Candidate | None:
+        """Return the candidate of a victim set, None if the preemptor does not fit without it.
+
+        What terminating pods hold counts: with victims, what is free before these are gone; without,
+        what suffices soonest, for an aligned placement if it must be `aligned`.
+        """
+        slots, grace_s = self.slots_of(node, victims), int(self.costs.grace_s)
+        if victims:
+            slots |= self.leaving_slots(node, grace_s)
+            return self._candidate(node, slots, victims, preemptor)
+        legal = self.without_victims(node, preemptor)
+        return next((c for c in legal if not aligned or self.is_aligned(c, preemptor)), None)
+
+    def without_victims(self, node: int, preemptor: Pod) -> Iterator[Candidate]:
+        """Yield what a node gives without an eviction: now, and each time terminating pods are gone."""
+        for wait_s in [0, *self.leaving_after_s(node)]:
+            found = self._candidate(node, self.leaving_slots(node, wait_s), (), preemptor)
+            if found is not None:
+                yield found
+
+    def leaving_after_s(self, node: int) -> list[int]:
+        """Return after how long terminating pods of a node are gone, each time once."""
+        gone = self._leaving(node).values()
+        return sorted({max(end_s - self.now_s, 0) for end_s in gone})
+
+    def leaving_slots(self, node: int, wait_s: int) -> int:
+        """Return the places of a node's terminating pods that are gone after some time, as bits."""
+        until_s = self.now_s + wait_s
+        gone = self._leaving(node).items() if wait_s else ()
+        return sum(1 << slot for slot, end_s in gone if end_s <= until_s)
+
+    def freed(self, node: int, slots: int) -> tuple[int, list[int]]:
+        """Return the bit mask of GPUs, and cores by NUMA node, free without the pods in some places."""
+        cores = np.zeros(self.arrays.cores_free.shape[1], np.int16)
+        gpus = int(freed(self.arrays, node, slots, cores))
+        return gpus, cores[: self.model(node).num_numa_nodes].tolist()
+
+    def _leaving(self, node: int) -> dict[int, int]:
+        c = self.arrays
+        slots = _bits(leaving(c, node, self.costs.grace_s).slots)
+        return {slot: int(c.live[c.node_pods[node, slot]]["next_s"]) for slot in slots}
 
     def _candidate(
         self, node: int, slots: int, victims: Sequence[int], preemptor: Pod
     ) -> Candidate | None:
         c = self.arrays
+        wait_s = int(self.costs.grace_s) if victims else 0
+        if not victims and slots:
+            wait_s = max(int(last_gone_s(c, node, slots)) - self.now_s, 0)
         cores = np.zeros(c.cores_free.shape[1], np.int16)
         taken = np.zeros_like(cores)
         gpu_free = freed(c, node, slots, cores)
@@ -237,7 +288,15 @@ class ClusterState:
             gpu_mask=int(mask),
             cores=tuple(map(int, taken)),
             level=AlignmentLevel(level),
+            wait_s=wait_s,
         )
+
+    def may_wait(self, preemptor: Pod) -> bool:
+        """Say whether a pod that has a candidate may be left pending now."""
+        waited_s = self.now_s - int(self.arrays.live[preemptor.index]["queued_s"])
+        if self.max_wait_s is not None and waited_s >= self.max_wait_s:
+            return False
+        return self.simulator is None or bool(self.simulator.may_wait(preemptor))
 
     def importance(self, pod: int) -> tuple[int, float, int]:
         """Return the key that sorts pods by descending importance; no start = least important."""
@@ -263,10 +322,9 @@ class ClusterState:
         """Return a candidate's own loss in weighted GPU-seconds, as the candidate kernel has it."""
         if candidate.cost_gpu_s == candidate.cost_gpu_s:  # not NaN: the kernel found it
             return candidate.cost_gpu_s
-        c, costs, gpus = self.arrays, self.costs, preemptor.gpus
-        total = float(misalignment_cost(gpus, self.deficit_of(candidate, preemptor), costs))
-        if candidate.victims:
-            total += costs.waiting * gpus * costs.grace_s
+        c, costs, pod = self.arrays, self.costs, preemptor.index
+        total = float(misalignment_cost(c, costs, pod, self.deficit_of(candidate, preemptor)))
+        total += float(waiting_cost(c, costs, pod, float(candidate.wait_s)))
         counted: set[int] = set()
         for victim in candidate.victims:
             if victim not in counted:
@@ -301,12 +359,19 @@ class ClusterState:
     def candidate_at(self, found: CandidateArrays, i: int, preemptor: Pod) -> Candidate:
         """Return entry `i` of the kernel's arrays as a `Candidate`."""
         node, slots = int(found.node[i]), int(found.slots[i])
-        victims = [int(self.arrays.node_pods[node, s]) for s in _bits(slots)]
+        pods = [int(self.arrays.node_pods[node, s]) for s in _bits(slots)]
+        victims = [pod for pod in pods if self.arrays.live[pod]["status"] != arrays.TERMINATING]
         placed = self._candidate(node, slots, victims, preemptor)
         if placed is None:
             raise PodError(f"candidate {i} on node {node} does not let {preemptor.name!r} fit")
         return Candidate(
-            node, placed.victims, placed.gpu_mask, placed.cores, placed.level, float(found.cost[i])
+            node,
+            placed.victims,
+            placed.gpu_mask,
+            placed.cores,
+            placed.level,
+            float(found.cost[i]),
+            placed.wait_s,
         )
 
     def check_invariants(self) -> None:
@@ -347,14 +412,22 @@ class ClusterState:
         holds = np.isin(status, (arrays.NOMINATED, arrays.STARTING, arrays.RUNNING))
         waits = np.isin(status, (arrays.PENDING, arrays.NOMINATED))
         serving = online & (status == arrays.RUNNING)
+        worse = serving & (c.live["deficit"] > 0)
+        replicas = np.bincount(c.pods["service"][serving & (c.pods["service"] >= 0)])
+        if (c.serving[: len(replicas)] != replicas).any() or c.serving[len(replicas) :].any():
+            raise PodError(f"replicas that serve {c.serving.tolist()}; true: {replicas.tolist()}")
         true = {
             "free_gpus": sum(int(mask).bit_count() for mask in c.nodes["gpu_free"]),
             "online_gpus": c.pods["gpus"][online & holds].sum(),
             "batch_gpus": c.pods["gpus"][~online & holds].sum(),
             "misaligned_gpus": np.bincount(
-                c.live["deficit"][serving & (c.live["deficit"] > 0)],
-                c.pods["gpus"][serving & (c.live["deficit"] > 0)],
-                NUM_LEVELS,
+                [
+                    misaligned_at(c.pods[pod]["sensitivity"], c.live[pod]["deficit"])
+                    for pod in np.flatnonzero(worse)
+                ]
+                or np.zeros(0, np.int64),
+                c.pods["gpus"][worse],
+                NUM_MISALIGNED,
             ),
         }
         if self.simulator is not None:

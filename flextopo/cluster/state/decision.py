@@ -30,10 +30,12 @@ class Candidate:
 
     Attributes:
         node: index of the node.
-        victims: pod indices by descending importance; empty where the pod fits already.
+        victims: pod indices by descending importance; empty where the pod fits already, or will fit
+            once terminating pods are gone.
         gpu_mask: GPUs the preemptor gets, bit i = GPU i.
         cores: cores it gets from each NUMA node.
         level: its alignment level there.
+        wait_s: until it has its place.
         cost_gpu_s: the decision's own loss in weighted GPU-seconds; NaN where nobody asked.
             Candidates are equal that do the same, whether it is known or not.
     """
@@ -44,3 +46,4 @@ class Candidate:
     cores: tuple[int, ...]
     level: AlignmentLevel
     cost_gpu_s: float = field(default=math.nan, compare=False)
+    wait_s: int = 0

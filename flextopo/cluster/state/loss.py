@@ -8,8 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, stage
-from flextopo.cluster.scenario import LossWeights
-from flextopo.cluster.state.arrays import RUNNING, STARTING, Cluster, as_index, lost_work_s
+from flextopo.cluster.scenario import SENSITIVITIES, LossWeights, Sensitivity
+from flextopo.cluster.state.arrays import (
+    RUNNING,
+    STARTING,
+    Cluster,
+    as_index,
+    lost_work_s,
+    replicas_row,
+)
+from flextopo.cluster.state.schema import NUM_MISALIGNED, NUM_REPLICAS, REPLICAS
 from flextopo.cluster.topology.levels import LEVELS, NUM_LEVELS
 
 LOSS_TERMS = ("waiting", "misalignment", "discarded", "eviction", "idle")
@@ -19,31 +27,52 @@ LOSS_TERMS = ("waiting", "misalignment", "discarded", "eviction", "idle")
 class Costs(NamedTuple):
     """`LossWeights` in the kernels' unit, the GPU-second."""
 
-    waiting: float
+    waiting: float  # a GPU-second within the deadline
+    late: float  # a GPU-second beyond it
+    late_growth: float  # the same of the square of the seconds beyond it
     discarded: float
     eviction: float  # an evicted GPU
     idle: float
     service_s: float
     grace_s: float
     restart_s: float
-    misaligned: tuple[float, ...]  # a GPU-second of each deficit
+    start_s: float
+    missing: tuple[float, ...]  # factor of the first three by `REPLICAS`
+    misaligned: tuple[float, ...]  # a GPU-second by `misaligned_at`
 
 
 def compile_costs(weights: LossWeights, grace_s: int, restart_s: int) -> Costs:
     """Return the weights as the kernels use them."""
+    growth = weights.late / weights.late_doubling_s if weights.late_doubling_s else 0.0
     return Costs(
         waiting=float(weights.waiting),
+        late=float(weights.late),
+        late_growth=0.5 * growth,
         discarded=float(weights.discarded),
         eviction=weights.eviction * weights.eviction_h * 3600.0,
         idle=float(weights.idle),
         service_s=weights.expected_service_h * 3600.0,
         grace_s=float(grace_s),
         restart_s=float(restart_s),
+        start_s=float(weights.expected_start_s),
+        missing=tuple(1.0 + weights.outage / (1 + serving) for serving in REPLICAS),
         misaligned=tuple(
-            weights.misalignment * (1.0 - getattr(weights, level.speed)) if level.speed else 0.0
-            for level in LEVELS.values()
+            weights.misalignment * (1.0 - speed)
+            for kind in SENSITIVITIES.values()
+            for speed in speeds_of(kind)
         ),
     )
+
+
+def speeds_of(kind: Sensitivity) -> tuple[float, ...]:
+    """Return the speed of a service of a kind by deficit."""
+    return tuple(getattr(kind, about.speed) if about.speed else 1.0 for about in LEVELS.values())
+
+
+@inlined
+def misaligned_at(sensitivity: int, deficit: int) -> int:
+    """Return where `Costs`, account and totals have a service's kind at a deficit."""
+    return as_index(sensitivity) * NUM_LEVELS + as_index(deficit)
 
 
 @inlined
@@ -55,16 +84,19 @@ def weighted_terms(
     This is the one place where the loss stands; the terms are in the order of `LOSS_TERMS`.
     """
     a = account[0]
-    waiting = costs.waiting * a["waiting"]
-    total, misalignment = waiting, 0.0
-    for level in range(NUM_LEVELS):
-        lost = costs.misaligned[level] * a["misaligned"][level]
-        total += lost
-        misalignment += lost
+    waiting, misalignment = 0.0, 0.0
+    for row in range(NUM_REPLICAS):
+        waiting += costs.missing[row] * (
+            costs.waiting * (a["waiting"][row] + a["starting"][row])
+            + costs.late * a["late"][row]
+            + costs.late_growth * a["late_squared"][row]
+        )
+    for at in range(NUM_MISALIGNED):
+        misalignment += costs.misaligned[at] * a["misaligned"][at]
     discarded = costs.discarded * a["discarded_weighted"]
     eviction = costs.eviction * a["evicted_gpus"]
     idle = costs.idle * a["idle"]
-    total = total + discarded + eviction + idle
+    total = waiting + misalignment + discarded + eviction + idle
     return waiting, misalignment, discarded, eviction, idle, total
 
 
@@ -99,18 +131,38 @@ def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
         status = c.live[member]["status"]
         if status == RUNNING or status == STARTING:
             spec = c.pods[member]
-            lost = 0.0
-            if spec["online"] == 0:
-                lost = float(lost_work_s(c, member) + costs.restart_s)
-            total += spec["gpus"] * (
-                costs.discarded * (1 + spec["batch_class"]) * lost + costs.eviction
-            )
+            if spec["online"]:
+                lost = costs.missing[replicas_row(c, member)] * costs.waiting * costs.start_s
+            else:
+                repeated = float(lost_work_s(c, member) + costs.restart_s)
+                lost = costs.discarded * (1 + spec["batch_class"]) * repeated
+            total += spec["gpus"] * (lost + costs.eviction)
         member = as_index(c.pods[member]["next_member"])
         if member == pod:
             return total
 
 
-@inlined
-def misalignment_cost(gpus: int, deficit: int, costs: Costs) -> float:
+@stage
+def waiting_cost(c: Cluster, costs: Costs, pod: int, wait_s: float) -> float:
+    """Return the loss of a pending online pod that gets its place that long from now, in GPU-seconds."""
+    spec = c.pods[pod]
+    waited = float(c.totals[0]["now_s"] - c.live[pod]["queued_s"])
+    left = max(0.0, spec["deadline_s"] - waited)
+    late, later = max(0.0, waited - spec["deadline_s"]), max(0.0, wait_s - left)
+    if later > 0.0:
+        later += late
+    else:
+        later = late
+    a_gpu = costs.waiting * min(wait_s, left) + costs.late * (later - late)
+    a_gpu += costs.late_growth * (later * later - late * late)
+    return float(costs.missing[replicas_row(c, pod)] * spec["gpus"] * a_gpu)
+
+
+@stage
+def misalignment_cost(c: Cluster, costs: Costs, pod: int, deficit: int) -> float:
     """Return the expected loss of an online pod of that deficit, in GPU-seconds."""
-    return gpus * costs.service_s * costs.misaligned[deficit] if deficit > 0 else 0.0
+    if deficit <= 0:
+        return 0.0
+    spec = c.pods[pod]
+    rate = costs.misaligned[misaligned_at(spec["sensitivity"], deficit)]
+    return float(spec["gpus"] * costs.service_s * rate)

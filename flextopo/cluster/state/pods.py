@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from flextopo.cluster.errors import PodError
+from flextopo.cluster.state.schema import DEADLINE_S
 
 
 class TopologyRequirement(IntEnum):
@@ -35,6 +36,9 @@ class Pod:
         batch_class: 0 low, 1 middle; lost work weighs 1 + batch_class.
         group: PodGroup index, -1 = none; losing one member stops all.
         pdb: PodDisruptionBudget index, -1 = none.
+        service: online service that it is a replica of, -1 = one of its own.
+        deadline_s: an online pod should have its place this long after it began to wait.
+        sensitivity: place of its kind in `scenario.SENSITIVITIES`.
     """
 
     index: int
@@ -51,6 +55,9 @@ class Pod:
     batch_class: int = 0
     group: int = -1
     pdb: int = -1
+    service: int = -1
+    deadline_s: int = DEADLINE_S
+    sensitivity: int = 0
 
     def __post_init__(self) -> None:
         if self.gpus < 0 or self.cores < 0 or self.gpus + self.cores == 0:
@@ -58,7 +65,7 @@ class Pod:
                 f"pod {self.name!r} asks for {self.gpus} GPUs and {self.cores} cores; "
                 "legal: 0 or more of each, and one at least"
             )
-        for name in ("protection_s", "checkpoint_s", "batch_class"):
+        for name in ("protection_s", "checkpoint_s", "batch_class", "deadline_s", "sensitivity"):
             if getattr(self, name) < 0:
                 raise PodError(
                     f"pod {self.name!r}: {name} = {getattr(self, name)}; legal: 0 or more"

@@ -16,14 +16,22 @@ from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.scenario import NUM_SENSITIVITIES
 from flextopo.cluster.topology.levels import NUM_LEVELS
 
+DEADLINE_S = 60
+"""How long an online pod may wait for its place, where nobody says otherwise."""
+
+NUM_MISALIGNED = NUM_SENSITIVITIES * NUM_LEVELS
+
+REPLICAS = (0, 1, 2, 4, 8)
+"""A service with so many replicas that serve, but fewer than the next number: how much it misses
+one more."""
+
+NUM_REPLICAS = len(REPLICAS)
+
 NEVER_S = 2**61
 """A time that no tape reaches: departure of a pod that leaves only when its work is done."""
 
 NEVER_PLACED_S = -NEVER_S
 """Start of a pod that has not held resources yet."""
-
-DEADLINE_S = 60
-"""How long an online pod may wait for its place, where nobody says otherwise."""
 
 ENDLESS_S = 2**40
 """Run time of a pod of which nobody knows how long it runs."""
@@ -37,6 +45,7 @@ class Snapshot(NamedTuple):
 
 
 _PAST = Snapshot(0, "a snapshot has no past")
+_NEVER = Snapshot(NEVER_PLACED_S, "a snapshot has no past")
 _LINKED = Snapshot(-1, "the view writes which rows belong together")
 
 
@@ -99,11 +108,11 @@ POD_FIELDS: dict[str, Field] = {
     ),
     "deadline_s": Field(
         "i4", "s", "an online pod should have its place this long after it began to wait",
-        DEADLINE_S, _COUNT,
+        DEADLINE_S, _COUNT, snapshot=Snapshot(DEADLINE_S, "a service that is not known by its name"),
     ),
     "sensitivity": Field(
         "i1", "", "a row of `scenario.SENSITIVITIES`: how slow it is where it is misaligned", 0,
-        (0, NUM_SENSITIVITIES - 1),
+        (0, NUM_SENSITIVITIES - 1), snapshot=Snapshot(0, "nobody says what kind of service it is"),
     ),
     "batch_class": Field("i1", "", "0 low, 1 middle; lost work weighs 1 + batch_class", 0, (0, 126)),
     "online": Field("?", "", "an online service's replica", 0, _YES_OR_NO),
@@ -118,7 +127,7 @@ LIVE_FIELDS: dict[str, Field] = {
     "overhead_s": Field("i8", "s", "restart work at the head of this run", snapshot=_PAST),
     "next_s": Field(
         "i8", "s", "time of its next event, when it is in the event heap",
-        snapshot=Snapshot(0, "a snapshot has no future"),
+        snapshot=Snapshot(NEVER_S, "nobody knows when a terminating pod is gone"),
     ),
     "wait_s": Field("i8", "s", "time pending so far, without the present spell", snapshot=_PAST),
     "queued_s": Field("i8", "s", "since when it has been pending"),
@@ -138,12 +147,21 @@ LIVE_FIELDS: dict[str, Field] = {
     "evictions": Field(
         "i4", "", "how often it was evicted", snapshot=Snapshot(0, "a new pod each time")
     ),
+    "stopped_s": Field(
+        "i8", "s", "when it last lost its resources to an eviction", NEVER_PLACED_S, snapshot=_NEVER
+    ),
+    "starved_s": Field(
+        "i4", "s", "longest time a batch pod has been without resources", snapshot=_PAST
+    ),
     "status": Field("i1", "", "see `arrays`"),
     "level": Field("i1", "", "its `AlignmentLevel`", snapshot=_PAST),
     "deficit": Field("i1", "", "0 = the best level for that server, else `level`", snapshot=_PAST),
     "disrupted": Field("i1", "", "1 = counts against its disruption budget", snapshot=_PAST),
     "preemptor": Field("i1", "", "1 = once fitted nowhere", snapshot=_PAST),
     "by_preemption": Field("i1", "", "1 = holds what victims gave up", snapshot=_PAST),
+    "declined": Field(
+        "i1", "", "1 = once had a candidate and was left pending by choice", snapshot=_PAST
+    ),
 }  # fmt: skip
 """What has become of a pod."""
 
@@ -152,6 +170,10 @@ NODE_FIELDS: dict[str, Field] = {
     "cores_free": Field("i8", "", "free cores"),
     "model": Field("i4", "", "its server model"),
     "num_pods": Field("i4", "", "pods that hold resources"),
+    "reserved_s": Field(
+        "i8", "s", "until when it is kept for a job that fits nowhere; long ago = it is not",
+        NEVER_PLACED_S, snapshot=Snapshot(NEVER_PLACED_S, "nothing is reserved in a snapshot"),
+    ),
 }
 
 TOTALS_FIELDS: dict[str, Field] = {
@@ -167,8 +189,8 @@ TOTALS_FIELDS: dict[str, Field] = {
     "batch_wait_4": Field("i8", "", "for 3 or 4; the rest is larger"),
     "batch_wait_group": Field("i8", "", "the part of PodGroup members, of any size"),
     "misaligned_gpus": Field(
-        "i8", "", "serving online GPUs by deficit: at this level where a better one was possible",
-        shape=(NUM_LEVELS,),
+        "i8", "", "serving online GPUs by sensitivity and deficit, see `misaligned_at`",
+        shape=(NUM_MISALIGNED,),
         snapshot=Snapshot(0, "the service does not work out how well other pods sit"),
     ),
     "releases": Field("i8", "", "counts releases of resources", snapshot=_PAST),
@@ -183,29 +205,44 @@ CLOCK_FIELDS: dict[str, Field] = {
     "next_departure": Field("i8", "", "position in `departures`"),
     "heap_size": Field("i8", "", "entries of the event heap"),
     "queue_size": Field("i8", "", "pods in the scheduling queue"),
+    "unserved": Field("i8", "", "online pods that are pending, nominated or starting"),
     "online_queued": Field("i8", "", "online pods in the queue"),
     "online_left": Field("i8", "", "those that the present scheduling pass has not reached"),
     "in_vain": Field("i8", "", "release count at which no queued batch pod fitted, -1 = not known"),
     "cursor": Field("i8", "", "place in the queue that the scheduling pass has reached"),
+    "reserved": Field("i8", "", "1 = the present pass keeps nodes for a job that fits nowhere"),
     "in_pass": Field("i8", "", "1 = within a scheduling pass"),
     "asked": Field("i8", "", "pod that waits for a decision, -1 = none", -1),
 }
 """Where the event loop stands."""
 
 ACCOUNT_FIELDS: dict[str, Field] = {
-    "waiting": Field("i8", "GPU s", "asked for by pending online pods"),
+    "waiting": Field(
+        "i8", "GPU s", "asked for by online pods that wait for their place within their deadline, by "
+        "how many replicas of their service serve, see `REPLICAS`", shape=(NUM_REPLICAS,),
+    ),
+    "late": Field("i8", "GPU s", "the same beyond their deadline", shape=(NUM_REPLICAS,)),
+    "late_squared": Field(
+        "i8", "GPU s2", "GPUs times the square of how late they got their place",
+        shape=(NUM_REPLICAS,),
+    ),
+    "starting": Field(
+        "i8", "GPU s", "held by online pods that start up, by the same", shape=(NUM_REPLICAS,)
+    ),
     "misaligned": Field(
-        "i8", "GPU s", "served by deficit: at this level where a better one was possible",
-        shape=(NUM_LEVELS,),
+        "i8", "GPU s", "served by sensitivity and deficit, see `misaligned_at`",
+        shape=(NUM_MISALIGNED,),
     ),
     "discarded": Field("i8", "GPU s", "batch work lost or repeated"),
-    "discarded_weighted": Field("i8", "GPU s", "the same times 1 + batch class"),
+    "discarded_low": Field("i8", "GPU s", "the part of batch class 0"),
+    "discarded_weighted": Field("i8", "GPU s", "the whole times 1 + batch class"),
     "evicted_gpus": Field("i8", "", "GPUs of victims"),
     "idle": Field("i8", "GPU s", "free while waiting batch work could have used it"),
     "online": Field("i8", "GPU s", "held by online pods"),
     "batch": Field("i8", "GPU s", "held by running batch pods"),
     "decisions": Field("i8", "", "times the selector was asked"),
     "preemptions": Field("i8", "", "pods placed by evicting others"),
+    "drained": Field("i8", "", "pods placed on what was being freed already, evicting nobody"),
     "victims": Field("i8", "", "pods evicted, PodGroup members stopped with them included"),
     "hits": Field("i8", "", "preemptions that gave the best possible level"),
     "guaranteed_preemptions": Field("i8", "", "preemptions for pods that ask for alignment"),

@@ -25,7 +25,7 @@ class Level(NamedTuple):
 
     Fields: `name` in one word, for tables; `label` in a sentence: "placed on ..."; `aligned`, the
     guaranteed filter accepts it on every server, not only where nothing better exists; `speed`, the
-    field of `LossWeights` with the speed of a pod here that a better level could hold, empty for
+    field of `Sensitivity` with the speed of a pod here that a better level could hold, empty for
     the best level; `below`, how far that is below the best, 0 to 1, as networks see it; `points`
     out of 10 that a node gets there from the extender; `for_gpus`, only pods with GPUs sit there.
     """
@@ -43,10 +43,10 @@ LEVELS: dict[AlignmentLevel, Level] = {
     AlignmentLevel.ISLAND: Level(
         "island", "one PCIe switch or NVLink island", True, "", 0.0, 10, for_gpus=True
     ),
-    AlignmentLevel.NUMA: Level("NUMA", "one NUMA node", True, "speed_off_island", 0.25, 8),
-    AlignmentLevel.SOCKET: Level("socket", "one socket", True, "speed_one_worse", 0.5, 5),
+    AlignmentLevel.NUMA: Level("NUMA", "one NUMA node", True, "off_island", 0.25, 8),
+    AlignmentLevel.SOCKET: Level("socket", "one socket", True, "off_numa", 0.5, 5),
     AlignmentLevel.CROSS_SOCKET: Level(
-        "cross", "several sockets", False, "speed_cross_socket", 1.0, 0
+        "cross", "several sockets", False, "off_socket", 1.0, 0
     ),
 }
 """Every level from the best to the worst. A pod at the best level that a server can give it counts
