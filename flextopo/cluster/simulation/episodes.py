@@ -38,7 +38,9 @@ IN_USE = {
 """How much of an axis means something in row s of `source`."""
 
 
-COST_SIZES = [np.size(field) for field in compile_costs(LossWeights(), 0, 0)]
+_COSTS = compile_costs(LossWeights(), 0, 0)
+
+COST_SIZES = [np.size(field) for field in _COSTS]
 """How many numbers each field of `Costs` has."""
 
 
@@ -217,9 +219,9 @@ rules_of: Callable[[Episodes, int], Rules] = stage(
 def _cost_lines() -> Iterator[str]:
     yield "c = source.costs[s]"
     fields, at = [], 0
-    for size, kind in zip(COST_SIZES, Costs.__annotations__.values(), strict=True):
+    for size, like in zip(COST_SIZES, _COSTS, strict=True):
         numbers = _numbers("c", at, size)
-        fields.append(numbers if kind == "float" else f"({numbers},)")
+        fields.append(f"({numbers},)" if isinstance(like, tuple) else numbers)
         at += size
     yield f"return Costs({', '.join(fields)})"
 
