@@ -23,7 +23,7 @@ from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.seeds import VALIDATION
 from flextopo.cluster.workload.traces import ServiceRates
 from flextopo.policies.runtime import LearnedSelector
-from flextopo.policies.selectors import find_selector
+from flextopo.policies.selectors import find_selector, inner
 from flextopo.train.compare import find_fleet, open_episode, read_traces
 from flextopo.train.comparison import Comparison, run_comparison
 from flextopo.train.config import ComparisonConfig, from_fields
@@ -239,7 +239,7 @@ def _config(
         scenario = from_fields(Scenario, fields)
     if isinstance(trace, tuple):
         trace = load_trace(*trace)
-    policies = [each for each in selectors if isinstance(find_selector(each), LearnedSelector)]
+    policies = [each for each in selectors if isinstance(inner(find_selector(each)), LearnedSelector)]
     named = {selector_name(each) for each in policies}
     return ComparisonConfig(
         servers=servers,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from flextopo.baselines.requeue import RequeueAware
 from flextopo.baselines.residents import (
     NodeOption,
     NodeScore,
@@ -31,7 +32,10 @@ from flextopo.baselines.search import (
 from flextopo.cluster.simulation.simulator import simulation_of
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.loss import Costs
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.state.schema import NEVER_S
+from flextopo.cluster.state.selector import VictimSelector
 
 NodeSearch = Callable[[NodeView, Pod, Sequence[int], bool], list[NodeOption]]
 """Searches one node: view, preemptor, disruptions left a budget, must it be aligned."""
@@ -180,6 +184,10 @@ class GreedyCost:
     name: str = "greedy-cost"
     filter: AlignmentFilter = AlignmentFilter.OWN
 
+    def costs_for(self, costs: Costs) -> Costs:
+        """Return the costs whose cheapest candidate this rule takes: the loss itself."""
+        return costs
+
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose the cheapest candidate; None where there is none."""
         found, count = cluster.find(preemptor, self.filter.binds(preemptor), 1)
@@ -190,16 +198,18 @@ class GreedyCost:
 class OracleLookahead:
     """Branch the simulation on the same tape over the best candidates; it knows the future.
 
-    After its own choice each branch is greedy, until the horizon. So it bounds what a policy could
-    gain by looking one decision ahead; no real selector can do this.
+    After its own choice each branch goes on with a base selector. So it bounds what a policy could gain
+    by departing from that in one decision at a time; no real selector can do this.
 
     Attributes:
         branches: how many of the cheapest candidates are tried, beside waiting.
-        horizon_s: how far a branch looks ahead.
+        horizon_s: how far a branch looks ahead; by default to the end of the tape, on which it is judged.
+        base: decides in the branches; compiled where it is a rule of costs.
     """
 
     branches: int = 16
-    horizon_s: int = 4 * 3600
+    horizon_s: int = NEVER_S
+    base: VictimSelector = field(default_factory=RequeueAware)
     name: str = "oracle-lookahead"
     filter: AlignmentFilter = AlignmentFilter.OWN
 
@@ -213,6 +223,6 @@ class OracleLookahead:
         found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches)
         if count == 0:
             return None
-        losses = sim.branch(found, count, self.horizon_s)
+        losses = sim.branch(found, count, self.horizon_s, self.base)
         chosen = int(np.argmin(losses))
         return None if chosen == count else cluster.candidate_at(found, chosen, preemptor)

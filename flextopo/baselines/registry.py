@@ -57,13 +57,25 @@ SELECTORS: dict[str, Entry] = {
         f"{_POLICIES}:FlexTopo", "the paper's algorithms, following each pod's own requirement"
     ),
     "greedy-cost": Entry(f"{_POLICIES}:GreedyCost", "the candidate with the least loss of its own"),
+    "requeue-aware": Entry(
+        "flextopo.baselines.requeue:RequeueAware",
+        "least own loss, and hours that victims of that size will wait for a new place",
+    ),
+    "gfs": Entry(
+        "flextopo.baselines.gfs:Gfs",
+        "GFS's preemption cost for spot tasks: work since the checkpoint, and tasks evicted",
+    ),
+    "lookahead": Entry(
+        "flextopo.baselines.rollout:Lookahead",
+        "tries its best candidates in the one future of median run times",
+    ),
     "exact": Entry(
         "flextopo.baselines.exact:Exact",
         "the least loss of its own over all victim sets, by branch and bound; slow",
     ),
     "oracle-lookahead": Entry(
         f"{_POLICIES}:OracleLookahead",
-        "tries its best candidates on the same tape for 4 hours; knows the future",
+        "tries its best candidates on the same tape to its end; knows the future",
     ),
     "rollout": Entry(
         "flextopo.baselines.rollout:Rollout",
@@ -74,7 +86,7 @@ SELECTORS: dict[str, Entry] = {
 
 BUILT_IN = tuple(SELECTORS)
 
-LOOKAHEAD = ("oracle-lookahead", "rollout")
+LOOKAHEAD = ("oracle-lookahead", "rollout", "lookahead")
 """Selectors that branch a simulation: no snapshot will do, and they take their time."""
 
 COMPARED = tuple(name for name in BUILT_IN if name != "rollout")

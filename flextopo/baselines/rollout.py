@@ -1,4 +1,4 @@
-"""Look ahead over sampled futures: what the lookahead oracle does, without knowing the tape."""
+"""Look ahead over imagined futures: what the lookahead oracle does, without knowing the tape."""
 
 from __future__ import annotations
 
@@ -8,18 +8,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.baselines.futures import Future, InformationState, sample_futures
+from flextopo.baselines.futures import (
+    Future,
+    InformationState,
+    median_future,
+    sample_futures,
+)
+from flextopo.baselines.requeue import RequeueAware
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.events import Events, empty_events, heap_entries
-from flextopo.cluster.simulation.lookahead import Branches, branch_losses
 from flextopo.cluster.simulation.simulator import Simulator, simulation_of
-from flextopo.cluster.state.arrays import NOMINATED, RUNNING, STARTING, TERMINATING, Cluster
-from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
+from flextopo.cluster.state.arrays import (
+    BACKING_OFF,
+    NOMINATED,
+    PENDING,
+    RUNNING,
+    STARTING,
+    TERMINATING,
+    Cluster,
+)
+from flextopo.cluster.state.candidates import CandidateArrays
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
-from flextopo.cluster.state.loss import weighted_gpu_s
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import LIVE_DTYPE, NEVER_S, blank
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.state.storage import branch_of
 from flextopo.cluster.workload.config import WorkloadConfig
 
@@ -28,8 +41,8 @@ from flextopo.cluster.workload.config import WorkloadConfig
 class Rollout:
     """Branch over the best candidates in sampled futures, and take the least mean loss.
 
-    After its own choice each branch is greedy, until the horizon, as with `OracleLookahead`. All
-    branches of a decision face the same futures. These start from the present state, and are
+    After its own choice each branch goes on with a base selector until the horizon, as with
+    `OracleLookahead`. All branches of a decision face the same futures. These start from the present state, and are
     drawn from the workload model given what has been seen: how long batch jobs have run, and how
     many replicas services have had. The draw depends on the seed, the time and the pod alone.
 
@@ -41,6 +54,7 @@ class Rollout:
         branches: how many of the cheapest candidates are tried, beside waiting.
         horizon_s: how far a branch looks ahead.
         history_s: how far back the replicas of services are looked at.
+        base: decides in the branches; compiled where it is a rule of costs.
         workload: the model that futures are drawn from.
     """
 
@@ -50,6 +64,7 @@ class Rollout:
     branches: int = 16
     horizon_s: int = 4 * 3600
     history_s: int = 12 * 3600
+    base: VictimSelector = field(default_factory=RequeueAware)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     name: str = "rollout"
     filter: AlignmentFilter = AlignmentFilter.OWN
@@ -72,7 +87,8 @@ class Rollout:
         if count == 0:
             return None
         losses = self.branch(sim, preemptor, found, count)
-        above = losses - losses[:, :1]
+        legal = np.isfinite(losses[0])
+        above = losses[:, legal] - losses[:, :1]
         error = above.std(0) / np.sqrt(len(above))
         chosen = int(np.argmin(above.mean(0) + self.caution * error))
         return None if chosen == count else cluster.candidate_at(found, chosen, preemptor)
@@ -90,23 +106,61 @@ class Rollout:
         futures = sample_futures(
             self.workload, known, self.samples, self.horizon_s, self.history_s, rng
         )
-        losses = np.empty((self.samples, count + 1))
-        w, one = workspace(), candidate_arrays(1)
-        for row, future in enumerate(futures):
-            c, e = imagine(sim, known, future)
-            branches = Branches(
-                c,
-                e,
-                branch_of(c, copy=True),
-                branch_of(e, copy=True),
-                sim.rules,
-                sim.costs,
-                self.horizon_s,
-                found,
-                count,
+        rows = [
+            sim.with_arrays(*imagine(sim, known, future)).branch(
+                found, count, self.horizon_s, self.base
             )
-            branch_losses(branches, w, one, losses[row])
-        return losses - weighted_gpu_s(sim.events.account, sim.costs)
+            for future in futures
+        ]
+        return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """Branch over the best candidates in the one future that is likeliest, and take the least loss.
+
+    Nothing is sampled and nothing of the tape is known: every run lasts as long as the median of runs
+    that have lasted so long already, replicas stay as they are, and nobody else arrives.
+
+    Attributes:
+        branches: how many of the cheapest candidates are tried, beside waiting.
+        horizon_s: how far a branch looks ahead.
+        base: decides in the branches; compiled where it is a rule of costs.
+        workload: the model of run times.
+    """
+
+    branches: int = 16
+    horizon_s: int = 4 * 3600
+    base: VictimSelector = field(default_factory=RequeueAware)
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    name: str = "lookahead"
+    filter: AlignmentFilter = AlignmentFilter.OWN
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose the branch of the least loss; None where waiting loses least.
+
+        Raises:
+            FlextopoError: the cluster is a snapshot, which has no past.
+        """
+        sim = simulation_of(cluster, self.name)
+        found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches)
+        if count == 0:
+            return None
+        losses = self.branch(sim, preemptor, found, count)[0]
+        chosen = int(np.argmin(losses))
+        return None if chosen == count else cluster.candidate_at(found, chosen, preemptor)
+
+    def branch(
+        self, sim: Simulator, preemptor: Pod, found: CandidateArrays, count: int
+    ) -> npt.NDArray[np.float64]:
+        """Return the loss of each of the first `count` candidates and of waiting.
+
+        Returns:
+            (1, count + 1) float64, weighted GPU-seconds from now to the horizon.
+        """
+        known = InformationState.of(sim)
+        ahead = sim.with_arrays(*imagine(sim, known, median_future(self.workload, known)))
+        return ahead.branch(found, count, self.horizon_s, self.base)[None]
 
 
 def imagine(sim: Simulator, known: InformationState, future: Future) -> tuple[Cluster, Events]:
@@ -132,7 +186,8 @@ def imagine(sim: Simulator, known: InformationState, future: Future) -> tuple[Cl
     new_row[known.rows] = np.arange(here)
     live = blank(len(pods), LIVE_DTYPE)
     live[:here] = known.live
-    due = _next_events(pods[:here], live[:here])
+    asked = (live["status"][:here] == PENDING) & (live["heap_at"][:here] >= 0)
+    due = _next_events(pods[:here], live[:here], asked)
     live["heap_at"][:here] = -1
     live["heap_at"][due] = np.arange(len(due))
     leaving = np.flatnonzero((pods["online"] == 1) & (pods["depart_s"] < NEVER_S))
@@ -140,6 +195,8 @@ def imagine(sim: Simulator, known: InformationState, future: Future) -> tuple[Cl
     events.heap[: len(due)] = heap_entries(live["next_s"][due], due)
     waiting = int(e.clock[0]["queue_size"])
     events.queue[:waiting] = new_row[e.queue[:waiting]]
+    unserved = int(e.clock[0]["unserved"])
+    events.unserved[:unserved] = new_row[e.unserved[:unserved]]
     events.clock[:], events.account[:] = e.clock, e.account
     clock = events.clock
     clock["next_arrival"], clock["next_departure"], clock["heap_size"] = here, 0, len(due)
@@ -155,10 +212,12 @@ def imagine(sim: Simulator, known: InformationState, future: Future) -> tuple[Cl
     return cluster, events
 
 
-def _next_events(pods: npt.NDArray[Any], live: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _next_events(
+    pods: npt.NDArray[Any], live: npt.NDArray[Any], asked: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
     """Write when runs and start-ups end, and return the pods with an event by (time, row).
 
-    Sorted pods are a binary heap.
+    Sorted pods are a binary heap. Those in `asked` will be asked about again at a time.
     """
     status, online = live["status"], pods["online"] == 1
     runs = (status == RUNNING) & ~online
@@ -166,7 +225,8 @@ def _next_events(pods: npt.NDArray[Any], live: npt.NDArray[Any]) -> npt.NDArray[
     live["next_s"][runs] = (live["since_s"] + left)[runs]
     starts = status == STARTING
     live["next_s"][starts] = (live["since_s"] + pods["start_s"])[starts]
-    rows = np.flatnonzero(runs | starts | (status == NOMINATED) | (status == TERMINATING))
+    leaving = np.isin(status, (NOMINATED, TERMINATING, BACKING_OFF))
+    rows = np.flatnonzero(runs | starts | leaving | asked)
     return rows[np.argsort(live["next_s"][rows], kind="stable")]
 
 

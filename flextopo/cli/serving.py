@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -106,7 +107,7 @@ def serve(
     from flextopo.baselines.registry import LOOKAHEAD, make_selector
     from flextopo.policies.selectors import find_served
 
-    if selector in LOOKAHEAD:
+    if re.split("[+@]", selector)[0] in LOOKAHEAD:
         raise FlextopoError(
             f"--selector {selector}: sees the future of a simulation; legal: others"
         )

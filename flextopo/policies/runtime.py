@@ -101,7 +101,6 @@ class LearnedSelector:
         weights: arrays by parameter name.
         k: candidates it looks at, the cheapest first.
         allow_wait: may it answer "do not preempt now" although there are candidates?
-        max_wait_s: only while the pod has waited for less than that many seconds; None = always.
         features: names of what it reads, by part of the observation; None = everything, of a
             candidate as much as its weights take.
         filter: it works behind each pod's own guaranteed filter.
@@ -111,7 +110,6 @@ class LearnedSelector:
     weights: Mapping[str, Array]
     k: int
     allow_wait: bool = True
-    max_wait_s: int | None = None
     filter: AlignmentFilter = AlignmentFilter.OWN
     features: Mapping[str, Sequence[str]] | None = None
 
@@ -174,8 +172,7 @@ class LearnedSelector:
         # A view of some nodes carries the others along, for what is said of the whole cluster.
         seen = getattr(cluster, "whole", cluster.arrays)
         observe(seen, cluster.costs, preemptor.index, found, count, o)
-        waited_s = seen.totals[0]["now_s"] - seen.live[preemptor.index]["queued_s"]
-        o.mask[-1] = self.allow_wait and (self.max_wait_s is None or waited_s < self.max_wait_s)
+        o.mask[-1] = self.allow_wait and cluster.may_wait(preemptor)
         scores = self.score(self.read(o))
         if not np.isfinite(scores).all():
             raise ArtifactError(f"policy {self.name!r}: a score is not finite; legal: numbers")

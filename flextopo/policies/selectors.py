@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from flextopo.baselines.loading import IMPORT_TEXT, build, load_attribute
 from flextopo.baselines.registry import (
+    LOOKAHEAD,
     SELECTORS,
     Entry,
     check_free,
@@ -17,9 +18,10 @@ from flextopo.baselines.registry import (
     make_selector,
     plugins,
 )
+from flextopo.baselines.wait_limit import WaitLimit
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.state.selector import VictimSelector
-from flextopo.policies.runtime import LearnedSelector, load_policy
+from flextopo.policies.runtime import load_policy
 from flextopo.policies.shipped import zoo_names
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
 
     Args:
         selector: a name of the registry, a policy of the zoo, the folder of one, `module:name` of a
-            selector or its class, or one of these two itself. `POLICY@300` is the policy that lets no
-            pod wait for more than 300 seconds by its own choice.
+            selector or its class, or one of these two itself. `NAME@300` is any of them that lets no pod
+            wait for more than 300 seconds by its own choice; `rollout+NAME`, `lookahead+NAME` and
+            `oracle-lookahead+NAME` go on with that selector in their branches.
         seed: of this episode; a class that takes a `seed` gets it.
 
     Raises:
@@ -50,14 +53,18 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
         return make_selector(selector, seed)
     if _is_policy(selector):
         return load_policy(selector)
-    policy, at, seconds = selector.rpartition("@")
-    if at and seconds.isdecimal() and _is_policy(policy):
-        return replace(load_policy(policy), name=selector, max_wait_s=int(seconds))
+    named, at, seconds = selector.rpartition("@")
+    if at and seconds.isdecimal():
+        return WaitLimit(find_selector(named, seed), selector, int(seconds))
+    ahead, plus, base = selector.partition("+")
+    if plus and ahead in LOOKAHEAD:
+        found: Any = make_selector(ahead, seed)
+        return cast("VictimSelector", replace(found, name=selector, base=find_selector(base, seed)))
     if IMPORT_TEXT.fullmatch(selector):
         return build(load_attribute(selector), seed, selector)
     others = [
-        "the folder of a policy, also with @SECONDS",
-        "MODULE:NAME of a selector or its class",
+        "the folder of a policy",
+        "MODULE:NAME of a selector or its class; all of them also with @SECONDS",
     ]
     raise UnknownNameError("selector", selector, [*known_selectors(), *zoo_names(), *others])
 
@@ -109,9 +116,12 @@ def find_served(name: str) -> VictimSelector:
     """Return a selector for a scheduler, as `find_selector` does.
 
     A policy may find that waiting is best until the preemptor gives up; a scheduler has promised to
-    place it. So it lets no pod wait by choice, unless `POLICY@SECONDS` says for how long it may.
+    place it. So it lets no pod wait by choice, unless `NAME@SECONDS` says for how long it may.
     """
     found = find_selector(name)
-    if isinstance(found, LearnedSelector) and found.max_wait_s is None:
-        return replace(found, max_wait_s=0)
-    return found
+    return found if isinstance(found, WaitLimit) else WaitLimit(found, found.name, 0)
+
+
+def inner(selector: VictimSelector) -> VictimSelector:
+    """Return what decides behind `NAME@SECONDS`."""
+    return selector.selector if isinstance(selector, WaitLimit) else selector

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from flextopo.baselines.loading import PickledSelector, describe
 from flextopo.baselines.registry import BUILT_IN, SELECTORS, known_selectors, selector_name
-from flextopo.baselines.rollout import Rollout
+from flextopo.baselines.rollout import Lookahead, Rollout
+from flextopo.baselines.wait_limit import WaitLimit
 from flextopo.cluster.simulation.metrics import METRICS, episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.selector import VictimSelector
@@ -27,7 +28,7 @@ from flextopo.cluster.workload.traces import (
     read_services,
     tape_from_traces,
 )
-from flextopo.policies.selectors import find_selector
+from flextopo.policies.selectors import find_selector, inner
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import estimate, interquartile_mean, paired_difference
@@ -101,8 +102,11 @@ def open_episode(
     """Return a simulation of the tape of a seed, and the selector that plays on it."""
     fleet = find_fleet(config.servers)
     selector = find_selector(config.named.get(name, name), seed)
-    if isinstance(selector, Rollout):  # a reference: it knows the model, not the tape
-        selector = replace(selector, workload=config.workload)
+    decides: Any = inner(selector)
+    if isinstance(decides, Rollout | Lookahead):  # they know the model, not the tape
+        decides = replace(decides, workload=config.workload)
+        limit = isinstance(selector, WaitLimit)
+        selector = replace(selector, selector=decides) if limit else decides
     tape, _ = make_tape(config, fleet, seed)
     return Simulator(tape, fleet, selector.filter, config.scenario), selector
 

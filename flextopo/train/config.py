@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that help and completion know the fields at o
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -37,7 +38,7 @@ class ComparisonConfig:
         policies: shipped ones, or folders of others.
         seeds: how many seeds, each one tape.
         split: where they come from: `comparison`, or `validation` while a policy is developed.
-        oracle_seeds: seeds that `oracle-lookahead` and `rollout` play, which cost most; 0 = all.
+        oracle_seeds: seeds that selectors play that look ahead, which cost most; 0 = all.
         services: trace of online demand; without one, the generator's.
         batch: trace of batch jobs; without one, the generator's; traces go together.
         workload: the generator's parameters.
@@ -84,7 +85,8 @@ class ComparisonConfig:
 
     def seeds_of(self, name: str) -> list[int]:
         """Return the seeds that a selector plays."""
-        fewer = self.oracle_seeds if name in LOOKAHEAD and self.oracle_seeds else self.seeds
+        ahead = re.split("[+@]", name)[0] in LOOKAHEAD
+        fewer = self.oracle_seeds if ahead and self.oracle_seeds else self.seeds
         return take(SPLITS[self.split], fewer)
 
 

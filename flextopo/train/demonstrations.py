@@ -205,6 +205,7 @@ def decisions(
             continue
         o = empty_observation(k, width)
         observe(sim.state.arrays, sim.costs, pod.index, found, count, o)
+        o.mask[k] = sim.may_wait(pod)
         yield pod, found, count, o
 
 

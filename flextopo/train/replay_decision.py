@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +21,16 @@ from flextopo.baselines.policies import (
     RandomCandidate,
 )
 from flextopo.baselines.residents import NodeOption, NodeView, disruptions_left
-from flextopo.baselines.rollout import Rollout
+from flextopo.baselines.rollout import Lookahead, Rollout
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import lost_work_s
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import LearnedSelector
+from flextopo.policies.selectors import inner
 
 SHOWN = 8
 """Candidates described beside the one taken, the cheapest first."""
@@ -117,6 +120,7 @@ def describe(
     Returns:
         The decision, and what the scores are, "" where there are none.
     """
+    selector = inner(selector)
     ranked = _rank(selector, state, pod)
     rows = list(range(min(SHOWN, len(ranked.candidates))))
     chosen = None
@@ -150,18 +154,22 @@ def _rank(selector: VictimSelector, state: ClusterState, pod: Pod) -> _Ranked:
         listed = [state.candidate_at(found, i, pod) for i in range(count)]
         return _Ranked(listed, scores[:count].tolist(), wait, "score")
     aligned = selector.filter.binds(pod)
-    if isinstance(selector, OracleLookahead | Rollout) and isinstance(state.simulator, Simulator):
+    ahead = isinstance(selector, OracleLookahead | Rollout | Lookahead)
+    if ahead and isinstance(state.simulator, Simulator):
         found, count = state.find(pod, aligned, selector.branches)
         listed = [state.candidate_at(found, i, pod) for i in range(count)]
         if not count:
             return _Ranked([])
         losses: npt.NDArray[Any]
-        if isinstance(selector, Rollout):
+        if isinstance(selector, Rollout | Lookahead):
             losses = selector.branch(state.simulator, pod, found, count).mean(0)
         else:
-            losses = state.simulator.branch(found, count, selector.horizon_s)
+            losses = state.simulator.branch(found, count, selector.horizon_s, selector.base)
         *ahead, wait = (losses / 3600).tolist()
-        return _Ranked(listed, ahead, wait, f"loss in {selector.horizon_s / 3600:g} h")
+        far = selector.horizon_s >= NEVER_S
+        span = "to the end" if far else f"in {selector.horizon_s / 3600:g} h"
+        legal = wait if math.isfinite(wait) else None  # it may not be left pending any longer
+        return _Ranked(listed, ahead, legal, f"loss {span}")
     return _Ranked(state.candidates(pod, aligned, LOOKED_AT))
 
 
@@ -234,15 +242,19 @@ def _by_score(ranked: _Ranked, taken: Shown | None) -> str:
 
 def _by_loss_ahead(selector: VictimSelector, ranked: _Ranked, taken: Shown | None) -> str:
     scores = ranked.scores or []
-    tape = "on average over sampled futures" if isinstance(selector, Rollout) else "on this tape"
+    tape = {
+        Rollout: "on average over sampled futures",
+        Lookahead: "in the likeliest future",
+    }.get(type(selector), "on this tape")
     if taken is None:
         what, loss, other = "Waiting", ranked.wait, f"the best candidate to {min(scores):.2f}"
     else:
-        what, loss, other = "This choice", taken.score, f"waiting to {ranked.wait:.2f}"
+        other = "waiting is over" if ranked.wait is None else f"waiting to {ranked.wait:.2f}"
+        what, loss = "This choice", taken.score
         if taken.cost_gpu_s > ranked.candidates[0].cost_gpu_s:
             other += f", the cheapest candidate to {scores[0]:.2f}"
     text = f"{what} leads to {loss:.2f} GPU-h lost {ranked.label[5:]} {tape}; {other}."
-    if loss is not None and loss > min(*scores, ranked.wait or 0.0):
+    if loss is not None and loss > min([*scores, *([] if ranked.wait is None else [ranked.wait])]):
         text += " It leaves the cheapest only for more than chance would explain."
     return text
 
@@ -266,7 +278,7 @@ def _by_ordered_scores(policy: PreemptionPolicy, state: ClusterState, pod: Pod) 
     aligned, allowed = policy.filter.binds(pod), disruptions_left(state)
     options: list[NodeOption] = []
     for node in range(state.num_nodes):
-        view = NodeView(state, node, policy.gpu_locality)
+        view = NodeView(state, node, policy.gpu_locality, policy.terminating)
         options += policy.search(view, pod, allowed, aligned)
     ranked = sorted(tuple(score(option) for score in policy.scores) for option in options)
     if len(ranked) < 2:

@@ -59,7 +59,8 @@ class Branches(NamedTuple):
 
     Fields: `cluster` with a pod that waits for a decision, and its `events`, both not modified;
     `scratch_cluster` and `scratch_events`, memory for a copy that shares what never changes; `rules`
-    of the simulated scheduler; `costs`, the loss in GPU-seconds; `horizon_s`, how far a branch looks
+    of the simulated scheduler; `costs`, the loss in GPU-seconds; `base`, those by which the greedy rule
+    goes on; `horizon_s`, how far a branch looks
     ahead, cut at the end of the tape; `found`, the candidates of the decision, of which `num_branched`
     are branched.
     """
@@ -70,6 +71,7 @@ class Branches(NamedTuple):
     scratch_events: Events
     rules: Rules
     costs: Costs
+    base: Costs
     horizon_s: int
     found: CandidateArrays
     num_branched: int
@@ -101,5 +103,5 @@ def branch_losses(
     ahead = rules_ahead(b.cluster, b.rules, b.horizon_s)
     for i in range(b.num_branched + 1):
         begin_branch(b, ahead, i)
-        run_greedy(b.scratch_cluster, b.scratch_events, ahead, b.costs, w, one)
+        run_greedy(b.scratch_cluster, b.scratch_events, ahead, b.base, w, one)
         losses[i] = weighted_gpu_s(b.scratch_events.account, b.costs)

@@ -10,7 +10,14 @@ import numpy.typing as npt
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
 from flextopo.cluster.scenario import BACKFILLS, Scenario
 from flextopo.cluster.simulation.events import Events, empty_events
-from flextopo.cluster.simulation.lookahead import Branches, branch_losses, run_greedy, warm_up
+from flextopo.cluster.simulation.lookahead import (
+    Branches,
+    begin_branch,
+    branch_losses,
+    rules_ahead,
+    run_greedy,
+    warm_up,
+)
 from flextopo.cluster.simulation.scheduler import (
     END,
     Rules,
@@ -140,19 +147,61 @@ class Simulator:
         """Say whether a pod that has a candidate may be left pending now."""
         return bool(may_wait(self.state.arrays, self.rules, pod.index))
 
-    def branch(self, found: CandidateArrays, count: int, horizon_s: int) -> npt.NDArray[np.float64]:
+    def branch(
+        self,
+        found: CandidateArrays,
+        count: int,
+        horizon_s: int,
+        base: VictimSelector | None = None,
+    ) -> npt.NDArray[np.float64]:
         """Return the loss of each of the first `count` candidates and of waiting, looked ahead.
 
+        Args:
+            found: candidates of the present decision.
+            count: how many are branched.
+            horizon_s: how far.
+            base: decides in the branches; None = the cheapest candidate does.
+
         Returns:
-            (count + 1,) weighted GPU-seconds from now to the horizon; see `branch_losses`.
+            (count + 1,) weighted GPU-seconds from now to the horizon; see `branch_losses`. Where the pod
+            may not be left pending any longer, the last is infinite.
         """
         losses = np.empty(count + 1)
-        branches = self.branches(found, count, horizon_s)
-        branch_losses(branches, self._workspace, self._one, losses)
+        branches = self.branches(found, count, horizon_s, base)
+        if base is None or hasattr(base, "costs_for"):
+            branch_losses(branches, self._workspace, self._one, losses)
+        else:
+            for i in range(count + 1):
+                losses[i] = self._branch_loss(branches, i, base)
+        if not may_wait(self.state.arrays, self.rules, self.events.clock[0]["asked"]):
+            losses[count] = np.inf
         return losses - weighted_gpu_s(self.events.account, self.costs)
 
-    def branches(self, found: CandidateArrays, count: int, horizon_s: int) -> Branches:
-        """Return what branches of the present decision are made of; see `Branches`."""
+    def with_arrays(self, cluster: Cluster, events: Events) -> Simulator:
+        """Return a simulation by the same rules over other arrays."""
+        fleet = Fleet(self.state.models, tuple(cluster.nodes["model"].tolist()))
+        filter_ = AlignmentFilter(self.rules.filter)
+        found = Simulator(self.tape, fleet, filter_, self.scenario, (cluster, events))
+        found.rules = self.rules
+        return found
+
+    def _branch_loss(self, branches: Branches, i: int, base: VictimSelector) -> float:
+        """Return the loss of a branch that any selector goes on with."""
+        ahead = rules_ahead(self.state.arrays, self.rules, branches.horizon_s)
+        begin_branch(branches, ahead, i)
+        sim = self.with_arrays(branches.scratch_cluster, branches.scratch_events)
+        sim.rules = ahead._replace(filter=int(base.filter))
+        sim.play(base)
+        return float(weighted_gpu_s(sim.events.account, self.costs))
+
+    def branches(
+        self,
+        found: CandidateArrays,
+        count: int,
+        horizon_s: int,
+        base: VictimSelector | None = None,
+    ) -> Branches:
+        """Return what branches of the present decision are made of; see `branch` and `Branches`."""
         if self._scratch is None:
             self._scratch = branch_of(self.state.arrays, False), branch_of(self.events, False)
         return Branches(
@@ -161,6 +210,7 @@ class Simulator:
             *self._scratch,
             self.rules,
             self.costs,
+            base.costs_for(self.costs) if hasattr(base, "costs_for") else self.costs,
             horizon_s,
             found,
             count,

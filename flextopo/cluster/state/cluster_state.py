@@ -341,13 +341,22 @@ class ClusterState:
                 yield member
             member = int(c.pods[member]["next_member"])
 
-    def find(self, preemptor: Pod, aligned: bool, k: int) -> tuple[CandidateArrays, int]:
-        """Run the candidate kernel; return its arrays (valid until the next call) and the count."""
+    def find(
+        self, preemptor: Pod, aligned: bool, k: int, costs: Costs | None = None
+    ) -> tuple[CandidateArrays, int]:
+        """Run the candidate kernel; return its arrays (valid until the next call) and the count.
+
+        Args:
+            preemptor: the pending pod.
+            aligned: the guaranteed filter binds it.
+            k: candidates at most.
+            costs: what makes one cheap, if not the loss.
+        """
         found = self._found.get(k)
         if found is None:
             found = self._found[k] = candidate_arrays(k)
         count = find_candidates(
-            self.arrays, self.costs, preemptor.index, aligned, self._workspace, found
+            self.arrays, costs or self.costs, preemptor.index, aligned, self._workspace, found
         )
         return found, count
 

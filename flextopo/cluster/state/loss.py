@@ -23,6 +23,9 @@ from flextopo.cluster.topology.levels import LEVELS, NUM_LEVELS
 LOSS_TERMS = ("waiting", "misalignment", "discarded", "eviction", "idle")
 """The terms of the weighted loss, in the order of tables."""
 
+NUM_SIZES = 4
+"""Rows of a table by size, see `size_row`."""
+
 
 class Costs(NamedTuple):
     """`LossWeights` in the kernels' unit, the GPU-second."""
@@ -39,6 +42,7 @@ class Costs(NamedTuple):
     start_s: float
     missing: tuple[float, ...]  # factor of the first three by `REPLICAS`
     misaligned: tuple[float, ...]  # a GPU-second by `misaligned_at`
+    requeue: tuple[float, ...]  # what a rule adds for an evicted GPU by `size_row`; in no account
 
 
 def compile_costs(weights: LossWeights, grace_s: int, restart_s: int) -> Costs:
@@ -61,7 +65,14 @@ def compile_costs(weights: LossWeights, grace_s: int, restart_s: int) -> Costs:
             for kind in SENSITIVITIES.values()
             for speed in speeds_of(kind)
         ),
+        requeue=(0.0,) * NUM_SIZES,
     )
+
+
+@inlined
+def size_row(gpus: int) -> int:
+    """Return the place of a pod of so many GPUs in tables by size: up to 1, 2, 4, and more."""
+    return as_index(gpus > 1) + as_index(gpus > 2) + as_index(gpus > 4)
 
 
 def speeds_of(kind: Sensitivity) -> tuple[float, ...]:
@@ -136,7 +147,7 @@ def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
             else:
                 repeated = float(lost_work_s(c, member) + costs.restart_s)
                 lost = costs.discarded * (1 + spec["batch_class"]) * repeated
-            total += spec["gpus"] * (lost + costs.eviction)
+            total += spec["gpus"] * (lost + costs.eviction + costs.requeue[size_row(spec["gpus"])])
         member = as_index(c.pods[member]["next_member"])
         if member == pod:
             return total
