@@ -70,7 +70,7 @@ class LossWeights:
         speed_one_worse: speed of a pod on one socket that would fit one NUMA node.
         speed_cross_socket: speed of a pod across sockets that would fit one socket.
         expected_service_h: for how long a choice counts an unaligned placement; about the mean
-            life of an online replica in the generated workload.
+            life of a replica that the generated workload adds (1.95 h on 16 servers of 8 GPUs).
     """
 
     waiting: float = 3.0
@@ -82,7 +82,7 @@ class LossWeights:
     speed_off_island: float = 0.95
     speed_one_worse: float = 0.85
     speed_cross_socket: float = 0.6
-    expected_service_h: float = 4.0
+    expected_service_h: float = 2.0
 
     def __post_init__(self) -> None:
         for spec in fields(self):
