@@ -20,7 +20,9 @@ from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.generator import generate_tape
 from flextopo.cluster.workload.tape import Tape
 
-BUSY = WorkloadConfig(online_peak_share=0.9)
+BUSY = WorkloadConfig(online_peak_share=0.9, max_duration_s=86400)
+"""Small clusters decide often: much online demand, and many jobs, since none runs for weeks."""
+
 SERVERS = ("4*rtx4090", "4*a100", "2*rtx4090,2*a100")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,22 @@ from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import DONE, NOMINATED, RUNNING, STARTING, TERMINATING
 from flextopo.cluster.state.schema import NEVER_S, POD_DTYPE, blank
 from flextopo.cluster.topology.model import Fleet
-from flextopo.cluster.workload.batch_jobs import BatchJobs, draw_attributes, generate_jobs
+from flextopo.cluster.workload.batch_jobs import BatchJobs, generate_jobs
+from flextopo.cluster.workload.batch_pods import (
+    LONG_JOB_S,
+    WORKER_GPUS,
+    batch_columns,
+    draw_attributes,
+)
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.online_demand import P90_Z, STEP_S
-from flextopo.cluster.workload.tape import BATCH_PRIORITIES
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+SHARED = ("arrive_s", "group", "gpus", "batch_class", "preemptible", "checkpoint_s", "protection_s")
+"""What all pods of a job have in common."""
 
 DRAWS = 4
 """Futures of services drawn for each that is used, to choose those within the day's limit."""
@@ -48,6 +58,8 @@ class InformationState:
         pods: (P,) POD_DTYPE; `duration_s`, `depart_s` and `start_s` are 0: not known.
         live: (P,) LIVE_DTYPE; `next_s` is known where a grace period ends, elsewhere 0.
         service: (P,) int64, -1 for batch pods.
+        job: (P,) int64, the same for the members of a PodGroup and the workers of an elastic job.
+        elastic: (P,) bool, a worker of an elastic job.
         replica_service: (H,) int64.
         replica_gpus: (H,) int64.
         replica_arrive_s: (H,) int64.
@@ -61,6 +73,8 @@ class InformationState:
     pods: npt.NDArray[Any]
     live: npt.NDArray[Any]
     service: Ints
+    job: Ints
+    elastic: Bools
     replica_service: Ints
     replica_gpus: Ints
     replica_arrive_s: Ints
@@ -81,6 +95,7 @@ class InformationState:
             pods[name] = 0
         state["next_s"][(state["status"] != NOMINATED) & (state["status"] != TERMINATING)] = 0
         service = seen["service"].astype(np.int64)
+        job, elastic = find_jobs(seen)
         online = np.flatnonzero(seen["online"])
         left = seen["depart_s"][online]
         fleet = Fleet(sim.state.models, tuple(c.nodes["model"].tolist()))
@@ -91,6 +106,8 @@ class InformationState:
             pods=pods,
             live=state,
             service=service[rows],
+            job=job[rows],
+            elastic=elastic[rows],
             replica_service=service[online],
             replica_gpus=seen["gpus"][online].astype(np.int64),
             replica_arrive_s=seen["arrive_s"][online],
@@ -152,7 +169,32 @@ def sample_futures(
     return futures
 
 
-def log_normal_beyond(mu: Floats, sigma: Floats, age: Floats, share: Floats) -> Floats:
+def find_jobs(pods: npt.NDArray[Any]) -> tuple[Ints, Bools]:
+    """Number the jobs of pods, and find the workers of elastic jobs.
+
+    A cluster sees which workers belong to one job; the table tells them by what they share:
+    neighbours of a worker's size that arrive in one second with equal attributes are one job. Two
+    such jobs that were in progress when the record began may count as one.
+
+    Args:
+        pods: (N,) POD_DTYPE, all that have arrived, in the tape's order.
+
+    Returns:
+        (N,) int64, ascending; (N,) bool.
+    """
+    worker = (pods["gpus"] == WORKER_GPUS) & ~pods["online"] & (pods["pdb"] < 0)
+    worker &= pods["group"] < 0
+    alike = worker | (pods["group"] >= 0)
+    for name in SHARED:
+        alike[1:] &= pods[name][1:] == pods[name][:-1]
+    alike[:1] = False
+    job = np.cumsum(~alike) - 1
+    return job, worker & (np.bincount(job)[job] > 1)
+
+
+def log_normal_beyond(
+    mu: Floats, sigma: Floats, age: Floats, share: Floats, most: Floats | float = math.inf
+) -> Floats:
     """Return log-normal values given that they lie above an age, by inversion.
 
     Args:
@@ -160,6 +202,7 @@ def log_normal_beyond(mu: Floats, sigma: Floats, age: Floats, share: Floats) -> 
         sigma: (P,) float64, its standard deviation, above 0.
         age: (P,) float64, 0 or more.
         share: (P,) float64 in (0, 1], uniform: the share of the tail that lies above the value.
+        most: none is longer, above `age`.
 
     Returns:
         (P,) float64, above `age`.
@@ -167,12 +210,19 @@ def log_normal_beyond(mu: Floats, sigma: Floats, age: Floats, share: Floats) -> 
     from scipy.special import ndtr, ndtri
 
     above = ndtr((mu - np.log(np.maximum(age, 1e-9))) / sigma)
-    drawn: Floats = np.maximum(np.exp(mu - sigma * ndtri(share * above)), age)
+    beyond = ndtr((mu - np.log(most)) / sigma)
+    tail = beyond + share * (above - beyond)
+    drawn: Floats = np.maximum(np.exp(mu - sigma * ndtri(tail)), age)
     return drawn
 
 
 def remaining_beyond(
-    mu: float, sigma: float, low: float, high: float, age: Floats, share: Floats
+    law: tuple[float, float],
+    low: float,
+    high: float,
+    age: Floats,
+    share: Floats,
+    none_longer: bool = False,
 ) -> Floats:
     """Return what remained of jobs found in progress, given that it is more than an age.
 
@@ -180,12 +230,12 @@ def remaining_beyond(
     exceeds r with probability proportional to the integral of the survival function beyond r.
 
     Args:
-        mu: mean of the logarithm of the run time.
-        sigma: its standard deviation.
+        law: mean of the logarithm of the run time, and its standard deviation.
         low: shortest run time, s; shorter ones are lengthened to it.
-        high: longest, s; longer ones are cut to it.
+        high: longest, s; longer ones are cut to it, or, with `none_longer`, do not occur.
         age: (P,) float64, seconds that they have run since they were found, below `high`.
         share: (P,) float64 in (0, 1], uniform.
+        none_longer: see `high`.
 
     Returns:
         (P,) float64 seconds, above `age`, at most `high`.
@@ -193,8 +243,10 @@ def remaining_beyond(
     from scipy.special import ndtr
 
     grid = np.concatenate(([0.0], np.geomspace(low, high, 256)))
+    mu, sigma = law
     survival = ndtr((mu - np.log(np.maximum(grid, 1e-9))) / sigma)
     survival[grid < low] = 1.0
+    survival -= survival[-1] if none_longer else 0.0
     pieces = np.diff(grid) * (survival[:-1] + survival[1:]) / 2
     beyond = np.append(np.cumsum(pieces[::-1])[::-1], 0.0)
     target = share * np.interp(age, grid, beyond)
@@ -206,36 +258,58 @@ def _sample_present(
     config: WorkloadConfig, known: InformationState, rng: np.random.Generator
 ) -> npt.NDArray[Any]:
     """Draw the run times and start-up times of the present pods, given how long they have run."""
+    jobs = int(known.job.max(initial=-1)) + 1
+    share = (1.0 - rng.random(jobs))[known.job]  # pods of one job run for the same time
+    return _present(config, known, share)
+
+
+def median_future(config: WorkloadConfig, known: InformationState) -> Future:
+    """Return the future in which every present pod runs and starts up for the median of its kind, given
+    how long it has already; replicas stay as they are, and nobody else arrives."""
+    present = _present(config, known, np.full(len(known.pods), 0.5))
+    present["depart_s"] = NEVER_S
+    return Future(present, present[:0].copy(), 0)
+
+
+def _present(
+    config: WorkloadConfig, known: InformationState, share: Floats
+) -> npt.NDArray[Any]:
+    """Return the present pods with run times and start-up times at a share of what may be, (P,)."""
     pods, live, now = known.pods.copy(), known.live, known.now_s
-    share = 1.0 - rng.random(len(pods))
-    group = pods["group"]
-    if (group >= 0).any():  # members of a PodGroup run for the same time
-        share = np.where(group >= 0, (1.0 - rng.random(group.max() + 1))[group], share)
+    jobs = int(known.job.max(initial=-1)) + 1
     span = now - live["since_s"]
     running = live["status"] == RUNNING
     done = live["done_s"] + np.where(running, np.maximum(span - live["overhead_s"], 0), 0)
-    pods["duration_s"] = np.where(pods["online"], 0, _run_times(config, known, done, share))
+    longest = np.zeros(jobs, np.int64)
+    np.maximum.at(longest, known.job, done)
+    run_s = _run_times(config, known, longest[known.job], share)
+    pods["duration_s"] = np.where(pods["online"], 0, run_s)
     started = np.where(live["status"] == STARTING, span, 0).astype(np.float64)
     pods["start_s"] = np.where(pods["online"], _start_up(config, started, share), 0)
     return pods
 
 
 def _run_times(config: WorkloadConfig, known: InformationState, done: Ints, share: Floats) -> Ints:
-    """Return run times of batch pods, (P,) whole seconds above what they have done."""
+    """Return run times of batch pods, (P,) whole seconds above what their jobs have done.
+
+    A job without checkpoints is none that runs for long.
+    """
     age, low, high = done.astype(np.float64), config.min_duration_s, config.max_duration_s
-    large = (known.pods["gpus"] > 2) | (known.pods["group"] >= 0)
+    large = (known.pods["gpus"] > 2) | (known.pods["group"] >= 0) | known.elastic
+    short = (known.pods["checkpoint_s"] == 0) & (age < LONG_JOB_S) & (high > LONG_JOB_S)
     mu = np.where(large, config.large_job_mu, config.small_job_mu)
     sigma = np.maximum(np.where(large, config.large_job_sigma, config.small_job_sigma), 1e-6)
-    total = log_normal_beyond(mu, sigma, np.where(age < low, 0.0, age), share)
+    most = np.where(short, LONG_JOB_S, math.inf)
+    total = log_normal_beyond(mu, sigma, np.where(age < low, 0.0, age), share, most)
     total = np.clip(total, low, high)
     if config.initial_jobs:
         found = known.pods["arrive_s"] == known.begin_s
-        for size in (False, True):
-            rows = np.flatnonzero(found & (large == size) & (age < high))
+        for size, bound in product((False, True), (False, True)):
+            rows = np.flatnonzero(found & (large == size) & (short == bound) & (age < high))
             if len(rows):
-                total[rows] = remaining_beyond(
-                    float(mu[rows[0]]), float(sigma[rows[0]]), low, high, age[rows], share[rows]
-                )
+                law = float(mu[rows[0]]), float(sigma[rows[0]])
+                top = LONG_JOB_S if bound else high
+                total[rows] = remaining_beyond(law, low, top, age[rows], share[rows], bound)
     # Longer than any job of the model: as likely to go on for its age again as not.
     total = np.where(age >= high, np.minimum(age / share, 10 * age), total)
     whole: Ints = np.maximum(np.ceil(total).astype(np.int64), done + 1)
@@ -331,17 +405,10 @@ def _jobs(
     config: WorkloadConfig, known: InformationState, jobs: BatchJobs, rng: np.random.Generator
 ) -> tuple[npt.NDArray[Any], int]:
     """Return jobs as pods, groups and budgets from 0 on, and how many budgets there are."""
-    attributes = draw_attributes(config, jobs.pods, rng.spawn(3))
-    job = np.repeat(np.arange(len(jobs)), jobs.pods)
-    grouped = jobs.pods > 1
-    pods = blank(len(job), POD_DTYPE)
-    pods["arrive_s"], pods["depart_s"] = jobs.submit_s[job], NEVER_S
-    pods["duration_s"], pods["gpus"] = jobs.duration_s[job], jobs.gpus[job]
+    attributes = draw_attributes(config, jobs, rng.spawn(5))
+    columns = batch_columns(jobs, attributes)
+    pods = blank(len(columns["gpus"]), POD_DTYPE)
+    for name, column in columns.items():
+        pods[name] = column
     pods["cores"] = pods["gpus"] * known.cores_per_gpu
-    pods["batch_class"] = attributes.batch_class[job]
-    pods["priority"] = np.array(BATCH_PRIORITIES)[attributes.batch_class[job]]
-    pods["preemptible"] = attributes.preemptible[job]
-    pods["checkpoint_s"] = attributes.checkpoint_s[job]
-    pods["group"] = np.where(grouped, np.cumsum(grouped) - 1, -1)[job]
-    pods["pdb"] = attributes.pdb[job]
     return pods, attributes.num_pdbs

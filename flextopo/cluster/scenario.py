@@ -77,7 +77,7 @@ class LossWeights:
         eviction_h: fixed charge in hours an evicted GPU.
         expected_start_s: what an evicted replica takes to start up elsewhere.
         expected_service_h: for how long a choice counts an unaligned placement; about the mean
-            life of an online replica in the generated workload.
+            life of a replica that the generated workload adds (1.95 h on 16 servers of 8 GPUs).
     """
 
     waiting: float = 1.0
@@ -90,7 +90,7 @@ class LossWeights:
     idle: float = 1.0
     eviction_h: float = 0.05
     expected_start_s: float = 90.0
-    expected_service_h: float = 4.0
+    expected_service_h: float = 2.0
 
     def __post_init__(self) -> None:
         for spec in fields(self):

@@ -83,7 +83,8 @@ def make_tape(config: ComparisonConfig, fleet: Fleet, seed: int) -> tuple[Tape, 
     shape = {"gpus_per_server": fleet.gpus_per_server, "cores_per_gpu": fleet.cores_per_gpu}
     if config.services is None or config.batch is None:
         tape = generate_tape(config.workload, fleet.num_gpus, seed, **shape)
-        return tape, "generated workload"
+        cut = f"; seed {seed}: {tape.notes}" if tape.notes else ""
+        return tape, f"generated workload{cut}"
     services, jobs = read_traces(config.services, config.batch)
     tape, report = tape_from_traces(services, jobs, config.workload, fleet.num_gpus, seed, **shape)
     return tape, str(report)

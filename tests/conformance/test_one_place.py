@@ -82,7 +82,7 @@ SCRATCH = """    scratch: Annotated[
 MARKS = """    marks: Annotated[npt.NDArray[np.int64], Array(np.int64, ("nodes",), Kind.SCRATCH)]
 """
 FIELD = """    "batch_class": Field("i1","""
-COLUMN = """        "group": join(-1, group[job]),
+COLUMN = """        "group": join(-1, batch["group"]),
 """
 FEATURE = """CANDIDATE_FEATURES: dict[str, str] = {
 """

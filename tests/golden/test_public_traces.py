@@ -77,9 +77,9 @@ def test_services_and_jobs_fill_a_cluster(server: str, servers: int) -> None:
     num_gpus = servers * model.num_gpus
     cores = model.num_cores // model.num_gpus - 1
     config = WorkloadConfig()
-    # The load ends at a whole job: off by half of the largest at most, 8 GPUs for a day.
-    half_job = 0.5 * 8 / num_gpus * 24 / 36
-    occupancy, added = [], []
+    # Jobs count with their source's mean, and the load ends at a whole one.
+    half_job = 0.5 * 32_000 / (num_gpus * 36 * 3600)
+    occupancy, added, batch = [], [], []
     for seed in range(20):
         tape, report = tape_from_traces(
             services, jobs, config, num_gpus, seed, model.num_gpus, cores
@@ -87,13 +87,17 @@ def test_services_and_jobs_fill_a_cluster(server: str, servers: int) -> None:
         assert report.load == pytest.approx(0.65, abs=half_job)
         assert len(report.jobs) == 2
         np.testing.assert_array_equal(tape.pods["cores"], tape.pods["gpus"] * cores)
-        online = tape.pods["online"]
-        span = np.minimum(tape.pods["depart_s"], tape.end_s) - np.maximum(tape.pods["arrive_s"], 0)
-        gpu_s = (np.clip(span, 0, None) * tape.pods["gpus"])[online].sum()
-        occupancy.append(gpu_s / (num_gpus * tape.end_s))
+        online, begin = tape.pods["online"], tape.pods["arrive_s"]
+        leaves = np.where(online, tape.pods["depart_s"], begin + tape.pods["duration_s"])
+        span = np.minimum(leaves, tape.end_s) - np.maximum(begin, 0)
+        gpu_s = np.clip(span, 0, None) * tape.pods["gpus"] / (num_gpus * tape.end_s)
+        occupancy.append(gpu_s[online].sum())
+        batch.append(gpu_s[~online].sum())
         added.append(
             (online & (tape.pods["arrive_s"] >= 0)).sum() / (tape.pods["service"].max() + 1)
         )
     # The peak is 0.6 of the GPUs, and the services' mean is 0.4-0.6 of their common peak.
     assert 0.2 < np.mean(occupancy) < 0.5
     assert 3 < np.mean(added) < 15
+    # What the jobs would hold in the account if none had to wait.
+    assert np.mean(batch) == pytest.approx(0.65, abs=3 * np.std(batch) / 20**0.5)

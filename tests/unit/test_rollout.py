@@ -13,6 +13,7 @@ from flextopo.baselines import rollout as rolling
 from flextopo.baselines.futures import (
     Future,
     InformationState,
+    find_jobs,
     log_normal_beyond,
     remaining_beyond,
     sample_futures,
@@ -32,6 +33,7 @@ from flextopo.cluster.workload.tape import Tape
 
 SERVERS = "4*rtx4090"
 MODEL = WorkloadConfig()
+SERVICE = ("service", "gpus", "deadline_s", "sensitivity")
 
 
 def stop_at(tape: Tape, fleet: Fleet, decision: int) -> tuple[Simulator, Pod]:
@@ -149,6 +151,56 @@ def test_futures_agree_with_what_is_known() -> None:
     assert len(drawn) == len({future.arrivals.tobytes() for future in futures}) == 12
 
 
+LONG = replace(MODEL, elastic_share=0.6, spot_share=0.5, batch_load=1.0)
+
+
+def test_the_workers_of_a_job_are_known_and_run_for_the_same_time() -> None:
+    sim, _ = stop_at(*tapes.make_tape("16*rtx4090", 5, LONG), 4)
+    known = InformationState.of(sim)
+    truth = sim.tape.pods[known.rows]["duration_s"]
+    jobs = np.unique(known.job[known.elastic])
+    # Jobs in progress at the record's begin share their second, and may look like one.
+    later = np.unique(known.job[known.elastic & (known.pods["arrive_s"] > known.begin_s)])
+    assert len(later) > 3
+    for job in later:
+        assert len(set(truth[known.job == job].tolist())) == 1
+    futures = sample_futures(LONG, known, 6, 14400, 43200, np.random.default_rng(0))
+    lengths = [{f.present["duration_s"][known.job == job][0] for f in futures} for job in jobs]
+    assert any(len(drawn) > 1 for drawn in lengths)
+    for future in futures:
+        for job in jobs:
+            assert len(set(future.present["duration_s"][known.job == job].tolist())) == 1
+
+
+def test_jobs_that_come_in_one_second_are_told_apart() -> None:
+    alike = {"arrive_s": 5, "duration_s": 100, "gpus": 2}
+    group = {**alike, "group": 0}
+    tape = tapes.hand_tape(
+        [alike, alike, {**alike, "checkpoint_s": 60}, {**alike, "gpus": 4}, group, group], 1000
+    )
+    job, elastic = find_jobs(tape.pods)
+    assert job.tolist() == [0, 0, 1, 2, 3, 3]
+    assert elastic.tolist() == [True, True, False, False, False, False]
+
+
+def test_futures_have_long_elastic_and_guaranteed_jobs() -> None:
+    sim, _ = stop_at(*tapes.make_tape("16*rtx4090", 5, LONG), 4)
+    known = InformationState.of(sim)
+    futures = sample_futures(LONG, known, 40, 14400, 43200, np.random.default_rng(0))
+    batch = known.pods["online"] == 0
+    present = np.concatenate([future.present[batch] for future in futures])
+    coming = np.concatenate([future.arrivals for future in futures])
+    jobs, replicas = coming[~coming["online"]], coming[coming["online"]]
+    for pods in (present, jobs):
+        assert 86400 < pods["duration_s"].max() <= 2592000
+        assert pods["duration_s"][pods["checkpoint_s"] == 0].max() <= 86400
+    assert set(jobs["protection_s"].tolist()) == {0, 3600}
+    assert find_jobs(jobs)[1].any()
+    assert not np.isin(jobs["gpus"], (4, 8)).all()
+    asked = {tuple(p) for p in sim.tape.pods[sim.tape.pods["online"]][list(SERVICE)].tolist()}
+    assert {tuple(p) for p in replicas[list(SERVICE)].tolist()} <= asked
+
+
 def test_the_newest_replica_leaves_first() -> None:
     counts = np.array([[[3, 1, 2]]])
     runs = replica_runs(counts, np.array([3]), np.array([True]), 600, np.random.default_rng(0))
@@ -192,14 +244,33 @@ def test_run_times_given_an_age_are_those_of_jobs_that_ran_so_long(age: float) -
         assert np.quantile(found, q) == pytest.approx(truth, rel=0.06)
 
 
+@pytest.mark.parametrize("age", [0.0, 500.0, 20_000.0])
+def test_run_times_up_to_a_longest_are_those_of_jobs_that_ran_no_longer(age: float) -> None:
+    rng = np.random.default_rng(1)
+    drawn = np.exp(9.12 + 2.76 * rng.standard_normal(800_000))
+    drawn = drawn[drawn <= 86400]
+    n = 20_000
+    mu, sigma, share = np.full(n, 9.12), np.full(n, 2.76), 1 - rng.random(n)
+    found = log_normal_beyond(mu, sigma, np.full(n, age), share, 86400.0)
+    assert found.max() <= 86400 * (1 + 1e-9)
+    for q in (0.1, 0.5, 0.9):
+        truth = np.quantile(survivors(drawn, age), q)
+        assert np.quantile(found, q) == pytest.approx(truth, rel=0.06)
+
+
 @pytest.mark.parametrize("age", [0.0, 10_000.0])
-def test_what_remains_of_jobs_in_progress_is_length_biased(age: float) -> None:
+@pytest.mark.parametrize(("high", "none_longer"), [(86400, False), (86400, True), (2592000, False)])
+def test_what_remains_of_jobs_in_progress_is_length_biased(
+    age: float, high: int, none_longer: bool
+) -> None:
     rng = np.random.default_rng(2)
-    drawn = np.clip(np.exp(9.12 + 2.76 * rng.standard_normal(200_000)), 60, 86400)
+    drawn = np.exp(9.12 + 2.76 * rng.standard_normal(400_000))
+    drawn = np.clip(drawn[drawn <= high] if none_longer else drawn, 60, high)
     biased = rng.choice(drawn, 200_000, p=drawn / drawn.sum())
     remains = survivors(biased * (1 - rng.random(len(biased))), age)
     n = 20_000
-    found = remaining_beyond(9.12, 2.76, 60, 86400, np.full(n, age), 1 - rng.random(n))
+    share = 1 - rng.random(n)
+    found = remaining_beyond((9.12, 2.76), 60, high, np.full(n, age), share, none_longer)
     for q in (0.1, 0.5, 0.9):
         assert np.quantile(found, q) == pytest.approx(np.quantile(remains, q), rel=0.06)
 

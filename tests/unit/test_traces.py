@@ -347,7 +347,43 @@ def test_a_trace_too_thin_for_the_load_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_durations_are_cut_as_in_the_generator() -> None:
     jobs = make_jobs()
     duration = np.where(np.arange(len(jobs)) % 2, 1, 10**6)
-    tape, _ = tape_from_traces(
-        make_services(), replace(jobs, duration_s=duration), WorkloadConfig(), 512, 0
+    config = WorkloadConfig(max_duration_s=86400, initial_jobs=False)
+    tape, report = tape_from_traces(
+        make_services(), replace(jobs, duration_s=duration), config, 512, 0
     )
-    assert set(tape.pods["duration_s"][new_batch(tape)].tolist()) == {60, 86400}
+    run_s = tape.pods["duration_s"][new_batch(tape)]
+    assert set(run_s.tolist()) == {60, 86400}
+    longest, every = (run_s == 86400).sum(), len(run_s)
+    cut = f"{longest} of {every} jobs cut at 1 day, {every - longest} of {every} jobs lengthened"
+    assert f"; 2 left out; {cut} to 60 s." in report.jobs[0]
+    assert tape.notes == f"{cut} to 60 s"
+
+
+def test_what_no_trace_records_is_drawn_as_in_the_generator() -> None:
+    config = WorkloadConfig(elastic_share=1.0, spot_share=1.0, backoff_s=7, initial_jobs=False)
+    tape, _ = tape_from_traces(make_services(), make_jobs(gpus=8), config, 128, 0)
+    batch = tape.pods[new_batch(tape)]
+    assert set(batch["gpus"].tolist()) == {2}
+    assert (batch["group"] == -1).all()
+    low = (batch["batch_class"] == 0) & batch["preemptible"]
+    np.testing.assert_array_equal(batch["protection_s"], np.where(low, 3600, 0))
+    online = tape.pods[tape.pods["online"]]
+    assert len(set(online["deadline_s"].tolist())) > 1
+    assert len(set(online["sensitivity"].tolist())) > 1
+    assert tape.backoff_s == 7
+
+
+def test_one_endless_job_does_not_make_the_whole_load() -> None:
+    """Jobs count with the mean of their source, or a day with a long one would have no other."""
+    jobs = make_jobs(per_day=1000)
+    duration = np.where(np.arange(len(jobs)) % 500 == 0, 20 * DAY, 600)
+    config = WorkloadConfig(initial_jobs=False)
+    counts = []
+    for seed in range(8):
+        tape, report = tape_from_traces(
+            make_services(), replace(jobs, duration_s=duration), config, 128, seed
+        )
+        assert report.load == pytest.approx(0.65, abs=0.01)
+        counts.append(int(new_batch(tape).sum()))
+    mean_gpu_s = 2 * duration.mean()
+    assert counts == pytest.approx([0.65 * 128 * 36 * 3600 / mean_gpu_s] * 8, abs=1.01)

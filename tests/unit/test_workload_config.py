@@ -26,7 +26,10 @@ DEFAULT = WorkloadConfig()
         ({"residual_sd": math.nan}, "residual_sd = nan; legal: 0 to 5"),
         ({"residual_phi": "0.7"}, "residual_phi = '0.7'; legal: 0 to 0.999"),
         ({"services": 0}, "services = 0; legal: a whole number 1 to"),
-        ({"start_p90_s": 10.0}, "start_p90_s = 10.0; legal: start_p50_s = 23.0 or more"),
+        ({"start_p90_s": 10.0}, "start_p90_s = 10.0; legal: start_p50_s = 90.0 or more"),
+        ({"deadline_min_s": 301}, "deadline_max_s = 300; legal: deadline_min_s = 301+"),
+        ({"backoff_s": 361}, "backoff_s = 361; legal: a whole number 0 to 360"),
+        ({"sensitivity_mix": (1.0,)}, "legal: 4 numbers, 0 or more, of sum 1"),
         ({"none_share": 0.6}, "none_share = 0.6; legal: 0 to 0.5"),
         ({"replica_gpu_mix": (0.5, 0.5)}, "legal: 4 numbers, 0 or more, of sum 1"),
         ({"replica_gpu_mix": (2.0, -1.0, 0.0, 0.0)}, "legal: 4 numbers, 0 or more, of sum 1"),
@@ -54,7 +57,7 @@ def test_randomised_draws_each_range_and_keeps_the_rest() -> None:
     base = replace(DEFAULT, horizon_h=6.0, pdb_share=0.3)
     drawn = [randomised(seed, base) for seed in range(200)]
     assert drawn[:3] == [randomised(seed, base) for seed in range(3)]
-    mixes = ("batch_gpu_mix", "replica_gpu_mix")
+    mixes = ("batch_gpu_mix", "replica_gpu_mix", "sensitivity_mix")
     for spec in fields(base):
         values = [getattr(config, spec.name) for config in drawn]
         train = spec.metadata.get("train")

@@ -1,15 +1,15 @@
-"""Batch jobs: when they arrive, how long they run, and what an eviction costs them."""
+"""Batch jobs: when they arrive and how long they run."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.workload.config import CHECKPOINT_S, REPLICA_GPUS, WorkloadConfig
+from flextopo.cluster.workload.config import REPLICA_GPUS, WorkloadConfig
 
 GROUP_SIZES = (2, 3, 4)
 """Pods of a PodGroup, equally likely."""
@@ -17,8 +17,11 @@ GROUP_SIZES = (2, 3, 4)
 GROUP_SERVERS = 4
 """A cluster with fewer servers' worth of GPUs gets no PodGroups: the largest would not fit."""
 
-PODS_PER_BUDGET = 10
-"""Pods that share one PodDisruptionBudget, about; each budget allows one disruption at a time."""
+POOL = 16384
+"""Jobs drawn to find those in progress: a few hundred long ones hold most of the time."""
+
+MOST_S = 2**40
+"""Run times as they were wanted are written down up to this."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -36,6 +39,8 @@ class BatchJobs:
         source: (J,) int64, index into `sources`; each source has a clock of its own.
         sources: names of the sources.
         notes: for each source what its reader changed or left out, "" = nothing.
+        wanted_s: (J,) int64, run time before it was cut, and from the job's start where only the
+            rest of it is played; not given = `duration_s`.
     """
 
     submit_s: Ints
@@ -45,6 +50,11 @@ class BatchJobs:
     source: Ints
     sources: tuple[str, ...] = ("generator",)
     notes: tuple[str, ...] = ("",)
+    wanted_s: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.wanted_s) != len(self.duration_s):
+            object.__setattr__(self, "wanted_s", self.duration_s)
 
     def __len__(self) -> int:
         return len(self.submit_s)
@@ -63,26 +73,8 @@ class BatchJobs:
             gpus=self.gpus[rows],
             pods=self.pods[rows],
             source=self.source[rows],
+            wanted_s=self.wanted_s[rows],
         )
-
-
-@dataclass(frozen=True)
-class BatchAttributes:
-    """What an eviction of each job costs; drawn, since no public trace records it. J rows.
-
-    Attributes:
-        batch_class: (J,) int64, 0 low, 1 middle.
-        preemptible: (J,) bool.
-        checkpoint_s: (J,) int64, 0 = no checkpoints.
-        pdb: (J,) int64, budget index, -1 = none.
-        num_pdbs: number of budgets.
-    """
-
-    batch_class: Ints
-    preemptible: npt.NDArray[np.bool_]
-    checkpoint_s: Ints
-    pdb: Ints
-    num_pdbs: int
 
 
 @dataclass(frozen=True)
@@ -170,6 +162,18 @@ def cut_durations(durations: npt.NDArray[np.floating] | Ints, config: WorkloadCo
     return whole.astype(np.int64)
 
 
+def cut_notes(jobs: BatchJobs, config: WorkloadConfig) -> str:
+    """Say how many jobs `cut_durations` has changed, "" = none."""
+    longer = int((jobs.wanted_s > config.max_duration_s).sum())
+    shorter = int((jobs.wanted_s < config.min_duration_s).sum())
+    days = f"{config.max_duration_s / 86400:.3g}"
+    counts = (
+        (longer, f"cut at {days} day{'s' * (days != '1')}"),
+        (shorter, f"lengthened to {config.min_duration_s} s"),
+    )
+    return ", ".join(f"{n} of {len(jobs)} jobs {what}" for n, what in counts if n)
+
+
 def generate_jobs(
     config: WorkloadConfig,
     num_gpus: int,
@@ -200,14 +204,14 @@ def generate_jobs(
     if not config.initial_jobs:
         return jobs
     filled = config.batch_load * num_gpus
-    pool = np.full(4096 + math.ceil(4 * filled), begin_s, np.int64)
+    pool = np.full(POOL + math.ceil(4 * filled), begin_s, np.int64)
     running = jobs_in_progress(_draw_jobs(config, kinds, pool, rng[3]), filled, begin_s, rng[3])
     return join_jobs(running, jobs)
 
 
 def join_jobs(first: BatchJobs, second: BatchJobs) -> BatchJobs:
     """Return the rows of `first`, then those of `second`, which has the same sources."""
-    names = ("submit_s", "duration_s", "gpus", "pods", "source")
+    names = ("submit_s", "duration_s", "gpus", "pods", "source", "wanted_s")
     both: dict[str, Any] = {
         name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names
     }
@@ -218,10 +222,15 @@ def _draw_jobs(
     config: WorkloadConfig, kinds: _JobKinds, submit_s: Ints, rng: np.random.Generator
 ) -> BatchJobs:
     kind = rng.choice(len(kinds.share), size=len(submit_s), p=kinds.share)
-    wanted = kinds.mu[kind] + kinds.sigma[kind] * rng.standard_normal(len(kind))
-    duration = cut_durations(np.exp(wanted), config)
-    source = np.zeros(len(kind), np.int64)
-    return BatchJobs(submit_s, duration, kinds.gpus[kind], kinds.pods[kind], source)
+    wanted = np.exp(kinds.mu[kind] + kinds.sigma[kind] * rng.standard_normal(len(kind)))
+    return BatchJobs(
+        submit_s,
+        cut_durations(wanted, config),
+        kinds.gpus[kind],
+        kinds.pods[kind],
+        source=np.zeros(len(kind), np.int64),
+        wanted_s=np.rint(np.minimum(wanted, MOST_S)).astype(np.int64),
+    )
 
 
 def _arrivals(
@@ -271,7 +280,7 @@ def jobs_in_progress(
     return replace(running, submit_s=begin, duration_s=left)
 
 
-def nearest_prefix(cumulative: Ints, target: float) -> int:
+def nearest_prefix(cumulative: Ints | Floats, target: float) -> int:
     """Return how many leading items sum to the nearest of `target`.
 
     Stopping before the item that crosses the line would fall short by half an item on average.
@@ -281,30 +290,3 @@ def nearest_prefix(cumulative: Ints, target: float) -> int:
         before = cumulative[count - 1] if count else 0
         count += bool(cumulative[count] - target < target - before)
     return count
-
-
-def draw_attributes(
-    config: WorkloadConfig, pods: Ints, rng: list[np.random.Generator]
-) -> BatchAttributes:
-    """Draw class, preemptibility, checkpoint interval and budget of each job.
-
-    Args:
-        config: the shares.
-        pods: (J,) int64, pods of each job; only single pods fall under a budget.
-        rng: three generators: class and preemptibility, checkpoints, budgets.
-
-    Returns:
-        The attributes, one row a job.
-    """
-    jobs = len(pods)
-    low, protected = rng[0].random((2, jobs))
-    batch_class = (low >= config.low_class_share).astype(np.int64)
-    preemptible = (batch_class > 0) | (protected >= config.low_protected_share)
-    interval = rng[1].choice(len(CHECKPOINT_S), size=jobs, p=config.checkpoint_mix)
-    under = np.flatnonzero((rng[2].random(jobs) < config.pdb_share) & (pods == 1))
-    num_pdbs = math.ceil(len(under) / PODS_PER_BUDGET)
-    pdb = np.full(jobs, -1, np.int64)
-    pdb[under] = rng[2].permutation(np.arange(len(under)) % max(num_pdbs, 1))
-    return BatchAttributes(
-        batch_class, preemptible, np.array(CHECKPOINT_S)[interval], pdb, num_pdbs
-    )

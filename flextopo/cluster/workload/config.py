@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.scenario import SENSITIVITIES
+from flextopo.cluster.workload.tape import MAX_BACKOFF_S
 
 REPLICA_GPUS = (1, 2, 4, 8)
 """GPUs of an online replica or a batch pod, in the order of the mixes."""
@@ -82,14 +84,32 @@ class WorkloadConfig:
     burst_factor: float = _number(2.0, 1, 100, "rate multiple in a burst of 10 min", (1.3, 3))
     burst_share: float = _number(0.01, 0, 1, "share of 10-min steps with a burst")
     scale_down_s: int = _number(1800, 0, 86400, "s at a lower demand before scaling", (300, 3600))
-    start_p50_s: float = _number(23.0, 0, 86400, "s, median start-up of a diffusion-model replica")
-    start_p90_s: float = _number(42.0, 0, 86400, "s, 90th percentile of the same")
-    start_factor: float = _number(1.0, 0, 1000, "start-up multiple: LLMs load longer", (1, 5))
+    start_p50_s: float = _number(
+        90.0, 0, 86400, "s, median start-up of an LLM replica: 59-294 s in vLLM issues 19824, 20264"
+    )
+    start_p90_s: float = _number(240.0, 0, 86400, "s, 90th percentile of the same")
+    start_factor: float = _number(
+        1.0, 0, 1000, "start-up multiple: 0.1 = a snapshot restored in 10 s, 2.4 = a 70B model",
+        (0.1, 2.4),
+    )  # fmt: skip
     replica_gpu_mix: tuple[float, ...] = _shares(
         (0.4, 0.3, 0.2, 0.1), "share of services with 1, 2, 4, 8 GPUs a replica: assumption"
     )
     guaranteed_share: float = _number(0.5, 0, 1, "share of services with requirement guaranteed")
     none_share: float = _number(0.0, 0, 1, "share of services without one; the rest best-effort")
+    deadline_min_s: int = _number(
+        30,
+        1,
+        86400,
+        "s, shortest deadline of a service to place, log-uniform: assumption",
+        (15, 60),
+    )
+    deadline_max_s: int = _number(300, 1, 86400, "s, longest one: assumption", (120, 600))
+    sensitivity_mix: tuple[float, ...] = _shares(
+        (0.2, 0.5, 0.2, 0.1),
+        f"share of services that are {', '.join(SENSITIVITIES)}: assumption; a replica of one GPU "
+        "is never linked but resident",
+    )
 
     batch_load: float = _number(
         0.65, 0, 10, "GPU-s asked for by batch jobs a GPU-s of the cluster", (0.4, 1.2)
@@ -102,7 +122,10 @@ class WorkloadConfig:
     large_job_mu: float = _number(9.12, 0, 20, "log s, jobs of 4-8 GPUs, log-normal", (8.9, 9.8))
     large_job_sigma: float = _number(2.76, 0, 10, "log s, jobs of 4-8 GPUs", (2.5, 2.9))
     min_duration_s: int = _number(60, 1, 10**7, "s; shorter jobs are lengthened to it")
-    max_duration_s: int = _number(86400, 1, 10**7, "s; longer jobs are cut to it: one day")
+    max_duration_s: int = _number(
+        2592000, 1, 10**7, "s; longer jobs are cut to it, and counted: 30 days; 6 % of jobs over 3 "
+        "days hold 78 % of GPU-time (Philly), P99 is 19.8 days (GFS, arXiv 2509.11134)",
+    )  # fmt: skip
     hour_factors: tuple[float, ...] = _shares(
         SPOT_HOUR_FACTORS, "batch arrival rate of each hour of the day over the mean", mix=False
     )
@@ -113,17 +136,35 @@ class WorkloadConfig:
     low_class_share: float = _number(0.6, 0, 1, "jobs of class low; the rest middle")
     low_protected_share: float = _number(0.1, 0, 1, "low jobs that must not be preempted")
     checkpoint_mix: tuple[float, ...] = _shares(
-        (0.4, 0.25, 0.15, 0.2), "jobs with a checkpoint each 15, 30, 60 min or none: assumption"
+        (0.4, 0.25, 0.15, 0.2),
+        "jobs with a checkpoint each 15, 30, 60 min or none: assumption; jobs over a day drawn "
+        "without have one each 60 min: assumption",
     )
     group_share: float = _number(
         0.1, 0, 1, "batch GPU-hours in PodGroups of 2-4 whole servers", (0, 0.2)
     )
     pdb_share: float = _number(0.1, 0, 1, "single batch pods under a disruption budget: assumption")
+    elastic_share: float = _number(
+        0.1, 0, 1, "single pods of 4 or 8 GPUs that are pods of 2 instead, each evicted by itself: "
+        "assumption", (0, 0.3),
+    )  # fmt: skip
+    spot_share: float = _number(
+        0.2, 0, 1, "preemptible low jobs with a guaranteed duration, as GFS's spot tasks (arXiv "
+        "2509.11134): assumption", (0, 0.5),
+    )  # fmt: skip
+    spot_guaranteed_s: int = _number(
+        3600, 0, 10**7, "s after each start that they are no victims: assumption; Meta's research "
+        "clusters: 2 h (arXiv 2410.21680)", (0, 7200),
+    )  # fmt: skip
     initial_jobs: bool = field(
         default=True, metadata={"doc": "start with jobs in progress: a steady state sooner"}
     )
     grace_s: int = _number(30, 0, 3600, "s from an eviction to free resources", (0, 120))
     restart_s: int = _number(60, 0, 86400, "s of work repeated after an eviction: assumption")
+    backoff_s: int = _number(
+        10, 0, MAX_BACKOFF_S, "s out of the queue after a first eviction, doubling to "
+        f"{MAX_BACKOFF_S}: Kubernetes' job controller", (0, 60),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -150,6 +191,8 @@ class WorkloadConfig:
             _fail("max_duration_s", self.max_duration_s, f"min_duration_s = {self.min_duration_s}+")
         if self.start_p90_s < self.start_p50_s or (self.start_p90_s > 0 == self.start_p50_s):
             _fail("start_p90_s", self.start_p90_s, f"start_p50_s = {self.start_p50_s} or more")
+        if self.deadline_max_s < self.deadline_min_s:
+            _fail("deadline_max_s", self.deadline_max_s, f"deadline_min_s = {self.deadline_min_s}+")
         if self.guaranteed_share + self.none_share > 1 + 1e-9:
             _fail("none_share", self.none_share, f"0 to {1 - self.guaranteed_share:g}")
 
@@ -176,8 +219,8 @@ def randomised(seed: int, base: WorkloadConfig | None = None) -> WorkloadConfig:
     """Draw a workload for randomised training around `base`.
 
     Numbers are uniform in their field's training range; the batch GPU mix lies uniformly between
-    `base`'s and Philly's; the replica GPU mix is Dirichlet around `base`'s with concentration 10.
-    Fields without a range keep `base`'s value.
+    `base`'s and Philly's; the mixes of replica GPUs and of sensitivities are Dirichlet around
+    `base`'s with concentration 10. Fields without a range keep `base`'s value.
 
     Args:
         seed: of the draw; equal seeds give equal configurations.
@@ -197,6 +240,7 @@ def randomised(seed: int, base: WorkloadConfig | None = None) -> WorkloadConfig:
     to_philly = rng.random()
     mix = (1 - to_philly) * np.array(base.batch_gpu_mix) + to_philly * np.array(PHILLY_GPU_MIX)
     drawn["batch_gpu_mix"] = tuple((mix / mix.sum()).tolist())
-    alpha = 10 * np.array(base.replica_gpu_mix) + 1e-3
-    drawn["replica_gpu_mix"] = tuple(rng.dirichlet(alpha).tolist())
+    for name in ("replica_gpu_mix", "sensitivity_mix"):
+        alpha = 10 * np.array(getattr(base, name)) + 1e-3
+        drawn[name] = tuple(rng.dirichlet(alpha).tolist())
     return replace(base, **drawn)

@@ -8,14 +8,10 @@ import numpy as np
 
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.state.pods import TopologyRequirement
-from flextopo.cluster.state.schema import NEVER_S, pod_table
+from flextopo.cluster.state.schema import DEADLINE_S, NEVER_S, pod_table
 from flextopo.cluster.topology.model import MAX_GPUS
-from flextopo.cluster.workload.batch_jobs import (
-    BatchAttributes,
-    BatchJobs,
-    draw_attributes,
-    generate_jobs,
-)
+from flextopo.cluster.workload.batch_jobs import BatchJobs, cut_notes, generate_jobs
+from flextopo.cluster.workload.batch_pods import BatchAttributes, batch_columns, draw_attributes
 from flextopo.cluster.workload.config import WorkloadConfig, randomised
 from flextopo.cluster.workload.online_demand import (
     STEP_S,
@@ -25,7 +21,7 @@ from flextopo.cluster.workload.online_demand import (
     replica_pods,
     service_rates,
 )
-from flextopo.cluster.workload.tape import BATCH_PRIORITIES, ONLINE_PRIORITY, Tape
+from flextopo.cluster.workload.tape import ONLINE_PRIORITY, Tape
 
 __all__ = ["WorkloadConfig", "generate_tape", "randomised"]
 
@@ -47,6 +43,20 @@ class Streams(NamedTuple):
     budgets: np.random.Generator
     service_stretch: np.random.Generator
     job_stretch: np.random.Generator
+    deadlines: np.random.Generator
+    sensitivities: np.random.Generator
+    elastic: np.random.Generator
+    spot: np.random.Generator
+
+    @property
+    def of_replicas(self) -> list[np.random.Generator]:
+        """What `replica_pods` draws from."""
+        return [self.services, self.seconds, self.start_up, self.deadlines, self.sensitivities]
+
+    @property
+    def of_attributes(self) -> list[np.random.Generator]:
+        """What `draw_attributes` draws from."""
+        return [self.classes, self.checkpoints, self.budgets, self.elastic, self.spot]
 
     @classmethod
     def from_seed(cls, seed: int) -> Streams:
@@ -89,9 +99,7 @@ def generate_tape(
     rng = Streams.from_seed(seed)
     warmup, account = num_steps(config)
     rates = service_rates(config, num_services(config, num_gpus), [rng.residuals, rng.bursts])
-    online = replica_pods(
-        rates, config, num_gpus, gpus_per_server, [rng.services, rng.seconds, rng.start_up]
-    )
+    online = replica_pods(rates, config, num_gpus, gpus_per_server, rng.of_replicas)
     jobs = generate_jobs(
         config,
         num_gpus,
@@ -127,11 +135,10 @@ def assemble_tape(
 ) -> Tape:
     """Join replicas and jobs in one table by arrival, and draw the jobs' attributes.
 
-    In one second online pods come first, then jobs in their order; members of a PodGroup are
-    neighbours.
+    In one second online pods come first, then jobs in their order; pods of a job are neighbours.
 
     Args:
-        config: shares of the attributes, grace, restart and the tape's window.
+        config: shares of the attributes, grace, restart, back-off and the tape's window.
         online: replicas.
         jobs: by submission.
         rng: streams for the attributes.
@@ -140,7 +147,7 @@ def assemble_tape(
     Returns:
         The tape.
     """
-    attributes = draw_attributes(config, jobs.pods, [rng.classes, rng.checkpoints, rng.budgets])
+    attributes = draw_attributes(config, jobs, rng.of_attributes)
     columns = _columns(online, jobs, attributes)
     order = np.argsort(columns["arrive_s"], kind="stable")
     warmup, account = num_steps(config)
@@ -155,15 +162,15 @@ def assemble_tape(
             **{name: column[order] for name, column in columns.items()},
         ),
         pdb_allowed=np.ones(attributes.num_pdbs, np.int64),
+        backoff_s=config.backoff_s,
+        notes=cut_notes(jobs, config),
     )
 
 
 def _columns(online: OnlinePods, jobs: BatchJobs, attributes: BatchAttributes) -> dict[str, Any]:
     """Return the tape's arrays before sorting: replicas, then the pods of jobs."""
-    job = np.repeat(np.arange(len(jobs)), jobs.pods)
-    is_group = jobs.pods > 1
-    group = np.where(is_group, np.cumsum(is_group) - 1, -1)
-    replicas, pods = len(online.service), len(job)
+    batch = batch_columns(jobs, attributes)
+    replicas, pods = len(online.service), len(batch["gpus"])
 
     def join(replica: Any, pod: Any) -> Any:
         both = np.empty(replicas + pods, np.asarray(pod).dtype)
@@ -171,18 +178,21 @@ def _columns(online: OnlinePods, jobs: BatchJobs, attributes: BatchAttributes) -
         return both
 
     return {
-        "arrive_s": join(online.arrive_s, jobs.submit_s[job]),
+        "arrive_s": join(online.arrive_s, batch["arrive_s"]),
         "depart_s": join(online.depart_s, NEVER_S),
-        "duration_s": join(0, jobs.duration_s[job]),
+        "duration_s": join(0, batch["duration_s"]),
         "start_s": join(online.start_s, 0),
-        "gpus": join(online.gpus, jobs.gpus[job]),
-        "priority": join(ONLINE_PRIORITY, np.array(BATCH_PRIORITIES)[attributes.batch_class[job]]),
+        "gpus": join(online.gpus, batch["gpus"]),
+        "priority": join(ONLINE_PRIORITY, batch["priority"]),
         "online": join(True, False),
         "requirement": join(online.requirement, TopologyRequirement.NONE),
-        "preemptible": join(False, attributes.preemptible[job]),
-        "batch_class": join(0, attributes.batch_class[job]),
-        "checkpoint_s": join(0, attributes.checkpoint_s[job]),
-        "group": join(-1, group[job]),
-        "pdb": join(-1, attributes.pdb[job]),
+        "deadline_s": join(online.deadline_s, DEADLINE_S),
+        "sensitivity": join(online.sensitivity, 0),
+        "preemptible": join(False, batch["preemptible"]),
+        "protection_s": join(0, batch["protection_s"]),
+        "batch_class": join(0, batch["batch_class"]),
+        "checkpoint_s": join(0, batch["checkpoint_s"]),
+        "group": join(-1, batch["group"]),
+        "pdb": join(-1, batch["pdb"]),
         "service": join(online.service, -1),
     }

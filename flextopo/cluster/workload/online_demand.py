@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.jit.kernels import kernel
+from flextopo.cluster.scenario import SENSITIVITIES
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.workload.config import REPLICA_GPUS, WorkloadConfig
@@ -19,6 +20,8 @@ STEP_S = 600
 
 P90_Z = 1.2815515655446004
 """90th percentile of the standard normal."""
+
+RESIDENT, LINKED = map(list(SENSITIVITIES).index, ("resident", "linked"))
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -35,6 +38,8 @@ class OnlinePods:
         start_s: (R,) int64, start-up time before it serves.
         gpus: (R,) int64.
         requirement: (R,) int64, a `TopologyRequirement`.
+        deadline_s: (R,) int64, by when it should have its place.
+        sensitivity: (R,) int64, a row of `scenario.SENSITIVITIES`.
     """
 
     service: Ints
@@ -43,6 +48,8 @@ class OnlinePods:
     start_s: Ints
     gpus: Ints
     requirement: Ints
+    deadline_s: Ints
+    sensitivity: Ints
 
 
 DAY_STEPS = 86400 // STEP_S
@@ -192,15 +199,21 @@ def common_n_max(rates: Floats, gpus: Ints, limit: float, config: WorkloadConfig
     return low
 
 
+def _mixed(mix: tuple[float, ...], services: int, rng: np.random.Generator) -> Ints:
+    """Draw an index into a mix for each service, (S,) int64."""
+    # Systematic sampling keeps each mix exact within one service, even with three of them.
+    points = (rng.random() + np.arange(services)) / max(services, 1)
+    drawn: Ints = np.searchsorted(np.cumsum(mix)[:-1], points, side="right").astype(np.int64)
+    rng.shuffle(drawn)
+    return drawn
+
+
 def _replica_gpus(
     config: WorkloadConfig, services: int, limit: float, per_server: int, rng: np.random.Generator
 ) -> Ints:
     """Draw the GPUs of a replica of each service, (S,) int64, none above a server's."""
-    # Systematic sampling keeps each mix exact within one service, even with three of them.
-    points = (rng.random() + np.arange(services)) / max(services, 1)
-    sizes = np.searchsorted(np.cumsum(config.replica_gpu_mix)[:-1], points, side="right")
+    sizes = _mixed(config.replica_gpu_mix, services, rng)
     gpus: Ints = np.minimum(np.array(REPLICA_GPUS)[sizes], per_server).astype(np.int64)
-    rng.shuffle(gpus)
     # Half of the peak is left to scale in, or a small cluster would run one replica each all day.
     while gpus.sum() > limit / 2 and gpus.max(initial=1) > 1:
         gpus[int(gpus.argmax())] //= 2
@@ -215,6 +228,19 @@ def _requirements(config: WorkloadConfig, services: int, rng: np.random.Generato
     requirement[guaranteed : guaranteed + none] = TopologyRequirement.NONE
     rng.shuffle(requirement)
     return requirement
+
+
+def _deadlines(config: WorkloadConfig, services: int, rng: np.random.Generator) -> Ints:
+    """Draw by when the replicas of each service should be placed, (S,) int64 s, log-uniform."""
+    low, high = math.log(config.deadline_min_s), math.log(config.deadline_max_s)
+    return np.rint(np.exp(rng.uniform(low, high, services))).astype(np.int64)
+
+
+def _sensitivities(config: WorkloadConfig, gpus: Ints, rng: np.random.Generator) -> Ints:
+    """Draw the sensitivity of services with these GPUs a replica, (S,) int64."""
+    drawn = _mixed(config.sensitivity_mix, len(gpus), rng)
+    # One GPU has no links to others.
+    return np.where((drawn == LINKED) & (gpus < 2), RESIDENT, drawn)
 
 
 def replica_pods(
@@ -234,7 +260,8 @@ def replica_pods(
         config: peak share, scale-down, start-up, mixes.
         num_gpus: GPUs of the cluster.
         gpus_per_server: no replica has more.
-        rng: three generators: service attributes, seconds inside a step, start-up times.
+        rng: five generators: service attributes, seconds inside a step, start-up times, deadlines,
+            sensitivities.
 
     Returns:
         The replicas of the whole tape.
@@ -256,6 +283,8 @@ def replica_pods(
         start_s=np.rint(start).astype(np.int64),
         gpus=gpus[service],
         requirement=requirement[service],
+        deadline_s=_deadlines(config, services, rng[3])[service],
+        sensitivity=_sensitivities(config, gpus, rng[4])[service],
     )
 
 

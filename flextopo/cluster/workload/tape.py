@@ -35,6 +35,7 @@ class Tape:
         pods: (P,) POD_DTYPE, read-only; pods of both kinds, as `schema.pod_table` makes it. Members
             of a PodGroup stand next to each other.
         pdb_allowed: (B,) int64, pods of each budget that may be disrupted at a time; read-only.
+        notes: what was cut to make it, "" = nothing.
     """
 
     end_s: int
@@ -44,6 +45,7 @@ class Tape:
     pods: npt.NDArray[Any]
     pdb_allowed: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     backoff_s: int = 0
+    notes: str = ""
 
     def __post_init__(self) -> None:
         for name, dtype in (("pods", POD_DTYPE), ("pdb_allowed", np.dtype(np.int64))):

@@ -12,6 +12,7 @@ from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.workload.batch_jobs import (
     BatchJobs,
     cut_durations,
+    cut_notes,
     jobs_in_progress,
     join_jobs,
     nearest_prefix,
@@ -38,7 +39,8 @@ class TraceReport:
     Attributes:
         services: sentence about the services.
         jobs: a sentence for each source of jobs.
-        load_found: batch GPU-seconds of the stretch a GPU-second of the cluster.
+        load_found: batch GPU-seconds of the stretch a GPU-second of the cluster, each job counted
+            with the mean of its source: one job of many days can be more than the whole load.
         load: the same after thinning or repeating.
         factor: load asked for over load found; below 1 thinned, above 1 repeated.
     """
@@ -67,7 +69,8 @@ def tape_from_traces(
     Services chosen by the seed become replicas as in the generator; with too few in the trace they
     are played again from other days. The warm-up comes from the hours before, around the trace's
     end if need be. Jobs of the stretch are thinned at random or repeated to `config.batch_load`.
-    What no trace records (classes, checkpoints, budgets) is drawn as in the generator.
+    What no trace records (classes, checkpoints, budgets, elastic jobs, guaranteed durations;
+    deadlines and sensitivities of services) is drawn as in the generator.
 
     Args:
         services: from `read_services`.
@@ -90,9 +93,7 @@ def tape_from_traces(
     rng = Streams.from_seed(seed)
     wanted = num_services(config, num_gpus)
     rates, services_text = _stretch_of_services(services, config, wanted, rng.service_stretch)
-    online = replica_pods(
-        rates, config, num_gpus, gpus_per_server, [rng.services, rng.seconds, rng.start_up]
-    )
+    online = replica_pods(rates, config, num_gpus, gpus_per_server, rng.of_replicas)
     played, report = _play_jobs(jobs, config, num_gpus, gpus_per_server, rng, services_text)
     return assemble_tape(config, online, played, rng, cores_per_gpu), report
 
@@ -139,24 +140,29 @@ def _play_jobs(
     for more, _ in placed[1:]:
         found = join_jobs(found, more)
     capacity = num_gpus * (end_s - begin_s)
-    load_found = float(found.gpu_s.sum()) / capacity
-    scaled = _scale_load(found, config.batch_load * capacity, begin_s, end_s, rng)
-    load = float(scaled.gpu_s.sum()) / capacity
+    mean_gpu_s = np.bincount(fitted.source, fitted.gpu_s, len(jobs.sources)) / np.maximum(
+        np.bincount(fitted.source, minlength=len(jobs.sources)), 1
+    )
+    load_found = float(mean_gpu_s[found.source].sum()) / capacity
+    target = config.batch_load * capacity
+    scaled = _scale_load(found, mean_gpu_s[found.source], target, (begin_s, end_s), rng)
+    load = float(mean_gpu_s[scaled.source].sum()) / capacity
     factor = config.batch_load / load_found if load_found else 0.0
+    if config.initial_jobs:
+        filled = config.batch_load * num_gpus
+        running = jobs_in_progress(fitted, filled, begin_s, streams.in_progress)
+        scaled = join_jobs(running, scaled)
     sentences = tuple(
         _sentence(
             f"{name}: jobs from day {placed[i][1]} on, load "
-            f"{found.gpu_s[found.source == i].sum() / capacity:.3g} found, {_how(factor)} for a "
+            f"{mean_gpu_s[i] * (found.source == i).sum() / capacity:.3g} found, {_how(factor)} for a "
             f"load of {config.batch_load:g} of all GPUs",
             jobs.notes[i],
             f"{too_large[i]} larger than the cluster left out" if too_large[i] else "",
+            cut_notes(scaled.take(scaled.source == i), config),
         )
         for i, name in enumerate(jobs.sources)
     )
-    if config.initial_jobs:
-        target = config.batch_load * num_gpus
-        running = jobs_in_progress(fitted, target, begin_s, streams.in_progress)
-        scaled = join_jobs(running, scaled)
     return scaled, TraceReport(services_text, sentences, load_found, load, factor)
 
 
@@ -182,7 +188,9 @@ def _fit_cluster(
             "GPUs; legal: one that fits at least"
         )
     cut = cut_durations(jobs.duration_s, config)
-    return replace(jobs, duration_s=cut, gpus=gpus, pods=pods).take(fits), counts
+    wanted_s = jobs.duration_s
+    fitted = replace(jobs, duration_s=cut, gpus=gpus, pods=pods, wanted_s=wanted_s)
+    return fitted.take(fits), counts
 
 
 def _stretch_of_jobs(
@@ -212,12 +220,17 @@ def _stretch_of_jobs(
 
 
 def _scale_load(
-    found: BatchJobs, target: float, begin_s: int, end_s: int, rng: np.random.Generator
+    found: BatchJobs,
+    gpu_s: npt.NDArray[np.float64],
+    target: float,
+    window: tuple[int, int],
+    rng: np.random.Generator,
 ) -> BatchJobs:
-    """Thin or repeat jobs to about `target` GPU-seconds; returns them by submission."""
+    """Thin or repeat jobs that count `gpu_s` each to `target`; returns them by submission."""
     if target <= 0:
         return found.take(np.zeros(0, np.int64))
-    total = float(found.gpu_s.sum())
+    begin_s, end_s = window
+    total = float(gpu_s.sum())
     copies = math.ceil(target / total) if total else MAX_JOBS
     if copies * len(found) > MAX_JOBS or not total:
         raise WorkloadError(
@@ -225,7 +238,7 @@ def _scale_load(
             f"legal: a denser trace or a lower batch_load, {MAX_JOBS} jobs at most"
         )
     rows = np.concatenate([rng.permutation(len(found)) for _ in range(copies)])
-    rows = rows[: nearest_prefix(np.cumsum(found.gpu_s[rows]), target)]
+    rows = rows[: nearest_prefix(np.cumsum(gpu_s[rows]), target)]
     shift = rng.integers(-COPY_SHIFT_S, COPY_SHIFT_S + 1, len(rows))
     shift[: len(found)] = 0
     submit_s = begin_s + (found.submit_s[rows] + shift - begin_s) % (end_s - begin_s)
