@@ -20,6 +20,7 @@ from flextopo.cli import (
     ablate,
     compare,
     export,
+    fit,
     listing,
     replay,
     report,
@@ -54,6 +55,7 @@ MAP: dict[str, dict[str, Callable[..., Any]]] = {
         "evaluate": compare.evaluate,
         "sweep": sweep.sweep,
         "ablate": ablate.ablate,
+        "fit-requeue": fit.fit_requeue,
         "export": export.export,
     },
     "Serve": {

@@ -17,6 +17,7 @@ from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.train.config import (
     AblationConfig,
     ComparisonConfig,
+    FitConfig,
     ImitationConfig,
     PPOConfig,
     SweepConfig,
@@ -163,5 +164,6 @@ SCENARIO = Configuration(Scenario)
 PLAN = Configuration(Plan)
 SWEEP = Configuration(SweepConfig)
 ABLATION = Configuration(AblationConfig)
+FIT = Configuration(FitConfig)
 ALGORITHMS = {"ppo": Configuration(PPOConfig), "imitation": Configuration(ImitationConfig)}
 """What `train` and `sweep` know, and the configuration of each."""

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that help and completion know the fields at o
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping
@@ -88,6 +89,31 @@ class ComparisonConfig:
         ahead = re.split("[+@]", name)[0] in LOOKAHEAD
         fewer = self.oracle_seeds if ahead and self.oracle_seeds else self.seeds
         return take(SPLITS[self.split], fewer)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to fit the hours of `requeue-aware`.
+
+    Attributes:
+        servers: clusters to fit on; the days of all count alike.
+        seeds: validation days on each.
+        rounds: of the search, each over every size.
+        grid: hours that are tried for each size.
+    """
+
+    servers: tuple[str, ...] = ("16*rtx4090", "16*a100")
+    seeds: int = 100
+    rounds: int = 2
+    grid: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+
+    def __post_init__(self) -> None:
+        _check(self, ones=("seeds", "rounds"))
+        if not self.grid or not all(0 <= hours < math.inf for hours in self.grid):
+            raise FlextopoError(f"grid = {self.grid}; legal: one number or more, 0 or more each")
+        if not self.servers:
+            raise FlextopoError("servers = (); legal: one cluster or more")
+        _check_where("cpu", *self.servers)
 
 
 AGAIN = 4
