@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from flextopo.baselines.registry import known_selectors
-from flextopo.cli.configuration import ALGORITHMS, WORKLOAD, Configuration
+from flextopo.cli.configuration import ALGORITHMS, WEIGHTS, WORKLOAD, Configuration
 from flextopo.cluster.scenario import ADMISSIONS
 from flextopo.policies.shipped import zoo_names
 
@@ -67,6 +67,11 @@ def algorithms(incomplete: str) -> Completions:
 def workload_fields(incomplete: str) -> Completions:
     """Complete FIELD= of the workload."""
     return _starting(incomplete, _fields([WORKLOAD]))
+
+
+def weights(incomplete: str) -> Completions:
+    """Complete NAME= of the loss weights."""
+    return _starting(incomplete, _fields([WEIGHTS]))
 
 
 def training_fields(incomplete: str) -> Completions:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flextopo.cli import completion
-from flextopo.cli.configuration import ALGORITHMS, WORKLOAD, Configuration
+from flextopo.cli.configuration import ALGORITHMS, WEIGHTS, WORKLOAD, Configuration
 from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import UnknownNameError
 from flextopo.train.tables import format_table
@@ -47,7 +47,7 @@ NAMES: dict[str, Callable[[], Rows]] = {
     "selectors": _selectors,
     "policies": _policies,
 }
-FIELDS = {**ALGORITHMS, "workload": WORKLOAD}
+FIELDS = {**ALGORITHMS, "workload": WORKLOAD, "weights": WEIGHTS}
 """What is listed by name only: the fields of a configuration."""
 
 KINDS = (*NAMES, *FIELDS)
@@ -64,7 +64,7 @@ def list_names(
     ] = None,
     json_path: JsonPath = None,
 ) -> None:
-    """List environments, selectors, policies, or fields for --set.
+    """List environments, selectors, policies, or fields for --set and --weights.
 
     Examples:
         flextopo list
