@@ -94,14 +94,14 @@ def compare(
     workload = {"online_peak_share": peak, "batch_load": load, "horizon_h": hours}
     config = ComparisonConfig(
         servers=servers,
-        selectors=COMPARED if selectors == "all" else _names(selectors),
-        policies=tuple(zoo_names()) if policies == "all" else _names(policies),
+        selectors=COMPARED if selectors == "all" else split_names(selectors),
+        policies=tuple(zoo_names()) if policies == "all" else split_names(policies),
         seeds=seeds,
         oracle_seeds=oracle_seeds,
         services=services,
         batch=batch,
         workload=WORKLOAD.make(workload, settings or ()),
-        scenario=Scenario(_weights(weights), admission),
+        scenario=Scenario(parse_weights(weights), admission),
     )
     _compare(config, workers, out, json_path, ray)
 
@@ -136,7 +136,7 @@ def evaluate(
         policies=(policy,),
         seeds=seeds,
         split="validation",
-        scenario=Scenario(_weights(weights)),
+        scenario=Scenario(parse_weights(weights)),
     )
     _compare(config, workers, out, json_path)
 
@@ -165,9 +165,15 @@ def _compare(
         raise KeyboardInterrupt("finished seeds were kept")
 
 
-def _weights(given: list[str] | None) -> LossWeights:
+def parse_weights(given: list[str] | None) -> LossWeights:
+    """Return the loss weights of NAME=VALUE, the others at their defaults.
+
+    Raises:
+        FlextopoError: a name is unknown, or a value is not legal.
+    """
     return LossWeights(**WEIGHTS.parse(given or (), "--weights"))
 
 
-def _names(text: str) -> tuple[str, ...]:
+def split_names(text: str) -> tuple[str, ...]:
+    """Return names joined by commas; `none` is no name."""
     return tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))

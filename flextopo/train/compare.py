@@ -202,7 +202,7 @@ def summarise(config: ComparisonConfig, scores: Scores, **about: Any) -> dict[st
         "selectors": {},
         "iqm": {},
         "paired": {},
-        "config": {**_plain(config), **about},
+        "config": {**plain(config), **about},
     }
     for name, found in scores.items():
         seeds = sorted(found)
@@ -249,7 +249,7 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _plain(config: ComparisonConfig) -> dict[str, Any]:
+def plain(config: ComparisonConfig) -> dict[str, Any]:
     """Return the configuration as JSON can hold it: names, and where what is not built in comes from."""
     found: dict[str, Any] = {spec.name: getattr(config, spec.name) for spec in fields(config)}
     found["servers"] = servers_text(config.servers)

@@ -209,6 +209,7 @@ def test_a_recipe_has_a_row_with_the_interval_over_both(folders: dict[str, str])
         servers="2*rtx4090", selectors=("greedy-cost",), policies=tuple(names), seeds=20
     )
     table = crossed(np.random.default_rng(0), (3, 20), (0.02, 0.01, 0.005)) - 0.05
+
     def played(values: Any) -> dict[int, dict[str, float]]:
         return {
             i: {**dict.fromkeys(METRICS, 0.0), "weighted_loss": v} for i, v in enumerate(values)
