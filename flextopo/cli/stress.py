@@ -80,7 +80,7 @@ def stress(
         split=split,
         scenario=Scenario(parse_weights(weights)),
     )
-    names = () if only == "all" else split_names(only)
+    names = () if only == "all" else tuple(name.strip() for name in only.split(","))
     chosen(names)  # an unknown name shows before anything is loaded
     processes = num_workers(workers)
     with results_to(json_path) as write:

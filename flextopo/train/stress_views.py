@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import PodError
-from flextopo.cluster.state.arrays import Cluster, may_evict
+from flextopo.cluster.state.arrays import RUNNING, STARTING, Cluster, may_evict
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
@@ -91,6 +91,8 @@ class ShuffledPlacements(WrongView):
         rng = np.random.default_rng([self.seed, int(true.totals[0]["now_s"]), preemptor.index])
         for node in range(len(true.nodes)):
             here = true.node_pods[node, : true.nodes[node]["num_pods"]]
+            # A pod that ends has given up what it held, or part of it.
+            here = here[np.isin(live["status"][here], (RUNNING, STARTING))]
             for pod in here[rng.random(len(here)) < SHARE_SHUFFLED]:
                 others = _alike(true, here, int(pod))
                 if len(others):
