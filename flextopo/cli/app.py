@@ -26,6 +26,7 @@ from flextopo.cli import (
     report,
     reproduce,
     serving,
+    stress,
     sweep,
     topology,
 )
@@ -46,6 +47,7 @@ MAP: dict[str, dict[str, Callable[..., Any]]] = {
     "Look around": {"list": listing.list_names},
     "Compare": {
         "compare": compare.compare,
+        "stress": stress.stress,
         "replay": replay.replay,
         "report": report.report,
         "reproduce": reproduce.reproduce,

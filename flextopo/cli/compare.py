@@ -9,10 +9,10 @@ import typer
 
 from flextopo.baselines.registry import COMPARED
 from flextopo.cli import completion
-from flextopo.cli.configuration import COMPARISON, SCENARIO, WORKLOAD
+from flextopo.cli.configuration import COMPARISON, SCENARIO, WEIGHTS, WORKLOAD
 from flextopo.cli.terminal import JsonPath, RayAddress, Workers, num_workers, progress, results_to
 from flextopo.cluster.files import make_folder
-from flextopo.cluster.scenario import Scenario
+from flextopo.cluster.scenario import LossWeights, Scenario
 from flextopo.policies.shipped import zoo_names
 from flextopo.train.config import ComparisonConfig
 
@@ -26,6 +26,15 @@ Set = Annotated[
         metavar="FIELD=VALUE",
         help="Set a field of the workload, any number of times; `flextopo list workload`.",
         autocompletion=completion.workload_fields,
+    ),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        metavar="NAME=VALUE",
+        help="Set a weight of the loss, any number of times; `flextopo list weights`.",
+        autocompletion=completion.weights,
     ),
 ]
 
@@ -63,6 +72,7 @@ def compare(
     admission: Annotated[
         str, SCENARIO.option("admission", autocompletion=completion.admissions)
     ] = SCENARIO.defaults["admission"],
+    weights: Weights = None,
     workers: Workers = 0,
     ray: RayAddress = None,
     out: Annotated[Path, typer.Option(help="Folder for results and figure.")] = Path("results"),
@@ -79,18 +89,19 @@ def compare(
         flextopo compare --selectors godel,exact --policies none --json -
         flextopo compare --services rates.csv.gz --batch jobs.csv.gz
         flextopo compare --set burst_factor=4 --set guaranteed_share=1
+        flextopo compare --weights waiting=12 --weights idle=0
     """
     workload = {"online_peak_share": peak, "batch_load": load, "horizon_h": hours}
     config = ComparisonConfig(
         servers=servers,
-        selectors=COMPARED if selectors == "all" else _names(selectors),
-        policies=tuple(zoo_names()) if policies == "all" else _names(policies),
+        selectors=COMPARED if selectors == "all" else split_names(selectors),
+        policies=tuple(zoo_names()) if policies == "all" else split_names(policies),
         seeds=seeds,
         oracle_seeds=oracle_seeds,
         services=services,
         batch=batch,
         workload=WORKLOAD.make(workload, settings or ()),
-        scenario=Scenario(admission=admission),
+        scenario=Scenario(parse_weights(weights), admission),
     )
     _compare(config, workers, out, json_path, ray)
 
@@ -104,6 +115,7 @@ def evaluate(
     ],
     servers: Servers = COMPARISON.defaults["servers"],
     seeds: Annotated[int, COMPARISON.option("seeds")] = 48,
+    weights: Weights = None,
     workers: Workers = 0,
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("results/evaluate"),
     json_path: JsonPath = None,
@@ -124,6 +136,7 @@ def evaluate(
         policies=(policy,),
         seeds=seeds,
         split="validation",
+        scenario=Scenario(parse_weights(weights)),
     )
     _compare(config, workers, out, json_path)
 
@@ -152,5 +165,15 @@ def _compare(
         raise KeyboardInterrupt("finished seeds were kept")
 
 
-def _names(text: str) -> tuple[str, ...]:
+def parse_weights(given: list[str] | None) -> LossWeights:
+    """Return the loss weights of NAME=VALUE, the others at their defaults.
+
+    Raises:
+        FlextopoError: a name is unknown, or a value is not legal.
+    """
+    return LossWeights(**WEIGHTS.parse(given or (), "--weights"))
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return names joined by commas; `none` is no name."""
     return tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))

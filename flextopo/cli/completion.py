@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from flextopo.baselines.registry import known_selectors
-from flextopo.cli.configuration import ALGORITHMS, WORKLOAD, Configuration
+from flextopo.cli.configuration import ALGORITHMS, WEIGHTS, WORKLOAD, Configuration
 from flextopo.cluster.scenario import ADMISSIONS
 from flextopo.policies.shipped import zoo_names
+from flextopo.train.stress import PERTURBATIONS
 
 Completions = list[tuple[str, str]]
 """Values, each with what some shells show beside it."""
@@ -67,6 +68,17 @@ def algorithms(incomplete: str) -> Completions:
 def workload_fields(incomplete: str) -> Completions:
     """Complete FIELD= of the workload."""
     return _starting(incomplete, _fields([WORKLOAD]))
+
+
+def perturbation_list(incomplete: str) -> Completions:
+    """Complete the last of several perturbations, joined by commas."""
+    known = [(name, how.about) for name, how in PERTURBATIONS.items()]
+    return _last(incomplete, [("all", "all of them"), *known])
+
+
+def weights(incomplete: str) -> Completions:
+    """Complete NAME= of the loss weights."""
+    return _starting(incomplete, _fields([WEIGHTS]))
 
 
 def training_fields(incomplete: str) -> Completions:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_origin, get_type_hints
 import typer
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.scenario import Scenario
+from flextopo.cluster.scenario import LossWeights, Scenario
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.train.config import (
     AblationConfig,
@@ -96,10 +96,14 @@ class Configuration:
         options = {name: self._convert(name, value) for name, value in options.items()}
         return self.kind(**{**options, **self.parse(settings)})
 
-    def parse(self, settings: Iterable[str]) -> dict[str, Any]:
+    def parse(self, settings: Iterable[str], option: str = "--set") -> dict[str, Any]:
         """Return the values of settings by field.
 
         A value is JSON; text may stand without quotes, and the one element of a tuple alone.
+
+        Args:
+            settings: FIELD=VALUE.
+            option: by which they were given, for messages.
 
         Raises:
             FlextopoError: a field is unknown, or a value is not of its type.
@@ -108,7 +112,7 @@ class Configuration:
         for setting in settings:
             name, equals, text = setting.partition("=")
             if not equals or name not in self.fields:
-                raise FlextopoError(f"--set {setting}; legal: FIELD=VALUE, of {self.legal()}")
+                raise FlextopoError(f"{option} {setting}; legal: FIELD=VALUE, of {self.legal()}")
             found[name] = self._convert(name, text, read=True)
         return found
 
@@ -161,6 +165,7 @@ def sentence(text: str) -> str:
 COMPARISON = Configuration(ComparisonConfig)
 WORKLOAD = Configuration(WorkloadConfig)
 SCENARIO = Configuration(Scenario)
+WEIGHTS = Configuration(LossWeights)
 PLAN = Configuration(Plan)
 SWEEP = Configuration(SweepConfig)
 ABLATION = Configuration(AblationConfig)

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from flextopo.cli import completion
-from flextopo.cli.configuration import ALGORITHMS, WORKLOAD, Configuration
+from flextopo.cli.configuration import ALGORITHMS, WEIGHTS, WORKLOAD, Configuration
 from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import UnknownNameError
+from flextopo.train.stress import PERTURBATIONS
 from flextopo.train.tables import format_table
 
 Rows = list[dict[str, Any]]
@@ -38,6 +39,10 @@ def _policies() -> Rows:
     return [{"name": name, "about": "ships with the package"} for name in zoo_names()]
 
 
+def _perturbations() -> Rows:
+    return [{"name": name, "about": how.about} for name, how in PERTURBATIONS.items()]
+
+
 def _fields(configuration: Configuration) -> Rows:
     return [{"name": name, **field._asdict()} for name, field in configuration.fields.items()]
 
@@ -46,8 +51,9 @@ NAMES: dict[str, Callable[[], Rows]] = {
     "environments": _environments,
     "selectors": _selectors,
     "policies": _policies,
+    "perturbations": _perturbations,
 }
-FIELDS = {**ALGORITHMS, "workload": WORKLOAD}
+FIELDS = {**ALGORITHMS, "workload": WORKLOAD, "weights": WEIGHTS}
 """What is listed by name only: the fields of a configuration."""
 
 KINDS = (*NAMES, *FIELDS)
@@ -64,7 +70,7 @@ def list_names(
     ] = None,
     json_path: JsonPath = None,
 ) -> None:
-    """List environments, selectors, policies, or fields for --set.
+    """List the names that commands take, or the fields for --set.
 
     Examples:
         flextopo list
@@ -86,7 +92,7 @@ def list_names(
         for name, rows in found.items():
             one = {"policies": "policy"}.get(name, name.rstrip("s"))
             for row in rows:
-                typer.echo(f"{one:<12} {row['name']:<32} {row['about']}")
+                typer.echo(f"{one:<13} {row['name']:<32} {row['about']}")
 
 
 def _shown(value: Any) -> str:

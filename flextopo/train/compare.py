@@ -30,6 +30,7 @@ from flextopo.cluster.workload.traces import (
 )
 from flextopo.policies.selectors import find_selector, inner
 from flextopo.train.config import ComparisonConfig
+from flextopo.train.recipes import find_recipes, recipe_difference
 from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import estimate, interquartile_mean, paired_difference
 
@@ -102,14 +103,20 @@ def open_episode(
 ) -> tuple[Simulator, VictimSelector]:
     """Return a simulation of the tape of a seed, and the selector that plays on it."""
     fleet = find_fleet(config.servers)
+    selector = open_selector(config, name, seed)
+    tape, _ = make_tape(config, fleet, seed)
+    return Simulator(tape, fleet, selector.filter, config.scenario), selector
+
+
+def open_selector(config: ComparisonConfig, name: str, seed: int) -> VictimSelector:
+    """Return the selector that plays the tape of a seed."""
     selector = find_selector(config.named.get(name, name), seed)
     decides: Any = inner(selector)
     if isinstance(decides, Rollout | Lookahead):  # they know the model, not the tape
         decides = replace(decides, workload=config.workload)
         limit = isinstance(selector, WaitLimit)
         selector = replace(selector, selector=decides) if limit else decides
-    tape, _ = make_tape(config, fleet, seed)
-    return Simulator(tape, fleet, selector.filter, config.scenario), selector
+    return selector
 
 
 Scores = dict[str, dict[int, dict[str, float]]]
@@ -134,7 +141,7 @@ def play_all(
         The scores so far, and whether an interrupt (SIGINT) cut it short. Seeds are played one
         after the other, so that what is there can be compared.
     """
-    sent = config if workers == 1 and ray is None else _to_send(config)
+    sent = config if workers == 1 and ray is None else to_send(config)
     jobs = [
         (sent, name, seed)
         for seed in take(SPLITS[config.split], config.seeds)
@@ -155,7 +162,7 @@ def play_all(
     return scores, False
 
 
-def _to_send(config: ComparisonConfig) -> ComparisonConfig:
+def to_send(config: ComparisonConfig) -> ComparisonConfig:
     """Return the configuration as other processes understand it, which know no objects of this one.
 
     Raises:
@@ -193,13 +200,14 @@ def summarise(config: ComparisonConfig, scores: Scores, **about: Any) -> dict[st
     Returns:
         `{"selectors": {name: {metric: {"mean", "low", "high", "per_seed"}}}, "iqm": {name:
         {"mean", "low", "high"}} of the weighted loss, "paired": {name: as `PairedDifference`},
+        "recipes": {name: as `recipe_difference`} where policies differ in their training seed alone,
         "config": ...}`; NaN is None.
     """
     out: dict[str, Any] = {
         "selectors": {},
         "iqm": {},
         "paired": {},
-        "config": {**_plain(config), **about},
+        "config": {**plain(config), **about},
     }
     for name, found in scores.items():
         seeds = sorted(found)
@@ -220,16 +228,33 @@ def summarise(config: ComparisonConfig, scores: Scores, **about: Any) -> dict[st
             losses = [found[seed]["weighted_loss"] for seed in both]
             other = [reference[seed]["weighted_loss"] for seed in both]
             out["paired"][name] = paired_difference(losses, other).as_dict()
+    recipes = _recipes(config, scores)
+    if recipes:
+        out["recipes"] = recipes
     out["config"]["reference"] = REFERENCE
     out["config"]["seeds_used"] = {name: sorted(found) for name, found in scores.items()}
     return out
+
+
+def _recipes(config: ComparisonConfig, scores: Scores) -> dict[str, dict[str, Any]]:
+    losses = {
+        name: {seed: metrics["weighted_loss"] for seed, metrics in found.items()}
+        for name, found in scores.items()
+    }
+    given = {name: given for name, given in config.named.items() if name in losses}
+    reference = losses.get(REFERENCE, {})
+    found = {
+        name: recipe_difference(losses, reference, members)
+        for name, members in find_recipes(given).items()
+    }
+    return {name: row for name, row in found.items() if row is not None}
 
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _plain(config: ComparisonConfig) -> dict[str, Any]:
+def plain(config: ComparisonConfig) -> dict[str, Any]:
     """Return the configuration as JSON can hold it: names, and where what is not built in comes from."""
     found: dict[str, Any] = {spec.name: getattr(config, spec.name) for spec in fields(config)}
     found["servers"] = servers_text(config.servers)

@@ -12,7 +12,10 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.train import results as saved
 from flextopo.train.compare import REFERENCE, check, make_tape, play_all, summarise
 from flextopo.train.config import ComparisonConfig
+from flextopo.train.differences import flip_lines
 from flextopo.train.tables import format_table
+
+FLIPS = "order changes where a term weighs so many times as much, 0.1 to 10 times [95 % interval]:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +44,16 @@ class Comparison:
         """Return the tables that `flextopo compare` prints."""
         results, config = self.results, self.results["config"]
         parts = [self.about]
+        if weights := saved.other_weights(results):
+            parts.append(f"weights of the loss: {weights}")
         for columns in (saved.LOSS_COLUMNS, saved.OTHER_COLUMNS):
             parts += ["", format_table(saved.rows(results, columns))]
         if results["paired"]:
             parts += ["", f"against {REFERENCE} on the same tapes (weighted loss):"]
             parts.append(format_table(saved.paired_rows(results)))
+            parts += saved.paired_notes(results)
+        if flips := flip_lines(results):
+            parts += ["", FLIPS, *flips]
         parts += ["", "cells: mean over seeds ± half of the 95 % bootstrap interval"]
         if config["oracle_seeds"]:
             played = f"{config['oracle_seeds']} of {config['seeds']} seeds"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.scenario import LossWeights
-from flextopo.cluster.state.loss import LOSS_TERMS
+from flextopo.cluster.scenario import LossWeights, Scenario
 from flextopo.cluster.topology.servers import parse_servers
+from flextopo.train.differences import common_values
 from flextopo.train.statistics import (
     PairedDifference,
     Profile,
@@ -47,17 +47,7 @@ class Comparison:
 
     def paired(self, name: str, metric: str = "weighted_loss") -> tuple[Floats, Floats] | None:
         """Return a selector's and the reference's values on the tapes that both played, or None."""
-        seeds = self.config["seeds_used"]
-        if name not in seeds or self.reference not in seeds:
-            return None
-        ours, other = (
-            dict(zip(seeds[n], self.results["selectors"][n][metric]["per_seed"], strict=True))
-            for n in (name, self.reference)
-        )
-        both = sorted(s for s in set(ours) & set(other) if None not in (ours[s], other[s]))
-        if not both:
-            return None
-        return np.array([ours[s] for s in both]), np.array([other[s] for s in both])
+        return common_values(self.results, name, self.reference, metric)
 
 
 @dataclass(frozen=True)
@@ -133,12 +123,10 @@ def _read(path: Path) -> dict[str, Any] | None:
         if not isinstance(config, dict) or "seeds_used" not in config:
             return None
         rows = document["selectors"].values()
-        if not all(
-            isinstance(row, dict) and {"weighted_loss", *LOSS_TERMS} <= set(row) for row in rows
-        ):
+        if not all(isinstance(row, dict) and "weighted_loss" in row for row in rows):
             return None
         # Saved before there was a weight: what it weighs now has no part in what was played.
-        scenario = config.get("scenario", default_scenario())
+        scenario = {**default_scenario(), **config.get("scenario", {})}
         weights = {**default_scenario()["weights"], **scenario["weights"]}
         config["scenario"] = {**scenario, "weights": weights}
     return document
@@ -214,11 +202,7 @@ def scaling(data: ReportData) -> dict[str, list[tuple[int, Comparison]]]:
 
 def default_scenario() -> dict[str, Any]:
     """Return the default scenario as results files hold it."""
-    weights = LossWeights()
-    return {
-        "weights": {spec.name: getattr(weights, spec.name) for spec in fields(weights)},
-        "admission": "best-effort",
-    }
+    return asdict(Scenario())
 
 
 def reweighted(comparison: Comparison, name: str, term: str, factor: float) -> Floats | None:
@@ -245,7 +229,8 @@ def weight_series(data: ReportData) -> dict[str, list[tuple[float, Comparison]]]
             same = {
                 k: comparison.config.get(k) for k in ("servers", "services", "batch", "workload")
             }
-            key = json.dumps([rest, scenario["admission"], same], sort_keys=True)
+            others = {k: v for k, v in scenario.items() if k != "weights"}
+            key = json.dumps([rest, others, same], sort_keys=True)
             groups.setdefault(key, {})[scenario["weights"][spec.name]] = comparison
         best = max(groups.values(), key=len, default={})
         if len(best) > 1:

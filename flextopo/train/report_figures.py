@@ -20,14 +20,14 @@ from flextopo.train.report_data import (
     scaling,
     weight_series,
 )
-from flextopo.train.statistics import Estimate, estimate
+from flextopo.train.results import TERM_COLOURS, VERDICT_COLOURS, mean_of
+from flextopo.train.statistics import Estimate, estimate, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TERM_COLOURS = ("#c8323c", "#6651a5", "#d97921", "#8d99ae", "#1f6fb4")
-BETTER, WORSE, NO_CLAIM = "#2a7f3f", "#c8323c", "#777777"
+NO_CLAIM = "#777777"
 FACTORS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 MOST_LINES = 5
 """Selectors with a line of their own in a figure; more cannot be told apart."""
@@ -67,8 +67,8 @@ def _error(found: Estimate) -> list[list[float]]:
     return [[100 * max(found.mean - found.low, 0)], [100 * max(found.high - found.mean, 0)]]
 
 
-def _colour(low: float, high: float) -> str:
-    return BETTER if high < 0 else WORSE if low > 0 else NO_CLAIM
+def _colour(low: float, high: float, seeds: int) -> str:
+    return VERDICT_COLOURS.get(verdict(low, high, seeds), NO_CLAIM)
 
 
 def best_names(data: ReportData) -> list[str]:
@@ -115,8 +115,8 @@ def draw_decomposition(data: ReportData) -> Figure | None:
         selectors = comparison.results["selectors"]
         names = [n for n in data.names if n in selectors]
         left = np.zeros(len(names))
-        for term, colour in zip(LOSS_TERMS, TERM_COLOURS, strict=True):
-            widths = np.array([100 * (selectors[name][term]["mean"] or 0.0) for name in names])
+        for term, colour in zip(LOSS_TERMS, TERM_COLOURS, strict=False):
+            widths = np.array([100 * mean_of(selectors[name], term) for name in names])
             ax.barh(names, widths, left=left, color=colour, label=term)
             left += widths
         ax.set_title(comparison.label, fontsize="medium")
@@ -138,11 +138,16 @@ def draw_differences(data: ReportData) -> Figure | None:
     for name, d in rows.items():
         error = _error(Estimate(d.mean, d.low, d.high))
         left.errorbar(
-            100 * d.mean, name, xerr=error, fmt="o", color=_colour(d.low, d.high), capsize=3
+            100 * d.mean,
+            name,
+            xerr=error,
+            fmt="o",
+            color=_colour(d.low, d.high, d.seeds),
+            capsize=3,
         )
         left.plot(100 * d.iqm, name, "|", color="black", markersize=11)
         share = Estimate(d.improvement, d.improvement_low, d.improvement_high)
-        colour = _colour(0.5 - share.high, 0.5 - share.low)
+        colour = _colour(0.5 - share.high, 0.5 - share.low, d.seeds)
         right.errorbar(
             100 * share.mean,
             name,
@@ -240,6 +245,8 @@ def draw_reweighted(data: ReportData) -> Figure | None:
                 [d for c in data.comparisons if (d := reweighted(c, name, term, f)) is not None]
                 for f in FACTORS
             ]
+            if not all(parts):  # results that were saved before there was the term
+                continue
             found = [estimate(np.concatenate(part)) for part in parts]
             (line,) = ax.plot(places, [100 * e.mean for e in found], "o-", markersize=3, label=name)
             low, high = [100 * e.low for e in found], [100 * e.high for e in found]

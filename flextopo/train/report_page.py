@@ -11,9 +11,10 @@ from typing import Any
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
+from flextopo.train.differences import flip_rows
 from flextopo.train.report_data import Comparison, ReportData, read_report_data
 from flextopo.train.report_figures import FIGURES
-from flextopo.train.results import LOSS_COLUMNS, OTHER_COLUMNS, paired_rows, rows
+from flextopo.train.results import LOSS_COLUMNS, OTHER_COLUMNS, paired_notes, paired_rows, rows
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -26,6 +27,13 @@ th:first-child, td:first-child { text-align: left; white-space: nowrap }
 figure { margin: 1.5rem 0 } img { max-width: 100% } figcaption { color: #555 }
 code { background: #f3f3f3; padding: 0 0.2rem }
 """
+
+
+FLIPS = (
+    "Cells: by how much a term's weight is to be multiplied for the two mean losses to be the same, "
+    "choices unchanged, with the 95 % bootstrap interval over seeds; none = the order is the same "
+    "whatever the term weighs."
+)
 
 
 def write_report(paths: Sequence[Path], out: Path, dpi: int = 120) -> list[Path]:
@@ -91,8 +99,11 @@ def _summary(data: ReportData) -> str:
             for name, row in comparison.results["selectors"].items()
             if row["weighted_loss"]["mean"] is not None
         }
-        better = [n for n, row in comparison.results["paired"].items() if row["high"] < 0]
-        worse = [n for n, row in comparison.results["paired"].items() if row["low"] > 0]
+        verdicts = {row[0]: row[-1] for row in paired_rows(comparison.results)[1:]}
+        better, worse = (
+            [name for name, said in verdicts.items() if said == what]
+            for what in ("better", "worse")
+        )
         best = min(means, key=lambda name: means[name]) if means else "none"
         text = f"{comparison.label}: lowest mean loss {best}"
         text += f"; better than {comparison.reference}: {', '.join(better) or 'none'}"
@@ -121,6 +132,10 @@ def _section(comparison: Comparison) -> str:
     if comparison.results["paired"]:
         heading = f"Against {comparison.reference} on the same tapes"
         text += f"<h3>{html.escape(heading)}</h3>" + _table(paired_rows(comparison.results))
+        text += "".join(f"<p>{html.escape(note)}.</p>" for note in paired_notes(comparison.results))
+    flips = flip_rows(comparison.results)
+    if len(flips) > 1:
+        text += f"<h3>Where orders change</h3>{_table(flips)}<p>{html.escape(FLIPS)}</p>"
     return text + "<p>Cells: mean over seeds ± half of the 95 % bootstrap interval.</p>"
 
 

@@ -11,6 +11,7 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder
 from flextopo.train.report import fill_blocks
 from flextopo.train.reproduce import CLOSED_FORMS, PAPER, PAPER_SEARCH_TIME
+from flextopo.train.reproduce_paper import claims
 from flextopo.train.results import markdown, save_figure
 
 Table = list[list[str]]
@@ -215,6 +216,7 @@ def generated(results: Results, name: str) -> str:
         "seeds": seeds,
         "search-time": search_time,
         "sensitivity": sensitivity,
+        "claims": claims,
     }
     if name == "notes":
         return "\n".join(f"- {note}" for note in notes(results))

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import zipfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
+from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state.loss import LOSS_TERMS
-from flextopo.train.statistics import paired_difference
+from flextopo.train.differences import with_details
+from flextopo.train.statistics import paired_difference, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +48,15 @@ OTHER_COLUMNS: tuple[Column, ...] = (
     ("batch\ngoodput %", "batch_goodput", 100, 1),
     ("utili-\nsation %", "utilisation", 100, 1),
 )
+
+
+TERM_COLOURS = (
+    *("#c8323c", "#6651a5", "#d97921", "#8d99ae", "#1f6fb4"),
+    *("#2a7f3f", "#b5892e", "#444444", "#76b7e5"),
+)
+"""One for each term of the loss, in the order of `LOSS_TERMS`; there are more than terms."""
+
+VERDICT_COLOURS = {"better": "#2a7f3f", "worse": "#c8323c"}
 
 
 def save_results(results: Results, path: Path) -> None:
@@ -188,39 +200,67 @@ def versions() -> dict[str, str]:
     return found
 
 
-def format_cell(cell: Cell, factor: float, decimals: int) -> str:
-    """Return `mean ±half of the 95 % interval`, or a dash where there is no value."""
-    if cell["mean"] is None or math.isnan(cell["mean"]):
+def format_cell(cell: Cell | None, factor: float, decimals: int) -> str:
+    """Return `mean ±half of the 95 % interval`, or a dash where there is no value or no such metric."""
+    if cell is None or cell["mean"] is None or math.isnan(cell["mean"]):
         return "-"
     half = (cell["high"] - cell["low"]) / 2 * factor
     return f"{cell['mean'] * factor:.{decimals}f} ±{half:.{decimals}f}"
+
+
+def mean_of(row: dict[str, Cell], metric: str) -> float:
+    """Return a metric's mean, 0 where there is no value or an older file has no such metric."""
+    return float(row.get(metric, {"mean": 0.0})["mean"] or 0.0)
 
 
 def rows(results: Results, columns: Sequence[Column]) -> list[list[str]]:
     """Return the comparison table: headings, then a row a selector."""
     out = [["selector", *(heading for heading, *_ in columns), "seeds"]]
     for name, row in results["selectors"].items():
-        cells = [format_cell(row[metric], factor, places) for _, metric, factor, places in columns]
+        cells = [
+            format_cell(row.get(metric), factor, places) for _, metric, factor, places in columns
+        ]
         out.append([name, *cells, str(len(row["weighted_loss"]["per_seed"]))])
     return out
 
 
 def paired_rows(results: Results) -> list[list[str]]:
-    """Return the paired differences from the reference: headings, then a row a selector."""
-    out = [["selector", "difference,\npoints", "95 % interval", "better on", "verdict"]]
-    for name, row in results["paired"].items():
-        low, high = row["low"] * 100, row["high"] * 100
-        verdict = "better" if high < 0 else "worse" if low > 0 else "no claim"
+    """Return the paired differences from the reference: headings, then a row a selector.
+
+    Recipes of several training seeds come last; their intervals are over these and tapes together.
+    `largest day` is defined by `PairedDifference.largest_day`.
+    """
+    out = [["selector", "difference,\npoints", "95 % interval", "median", "largest\nday",
+            "better on", "verdict"]]  # fmt: skip
+    for name, saved in {**results["paired"], **results.get("recipes", {})}.items():
+        row = with_details(results, name, saved)
         out.append(
             [
                 name,
                 f"{row['mean'] * 100:+.2f}",
-                f"[{low:+.2f}, {high:+.2f}]",
+                f"[{row['low'] * 100:+.2f}, {row['high'] * 100:+.2f}]",
+                f"{row['median'] * 100:+.2f}",
+                f"{row['largest_day']:.0%}",
                 f"{row['improvement']:.0%} of seeds",
-                verdict,
+                verdict(row["low"], row["high"], row["seeds"]),
             ]
         )
     return out
+
+
+def paired_notes(results: Results) -> list[str]:
+    """Return what the columns of `paired_rows` mean, a line each."""
+    notes = ["largest day: the largest difference over the sum of all, signs left out"]
+    if results.get("recipes"):
+        notes.append("several training seeds: the interval is over these and tapes together")
+    return notes
+
+
+def other_weights(results: Results) -> str:
+    """Return the weights of the loss that are not the default, in words; empty where all are."""
+    saved = results["config"].get("scenario", {}).get("weights", {})
+    default = asdict(LossWeights())
+    return ", ".join(f"{k} {v:g}" for k, v in saved.items() if v != default.get(k))
 
 
 def against_rows(results: Results) -> list[list[str]]:
@@ -286,9 +326,8 @@ def draw_comparison(results: Results, path: Path) -> None:
     FigureCanvasAgg(figure)
     bars, pairs = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     left = [0.0] * len(names)
-    colours = ("#c8323c", "#6651a5", "#d97921", "#8d99ae", "#1f6fb4")
-    for term, colour in zip(LOSS_TERMS, colours, strict=True):
-        widths = [100 * (results["selectors"][name][term]["mean"] or 0.0) for name in names]
+    for term, colour in zip(LOSS_TERMS, TERM_COLOURS, strict=False):
+        widths = [100 * mean_of(results["selectors"][name], term) for name in names]
         bars.barh(names, widths, left=left, color=colour, label=term)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     loss = [results["selectors"][name]["weighted_loss"] for name in names]
@@ -301,7 +340,8 @@ def draw_comparison(results: Results, path: Path) -> None:
     bars.set_xlabel("weighted GPU-hours lost, % of those demanded (95 % interval)")
     bars.legend(fontsize="small", loc="lower right")
     for name, row in results["paired"].items():
-        colour = "#2a7f3f" if row["high"] < 0 else "#c8323c" if row["low"] > 0 else "#777777"
+        seeds = len(results["selectors"][name]["weighted_loss"]["per_seed"])
+        colour = VERDICT_COLOURS.get(verdict(row["low"], row["high"], seeds), "#777777")
         error = [[100 * (row["mean"] - row["low"])], [100 * (row["high"] - row["mean"])]]
         pairs.errorbar(100 * row["mean"], name, xerr=error, fmt="o", color=colour, capsize=3)
     pairs.axvline(0, color="black", linewidth=0.8)

@@ -21,6 +21,9 @@ from flextopo.cluster.errors import FlextopoError
 CONFIDENCE = 0.95
 RESAMPLES = 5000
 
+MIN_SEEDS = 10
+"""Fewer seeds carry no claim: percentile intervals of so few are too short (an assumption)."""
+
 Statistic = Callable[..., Any]
 """Takes an array and `axis`, which it reduces."""
 
@@ -53,6 +56,11 @@ class PairedDifference:
         iqm: interquartile mean of the differences.
         iqm_low: lower end of its 95 % bootstrap interval.
         iqm_high: upper end.
+        median: of the differences.
+        largest_day: how much hangs on one day: the largest difference, without its sign, over the sum
+            of all differences without theirs; 1 over the number of seeds where all are as large, 1
+            where all but one are 0, and 0 where every one is.
+        seeds: how many differences there are.
     """
 
     mean: float
@@ -64,10 +72,18 @@ class PairedDifference:
     iqm: float
     iqm_low: float
     iqm_high: float
+    median: float
+    largest_day: float
+    seeds: int
 
     def as_dict(self) -> dict[str, float]:
         """Return the fields by name."""
         return asdict(self)
+
+    @property
+    def verdict(self) -> str:
+        """What may be claimed; see `verdict`."""
+        return verdict(self.low, self.high, self.seeds)
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,26 @@ class Profile:
     share: npt.NDArray[np.float64]
     low: npt.NDArray[np.float64]
     high: npt.NDArray[np.float64]
+
+
+def verdict(low: float, high: float, seeds: int) -> str:
+    """Return what an interval of a difference allows to say: better, worse, or no claim.
+
+    Args:
+        low: lower end of its 95 % interval; below 0 is better.
+        high: upper end.
+        seeds: tapes behind it; fewer than `MIN_SEEDS` carry no claim, whatever the interval.
+    """
+    if seeds < MIN_SEEDS:
+        return "no claim: too few seeds"
+    return "better" if high < 0 else "worse" if low > 0 else "no claim"
+
+
+def largest_day(differences: npt.ArrayLike) -> float:
+    """Return the share of the largest difference; see `PairedDifference.largest_day`."""
+    sizes = np.abs(np.asarray(differences, np.float64))
+    total = float(sizes.sum())
+    return float(sizes.max()) / total if total > 0 else 0.0
 
 
 def interquartile_mean(values: npt.ArrayLike, axis: int = 0) -> Any:
@@ -170,7 +206,53 @@ def paired_difference(
         *(found.mean, found.low, found.high),
         *(better.mean, better.low, better.high),
         *(middle.mean, middle.low, middle.high),
+        *(float(np.median(difference)), largest_day(difference), len(difference)),
     )
+
+
+def two_way_estimate(differences: npt.ArrayLike) -> Estimate:
+    """Return a mean over training seeds and tapes with its interval over both.
+
+    Training seeds and tapes are resampled independently, and each training seed drawn meets each tape
+    drawn. What so few training seeds hide is made up for: their deviations from the mean are widened
+    by sqrt(R / (R - 1)), since the spread of R draws is too small by that much, and by Student's
+    quantile of R - 1 degrees over the normal one; those of the tapes likewise.
+
+    Args:
+        differences: (R, S) of R training seeds on the same S tapes, two of each at least.
+
+    Raises:
+        FlextopoError: there are fewer.
+
+    References:
+        Owen (Annals of Applied Statistics 2007), "The pigeonhole bootstrap": crossed factors
+        resampled independently, whose variance is not below the true one.
+    """
+    table = np.asarray(differences, np.float64)
+    if table.ndim != 2 or min(table.shape) < 2:
+        raise FlextopoError(
+            f"differences of shape {table.shape}; legal: training seeds by tapes, two of each or more"
+        )
+    mean = float(table.mean())
+    by_seed, by_tape = table.mean(1) - mean, table.mean(0) - mean
+    rest = table - mean - by_seed[:, None] - by_tape
+    rng = np.random.default_rng(0)
+    rows, columns = (
+        rng.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size for size in table.shape
+    )
+    means = mean + rows @ (by_seed * _widening(len(by_seed)))
+    means += columns @ (by_tape * _widening(len(by_tape)))
+    means += np.einsum("br,rs,bs->b", rows, rest, columns, optimize=True)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return Estimate(mean, float(low), float(high))
+
+
+def _widening(size: int) -> float:
+    """Return by how much the deviations of so few draws are to be widened."""
+    quantile = 1 - (1 - CONFIDENCE) / 2
+    student = float(stats.t.ppf(quantile, size - 1) / stats.norm.ppf(quantile))
+    return student * float(np.sqrt(size / (size - 1)))
 
 
 def performance_profile(

@@ -146,17 +146,19 @@ def test_tables_have_a_row_a_selector(results: dict[str, Any]) -> None:
     assert [row[0] for row in table[1:]] == list(SMALL.names)
     assert all(len(row) == len(table[0]) for row in table)
     verdicts = {row[0]: row[-1] for row in paired_rows(results)[1:]}
-    assert set(verdicts.values()) <= {"better", "worse", "no claim"}
+    assert set(verdicts.values()) == {"no claim: too few seeds"}
 
 
 def test_a_verdict_needs_an_interval_without_zero() -> None:
     paired = {
-        "a": {"mean": -0.02, "low": -0.03, "high": -0.01, "improvement": 0.9},
-        "b": {"mean": -0.02, "low": -0.05, "high": 0.01, "improvement": 0.6},
-        "c": {"mean": 0.02, "low": 0.01, "high": 0.03, "improvement": 0.1},
+        "a": {"mean": -0.02, "low": -0.03, "high": -0.01, "improvement": 0.9, "seeds": 10},
+        "b": {"mean": -0.02, "low": -0.05, "high": 0.01, "improvement": 0.6, "seeds": 10},
+        "c": {"mean": 0.02, "low": 0.01, "high": 0.03, "improvement": 0.1, "seeds": 10},
+        "d": {"mean": 0.02, "low": 0.01, "high": 0.03, "improvement": 0.1, "seeds": 9},
     }
+    paired = {name: {**row, "median": 0.0, "largest_day": 0.2} for name, row in paired.items()}
     verdicts = [row[-1] for row in paired_rows({"paired": paired})[1:]]
-    assert verdicts == ["better", "no claim", "worse"]
+    assert verdicts == ["better", "no claim", "worse", "no claim: too few seeds"]
 
 
 @pytest.mark.parametrize(

@@ -265,3 +265,21 @@ def test_the_papers_environment_has_its_servers_pods_and_priorities() -> None:
 def test_an_unknown_workload_field_is_refused() -> None:
     with pytest.raises(FlextopoError, match="workload field 'gpus'; legal: warmup_h"):
         PreemptionEnv(workload={"gpus": 1})
+
+
+def test_claims_of_the_paper_stand_beside_what_was_found() -> None:
+    results = json.loads((PAGE.parent / "results" / "reproduce.json").read_text())
+    head, *body = tables.claims(results)
+    assert all(len(row) == len(head) and all(row) for row in body)
+    found = {row[0]: row for row in body}
+    runs = {
+        row["selector"]: row
+        for row in results["runs"]
+        if (row["table"], row["config"]["kind"], row["row"]) == ("headline", "rtx4090", "default")
+    }
+    assert found["hit rate of standard Gödel"][2] == f"{100 * runs['godel']['hit_rate']:.1f} %"
+    assert found["allocations across sockets with FlexTopo"][2] == "0 of 5000"
+    assert "55.5 points" in found["the abstract's improvement"][1]
+    assert found["physical cluster"][2:4] == ["-", "no"]
+    empty = {row[0]: row[2] for row in tables.claims({"runs": [], "search": []})[1:]}
+    assert empty["candidate search time"] == empty["simulated cluster"] == "-"

@@ -1,0 +1,194 @@
+"""Play every perturbation with every selector on the same tapes, and put the differences in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flextopo.baselines.registry import LOOKAHEAD
+from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.simulation.metrics import episode_metrics
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.loss import LOSS_TERMS
+from flextopo.cluster.workload.seeds import SPLITS, take
+from flextopo.train import stress_views, stress_world
+from flextopo.train.compare import (
+    REFERENCE,
+    check,
+    find_fleet,
+    make_tape,
+    open_selector,
+    plain,
+    servers_text,
+    to_send,
+)
+from flextopo.train.config import ComparisonConfig
+from flextopo.train.results import versions
+from flextopo.train.scale_out import run_jobs
+from flextopo.train.statistics import MIN_SEEDS, paired_difference
+from flextopo.train.stress import BASE, PERTURBATIONS, chosen
+
+Job = tuple[ComparisonConfig, str, str, int]
+Played = dict[tuple[str, str, int], dict[str, float]]
+"""Perturbation, selector and seed to loss, terms and fallbacks."""
+
+SAVED = ("weighted_loss", *LOSS_TERMS, "fallbacks")
+
+
+def applies(perturbation: str, selector: str) -> bool:
+    """Say whether a selector can be disturbed so: one that looks ahead does so on the true state."""
+    return not PERTURBATIONS[perturbation].view or selector not in LOOKAHEAD
+
+
+def play_perturbed(job: Job) -> dict[str, float]:
+    """Play one tape with one selector under one perturbation.
+
+    Args:
+        job: the comparison as it is, the perturbation, the selector and the seed.
+
+    Returns:
+        The weighted loss, its terms, and how many answers were not legal on the true state.
+    """
+    config, perturbation, name, seed = job
+    how = PERTURBATIONS[perturbation]
+    config = how.config(config)
+    fleet = find_fleet(config.servers)
+    tape, _ = make_tape(config, fleet, seed)
+    if how.world:
+        tape, fleet = getattr(stress_world, how.world)(tape, fleet, seed)
+    selector = open_selector(config, name, seed)
+    if how.view:
+        selector = getattr(stress_views, how.view)(selector, seed)
+    simulator = Simulator(tape, fleet, selector.filter, config.scenario)
+    simulator.play(selector)
+    metrics = episode_metrics(simulator) | {"fallbacks": getattr(selector, "fallbacks", 0)}
+    return {name: float(metrics[name]) for name in SAVED}
+
+
+def run_stress(
+    config: ComparisonConfig,
+    names: Sequence[str] = (),
+    workers: int = 1,
+    done: Callable[[int, int], None] | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Play perturbations of a comparison.
+
+    Args:
+        config: the comparison, with the reference among its selectors.
+        names: perturbations; none = all that change something here. The comparison as it is always comes with them.
+        workers: processes; 1 plays in this one. The numbers do not depend on it.
+        done: is told how many of how many games are over.
+        begin: is called when all is found to be right, before the first game.
+
+    Returns:
+        `{"stress": {perturbation: {"about", "servers", "selectors": {name: {metric: a value a
+        seed}}, "paired": {name: as `PairedDifference`}}}, "config": ...}`. An interrupt keeps the
+        perturbations that were finished.
+
+    Raises:
+        FlextopoError: whatever is wrong with servers or selectors, or the reference is not there.
+        KeyboardInterrupt: no perturbation was finished.
+    """
+    if REFERENCE not in config.names:
+        raise FlextopoError(f"selectors {', '.join(config.names)}; legal: with {REFERENCE}")
+    kept = chosen(names)
+    if not names:  # rtx4090 in the place of rtx4090 is no perturbation
+        kept = [name for name in kept if name == BASE or _changes(config, name)]
+    for name in kept:
+        check(PERTURBATIONS[name].config(config))
+    begin()
+    sent = config if workers == 1 else to_send(config)
+    seeds = take(SPLITS[config.split], config.seeds)
+    jobs = [
+        (sent, perturbation, selector, seed)
+        for perturbation in kept
+        for seed in seeds
+        for selector in config.names
+        if applies(perturbation, selector)
+    ]
+    played: Played = {}
+    interrupted = False
+    try:
+        for i, found in run_jobs(play_perturbed, jobs, workers):
+            played[jobs[i][1:]] = found
+            if done is not None:
+                done(len(played), len(jobs))
+    except KeyboardInterrupt:
+        interrupted = True
+        kept = [n for n in kept if all(job[1:] in played for job in jobs if job[1] == n)]
+        if not kept:
+            raise KeyboardInterrupt("no perturbation was finished") from None
+    about = {"reference": REFERENCE, "seeds_used": seeds, "versions": versions()}
+    return {
+        "stress": {name: _summarise(config, played, name, seeds) for name in kept},
+        "config": {**plain(config), **about, "interrupted": interrupted},
+    }
+
+
+def _changes(config: ComparisonConfig, name: str) -> bool:
+    how = PERTURBATIONS[name]
+    return bool(how.world or how.view) or how.config(config) != config
+
+
+def _summarise(
+    config: ComparisonConfig, played: Played, perturbation: str, seeds: Sequence[int]
+) -> dict[str, Any]:
+    how = PERTURBATIONS[perturbation]
+    found = {
+        name: {
+            metric: [played[perturbation, name, seed][metric] for seed in seeds] for metric in SAVED
+        }
+        for name in config.names
+        if applies(perturbation, name)
+    }
+    reference = found[REFERENCE]["weighted_loss"]
+    return {
+        "about": how.about,
+        "servers": servers_text(how.config(config).servers),
+        "selectors": found,
+        "paired": {
+            name: paired_difference(row["weighted_loss"], reference).as_dict()
+            for name, row in found.items()
+            if name != REFERENCE
+        },
+    }
+
+
+def stress_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Return the one table: headings, then a row a perturbation; a dash where it does not apply."""
+    names = [name for name in next(iter(results["stress"].values()))["paired"]]
+    out = [["perturbation", f"{REFERENCE}\nloss %", *names]]
+    for perturbation, row in results["stress"].items():
+        losses = row["selectors"][REFERENCE]["weighted_loss"]
+        cells = [_cell(row["paired"].get(name)) for name in names]
+        out.append([perturbation, f"{100 * sum(losses) / len(losses):.2f}", *cells])
+    return out
+
+
+def _cell(row: dict[str, float] | None) -> str:
+    if row is None:
+        return "-"
+    return f"{100 * row['mean']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
+
+
+def stress_notes(results: dict[str, Any]) -> list[str]:
+    """Return what the table's cells are, and what not to make of them, a line each."""
+    seeds = results["config"]["seeds"]
+    cells = sum(len(row["paired"]) for row in results["stress"].values())
+    notes = [
+        f"cells: points of weighted loss above {REFERENCE} on the same {seeds} tapes [95 % interval]",
+        f"of {cells} such intervals about {0.05 * cells:.1f} leave out 0 by chance alone",
+    ]
+    if seeds < MIN_SEEDS:
+        notes.append(f"no claim: too few seeds; legal for one: {MIN_SEEDS} or more")
+    fallen = {
+        f"{name}, {selector}": int(sum(row["fallbacks"]))
+        for name, found in results["stress"].items()
+        for selector, row in found["selectors"].items()
+        if sum(row["fallbacks"])
+    }
+    if fallen:
+        said = "; ".join(f"{where}: {count}" for where, count in fallen.items())
+        notes.append(f"answers not legal on the true state, replaced by the cheapest: {said}")
+    return notes
