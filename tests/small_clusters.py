@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 from flextopo.cluster.errors import PodError
+from flextopo.cluster.scenario import NUM_SENSITIVITIES
 from flextopo.cluster.state import arrays
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.topology.model import ServerModel
 
 NOW_S = 100_000
@@ -32,6 +34,7 @@ class Resident:
     shift: int
     status: int
     age_s: int
+    leaves_in_s: int
 
 
 @st.composite
@@ -82,6 +85,7 @@ def residents(draw: st.DrawFn, nodes: int) -> Resident:
         shift=draw(st.integers(0, 7)),
         status=draw(st.sampled_from(STATUSES)),
         age_s=draw(st.integers(0, 2000)),
+        leaves_in_s=draw(st.sampled_from((0, 10, 10, 30, 45, NEVER_S))),
     )
 
 
@@ -101,6 +105,8 @@ def clusters(draw: st.DrawFn) -> tuple[ClusterState, Pod]:
         priority=draw(st.sampled_from(PRIORITIES[1:])),
         requirement=TopologyRequirement.GUARANTEED,
         online=True,
+        deadline_s=draw(st.sampled_from((0, 30, 60, 300))),
+        sensitivity=draw(st.integers(0, NUM_SENSITIVITIES - 1)),
     )
     allowed = draw(st.lists(st.integers(-1, 2), min_size=2, max_size=2))
     state = ClusterState.from_pods(
@@ -108,6 +114,7 @@ def clusters(draw: st.DrawFn) -> tuple[ClusterState, Pod]:
     )
     for row, pod in zip(rows, pods, strict=True):
         settle(state, pod, row)
+    state.arrays.live[preemptor.index]["queued_s"] -= draw(st.sampled_from((0, 0, 20, 100)))
     return state, preemptor
 
 
@@ -123,3 +130,5 @@ def settle(state: ClusterState, pod: Pod, row: Resident) -> None:
     state.arrays.live[pod.index]["status"] = row.status
     state.arrays.live[pod.index]["since_s"] = NOW_S - row.age_s
     state.arrays.live[pod.index]["overhead_s"] = row.shift * 10
+    if row.status == arrays.TERMINATING:
+        state.arrays.live[pod.index]["next_s"] = NOW_S + row.leaves_in_s

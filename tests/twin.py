@@ -5,25 +5,27 @@ Nothing here calls a kernel but `is_eligible`, which has tests of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from flextopo.cluster.state.arrays import RUNNING, STARTING, is_eligible
+from flextopo.cluster.state.arrays import RUNNING, STARTING, TERMINATING, is_eligible
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.schema import NEVER_S, REPLICAS
 from flextopo.cluster.topology.levels import LEVELS, NO_FIT, AlignmentLevel
 from flextopo.cluster.topology.model import ServerModel
 
 
 @dataclass(frozen=True)
 class Found:
-    """One minimal victim set of the twin."""
+    """One candidate of the twin."""
 
     node: int
     victims: frozenset[int]
     level: int
     cost: float
+    wait_s: int
 
 
 def bits(mask: int) -> set[int]:
@@ -86,6 +88,15 @@ def lost_s(state: ClusterState, pod: int) -> int:
     return progress % int(spec["checkpoint_s"]) if spec["checkpoint_s"] else progress
 
 
+def missing(state: ClusterState, pod: int) -> float:
+    """Return the factor by which a pod's service misses one more replica."""
+    c = state.arrays
+    service = int(c.pods[pod]["service"])
+    serving = int(c.serving[service]) if 0 <= service < len(c.serving) else 0
+    row = max(i for i, least in enumerate(REPLICAS) if serving >= least)
+    return state.costs.missing[row]
+
+
 def own_loss(state: ClusterState, victims: Iterable[int]) -> float:
     """Return what evicting pods loses, their PodGroups included and counted once."""
     c, costs = state.arrays, state.costs
@@ -99,23 +110,33 @@ def own_loss(state: ClusterState, victims: Iterable[int]) -> float:
         spec = c.pods[pod]
         if c.live[pod]["status"] not in (RUNNING, STARTING):
             continue
-        lost = 0.0 if spec["online"] else lost_s(state, pod) + costs.restart_s
-        weight = costs.discarded * (1 + int(spec["batch_class"]))
-        total += int(spec["gpus"]) * (weight * lost + costs.eviction)
+        lost = missing(state, pod) * costs.waiting * costs.start_s
+        if not spec["online"]:
+            weight = costs.discarded * (1 + int(spec["batch_class"]))
+            lost = weight * (lost_s(state, pod) + costs.restart_s)
+        total += int(spec["gpus"]) * (lost + costs.eviction)
     return total
 
 
-def decision_cost(
-    state: ClusterState, node: int, victims: frozenset[int], level: int, preemptor: Pod
-) -> float:
+def waiting(state: ClusterState, preemptor: Pod, wait_s: int) -> float:
+    """Return what a pod loses that waits for so long from now, second by second."""
+    costs, total = state.costs, 0.0
+    waited = state.now_s - int(state.arrays.live[preemptor.index]["queued_s"])
+    for second in range(waited, waited + wait_s):
+        late = second - preemptor.deadline_s
+        # The mean of a rate that rises by twice the growth a second.
+        total += costs.waiting if late < 0 else costs.late + costs.late_growth * (2 * late + 1)
+    return missing(state, preemptor.index) * preemptor.gpus * total
+
+
+def decision_cost(state: ClusterState, found: Found, preemptor: Pod) -> float:
     """Return a decision's own loss in GPU-seconds."""
     costs = state.costs
-    rate = costs.misaligned[deficit(level, empty_level(state.model(node), preemptor))]
+    below = deficit(found.level, empty_level(state.model(found.node), preemptor))
+    rate = costs.misaligned[preemptor.sensitivity * len(LEVELS) + below]
     misalignment = preemptor.gpus * costs.service_s * rate
-    if not victims:
-        return misalignment
-    waiting = costs.waiting * preemptor.gpus * costs.grace_s
-    return waiting + own_loss(state, victims) + misalignment
+    wait = waiting(state, preemptor, found.wait_s)
+    return wait + own_loss(state, found.victims) + misalignment
 
 
 def within_budgets(state: ClusterState, victims: Iterable[int]) -> bool:
@@ -139,31 +160,79 @@ def subsets(pods: Sequence[int]) -> Iterable[frozenset[int]]:
             yield frozenset(chosen)
 
 
-def legal_sets(
+def leaving(state: ClusterState, node: int) -> dict[int, int]:
+    """Return in how many seconds each terminating pod of a node is gone, where that is known."""
+    c = state.arrays
+    pods = [int(pod) for pod in c.node_pods[node, : c.nodes[node]["num_pods"]]]
+    ends = {pod: int(c.live[pod]["next_s"]) for pod in pods if c.live[pod]["status"] == TERMINATING}
+    return {pod: max(end - state.now_s, 0) for pod, end in ends.items() if end < NEVER_S}
+
+
+def gone_by(state: ClusterState, node: int, wait_s: int) -> set[int]:
+    """Return the terminating pods of a node that are gone after some time."""
+    return {pod for pod, after in leaving(state, node).items() if after <= wait_s}
+
+
+def without_victims(
     state: ClusterState, node: int, preemptor: Pod, aligned: bool
-) -> Iterable[frozenset[int]]:
-    """Return every victim set within the budgets that lets the preemptor fit, minimal or not."""
+) -> Iterator[Found]:
+    """Yield what a node gives for waiting alone, sooner and worse aligned things first."""
     if empty_level(state.model(node), preemptor) == NO_FIT:
         return
+    nobody: frozenset[int] = frozenset()
+    if fits(state, node, nobody, preemptor, aligned):
+        yield priced(state, node, nobody, 0, nobody, preemptor)
+        return
+    last = NO_FIT
+    for wait_s in sorted(set(leaving(state, node).values())):
+        gone = gone_by(state, node, wait_s)
+        if fits(state, node, gone, preemptor, aligned):
+            found = priced(state, node, nobody, wait_s, gone, preemptor)
+            if found.level < last:
+                yield found
+            last = min(last, found.level)
+
+
+def with_victims(
+    state: ClusterState, node: int, preemptor: Pod, aligned: bool
+) -> Iterator[Found]:
+    """Yield every victim set within the budgets that lets the preemptor fit, minimal or not."""
+    if empty_level(state.model(node), preemptor) == NO_FIT:
+        return
+    grace_s = int(state.costs.grace_s)
+    soon = gone_by(state, node, grace_s)
     for victims in subsets(eligible(state, node, preemptor)):
-        if within_budgets(state, victims) and fits(state, node, victims, preemptor, aligned):
-            yield victims
+        gone = soon | victims
+        legal = within_budgets(state, victims) and fits(state, node, gone, preemptor, aligned)
+        if victims and legal:
+            yield priced(state, node, victims, grace_s, gone, preemptor)
 
 
-def find(state: ClusterState, node: int, victims: frozenset[int], preemptor: Pod) -> Found:
-    """Return a victim set with its level and cost."""
-    level = level_of(state.model(node), *without(state, node, victims), preemptor)
-    cost = decision_cost(state, node, victims, level, preemptor)
-    return Found(node, victims, level, cost)
+def priced(
+    state: ClusterState,
+    node: int,
+    victims: frozenset[int],
+    wait_s: int,
+    gone: Iterable[int],
+    preemptor: Pod,
+) -> Found:
+    """Return a candidate with its level and cost, once the pods in `gone` are."""
+    level = level_of(state.model(node), *without(state, node, gone), preemptor)
+    found = Found(node, victims, level, 0.0, wait_s)
+    return replace(found, cost=decision_cost(state, found, preemptor))
 
 
 def minimal_sets(state: ClusterState, preemptor: Pod, aligned: bool) -> list[Found]:
-    """Return every minimal victim set on every node, by node."""
-    found = []
+    """Return every candidate on every node, by node: for waiting alone, and minimal victim sets."""
+    found: list[Found] = []
     for node in range(state.num_nodes):
-        minimal: list[frozenset[int]] = []
-        for victims in legal_sets(state, node, preemptor, aligned):
-            if not any(smaller <= victims for smaller in minimal):
-                minimal.append(victims)
-        found += [find(state, node, victims, preemptor) for victims in minimal]
+        found += without_victims(state, node, preemptor, aligned)
+        soon = gone_by(state, node, int(state.costs.grace_s))
+        if fits(state, node, soon, preemptor, aligned):
+            continue
+        minimal: list[Found] = []
+        for each in with_victims(state, node, preemptor, aligned):
+            if not any(smaller.victims <= each.victims for smaller in minimal):
+                minimal.append(each)
+        found += minimal
     return found

@@ -78,12 +78,11 @@ class NodeSearch:
     def _without_victims(self) -> Iterator[tuple[float, tuple[int, ...]]]:
         """Yield what it costs to take what is free, or will be once terminating pods are gone."""
         cluster, node = self.cluster, self.node
-        for wait_s in (0, *cluster.leaving_after_s(node)):
-            free = cluster.freed(node, cluster.leaving_slots(node, wait_s))
-            misalignment = self.misalignment(*free)
+        for wait_s, slots in cluster.free_after(node).items():
+            misalignment = self.misalignment(*cluster.freed(node, slots))
             if misalignment is not None:
                 pod = self.preemptor.index
-                cost = waiting_cost(cluster.arrays, self.costs, pod, float(wait_s))
+                cost = waiting_cost(cluster.arrays, self.costs, pod, float(max(wait_s, 0)))
                 yield float(cost) + misalignment, ()
 
     def _walk(

@@ -65,7 +65,8 @@ def test_contract(name: str, servers: str) -> None:
             ranks = [(-sim.state.pod(v).priority, sim.state.pod(v).start_s) for v in victims]
             assert ranks == sorted(ranks)
             aligned = must_align(selector.filter, pod)
-            assert twin.fits(sim.state, node, victims, pod, aligned)
+            gone = {*victims} | twin.gone_by(sim.state, node, candidate.wait_s)
+            assert twin.fits(sim.state, node, gone, pod, aligned)
             assert not aligned or sim.state.is_aligned(candidate, pod)
         sim.apply(candidate)
     assert chosen > 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import small_clusters
 import twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.candidates import can_preempt
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.placement import best_level, place
@@ -26,18 +29,25 @@ def kernel(state: ClusterState, preemptor: Pod, aligned: bool, k: int) -> list[t
     found = []
     for i in range(count):
         node = int(arrays.node[i])
-        victims = {int(state.arrays.node_pods[node, s]) for s in twin.bits(int(arrays.slots[i]))}
+        pods = {int(state.arrays.node_pods[node, s]) for s in twin.bits(int(arrays.slots[i]))}
+        victims = {pod for pod in pods if state.arrays.live[pod]["status"] != TERMINATING}
+        wait_s = int(arrays.wait_s[i])
+        assert pods - victims <= twin.gone_by(state, node, wait_s)
         best = twin.empty_level(state.model(node), preemptor)
         assert arrays.deficit[i] == twin.deficit(int(arrays.level[i]), best)
-        found.append(
-            twin.Found(node, frozenset(victims), int(arrays.level[i]), float(arrays.cost[i]))
-        )
+        level, cost = int(arrays.level[i]), float(arrays.cost[i])
+        found.append(twin.Found(node, frozenset(victims), level, cost, wait_s))
     return found
 
 
-def by_set(found: list[twin.Found]) -> dict[tuple[int, frozenset[int]], tuple[int, float]]:
+def by_set(found: list[twin.Found]) -> dict[tuple[int, frozenset[int], int], tuple[int, float]]:
     """Key candidates by what they are."""
-    return {(f.node, f.victims): (f.level, round(f.cost, 4)) for f in found}
+    return {(f.node, f.victims, f.wait_s): (f.level, round(f.cost, 4)) for f in found}
+
+
+def gone(state: ClusterState, node: int, victims: Iterable[int], wait_s: int) -> set[int]:
+    """Return everybody who has left when a candidate gets its place."""
+    return {*victims} | twin.gone_by(state, node, wait_s)
 
 
 @settings(max_examples=400, deadline=None)
@@ -65,9 +75,10 @@ def test_small_k_keeps_the_cheapest_prefix(small: Small, aligned: bool, k: int) 
 def test_putting_any_victim_back_breaks_the_fit(small: Small, aligned: bool) -> None:
     state, preemptor = small
     for found in kernel(state, preemptor, aligned, ALL):
-        assert twin.fits(state, found.node, found.victims, preemptor, aligned)
+        all_gone = gone(state, found.node, found.victims, found.wait_s)
+        assert twin.fits(state, found.node, all_gone, preemptor, aligned)
         for victim in found.victims:
-            rest = found.victims - {victim}
+            rest = all_gone - {victim}
             assert not twin.fits(state, found.node, rest, preemptor, aligned)
 
 
@@ -88,7 +99,8 @@ def test_candidates_are_placed_legally_at_the_best_level(small: Small, aligned: 
     state, preemptor = small
     for candidate in state.candidates(preemptor, aligned, ALL):
         model = state.model(candidate.node)
-        free, cores = twin.without(state, candidate.node, candidate.victims)
+        left = gone(state, candidate.node, candidate.victims, candidate.wait_s)
+        free, cores = twin.without(state, candidate.node, left)
         assert twin.bits(candidate.gpu_mask) <= free
         assert candidate.gpu_mask.bit_count() == preemptor.gpus
         assert sum(candidate.cores) == preemptor.cores

@@ -9,7 +9,14 @@ import tapes
 from flextopo.baselines.registry import COMPARED, make_selector
 from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.simulator import Simulator
-from flextopo.cluster.state.arrays import DONE, FUTURE, PENDING, RUNNING, TERMINATING
+from flextopo.cluster.state.arrays import (
+    BACKING_OFF,
+    DONE,
+    FUTURE,
+    PENDING,
+    RUNNING,
+    TERMINATING,
+)
 from flextopo.cluster.state.candidates import candidate_arrays
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.loss import weighted_gpu_s
@@ -25,7 +32,7 @@ def check_jobs(sim: Simulator) -> None:
     c, tape = sim.state.arrays, sim.tape
     batch = ~tape.pods["online"]
     status = c.live["status"][batch]
-    assert np.isin(status, (FUTURE, PENDING, RUNNING, TERMINATING, DONE)).all()
+    assert np.isin(status, (FUTURE, PENDING, RUNNING, TERMINATING, BACKING_OFF, DONE)).all()
     holds = np.isin(status, (RUNNING, TERMINATING))
     assert ((c.live["node"][batch] >= 0) == holds).all()
     queued = sim.events.queue[: sim.events.clock[0]["queue_size"]]

@@ -32,18 +32,21 @@ def test_exact_is_the_minimum_over_every_victim_set(
     small: tuple[ClusterState, Pod], aligned: bool
 ) -> None:
     state, preemptor = small
-    costs = [
-        twin.find(state, node, victims, preemptor).cost
+    legal = [
+        found
         for node in range(state.num_nodes)
-        for victims in twin.legal_sets(state, node, preemptor, aligned)
+        for every in (twin.without_victims, twin.with_victims)
+        for found in every(state, node, preemptor, aligned)
     ]
+    costs = [found.cost for found in legal]
     best = minimum(state, preemptor, aligned)
     if best is None:
         assert costs == []
         return
     cost, node, victims = best
     assert cost == pytest.approx(min(costs))
-    assert twin.find(state, node, frozenset(victims), preemptor).cost == pytest.approx(cost)
+    same = [f.cost for f in legal if (f.node, f.victims) == (node, frozenset(victims))]
+    assert min(same) == pytest.approx(cost)
 
 
 def compare(servers: str, seed: int, walk: str, config: WorkloadConfig) -> Iterator[bool]:
@@ -62,7 +65,8 @@ def compare(servers: str, seed: int, walk: str, config: WorkloadConfig) -> Itera
         if not same:
             assert chosen.cost_gpu_s > cost
             assert not aligned
-            smaller = [frozenset(victims) - {victim} for victim in victims]
+            left = {*victims} | twin.gone_by(state, node, int(state.costs.grace_s))
+            smaller = [left - {victim} for victim in victims]
             assert any(twin.fits(state, node, rest, pod, aligned) for rest in smaller)
         yield same
 

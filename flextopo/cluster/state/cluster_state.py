@@ -117,6 +117,7 @@ class ClusterState:
                 state.pods[row][name] = getattr(pod, name)
             state.pods[row]["duration_s"] = ENDLESS_S
             state.live[row]["status"] = arrays.PENDING
+            state.live[row]["queued_s"] = now_s
         link_groups(state)
         costs = compile_costs(weights or LossWeights(), grace_s, restart_s)
         return cls(state, tuple(models), costs, [pod.name for pod in pods])
@@ -234,20 +235,23 @@ class ClusterState:
 
     def without_victims(self, node: int, preemptor: Pod) -> Iterator[Candidate]:
         """Yield what a node gives without an eviction: now, and each time terminating pods are gone."""
-        for wait_s in [0, *self.leaving_after_s(node)]:
-            found = self._candidate(node, self.leaving_slots(node, wait_s), (), preemptor)
+        for slots in self.free_after(node).values():
+            found = self._candidate(node, slots, (), preemptor)
             if found is not None:
                 yield found
 
-    def leaving_after_s(self, node: int) -> list[int]:
-        """Return after how long terminating pods of a node are gone, each time once."""
-        gone = self._leaving(node).values()
-        return sorted({max(end_s - self.now_s, 0) for end_s in gone})
+    def free_after(self, node: int) -> dict[int, int]:
+        """Return the places of the terminating pods that are gone, as bits, by the seconds until then.
+
+        The first entry is -1, for what is free already.
+        """
+        ends = {max(end_s - self.now_s, 0) for end_s in self._leaving(node).values()}
+        return {-1: 0} | {wait_s: self.leaving_slots(node, wait_s) for wait_s in sorted(ends)}
 
     def leaving_slots(self, node: int, wait_s: int) -> int:
         """Return the places of a node's terminating pods that are gone after some time, as bits."""
         until_s = self.now_s + wait_s
-        gone = self._leaving(node).items() if wait_s else ()
+        gone = self._leaving(node).items()
         return sum(1 << slot for slot, end_s in gone if end_s <= until_s)
 
     def freed(self, node: int, slots: int) -> tuple[int, list[int]]:
