@@ -219,7 +219,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
             "action_mask": last,
             "time_s": out["final_time_s"],
             "preemptor": np.where(truncated, -1, 0),
-            "invalid_action": truncated & out["invalid"],
+            "invalid_action": truncated & out["final_invalid"],
             "loss": _masked(dict(zip(LOSS_TERMS, out["final_loss"].T, strict=True)), truncated),
             "unrewarded": np.where(truncated, out["final_unrewarded"], 0.0),
             "metrics": metrics,

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
-from flextopo.policies.runtime import LearnedSelector, load_policy
+from flextopo.policies.runtime import load_policy
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.runner import (
     MAX_STUCK,
@@ -93,7 +93,7 @@ def test_the_baseline_answers_for_a_model_that_fails(error: BaseException) -> No
 def test_the_baseline_answers_for_scores_that_are_no_numbers() -> None:
     policy = load_policy("deepset-imitation")
     weights = {**policy.weights, "score.bias": policy.weights["score.bias"] * float("nan")}
-    broken = LearnedSelector("nan", weights, policy.k)
+    broken = replace(policy, name="nan", weights=weights)
     found = decider(full_node(), broken).decide(ASKING, ["n0"])
     assert (found.selector, found.fallback) == ("flextopo-best-effort", "model_error")
     assert "not finite" in found.detail

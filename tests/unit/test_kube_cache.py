@@ -324,7 +324,7 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
         rows = {p.name: p.index for p in view.pods_on(0)}
         everyone = view.candidate(0, list(rows.values()), view.preemptor)
         assert everyone is not None
-        waiting = view.costs.waiting * 8 * view.costs.grace_s
+        waiting = waiting_cost(view.arrays, view.costs, 0, view.costs.grace_s)
         total = view.cost_of(everyone, view.preemptor) - waiting
         return {**dict.fromkeys(rows, total), "members": float(view.num_pods)}
 

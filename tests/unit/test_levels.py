@@ -17,10 +17,10 @@ from flextopo.baselines.exact import minimum
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.observation.features import FEATURES, NUM_CANDIDATE
-from flextopo.cluster.scenario import LossWeights
+from flextopo.cluster.scenario import SENSITIVITIES, LossWeights
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.cluster_state import ClusterState
-from flextopo.cluster.state.loss import compile_costs
+from flextopo.cluster.state.loss import compile_costs, speeds_of
 from flextopo.cluster.state.placement import alignment_level, best_level, place
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.topology.captures.load import TopologyWarning, load_server
@@ -62,10 +62,11 @@ def test_the_table_is_in_the_order_of_the_numbers_and_prices_get_worse() -> None
     assert [about.aligned for about in LEVELS.values()] == [
         level <= LAST_ALIGNED for level in LEVELS
     ]
-    weights = LossWeights()
-    speeds = [getattr(weights, about.speed) for about in LEVELS.values() if about.speed]
-    assert speeds == sorted(speeds, reverse=True)
-    assert compile_costs(weights, 30, 60).misaligned[0] == 0.0
+    for kind in SENSITIVITIES.values():
+        speeds = speeds_of(kind)
+        assert speeds[0] == 1.0
+        assert list(speeds) == sorted(speeds, reverse=True)
+    assert compile_costs(LossWeights(), 30, 60).misaligned[0] == 0.0
 
 
 def test_every_level_has_a_feature() -> None:
@@ -212,7 +213,8 @@ def test_a_pod_sits_on_one_island_where_it_can() -> None:
 def test_selectors_pay_for_a_broken_island() -> None:
     """Four single jobs, equal but for one GPU-hour: a whole pair is worth more than that."""
     pods = [Pod(i, f"ns/{i}", 1, 1, 100, checkpoint_s=900) for i in range(4)]
-    pods.append(Pod(4, "ns/llm", 2, 2, 1000, TopologyRequirement.BEST_EFFORT, online=True))
+    llm = Pod(4, "ns/llm", 2, 2, 1000, TopologyRequirement.BEST_EFFORT, online=True)
+    pods.append(replace(llm, sensitivity=list(SENSITIVITIES).index("linked")))
     state = ClusterState.from_pods([PAIRS], [0], pods, now_s=500)
     for i in range(4):
         state.start(i, 0, [i])

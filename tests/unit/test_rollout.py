@@ -126,7 +126,7 @@ def test_with_the_true_future_it_is_the_oracle(
     monkeypatch.setattr(rolling, "sample_futures", lambda *_: [truth])
     found, count = sim.state.find(pod, Rollout.filter.binds(pod), 16)
     (losses,) = Rollout(samples=1).branch(sim, pod, found, count)
-    assert losses.tobytes() == sim.branch(found, count, Rollout.horizon_s).tobytes()
+    assert losses.tobytes() == sim.branch(found, count, Rollout.horizon_s, Rollout().base).tobytes()
 
 
 def test_futures_agree_with_what_is_known() -> None:

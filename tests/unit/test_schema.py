@@ -46,7 +46,7 @@ def test_records_begin_as_the_table_says() -> None:
     assert live["node"].tolist() == live["heap_at"].tolist() == live["tried"].tolist() == [-1, -1]
     assert live["since_s"].tolist() == [schema.NEVER_PLACED_S] * 2
     assert not live["evictions"].any()
-    assert (schema.POD_DTYPE.itemsize, schema.LIVE_DTYPE.itemsize) == (72, 80)
+    assert (schema.POD_DTYPE.itemsize, schema.LIVE_DTYPE.itemsize) == (80, 96)
 
 
 @pytest.mark.parametrize(

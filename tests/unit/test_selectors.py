@@ -8,7 +8,13 @@ import pytest
 
 from flextopo.baselines.policies import FLEXTOPO_BEST_EFFORT, FLEXTOPO_GUARANTEED, KUBERNETES
 from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
-from flextopo.baselines.residents import NodeOption, NodeView, PodStatus, disruptions_left
+from flextopo.baselines.residents import (
+    NodeOption,
+    NodeView,
+    PodStatus,
+    Terminating,
+    disruptions_left,
+)
 from flextopo.baselines.scores import (
     FLEXTOPO_SCORES,
     GODEL_SCORES,
@@ -214,7 +220,7 @@ def test_each_selector_by_hand(
     assert candidate.victims == victims
     assert candidate.level == level
     if name in ("greedy-cost", "exact"):
-        assert candidate.cost_gpu_s == pytest.approx(3 * 2 * 30 + 2 * (1000 + 60 + 180))
+        assert candidate.cost_gpu_s == pytest.approx(4 * 2 * 30 + 2 * (1000 + 60 + 180))
 
 
 def test_random_takes_each_candidate_some_time_and_repeats_itself() -> None:
@@ -317,6 +323,7 @@ def test_scores_see_the_preemptor_and_what_the_victims_are() -> None:
     state.arrays.live["since_s"][:4] = 3000
     state.arrays.live["overhead_s"][0] = 60
     state.arrays.live["status"][2:4] = STARTING, TERMINATING
+    state.arrays.live["next_s"][3] = 5000 + 20
     view = NodeView(state, 0)
     job, mate, serves, leaves = view.residents
     assert (job.gpus, job.num_cores, job.group, job.batch_class) == (1, 2, 0, 1)
@@ -325,6 +332,11 @@ def test_scores_see_the_preemptor_and_what_the_victims_are() -> None:
     assert (serves.status, serves.online, serves.progress_s) == (PodStatus.STARTING, True, 0)
     assert leaves.status == PodStatus.TERMINATING
     assert [resident.index for resident in view.evictable(asks)] == [0, 1, 2]
+    assert (view.gpu_free, view.cores_free) == (0b1000, [1, 4])
+    held = NodeView(state, 0, terminating=Terminating.HELD)
+    assert (held.gpu_free, len(held.evictable(asks))) == (0, 3)
+    again = NodeView(state, 0, terminating=Terminating.VICTIMS)
+    assert (again.gpu_free, len(again.evictable(asks))) == (0, 4)
     assert disruptions_left(state) == [1]
 
     def size_aware(option: NodeOption) -> float:
@@ -339,7 +351,7 @@ def test_scores_see_the_preemptor_and_what_the_victims_are() -> None:
 
     found = replace(FLEXTOPO_BEST_EFFORT, scores=(see, size_aware)).select(state, state.pod(4))
     assert found is not None
-    assert len(found.victims) == 2
+    assert len(found.victims) == 1
     assert {(option.preemptor.gpus, option.free_gpus, option.node) for option in seen} == {
-        (2, 0, 0)
+        (2, 1, 0)
     }

@@ -61,7 +61,7 @@ DAY: Sequence[Row] = (
 def test_a_day_by_hand() -> None:
     sim = Simulator(hand_tape(DAY, end_s=12000), TWO)
     account = play(sim)
-    # X at 1500 may evict, beside 3 * 2 * 30 of waiting for either:
+    # X at 1500 may evict, beside 4 * 2 * 30 of waiting for either:
     #   A: 2 GPUs * (1500 % 1000 + 60) * 1 + 2 * 0.05 h = 1120 + 360 = 1480
     #   B: 2 * (1500 + 60) * 2 + 360 = 6600
     #   C, both members: 2 * 2 * (1500 + 60) + 720 = 6960
@@ -70,9 +70,12 @@ def test_a_day_by_hand() -> None:
     # Z at 9200 may evict F: 4 * (200 + 60) + 720 = 1760, or H: 4 * (50 + 60) * 2 + 720 = 1600.
     # H goes; Z leaves at 9210, H gives the rest up and starts again at 9230.
     assert account == {
-        "waiting": 2 * 30 + 2 * 10,  # X and Z in their grace periods
-        "misaligned": [0, 0, 0, 2 * (8500 - 5600)],  # Y once it has started up
+        # X and Z in their grace periods; while X and, beside it, Y start up.
+        "waiting": [2 * 30 + 2 * 10, 0, 0, 0, 0],
+        "starting": [2 * 100, 2 * 100, 0, 0, 0],
+        "misaligned": [0, 0, 0, 2 * (8500 - 5600), *[0] * 12],  # Y once it has started up
         "discarded": 2 * (500 + 60) + 4 * (50 + 60),
+        "discarded_low": 2 * (500 + 60),
         "discarded_weighted": 2 * (500 + 60) + 4 * (50 + 60) * 2,
         "evicted_gpus": 2 + 4,
         "victims": 2,
@@ -91,15 +94,15 @@ def test_a_day_by_hand() -> None:
     terms = loss_terms(sim.events.account, sim.costs)
     assert terms == pytest.approx(
         {
-            "waiting": 3 * 80,
-            "misalignment": 3 * 0.4 * 5800,
+            "waiting": 4 * (80 + 200) + 2.5 * 200,
+            "misalignment": 3 * 0.33 * 5800,
             "discarded": 1120 + 880,
             "eviction": 6 * 0.05 * 3600,
             "idle": 2800,
         },
         rel=1e-12,
     )
-    assert weighted_gpu_s(sim.events.account, sim.costs) == pytest.approx(13080, rel=1e-12)
+    assert weighted_gpu_s(sim.events.account, sim.costs) == pytest.approx(13242, rel=1e-12)
     live = sim.state.arrays.live
     assert np.flatnonzero(live["status"] == RUNNING).tolist() == [9]
     assert (live["status"][[0, 1, 2, 3, 4, 5, 6, 7, 8, 10]] == DONE).all()
@@ -113,8 +116,8 @@ def test_the_days_metrics() -> None:
     demanded = 15000 + 6000 + 20 + 12000 + 6000 + 20000 + 8000 + 4000 + 4 * (12000 - 9150)
     metrics = episode_metrics(sim)
     expected = {
-        "weighted_loss": 13080 / demanded,
-        "waiting": 240 / demanded,
+        "weighted_loss": 13242 / demanded,
+        "waiting": 1620 / demanded,
         "hit_rate": 1.0,
         "success_rate": 0.5,  # Z left before it started
         "wait_p50_s": 10.0,  # X 30 s, Y 0 s, Z 10 s
@@ -145,8 +148,8 @@ def test_a_blind_selector_violates_a_guarantee() -> None:
     assert account["discarded"] == 999 + 997 + 2 * 60
     assert account["violations"] == account["cross_socket"] == account["preemptions"] == 1
     assert "hits" not in account
-    assert account["misaligned"] == [0, 0, 0, 2 * (2500 - 1030)]
-    assert account["waiting"] == 2 * 30
+    assert account["misaligned"] == [0, 0, 0, 2 * (2500 - 1030), *[0] * 12]
+    assert account["waiting"] == [2 * 30, 0, 0, 0, 0]
 
 
 def test_restricted_admission_refuses_it_after_its_victims_are_gone() -> None:
@@ -161,7 +164,9 @@ def test_restricted_admission_refuses_it_after_its_victims_are_gone() -> None:
     # then come back, and nothing happens until it leaves.
     assert account["refusals"] == 2
     assert account["victims"] == 2
-    assert account["waiting"] == 2 * (2500 - 1000)
+    assert account["waiting"] == [2 * 60, 0, 0, 0, 0]
+    assert account["late"] == [2 * (2500 - 1060), 0, 0, 0, 0]
+    assert account["late_squared"] == [2 * (2500 - 1060) ** 2, 0, 0, 0, 0]
     assert not {"violations", "preemptions", "misaligned"} & set(account)
     assert (sim.state.arrays.live["status"][:4] == RUNNING).all()
     assert episode_metrics(sim)["success_rate"] == 0.0
@@ -203,7 +208,7 @@ def test_one_level_worse_is_charged_after_start_up() -> None:
     )
     sim = Simulator(hand_tape(pods, end_s=1000), Fleet((server,), (0,)))
     assert sim.next_decision() is None
-    assert sim.events.account[0]["misaligned"].tolist() == [0, 0, 500 - 50, 0]
+    assert sim.events.account[0]["misaligned"].tolist() == [0, 0, 500 - 50, *[0] * 13]
     assert sim.state.arrays.live["level"][2] == AlignmentLevel.SOCKET
 
 
@@ -226,7 +231,8 @@ def test_a_disruption_budget_is_used_up_until_the_pod_runs_again() -> None:
         sim.apply(None)
         second = sim.next_decision()
     assert sim.events.account[0]["victims"] == 1
-    assert sim.events.account[0]["waiting"] == 2 * 30 + 2 * 100
+    assert sim.events.account[0]["waiting"].tolist() == [2 * 30 + 2 * 60, 0, 0, 0, 0]
+    assert sim.events.account[0]["late"].tolist() == [2 * 40, 0, 0, 0, 0]
     assert sim.state.arrays.pdb_left.tolist() == [1]
 
 
@@ -283,13 +289,14 @@ def test_a_pod_left_pending_is_asked_about_after_the_next_event() -> None:
         {"arrive_s": 100, "depart_s": 600, "gpus": 2},
         {"arrive_s": 200, "gpus": 4, "duration_s": 100},
     )
-    sim = Simulator(hand_tape(pods, end_s=1000), ONE)
+    sim = Simulator(hand_tape(pods, end_s=1000), ONE, scenario=Scenario(deadline="soft"))
     times = []
     while sim.next_decision() is not None:
         times.append(sim.state.now_s)
         sim.apply(None)
     assert times == [100, 200]
-    assert sim.events.account[0]["waiting"] == 2 * 500
+    assert sim.events.account[0]["waiting"][0] == 2 * 60
+    assert sim.events.account[0]["late"][0] == 2 * 440
     assert sim.state.arrays.live["status"].tolist() == [RUNNING, DONE, PENDING]
 
 

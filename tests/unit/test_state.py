@@ -13,7 +13,7 @@ import pytest
 import tapes
 
 from flextopo.cluster.errors import FlextopoError, PodError
-from flextopo.cluster.scenario import LossWeights
+from flextopo.cluster.scenario import SENSITIVITIES, LossWeights
 from flextopo.cluster.state import arrays
 from flextopo.cluster.state.arrays import Cluster, copy_cluster, lost_work_s, may_evict, release
 from flextopo.cluster.state.cluster_state import ClusterState
@@ -207,22 +207,29 @@ def test_what_an_eviction_loses() -> None:
     c.live["overhead_s"][0] = 3000
     assert lost_work_s(c, 0) == 0
     state.start(3, 1)
-    assert eviction_cost(c, 3, costs) == 180
+    # An online replica starts up elsewhere, missed as a first one: it is of no known service.
+    assert eviction_cost(c, 3, costs) == 180 + 4 * 90
 
 
 def test_weights_and_their_units() -> None:
     costs = compile_costs(LossWeights(), grace_s=30, restart_s=60)
     assert costs.eviction == pytest.approx(180)
-    assert costs.misaligned == pytest.approx((0.0, 3 * 0.05, 3 * 0.15, 3 * 0.4))
-    assert misalignment_cost(2, 0, costs) == 0
-    assert misalignment_cost(2, NUMA, costs) == pytest.approx(2 * 14400 * 0.15)
-    assert misalignment_cost(2, SOCKET, costs) == pytest.approx(2 * 14400 * 0.45)
-    assert misalignment_cost(2, CROSS_SOCKET, costs) == pytest.approx(2 * 14400 * 1.2)
+    assert (costs.waiting, costs.late) == (1.0, 32.0)
+    assert 600 * 2 * costs.late_growth == pytest.approx(32.0)
+    assert costs.missing == pytest.approx((4.0, 2.5, 2.0, 1.6, 1 + 3 / 9))
+    kinds = [SENSITIVITIES[name] for name in ("offload", "resident", "linked", "host-heavy")]
+    rates = [(0, 1 - k.off_island, 1 - k.off_numa, 1 - k.off_socket) for k in kinds]
+    assert costs.misaligned == pytest.approx(3 * np.array(rates).ravel())
+    state = running()
+    c = state.arrays
+    c.pods["gpus"][0], c.pods["sensitivity"][0] = 2, 2
+    for level, lost in ((0, 0.0), (NUMA, 0.2), (SOCKET, 0.2), (CROSS_SOCKET, 0.35)):
+        assert misalignment_cost(c, costs, 0, level) == pytest.approx(2 * 7200 * 3 * lost)
 
 
 @pytest.mark.parametrize(
     ("wrong", "legal"),
-    [({"waiting": -1.0}, "0 or more"), ({"speed_one_worse": 1.1}, "0 to 1"),
+    [({"waiting": -1.0}, "0 or more"), ({"late": float("inf")}, "0 or more"),
      ({"idle": float("nan")}, "0 or more")],
 )  # fmt: skip
 def test_illegal_weights(wrong: dict[str, float], legal: str) -> None:

@@ -85,7 +85,7 @@ def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
             before, after = curves.curve(day)[begin // 300 :][:2]
             assert before - 1e-9 <= lost <= after + 1e-9
         # Greedy-cost's own decision at the start of a cell of the curve is spread over the cell.
-        assert (np.abs(sums[1]) < 6 if action == 0 else sums[1] < -20).all(), sums[1]
+        assert (np.abs(sums[1]) < 6 if action == 0 else sums[1] < -5).all(), sums[1]
 
 
 def test_training_on_it_is_repeatable_and_counts_episodes() -> None:

@@ -70,6 +70,7 @@ OUTCOME_DTYPE = np.dtype(
         ("truncated", "?"),
         ("invalid", "?"),
         ("final_time_s", "i8"),  # this and the rest only of an episode that has just ended
+        ("final_invalid", "?"),
         ("final_loss", "f8", (len(LOSS_TERMS),)),
         ("final_unrewarded", "f8"),
         ("final_cluster", "f4", (NUM_CLUSTER,)),  # its observation of the cluster
@@ -202,6 +203,7 @@ def _finish(b: Batch, d: Decision, i: int) -> None:
     write_terms(d.events.account, d.costs, 3600.0, b.outcome[i]["final_loss"])
     for feature in range(d.observation.cluster.shape[0]):
         b.outcome[i]["final_cluster"][feature] = d.observation.cluster[feature]
+    b.outcome[i]["final_invalid"] = b.outcome[i]["invalid"]
     b.outcome[i]["final_time_s"] = d.cluster.totals[0]["now_s"]
 
 
@@ -254,6 +256,7 @@ def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
                     environment["starting"] = b.autoreset == SAME_STEP
             else:
                 environment["tries"] += 1
+                out["invalid"] = False
                 environment["unrewarded"] = weighted_gpu_s(d.events.account, d.costs) / 3600.0
                 if count != END or environment["given"] >= 0 or environment["tries"] == MAX_REDRAWS:
                     environment["starting"] = environment["ended"] = False
