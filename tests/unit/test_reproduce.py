@@ -18,6 +18,7 @@ from flextopo.train import reproduce_tables as tables
 from flextopo.train.reproduce import ALL, CLOSED_FORMS, HALF, ONE, TWO, jobs, reproduce, search_node
 from flextopo.train.reproduce_config import PaperConfig, Plan
 from flextopo.train.reproduce_experiment import SELECTORS, PaperExperiment, arrivals, batch_pods
+from flextopo.train.reproduce_paper import claims
 
 SMALL = PaperConfig(servers=6, preemptions=60)
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
@@ -269,7 +270,7 @@ def test_an_unknown_workload_field_is_refused() -> None:
 
 def test_claims_of_the_paper_stand_beside_what_was_found() -> None:
     results = json.loads((PAGE.parent / "results" / "reproduce.json").read_text())
-    head, *body = tables.claims(results)
+    head, *body = claims(results)
     assert all(len(row) == len(head) and all(row) for row in body)
     found = {row[0]: row for row in body}
     runs = {
@@ -281,5 +282,5 @@ def test_claims_of_the_paper_stand_beside_what_was_found() -> None:
     assert found["allocations across sockets with FlexTopo"][2] == "0 of 5000"
     assert "55.5 points" in found["the abstract's improvement"][1]
     assert found["physical cluster"][2:4] == ["-", "no"]
-    empty = {row[0]: row[2] for row in tables.claims({"runs": [], "search": []})[1:]}
+    empty = {row[0]: row[2] for row in claims({"runs": [], "search": []})[1:]}
     assert empty["candidate search time"] == empty["simulated cluster"] == "-"
