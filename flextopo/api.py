@@ -239,7 +239,9 @@ def _config(
         scenario = from_fields(Scenario, fields)
     if isinstance(trace, tuple):
         trace = load_trace(*trace)
-    policies = [each for each in selectors if isinstance(inner(find_selector(each)), LearnedSelector)]
+    policies = [
+        each for each in selectors if isinstance(inner(find_selector(each)), LearnedSelector)
+    ]
     named = {selector_name(each) for each in policies}
     return ComparisonConfig(
         servers=servers,

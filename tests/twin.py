@@ -193,9 +193,7 @@ def without_victims(
             last = min(last, found.level)
 
 
-def with_victims(
-    state: ClusterState, node: int, preemptor: Pod, aligned: bool
-) -> Iterator[Found]:
+def with_victims(state: ClusterState, node: int, preemptor: Pod, aligned: bool) -> Iterator[Found]:
     """Yield every victim set within the budgets that lets the preemptor fit, minimal or not."""
     if empty_level(state.model(node), preemptor) == NO_FIT:
         return

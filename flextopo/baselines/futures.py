@@ -265,15 +265,14 @@ def _sample_present(
 
 def median_future(config: WorkloadConfig, known: InformationState) -> Future:
     """Return the future in which every present pod runs and starts up for the median of its kind, given
-    how long it has already; replicas stay as they are, and nobody else arrives."""
+    how long it has already; replicas stay as they are, and nobody else arrives.
+    """
     present = _present(config, known, np.full(len(known.pods), 0.5))
     present["depart_s"] = NEVER_S
     return Future(present, present[:0].copy(), 0)
 
 
-def _present(
-    config: WorkloadConfig, known: InformationState, share: Floats
-) -> npt.NDArray[Any]:
+def _present(config: WorkloadConfig, known: InformationState, share: Floats) -> npt.NDArray[Any]:
     """Return the present pods with run times and start-up times at a share of what may be, (P,)."""
     pods, live, now = known.pods.copy(), known.live, known.now_s
     jobs = int(known.job.max(initial=-1)) + 1

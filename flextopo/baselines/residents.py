@@ -193,9 +193,11 @@ class NodeView:
                 spec[_PRIORITY_AT] < priority
                 and (
                     leaves
-                    or spec[_PREEMPTIBLE_AT]
-                    and status in _EVICTABLE
-                    and now_s - since_s >= spec[_PROTECTION_AT]
+                    or (
+                        spec[_PREEMPTIBLE_AT]
+                        and status in _EVICTABLE
+                        and now_s - since_s >= spec[_PROTECTION_AT]
+                    )
                 )
             ):
                 continue

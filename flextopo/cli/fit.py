@@ -32,7 +32,9 @@ def fit_requeue(
     from flextopo.train.fit_requeue import document, fit_requeue
     from flextopo.train.tables import format_table
 
-    config = FIT.make({"servers": tuple(servers or ()) or None, "seeds": seeds, "rounds": rounds}, ())
+    config = FIT.make(
+        {"servers": tuple(servers or ()) or None, "seeds": seeds, "rounds": rounds}, ()
+    )
     with results_to(json_path) as write:
         with progress("fitting") as done:
             fit = fit_requeue(config, num_workers(workers), done)

@@ -104,8 +104,7 @@ class EpisodeStore:
     def _make_larger(self, cluster: Cluster, needed: tuple[int, int, int]) -> Episodes:
         """Return rows a quarter larger than asked for; the tapes so far are forgotten."""
         pods, budgets, services = (
-            max(size * 5 // 4 + 1, before)
-            for size, before in zip(needed, self._sizes, strict=True)
+            max(size * 5 // 4 + 1, before) for size, before in zip(needed, self._sizes, strict=True)
         )
         self._sizes = pods, budgets, services
         each = bytes_of_episode(empty_episodes(cluster, 1, *self._sizes))

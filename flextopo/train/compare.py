@@ -115,7 +115,8 @@ def open_selector(config: ComparisonConfig, name: str, seed: int) -> VictimSelec
     if isinstance(decides, Rollout | Lookahead):  # they know the model, not the tape
         decides = replace(decides, workload=config.workload)
         limit = isinstance(selector, WaitLimit)
-        selector = replace(selector, selector=decides) if limit else decides
+        limited: Any = selector
+        selector = replace(limited, selector=decides) if limit else decides
     return selector
 
 

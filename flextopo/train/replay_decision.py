@@ -22,7 +22,6 @@ from flextopo.baselines.policies import (
 )
 from flextopo.baselines.residents import NodeOption, NodeView, disruptions_left
 from flextopo.baselines.rollout import Lookahead, Rollout
-from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import lost_work_s
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
@@ -154,8 +153,7 @@ def _rank(selector: VictimSelector, state: ClusterState, pod: Pod) -> _Ranked:
         listed = [state.candidate_at(found, i, pod) for i in range(count)]
         return _Ranked(listed, scores[:count].tolist(), wait, "score")
     aligned = selector.filter.binds(pod)
-    ahead = isinstance(selector, OracleLookahead | Rollout | Lookahead)
-    if ahead and isinstance(state.simulator, Simulator):
+    if isinstance(selector, OracleLookahead | Rollout | Lookahead) and state.simulator is not None:
         found, count = state.find(pod, aligned, selector.branches)
         listed = [state.candidate_at(found, i, pod) for i in range(count)]
         if not count:

@@ -110,7 +110,7 @@ PERTURBATIONS: dict[str, Perturbation] = {
     },
     "checkpoint-ages": Perturbation(
         "checkpoint intervals as selectors read them are off by a log-normal factor, sigma 0.5 "
-        "(an assumption); none reads run times",
+        "(an assumption)",
         view="WrongCheckpoints",
     ),
     **{
@@ -131,6 +131,24 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "jobs-small": Perturbation(
         "batch jobs of 1 and 2 GPUs in equal shares (an assumption), no PodGroups",
         workload(batch_gpu_mix=(0.5, 0.5, 0.0, 0.0), group_share=0.0),
+    ),
+    **{
+        f"backfill-{how}": Perturbation(
+            f"batch jobs may pass others: {how}", scenario(backfill=how)
+        )
+        for how in ("easy", "reserve")
+    },
+    "backoff-0s": Perturbation("evicted jobs queue again at once", workload(backoff_s=0)),
+    **{
+        f"elastic-{share:g}": Perturbation(
+            f"{share:.0%} of single pods of 4 or 8 GPUs are elastic", workload(elastic_share=share)
+        )
+        for share in (0.0, 0.5)
+    },
+    "run-times-wrong": Perturbation(
+        "run times that selectors expect are off by a log-normal factor of the day, sigma 1 (an "
+        "assumption)",
+        view="WrongRunTimes",
     ),
     "server-missing": Perturbation(
         "one server fewer than the day's demand was made for, all day", world="without_a_server"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,12 +33,16 @@ Job = tuple[ComparisonConfig, str, str, int]
 Played = dict[tuple[str, str, int], dict[str, float]]
 """Perturbation, selector and seed to loss, terms and fallbacks."""
 
+WRONG_STATES = ("ShuffledPlacements", "WrongCheckpoints")
+"""Views that show another state than the simulation's."""
+
 SAVED = ("weighted_loss", *LOSS_TERMS, "fallbacks")
 
 
 def applies(perturbation: str, selector: str) -> bool:
     """Say whether a selector can be disturbed so: one that looks ahead does so on the true state."""
-    return not PERTURBATIONS[perturbation].view or selector not in LOOKAHEAD
+    ahead = re.split("[+@]", selector)[0] in LOOKAHEAD
+    return not (ahead and PERTURBATIONS[perturbation].view in WRONG_STATES)
 
 
 def play_perturbed(job: Job) -> dict[str, float]:

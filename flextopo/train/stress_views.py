@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from flextopo.cluster.state.selector import VictimSelector
 
 SHARE_SHUFFLED = 0.2
 """Share of pods whose placement is not known as it is: an assumption."""
+
+RUN_TIME_SIGMA = 1.0
+"""Standard deviation of the log of what run times are taken for: an assumption."""
 
 CHECKPOINT_SIGMA = 0.5
 """Standard deviation of the log of what a checkpoint interval is taken for: an assumption."""
@@ -134,3 +138,35 @@ class WrongCheckpoints(WrongView):
         shown = np.rint(pods["checkpoint_s"] * factors).clip(1, 2**31 - 1)
         pods["checkpoint_s"][saved] = shown[saved].astype(np.int32)
         return pods
+
+
+class WrongRunTimes:
+    """Tell a selector that expects run times of others than there are: longer or shorter, all day.
+
+    Attributes:
+        inner: the selector that decides, with a workload of its own where it has one; others are as
+            they were.
+    """
+
+    def __init__(self, inner: VictimSelector, seed: int) -> None:
+        self.inner = inner
+        model = getattr(inner, "workload", None)
+        if model is not None:
+            off = float(np.random.default_rng(seed).normal(0.0, RUN_TIME_SIGMA))
+            wrong = {name: getattr(model, name) + off for name in ("small_job_mu", "large_job_mu")}
+            told: Any = inner
+            self.inner = replace(told, workload=replace(model, **wrong))
+
+    @property
+    def name(self) -> str:
+        """The inner selector's."""
+        return self.inner.name
+
+    @property
+    def filter(self) -> AlignmentFilter:
+        """The inner selector's."""
+        return self.inner.filter
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose as the inner selector does."""
+        return self.inner.select(cluster, preemptor)

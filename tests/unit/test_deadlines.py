@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.loss import compile_costs, loss_terms, waiting_cost
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import NEVER_S
+from flextopo.cluster.topology.levels import AlignmentLevel
 from flextopo.cluster.topology.model import Fleet
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.policies.selectors import find_selector
@@ -72,7 +74,9 @@ def test_any_selector_keeps_the_seconds_behind_its_name(seconds: int, waited: in
     assert wait_s(sim) == waited
 
 
-@pytest.mark.parametrize("name", ["godel", "rollout", "oracle-lookahead+godel", "deepset-imitation"])
+@pytest.mark.parametrize(
+    "name", ["godel", "rollout", "oracle-lookahead+godel", "deepset-imitation"]
+)
 def test_every_name_may_have_seconds(name: str) -> None:
     selector = find_selector(f"{name}@12")
     assert isinstance(selector, WaitLimit)
@@ -144,7 +148,9 @@ def test_a_first_replica_is_missed_more_than_a_tenth() -> None:
 
 def test_replicas_that_serve_are_counted() -> None:
     start = {"arrive_s": -500, "gpus": 1, "depart_s": 200, "start_s": 50}
-    tape = tapes.hand_tape([start, start | {"depart_s": NEVER_S, "start_s": 650}], 7200, warmup_s=600)
+    tape = tapes.hand_tape(
+        [start, start | {"depart_s": NEVER_S, "start_s": 650}], 7200, warmup_s=600
+    )
     sim = Simulator(tape, Fleet((tapes.DUO,), (0,)))
     assert sim.state.arrays.serving.tolist() == [1]
     for end_s, serving in ((100, 1), (160, 2), (300, 1)):
@@ -169,7 +175,7 @@ def test_misalignment_costs_what_the_kind_of_service_loses() -> None:
     c, costs = sim.state.arrays, compile_costs(LossWeights(), 30, 60)
     for row, kind in enumerate(SENSITIVITIES.values()):
         c.pods[1]["sensitivity"] = row
-        candidate = Candidate(0, (), 0b0101, (1, 1), 3)  # across sockets
+        candidate = Candidate(0, (), 0b0101, (1, 1), AlignmentLevel.CROSS_SOCKET)
         two = replace(sim.state.pod(1), gpus=2)
         c.pods[1]["gpus"], c.pods[1]["cores"] = 2, 2
         cost = sim.state.cost_of(candidate, two)
@@ -189,5 +195,6 @@ def test_nobody_with_a_candidate_passes_a_hard_deadline(name: str) -> None:
 
 @pytest.mark.parametrize("field", ["deadline", "backfill"])
 def test_a_scenario_says_what_is_legal(field: str) -> None:
+    wrong: Any = {field: "firm"}
     with pytest.raises(FlextopoError, match=f"{field} 'firm'; legal: "):
-        Scenario(**{field: "firm"})
+        Scenario(**wrong)

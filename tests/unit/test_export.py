@@ -13,7 +13,6 @@ import torch
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.observation.features import (
-    CANDIDATE_FEATURES,
     NUM_CANDIDATE,
     NUM_CLUSTER,
     NUM_PREEMPTOR,
@@ -91,7 +90,7 @@ def test_the_artifact_says_what_torch_says_on_10_000_decisions(exported: Path) -
     assert isinstance(policy, OnnxSelector)
     worst, made = 0.0, 0
     for o in decisions(np.random.default_rng(0), 10_000):
-        legal = o.mask != 0
+        legal, o = o.mask != 0, policy.read(o)
         expected = run_torch(network, o)[legal]
         # Scores reach 200, where neighbouring float32 numbers are 1.5e-5 apart.
         scale = max(1.0, float(np.abs(expected).max()))
@@ -127,7 +126,7 @@ def test_the_torch_program_is_the_same_network(exported: Path) -> None:
     program = torch.export.load(str(exported / "model.pt2")).module()
     network, rng = load_network(POLICY), np.random.default_rng(2)
     for _ in range(20):
-        o = random_observation(rng)._asdict()
+        o = load_policy(POLICY).read(random_observation(rng))._asdict()
         o["mask"] = o["mask"].astype(np.float32)
         arrays = Observation(**o)
         assert run_torch(program, arrays) == pytest.approx(run_torch(network, arrays), abs=1e-5)
@@ -150,9 +149,10 @@ def test_the_artifact_chooses_as_the_policy_does(exported: Path) -> None:
 
 def test_metadata_tells_how_to_feed_the_model(exported: Path) -> None:
     meta = json.loads((exported / "meta.json").read_text())
-    assert {part: list(names) for part, names in meta["features"].items()} == feature_names()
-    assert [entry["name"] for entry in meta["inputs"]] == list(inputs_of(feature_names()))
-    assert meta["inputs"][2]["order"] == list(CANDIDATE_FEATURES)
+    names = load_policy(POLICY).names
+    assert {part: list(found) for part, found in meta["features"].items()} == names
+    assert [entry["name"] for entry in meta["inputs"]] == list(inputs_of(names))
+    assert meta["inputs"][2]["order"] == names["candidates"]
     assert "flextopo/Preempt-RTX4090-v0" in meta["environments"]
     assert {"flextopo", "torch", "onnx"} <= set(meta["versions"])
     shipped = read_meta(ZOO / POLICY)["validation"]

@@ -16,6 +16,7 @@ from kube_objects import (
 )
 
 from flextopo.cluster.state.arrays import NOMINATED, RUNNING, TERMINATING
+from flextopo.cluster.state.loss import waiting_cost
 from flextopo.cluster.state.schema import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE
 from flextopo.cluster.topology.model import PRESETS
 from flextopo.policies.serving.cache import ClusterCache

@@ -104,7 +104,8 @@ def test_shipped_policies_load_and_are_small(name: str) -> None:
     assert sum(path.stat().st_size for path in (ZOO / name).iterdir()) < 1_000_000
     network = load_network(name)
     o = random_observation(np.random.default_rng(5), policy.k, policy.k)
-    assert policy.score(policy.read(o)) == pytest.approx(run_torch(network, o), abs=1e-4)
+    seen = policy.read(o)
+    assert policy.score(seen) == pytest.approx(run_torch(network, seen), abs=1e-4)
 
 
 def test_an_artifact_of_the_first_version_still_loads(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ PNG = b"\x89PNG"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Comparisons that differ in servers, or in a weight, and what training measured."""
     out = tmp_path_factory.mktemp("results")
-    heavier = Scenario(weights=LossWeights(speed_one_worse=0.5))
+    heavier = Scenario(weights=LossWeights(outage=9.0))
     for name, config in {
         "two": SMALL,
         "three": replace(SMALL, servers="3*rtx4090"),
@@ -122,8 +122,8 @@ def test_series_hold_what_differs_in_one_thing(folder: Path) -> None:
     (sizes,) = scaling(data).values()
     assert [size for size, _ in sizes] == [2, 3]
     (played,) = weight_series(data).items()
-    assert played[0] == "speed_one_worse"
-    assert [value for value, _ in played[1]] == [0.5, 0.85]
+    assert played[0] == "outage"
+    assert [value for value, _ in played[1]] == [3.0, 9.0]
     assert len({comparison.label for comparison in data.comparisons}) == 3
 
 

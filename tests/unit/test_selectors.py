@@ -332,7 +332,7 @@ def test_scores_see_the_preemptor_and_what_the_victims_are() -> None:
     assert (serves.status, serves.online, serves.progress_s) == (PodStatus.STARTING, True, 0)
     assert leaves.status == PodStatus.TERMINATING
     assert [resident.index for resident in view.evictable(asks)] == [0, 1, 2]
-    assert (view.gpu_free, view.cores_free) == (0b1000, [1, 4])
+    assert (view.gpu_free, view.cores_free) == (0b1000, [2, 3])
     held = NodeView(state, 0, terminating=Terminating.HELD)
     assert (held.gpu_free, len(held.evictable(asks))) == (0, 3)
     again = NodeView(state, 0, terminating=Terminating.VICTIMS)

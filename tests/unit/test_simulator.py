@@ -231,8 +231,8 @@ def test_a_disruption_budget_is_used_up_until_the_pod_runs_again() -> None:
         sim.apply(None)
         second = sim.next_decision()
     assert sim.events.account[0]["victims"] == 1
-    assert sim.events.account[0]["waiting"].tolist() == [2 * 30 + 2 * 60, 0, 0, 0, 0]
-    assert sim.events.account[0]["late"].tolist() == [2 * 40, 0, 0, 0, 0]
+    assert sim.events.account[0]["waiting"].tolist() == [2 * 30, 2 * 60, 0, 0, 0]
+    assert sim.events.account[0]["late"].tolist() == [0, 2 * 40, 0, 0, 0]
     assert sim.state.arrays.pdb_left.tolist() == [1]
 
 

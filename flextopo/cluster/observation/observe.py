@@ -9,18 +9,17 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
 from flextopo.cluster.observation.features import C, F, Observation, P
+from flextopo.cluster.scenario import SENSITIVITIES
 from flextopo.cluster.state.arrays import (
     RUNNING,
     STARTING,
-    TERMINATING,
     Cluster,
     as_index,
     is_eligible,
     lost_work_s,
     replicas_row,
 )
-from flextopo.cluster.state.candidates import CandidateArrays, freed
-from flextopo.cluster.scenario import SENSITIVITIES
+from flextopo.cluster.state.candidates import CandidateArrays, freed, victim_slots
 from flextopo.cluster.state.loss import Costs
 from flextopo.cluster.state.placement import alignment_level, take
 from flextopo.cluster.state.schema import NUM_MISALIGNED, REPLICAS
@@ -127,8 +126,6 @@ def _observe_victims(
     while slots != 0:
         victim = as_index(c.node_pods[node, lowest_bit(slots)])
         slots &= slots - 1
-        if c.live[victim]["status"] == TERMINATING:
-            continue
         spec, live = c.pods[victim], c.live[victim]
         run = float(now - live["since_s"])
         oldest, youngest = max(oldest, run), min(youngest, run)
@@ -276,7 +273,7 @@ def observe(
         node, slots = found.node[i], found.slots[i]
         _observe_node(c, pod, node, slots, found.level[i], found.deficit[i], f)
         elsewhere = second if node == largest_node else largest
-        _observe_victims(c, costs, pod, node, slots, elsewhere, f)
+        _observe_victims(c, costs, pod, node, victim_slots(c, node, slots), elsewhere, f)
         f[F.wait] = _log_run(float(found.wait_s[i]))
         f[F.cost] = _log_gpu_h(found.cost[i])
         f[F.cost_gap] = _log_gpu_h(found.cost[i] - found.cost[0]) if i > 0 else 0.0

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.generated import define
 from flextopo.cluster.jit.kernels import stage
+from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.simulation.events import Events, empty_events
 from flextopo.cluster.simulation.scheduler import Rules
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import Cluster
-from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state.loss import Costs, compile_costs
 from flextopo.cluster.state.storage import (
     Array,
@@ -61,9 +61,7 @@ class Episodes(NamedTuple):
     events: Events
 
 
-def empty_episodes(
-    like: Cluster, count: int, pods: int, budgets: int, services: int
-) -> Episodes:
+def empty_episodes(like: Cluster, count: int, pods: int, budgets: int, services: int) -> Episodes:
     """Return memory for `count` episodes on the nodes of `like`; untouched rows take no memory."""
     sizes = dict.fromkeys(("pods", "heap", "queue", "unserved", "departures"), pods)
     sizes |= {"budgets": budgets, "services": services}
@@ -215,6 +213,7 @@ rules_of: Callable[[Episodes, int], Rules] = stage(
     )
 )
 """Return the rules of an episode."""
+
 
 def _cost_lines() -> Iterator[str]:
     yield "c = source.costs[s]"

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, stage
-from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.simulation.lifecycle import starved_s
+from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import (
     BACKING_OFF,
     DONE,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.jit.kernels import inlined, kernel, stage
+from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, stage
 from flextopo.cluster.simulation.backfill import (
     ANY,
     clear_reservations,
@@ -41,7 +41,6 @@ from flextopo.cluster.state.arrays import (
     PENDING,
     RUNNING,
     STARTING,
-    TERMINATING,
     Cluster,
     add_to_node,
     allocate,
@@ -50,7 +49,7 @@ from flextopo.cluster.state.arrays import (
     replicas_row,
     set_free_gpus,
 )
-from flextopo.cluster.state.candidates import can_preempt, freed
+from flextopo.cluster.state.candidates import can_preempt, freed, victim_slots
 from flextopo.cluster.state.placement import best_level, find_node, is_aligned, place
 from flextopo.cluster.state.schema import NUM_MISALIGNED
 
@@ -244,6 +243,26 @@ def _next_smaller(c: Cluster, e: Events, place: int, gpus: int, cores: int) -> i
 
 
 @stage
+def _needs_decision(c: Cluster, e: Events, rules: Rules, pod: int) -> bool:
+    """Start an online pod if it fits; say whether it does not, and a decision could help.
+
+    The cursor moves on where neither is so.
+    """
+    aligned = must_align(c, rules, pod)
+    by_alignment = rules.filter != BLIND and c.pods[pod]["requirement"] > 0
+    node = find_node(c, pod, aligned, by_alignment)
+    if node >= 0 and not _refused(c, e, rules, pod, node):
+        _start(c, e, pod, node)
+        return False
+    if node < 0:
+        c.live[pod]["preemptor"] = 1
+        if can_preempt(c, pod, aligned):
+            return True
+    e.clock[0]["cursor"] += 1
+    return False
+
+
+@stage
 def _pass(c: Cluster, e: Events, rules: Rules) -> int:
     """Go on with the scheduling pass; return the pod that needs a decision, or END.
 
@@ -269,20 +288,9 @@ def _pass(c: Cluster, e: Events, rules: Rules) -> int:
                 small_gpus, small_cores = spec["gpus"], spec["cores"]
             continue
         clock["online_left"] -= 1
-        aligned = must_align(c, rules, pod)
-        node = find_node(c, pod, aligned, rules.filter != BLIND and spec["requirement"] > 0)
-        if node >= 0:
-            if _refused(c, e, rules, pod, node):
-                clock["cursor"] += 1
-            else:
-                _start(c, e, pod, node)
-            continue
-        if c.live[pod]["preemptor"] == 0:
-            c.live[pod]["preemptor"] = 1
-        if can_preempt(c, pod, aligned):
+        if _needs_decision(c, e, rules, pod):
             clock["asked"] = pod
             return pod
-        clock["cursor"] += 1
     if rules.backfill == ANY:
         clock["in_vain"] = c.totals[0]["releases"]
     return END
@@ -399,6 +407,25 @@ def _hand_over(
     return free_s
 
 
+@stage
+def _evict_all(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> int:
+    """Evict the pods in `slots`, and their PodGroups; return how many are in `slots`."""
+    count = 0
+    while slots != 0:
+        victim = as_index(c.node_pods[node, lowest_bit(slots)])
+        slots &= slots - 1
+        count += 1
+        member = victim
+        while True:
+            status = c.live[member]["status"]
+            if status == RUNNING or status == STARTING:
+                evict(c, e, member, rules.grace_s, rules.restart_s)
+            member = as_index(c.pods[member]["next_member"])
+            if member == victim:
+                break
+    return count
+
+
 @kernel
 def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
     """Evict the pods in `slots` of a node for the pod that was asked about, and nominate it.
@@ -413,22 +440,7 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
     cores, taken = c.scratch[0], c.scratch[1]
     gpu_free = freed(c, node, slots, cores)
     level, mask = place(c.models, model, gpu_free, cores, spec["gpus"], spec["cores"], taken)
-    count = 0
-    for slot in range(c.nodes[node]["num_pods"]):
-        if not (slots >> slot) & 1:
-            continue
-        victim = as_index(c.node_pods[node, slot])
-        if c.live[victim]["status"] == TERMINATING:
-            continue
-        count += 1
-        member = victim
-        while True:
-            status = c.live[member]["status"]
-            if status == RUNNING or status == STARTING:
-                evict(c, e, member, rules.grace_s, rules.restart_s)
-            member = as_index(c.pods[member]["next_member"])
-            if member == victim:
-                break
+    count = _evict_all(c, e, rules, node, victim_slots(c, node, slots))
     best = best_level(c.models, model, spec["gpus"], spec["cores"])
     e.clock[0]["asked"] = -1
     if rules.restricted and spec["requirement"] == GUARANTEED and not is_aligned(level, best):

@@ -204,13 +204,14 @@ class Simulator:
         """Return what branches of the present decision are made of; see `branch` and `Branches`."""
         if self._scratch is None:
             self._scratch = branch_of(self.state.arrays, False), branch_of(self.events, False)
+        costs_for = getattr(base, "costs_for", None)
         return Branches(
             self.state.arrays,
             self.events,
             *self._scratch,
             self.rules,
             self.costs,
-            base.costs_for(self.costs) if hasattr(base, "costs_for") else self.costs,
+            self.costs if costs_for is None else costs_for(self.costs),
             horizon_s,
             found,
             count,

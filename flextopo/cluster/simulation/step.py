@@ -46,9 +46,7 @@ def show_next(d: Decision) -> int:
         count = find_candidates(d.cluster, d.costs, pod, aligned, d.workspace, d.found)
         if count > 0:
             observe(d.cluster, d.costs, pod, d.found, count, d.observation)
-            d.observation.mask[d.observation.mask.shape[0] - 1] = may_wait(
-                d.cluster, d.rules, pod
-            )
+            d.observation.mask[d.observation.mask.shape[0] - 1] = may_wait(d.cluster, d.rules, pod)
             return count
         decline(d.cluster, d.events, d.rules, bool(count > 0))
 
@@ -65,9 +63,9 @@ def act(d: Decision, count: int, action: int) -> bool:
             that is invalid, and the first candidate is taken.
     """
     invalid = action >= count and action != d.observation.candidates.shape[0]
-    if count > 0 and action >= count:
-        if not may_wait(d.cluster, d.rules, as_index(d.events.clock[0]["asked"])):
-            invalid, action = True, 0
+    asked = as_index(d.events.clock[0]["asked"])
+    if action >= count > 0 and not may_wait(d.cluster, d.rules, asked):
+        invalid, action = True, 0
     if count != END:
         d.events.account[0]["decisions"] += 1
         d.events.account[0]["invalid_actions"] += invalid

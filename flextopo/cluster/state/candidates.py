@@ -138,6 +138,18 @@ def leaving(c: Cluster, node: int, grace_s: float) -> Leaving:
 
 
 @stage
+def victim_slots(c: Cluster, node: int, slots: int) -> int:
+    """Return those of the places in `slots` whose pods are victims: the others are leaving already."""
+    victims = slots
+    while slots != 0:
+        bit = slots & -slots
+        slots ^= bit
+        if c.live[as_index(c.node_pods[node, lowest_bit(bit)])]["status"] == TERMINATING:
+            victims ^= bit
+    return victims
+
+
+@stage
 def last_gone_s(c: Cluster, node: int, slots: int) -> int:
     """Return when the last of some terminating pods of a node is gone; now without any."""
     last = as_index(c.totals[0]["now_s"])
@@ -148,7 +160,9 @@ def last_gone_s(c: Cluster, node: int, slots: int) -> int:
 
 
 @stage
-def _measure_need(c: Cluster, pod: int, node: int, by_socket: bool, soon: int, w: Workspace) -> bool:
+def _measure_need(
+    c: Cluster, pod: int, node: int, by_socket: bool, soon: int, w: Workspace
+) -> bool:
     """Write what each domain is short of, the pods in `soon` being gone; say whether one is not."""
     model, m = c.nodes[node]["model"], c.models
     gpus, cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
@@ -451,7 +465,7 @@ def find_candidates(
     kept = 0
     last_model, best = -1, NO_FIT
     gpus, wanted_cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
-    grace_s, waiting = as_index(costs.grace_s), waiting_cost(c, costs, pod, costs.grace_s)
+    grace_s, waiting = as_index(int(costs.grace_s)), waiting_cost(c, costs, pod, costs.grace_s)
     for node in range(c.nodes.shape[0]):
         model = c.nodes[node]["model"]
         if model != last_model:

@@ -171,8 +171,11 @@ NODE_FIELDS: dict[str, Field] = {
     "model": Field("i4", "", "its server model"),
     "num_pods": Field("i4", "", "pods that hold resources"),
     "reserved_s": Field(
-        "i8", "s", "until when it is kept for a job that fits nowhere; long ago = it is not",
-        NEVER_PLACED_S, snapshot=Snapshot(NEVER_PLACED_S, "nothing is reserved in a snapshot"),
+        "i8",
+        "s",
+        "until when it is kept for a job that fits nowhere; long ago = it is not",
+        NEVER_PLACED_S,
+        snapshot=Snapshot(NEVER_PLACED_S, "nothing is reserved in a snapshot"),
     ),
 }
 

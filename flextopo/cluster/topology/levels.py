@@ -45,9 +45,7 @@ LEVELS: dict[AlignmentLevel, Level] = {
     ),
     AlignmentLevel.NUMA: Level("NUMA", "one NUMA node", True, "off_island", 0.25, 8),
     AlignmentLevel.SOCKET: Level("socket", "one socket", True, "off_numa", 0.5, 5),
-    AlignmentLevel.CROSS_SOCKET: Level(
-        "cross", "several sockets", False, "off_socket", 1.0, 0
-    ),
+    AlignmentLevel.CROSS_SOCKET: Level("cross", "several sockets", False, "off_socket", 1.0, 0),
 }
 """Every level from the best to the worst. A pod at the best level that a server can give it counts
 as perfectly placed, whichever that is."""
