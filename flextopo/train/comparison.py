@@ -46,8 +46,8 @@ class Comparison:
         parts = [self.about]
         if weights := saved.other_weights(results):
             parts.append(f"weights of the loss: {weights}")
-        for columns in (saved.LOSS_COLUMNS, saved.OTHER_COLUMNS):
-            parts += ["", format_table(saved.rows(results, columns))]
+        for table in saved.tables(results):
+            parts += ["", format_table(table)]
         if results["paired"]:
             parts += ["", f"against {REFERENCE} on the same tapes (weighted loss):"]
             parts.append(format_table(saved.paired_rows(results)))

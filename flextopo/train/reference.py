@@ -15,7 +15,7 @@ from flextopo.cluster.observation.features import (
     FEATURES,
     PREEMPTOR_FEATURES,
 )
-from flextopo.cluster.scenario import LossWeights
+from flextopo.cluster.scenario import SENSITIVITIES, LossWeights
 from flextopo.cluster.simulation.metrics import METRICS
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.envs.core import observation_space
@@ -92,6 +92,16 @@ def _weights() -> str:
     return markdown([["weight", "default", "what it is"], *body])
 
 
+def _sensitivities() -> str:
+    body = [
+        [f"`{name}`", *(f"{speed:g}" for speed in kind[:3]), kind.about]
+        for name, kind in SENSITIVITIES.items()
+    ]
+    return markdown(
+        [["kind", "off its island", "off its NUMA node", "off its socket", "what it is"], *body]
+    )
+
+
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
 
@@ -125,6 +135,7 @@ REFERENCE: dict[str, Callable[[], str]] = {
     ),
     "env-arguments": _arguments,
     "env-weights": _weights,
+    "env-sensitivities": _sensitivities,
     "env-workload": _workload,
 }
 """Name of a generated block to what writes it."""

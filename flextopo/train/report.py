@@ -13,15 +13,13 @@ from flextopo.policies.runtime import read_meta
 from flextopo.policies.shipped import ZOO, zoo_names
 from flextopo.train.reference import REFERENCE
 from flextopo.train.results import (
-    LOSS_COLUMNS,
-    OTHER_COLUMNS,
     ablation_rows,
     against_rows,
     load_ablation,
     load_results,
     markdown,
     paired_rows,
-    rows,
+    tables,
 )
 
 BLOCK = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -65,9 +63,7 @@ def generated(name: str, results: Path) -> str:
     for kind, of in (("-against", against_rows), ("-paired", paired_rows)):
         if name.endswith(kind):
             return markdown(of(load_results(results / f"{name.removesuffix(kind)}.json")))
-    saved = load_results(results / f"{name}.json")
-    tables = (rows(saved, columns) for columns in (LOSS_COLUMNS, OTHER_COLUMNS))
-    return "\n\n".join(map(markdown, tables))
+    return "\n\n".join(map(markdown, tables(load_results(results / f"{name}.json"))))
 
 
 def fill_blocks(text: str, write: Callable[[str], str]) -> str:

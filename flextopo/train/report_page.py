@@ -14,7 +14,7 @@ from flextopo.cluster.files import make_folder, write_whole
 from flextopo.train.differences import flip_rows
 from flextopo.train.report_data import Comparison, ReportData, read_report_data
 from flextopo.train.report_figures import FIGURES
-from flextopo.train.results import LOSS_COLUMNS, OTHER_COLUMNS, paired_notes, paired_rows, rows
+from flextopo.train.results import paired_notes, paired_rows, tables
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -126,9 +126,8 @@ def _section(comparison: Comparison) -> str:
     if config.get("interrupted"):
         facts.append(("interrupted", "the seeds that were finished"))
     listed = "".join(f"<li>{html.escape(f'{name}: {value}')}</li>" for name, value in facts)
-    tables = [rows(comparison.results, columns) for columns in (LOSS_COLUMNS, OTHER_COLUMNS)]
     text = f"<h2>{html.escape(comparison.label)}</h2><ul>{listed}</ul>"
-    text += "".join(map(_table, tables))
+    text += "".join(map(_table, tables(comparison.results)))
     if comparison.results["paired"]:
         heading = f"Against {comparison.reference} on the same tapes"
         text += f"<h3>{html.escape(heading)}</h3>" + _table(paired_rows(comparison.results))

@@ -45,6 +45,9 @@ OTHER_COLUMNS: tuple[Column, ...] = (
     ("discarded\nGPU-h", "discarded_gpu_h", 1, 1),
     ("wait\np50 s", "wait_p50_s", 1, 0),
     ("wait\np99 s", "wait_p99_s", 1, 0),
+    ("those that\nfitted nowhere:\np99 s", "preemptor_wait_p99_s", 1, 0),
+    ("longest s", "preemptor_wait_max_s", 1, 0),
+    ("late %", "late_share", 100, 1),
     ("batch\ngoodput %", "batch_goodput", 100, 1),
     ("utili-\nsation %", "utilisation", 100, 1),
 )
@@ -57,6 +60,20 @@ TERM_COLOURS = (
 """One for each term of the loss, in the order of `LOSS_TERMS`; there are more than terms."""
 
 VERDICT_COLOURS = {"better": "#2a7f3f", "worse": "#c8323c"}
+
+
+BATCH_COLUMNS: tuple[Column, ...] = (
+    ("slowdown\nof a job", "slowdown_mean", 1, 2),
+    ("its\np99", "slowdown_p99", 1, 1),
+    ("evictions\na job, p99", "evictions_p99", 1, 1),
+    ("most", "evictions_max", 1, 1),
+    ("GPU-h lost,\nclass low", "discarded_low_gpu_h", 1, 1),
+    ("class\nmiddle", "discarded_middle_gpu_h", 1, 1),
+    ("longest\nstarvation h", "starvation_h", 1, 1),
+)
+
+TABLES = (LOSS_COLUMNS, OTHER_COLUMNS, BATCH_COLUMNS)
+"""The tables of a comparison; one of which no metric was saved is left out."""
 
 
 def save_results(results: Results, path: Path) -> None:
@@ -211,6 +228,13 @@ def format_cell(cell: Cell | None, factor: float, decimals: int) -> str:
 def mean_of(row: dict[str, Cell], metric: str) -> float:
     """Return a metric's mean, 0 where there is no value or an older file has no such metric."""
     return float(row.get(metric, {"mean": 0.0})["mean"] or 0.0)
+
+
+def tables(results: Results) -> list[list[list[str]]]:
+    """Return the tables of a comparison, of columns that it has; see `rows`."""
+    saved = set().union(*results["selectors"].values())
+    known = [[column for column in columns if column[1] in saved] for columns in TABLES]
+    return [rows(results, columns) for columns in known if columns]
 
 
 def rows(results: Results, columns: Sequence[Column]) -> list[list[str]]:

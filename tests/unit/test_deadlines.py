@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tapes
 
-from flextopo.baselines.registry import COMPARED, make_selector
+from flextopo.baselines.registry import COMPARED, SELECTORS, make_selector
 from flextopo.baselines.wait_limit import WaitLimit
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import SENSITIVITIES, LossWeights, Scenario
@@ -24,6 +24,8 @@ from flextopo.cluster.topology.levels import AlignmentLevel
 from flextopo.cluster.topology.model import Fleet
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.policies.selectors import find_selector
+from flextopo.train.compare import play_tape
+from flextopo.train.config import ComparisonConfig
 
 JOB = {"arrive_s": -500, "duration_s": 10**6, "gpus": 4, "checkpoint_s": 900}
 REPLICA = {"arrive_s": 100, "gpus": 1, "depart_s": NEVER_S}
@@ -191,6 +193,18 @@ def test_nobody_with_a_candidate_passes_a_hard_deadline(name: str) -> None:
         sim.play(selector)
         metrics = episode_metrics(sim)
         assert metrics["late_by_choice"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SELECTORS, "deepset-imitation"])
+def test_nobody_with_a_candidate_passes_a_hard_deadline_in_fifty_days(name: str) -> None:
+    config = ComparisonConfig(selectors=(name,), policies=(), seeds=50, split="validation")
+    placed = 0.0
+    for seed in config.seeds_of(name):
+        metrics = play_tape(config, name, seed)
+        assert metrics["late_by_choice"] == 0
+        placed += metrics["preemptions"]
+    assert placed > 500
 
 
 @pytest.mark.parametrize("field", ["deadline", "backfill"])
