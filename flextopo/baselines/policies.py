@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flextopo.baselines.requeue import RequeueAware
+from flextopo.baselines.requeue import RequeueAware, costs_of, unpriced
 from flextopo.baselines.residents import (
     NodeOption,
     NodeScore,
@@ -220,9 +220,10 @@ class OracleLookahead:
             FlextopoError: the cluster is a snapshot, whose future nobody knows.
         """
         sim = simulation_of(cluster, self.name)
-        found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches)
+        costs = costs_of(self.base, cluster)
+        found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches, costs)
         if count == 0:
             return None
         losses = sim.branch(found, count, self.horizon_s, self.base)
         chosen = int(np.argmin(losses))
-        return None if chosen == count else cluster.candidate_at(found, chosen, preemptor)
+        return None if chosen == count else unpriced(cluster.candidate_at(found, chosen, preemptor))

@@ -10,13 +10,14 @@ from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.loss import NUM_SIZES, Costs
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.selector import VictimSelector
 
 SIZES = (1, 2, 4, 8)
 """GPUs of a victim, up to which each of `HOURS` holds; the last also beyond."""
 
-HOURS = (0.0, 0.0, 0.5, 1.0)
+HOURS = (0.0, 0.0, 0.0, 0.5)
 """Hours that an evicted job of each size waits for a new place, as far as they matter to the loss: fitted
-on validation days by `flextopo fit-requeue`."""
+on validation days by `flextopo fit-requeue` (docs/results/fits/requeue.json)."""
 
 
 @dataclass(frozen=True)
@@ -52,4 +53,16 @@ class RequeueAware:
         found, count = cluster.find(preemptor, self.filter.binds(preemptor), 1, costs)
         if count == 0:
             return None
-        return replace(cluster.candidate_at(found, 0, preemptor), cost_gpu_s=math.nan)
+        return unpriced(cluster.candidate_at(found, 0, preemptor))
+
+
+def unpriced(candidate: Candidate) -> Candidate:
+    """Return a candidate that was found by a rule's costs, to be priced by the loss."""
+    return replace(candidate, cost_gpu_s=math.nan)
+
+
+def costs_of(base: VictimSelector, cluster: ClusterState) -> Costs | None:
+    """Return the costs whose cheapest candidate a selector takes, None if it is no rule of costs."""
+    costs_for = getattr(base, "costs_for", None)
+    found: Costs | None = None if costs_for is None else costs_for(cluster.costs)
+    return found

@@ -93,11 +93,13 @@ class PolicyLookahead:
 
         Returns:
             (count + 1,) weighted GPU-seconds from now to the horizon, as `Simulator.branch` does
-            under the greedy rule.
+            under the greedy rule; infinite where the pod may not be left pending any longer.
         """
         losses = np.empty(count + 1)
         branches = sim.branches(found, count, horizon_s)
         branch_losses_under(self.net, branches, self._view, losses)
+        if not may_wait(sim.state.arrays, sim.rules, sim.events.clock[0]["asked"]):
+            losses[count] = np.inf
         return losses - weighted_gpu_s(sim.events.account, sim.costs)
 
 

@@ -140,7 +140,8 @@ class Demonstrator:
                 branch = ahead.branch(sim, found, count, self.horizon_s)
             row = np.zeros(k + 1, np.float32)
             row[:count] = (branch[:count] - branch[0]) / 3600.0
-            row[k] = (branch[count] - branch[0]) / 3600.0
+            if o.mask[k]:
+                row[k] = (branch[count] - branch[0]) / 3600.0
             rows.append(o)
             losses.append(row)
             if self.graph:

@@ -20,6 +20,7 @@ from flextopo.baselines.policies import (
     PreemptionPolicy,
     RandomCandidate,
 )
+from flextopo.baselines.requeue import costs_of, unpriced
 from flextopo.baselines.residents import NodeOption, NodeView, disruptions_left
 from flextopo.baselines.rollout import Lookahead, Rollout
 from flextopo.cluster.state.arrays import lost_work_s
@@ -154,8 +155,9 @@ def _rank(selector: VictimSelector, state: ClusterState, pod: Pod) -> _Ranked:
         return _Ranked(listed, scores[:count].tolist(), wait, "score")
     aligned = selector.filter.binds(pod)
     if isinstance(selector, OracleLookahead | Rollout | Lookahead) and state.simulator is not None:
-        found, count = state.find(pod, aligned, selector.branches)
-        listed = [state.candidate_at(found, i, pod) for i in range(count)]
+        costs = costs_of(selector.base, state)
+        found, count = state.find(pod, aligned, selector.branches, costs)
+        listed = [unpriced(state.candidate_at(found, i, pod)) for i in range(count)]
         if not count:
             return _Ranked([])
         losses: npt.NDArray[Any]
@@ -249,11 +251,11 @@ def _by_loss_ahead(selector: VictimSelector, ranked: _Ranked, taken: Shown | Non
     else:
         other = "waiting is over" if ranked.wait is None else f"waiting to {ranked.wait:.2f}"
         what, loss = "This choice", taken.score
-        if taken.cost_gpu_s > ranked.candidates[0].cost_gpu_s:
-            other += f", the cheapest candidate to {scores[0]:.2f}"
+        if taken.score is not None and taken.score != scores[0]:
+            other += f", what its base takes to {scores[0]:.2f}"
     text = f"{what} leads to {loss:.2f} GPU-h lost {ranked.label[5:]} {tape}; {other}."
     if loss is not None and loss > min([*scores, *([] if ranked.wait is None else [ranked.wait])]):
-        text += " It leaves the cheapest only for more than chance would explain."
+        text += " It leaves what its base takes only for more than chance would explain."
     return text
 
 

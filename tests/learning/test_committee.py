@@ -79,7 +79,7 @@ def test_lessons_repeat_and_do_not_depend_on_processes() -> None:
 
 def test_a_network_learns_to_decide_as_they_do() -> None:
     data = committee(1, 2, 3).collect(0, 24)
-    student, config = network(4), replace(CONFIG, batch_size=32, epochs=60)
+    student, config = network(4), replace(CONFIG, batch_size=32, epochs=90)
 
     def agreement() -> float:
         inputs = [torch.from_numpy(getattr(data, name)) for name in list(vars(data))[:4]]

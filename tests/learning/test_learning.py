@@ -10,6 +10,7 @@ import torch
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.observation.features import NUM_CANDIDATE
 from flextopo.cluster.simulation.events import copy_events
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
@@ -21,6 +22,7 @@ from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.cluster.workload.seeds import TRAINING, VALIDATION, take
+from flextopo.policies.artifact import load_network
 from flextopo.policies.continuation import PolicyLookahead
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector, load_policy, read_meta
@@ -312,6 +314,7 @@ def test_ppo_repeats_with_its_seed(tmp_path: Path, device: str) -> None:
 def test_ppo_warms_the_critic_up_before_it_touches_the_actor(tmp_path: Path) -> None:
     start = zoo_names()[0]
     config = PPOConfig(**{**PPO.__dict__, "start": start, "k": 16, "critic_steps": 10**6})
-    before, after = load_policy(start).weights, load_policy(train_ppo(config, tmp_path)).weights
+    before = weights_of(load_network(start, NUM_CANDIDATE))
+    after = load_policy(train_ppo(config, tmp_path)).weights
     changed = {key for key in before if not np.array_equal(before[key], after[key])}
     assert changed == {key for key in before if key.startswith("critic")}

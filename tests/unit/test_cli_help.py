@@ -250,7 +250,7 @@ def test_completions_are_the_names_that_commands_take() -> None:
         *((name, about) for name, (_, about) in SELECTORS.items()),
         *((name, "ships with the package") for name in zoo_names()),
     ]
-    assert names(completion.selector_list("godel,g")) == ["godel,greedy-cost"]
+    assert names(completion.selector_list("godel,g")) == ["godel,greedy-cost", "godel,gfs"]
     assert names(completion.policy_list("")) == ["all", "none", *zoo_names()]
     assert completion.servers("") == [(of, name) for name, (of, _) in ENVIRONMENTS.items()]
     assert names(completion.servers("8*rtx4090,8*")) == ["8*rtx4090,8*rtx4090", "8*rtx4090,8*a100"]

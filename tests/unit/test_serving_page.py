@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 
 import flextopo
-from flextopo.cluster.observation.features import (
-    CANDIDATE_FEATURES,
-    CLUSTER_FEATURES,
-    PREEMPTOR_FEATURES,
-)
+from flextopo.policies.runtime import load_policy
 from flextopo.policies.serving.openapi import openapi_document
 from flextopo.policies.serving.telemetry import CAUSES
 
@@ -65,9 +61,10 @@ const OrtApiBase *OrtGetApiBase(void);
 
 def test_the_examples_arrays_are_the_artifacts() -> None:
     assert list(ARRAYS) == ["preemptor", "cluster", "candidates", "mask"]
-    assert ARRAYS["preemptor"].shape == (1, len(PREEMPTOR_FEATURES))
-    assert ARRAYS["cluster"].shape == (1, len(CLUSTER_FEATURES))
-    assert ARRAYS["candidates"].shape == (1, 2, len(CANDIDATE_FEATURES))
+    read = {part: len(names) for part, names in load_policy("deepset-imitation").names.items()}
+    assert ARRAYS["preemptor"].shape == (1, read["preemptor"])
+    assert ARRAYS["cluster"].shape == (1, read["cluster"])
+    assert ARRAYS["candidates"].shape == (1, 2, read["candidates"])
     assert ARRAYS["mask"].shape == (1, 3)
     names = re.search(r"names\[\] = \{(.*?)\}", CODE)
     assert names is not None
