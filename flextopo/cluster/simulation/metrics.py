@@ -102,16 +102,35 @@ def _sort(values: npt.NDArray[np.int64], size: int) -> None:
 
 
 @stage
-def _percentile(values: npt.NDArray[np.int64], size: int, q: float) -> float:
-    """Return a percentile of sorted values with linear interpolation, as numpy's default."""
-    if size == 0:
+def _percentile(
+    values: npt.NDArray[np.int64], size: int, counted: int, least: int, q: float
+) -> float:
+    """Return a percentile with linear interpolation, as numpy's default.
+
+    Args:
+        values: those above `least`, sorted.
+        size: how many they are.
+        counted: of all; the others are `least`.
+        least: the lowest value.
+        q: 0 to 1.
+    """
+    if counted == 0:
         return math.nan
-    at = (size - 1) * q
+    at = (counted - 1) * q
     rank = int(at)
     share = at - rank
-    a = float(values[rank])
-    b = float(values[rank + 1]) if rank + 1 < size else a
+    rank -= counted - size
+    a = float(values[rank]) if rank >= 0 else float(least)
+    b = float(values[rank + 1]) if -1 <= rank < size - 1 else a
     return a + (b - a) * share if share < 0.5 else b - (b - a) * (1.0 - share)
+
+
+@inlined
+def _most(values: npt.NDArray[np.int64], size: int, counted: int) -> float:
+    """Return the highest of values as `_percentile` takes them, where the least is 0."""
+    if counted == 0:
+        return math.nan
+    return float(values[size - 1]) if size > 0 else 0.0
 
 
 @stage
@@ -127,16 +146,20 @@ def _wait_s(c: Cluster, pod: int) -> int:
 
 
 @stage
-def _collect_waits(c: Cluster, only_preemptors: bool, waits: npt.NDArray[np.int64]) -> int:
-    """Sort the waits of online pods into `waits`; return how many there are."""
-    size = 0
+def _collect_waits(
+    c: Cluster, only_preemptors: bool, waits: npt.NDArray[np.int64]
+) -> tuple[int, int]:
+    """Sort the waits above 0 of online pods into `waits`; return how many they are, and of how many."""
+    size, counted = 0, 0
     for pod in range(c.pods.shape[0]):
         wait = _wait_s(c, pod)
         if wait >= 0 and (c.live[pod]["preemptor"] or not only_preemptors):
-            waits[size] = wait
-            size += 1
+            counted += 1
+            if wait > 0:
+                waits[size] = wait
+                size += 1
     _sort(waits, size)
-    return size
+    return size, counted
 
 
 @stage
@@ -168,18 +191,19 @@ def _measure_slowdown(
     c: Cluster, values: npt.NDArray[np.int64], out: npt.NDArray[np.float64]
 ) -> None:
     """Write mean and 99th percentile of the slowdown of jobs that ended in the account."""
-    size, total = 0, 0.0
+    size, counted, total = 0, 0, 0.0
     for pod in range(c.pods.shape[0]):
         spec, live = c.pods[pod], c.live[pod]
         if _is_job(c, pod) and live["status"] == DONE and live["next_s"] >= 0:
             slowdown = (live["next_s"] - spec["arrive_s"]) / max(spec["duration_s"], BOUND_S)
-            slowdown = max(slowdown, 1.0)
-            values[size] = int(slowdown * PER_MILLE)
-            total += slowdown
-            size += 1
+            counted += 1
+            total += max(slowdown, 1.0)
+            if slowdown > 1.0:
+                values[size] = int(slowdown * PER_MILLE)
+                size += 1
     _sort(values, size)
-    out[0] = total / size if size else math.nan
-    out[1] = _percentile(values, size, 0.99) / PER_MILLE
+    out[0] = total / counted if counted else math.nan
+    out[1] = _percentile(values, size, counted, PER_MILLE, 0.99) / PER_MILLE
 
 
 @stage
@@ -187,20 +211,22 @@ def _measure_evictions(
     c: Cluster, values: npt.NDArray[np.int64], out: npt.NDArray[np.float64]
 ) -> None:
     """Write 99th percentile and maximum of the evictions of a job, and the longest starvation."""
-    size, longest, now = 0, 0, c.totals[0]["now_s"]
+    size, counted, longest, now = 0, 0, 0, c.totals[0]["now_s"]
     for pod in range(c.pods.shape[0]):
         if not _is_job(c, pod):
             continue
         live = c.live[pod]
-        values[size] = live["evictions"]
-        size += 1
+        counted += 1
+        if live["evictions"] > 0:
+            values[size] = live["evictions"]
+            size += 1
         longest = max(longest, live["starved_s"])
         status = live["status"]
         if status == PENDING or status == TERMINATING or status == BACKING_OFF:
             longest = max(longest, starved_s(c, pod, now))
     _sort(values, size)
-    out[0] = _percentile(values, size, 0.99)
-    out[1] = values[size - 1] if size else math.nan
+    out[0] = _percentile(values, size, counted, 0, 0.99)
+    out[1] = _most(values, size, counted)
     out[2] = longest / 3600.0
 
 
@@ -240,18 +266,18 @@ def measure(
     out[11] = a["evicted_gpus"] * per_day
     out[12] = a["victims"] * per_day
     out[13] = a["discarded"] / 3600.0 * per_day
-    size = _collect_waits(c, bool(np.bool_(False)), values)
-    out[14] = _percentile(values, size, 0.5)
-    out[15] = _percentile(values, size, 0.99)
+    size, counted = _collect_waits(c, bool(np.bool_(False)), values)
+    out[14] = _percentile(values, size, counted, 0, 0.5)
+    out[15] = _percentile(values, size, counted, 0, 0.99)
     out[16] = (a["batch"] - a["discarded"]) / capacity
     out[17] = (a["online"] + a["batch"]) / capacity
     out[18] = a["decisions"]
     out[19] = a["preemptions"]
     out[20] = a["drained"]
-    size = _collect_waits(c, bool(np.bool_(True)), values)
-    out[21] = _percentile(values, size, 0.5)
-    out[22] = _percentile(values, size, 0.99)
-    out[23] = values[size - 1] if size else math.nan
+    size, counted = _collect_waits(c, bool(np.bool_(True)), values)
+    out[21] = _percentile(values, size, counted, 0, 0.5)
+    out[22] = _percentile(values, size, counted, 0, 0.99)
+    out[23] = _most(values, size, counted)
     out[24] = _share(late, preemptors)
     out[25] = chosen
     out[26] = a["discarded_low"] / 3600.0 * per_day

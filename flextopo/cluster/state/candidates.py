@@ -124,15 +124,22 @@ class Leaving(NamedTuple):
     soon: int
 
 
+@inlined
+def is_leaving(c: Cluster, pod: int) -> bool:
+    """Say whether a pod is terminating and it is known when it is gone: its resources count."""
+    live = c.live[pod]
+    return bool(live["status"] == TERMINATING and live["next_s"] < NEVER_S)
+
+
 @stage
 def leaving(c: Cluster, node: int, grace_s: float) -> Leaving:
     """Return the terminating pods of a node whose resources may be counted on."""
     slots, soon, now = as_index(0), as_index(0), c.totals[0]["now_s"]
     for slot in range(c.nodes[node]["num_pods"]):
-        live = c.live[as_index(c.node_pods[node, slot])]
-        if live["status"] == TERMINATING and live["next_s"] < NEVER_S:
+        pod = as_index(c.node_pods[node, slot])
+        if is_leaving(c, pod):
             slots |= 1 << slot
-            if live["next_s"] - now <= grace_s:
+            if c.live[pod]["next_s"] - now <= grace_s:
                 soon |= 1 << slot
     return Leaving(slots, soon)
 
@@ -170,8 +177,10 @@ def _measure_need(
         w.need[0]["gpus"] = gpus - popcount(c.nodes[node]["gpu_free"])
         w.need[0]["cores"] = cores - c.nodes[node]["cores_free"]
         return bool(w.need[0]["gpus"] <= 0 and w.need[0]["cores"] <= 0)
-    cores_free = c.scratch[0]
-    free = freed(c, node, soon, cores_free)
+    free, cores_free = c.nodes[node]["gpu_free"], c.cores_free[node]
+    if soon != 0:
+        cores_free = c.scratch[0]
+        free = freed(c, node, soon, cores_free)
     fits = False
     for d in range(m[model]["num_sockets"] if by_socket else 1):
         numa_nodes, mask = (1 << m[model]["num_numa"]) - 1, (1 << m[model]["num_gpus"]) - 1
@@ -188,15 +197,22 @@ def _measure_need(
 
 
 @stage
-def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: Workspace) -> int:
-    """Collect a node's eligible pods, largest first, and what each would free in each domain."""
+def _gather(
+    c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: Workspace
+) -> tuple[int, bool]:
+    """Collect a node's eligible pods, largest first, and what each would free in each domain.
+
+    Returns:
+        How many they are, and whether there are terminating ones whose resources count.
+    """
     model = c.nodes[node]["model"]
     m = c.models
     priority = c.pods[pod]["priority"]
-    count = 0
+    count, some_leave = 0, False
     for slot in range(c.nodes[node]["num_pods"]):
         other = as_index(c.node_pods[node, slot])
         if not is_eligible(c, other, priority):
+            some_leave = some_leave or is_leaving(c, other)
             continue
         cost = eviction_cost(c, other, costs)
         size = c.pods[other]["gpus"]
@@ -220,7 +236,7 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
             here = w.eligible[i]
             here["gpus"][0] = c.pods[here["pod"]]["gpus"]
             here["cores"][0] = c.pods[here["pod"]]["cores"]
-        return count
+        return count, some_leave
     for d in range(m[model]["num_sockets"]):
         mask, socket = m[model]["socket_gpus"][d], m[model]["socket_numa"][d]
         for i in range(count):
@@ -231,7 +247,7 @@ def _gather(c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: W
                 numa_nodes &= numa_nodes - 1
             here["gpus"][d] = popcount(c.live[here["pod"]]["gpu_mask"] & mask)
             here["cores"][d] = held
-    return count
+    return count, some_leave
 
 
 @stage
@@ -483,10 +499,11 @@ def find_candidates(
             cost = misalignment_cost(c, costs, pod, deficit)
             kept = _keep(out, kept, Offer(node, nobody, level, deficit, nobody, cost))
             continue
-        gone = leaving(c, node, costs.grace_s)
-        count = _gather(c, costs, pod, node, by_socket, w)
-        search = Search(pod, node, count, domains, best, gone.soon, grace_s, waiting)
-        if gone.slots != 0:
+        count, some_leave = _gather(c, costs, pod, node, by_socket, w)
+        search = Search(pod, node, count, domains, best, nobody, grace_s, waiting)
+        if some_leave:
+            gone = leaving(c, node, costs.grace_s)
+            search = Search(pod, node, count, domains, best, gone.soon, grace_s, waiting)
             kept = _offer_leaving(c, costs, search, aligned, gone.slots, out, kept)
             if _measure_need(c, pod, node, by_socket, gone.soon, w):
                 continue
@@ -509,9 +526,10 @@ def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
             last_model = model
         if best == NO_FIT or c.nodes[node]["num_pods"] >= MAX_PODS_PER_NODE:
             continue
-        slots = leaving(c, node, 0.0).slots
+        slots = as_index(0)
         for slot in range(c.nodes[node]["num_pods"]):
-            if is_eligible(c, as_index(c.node_pods[node, slot]), priority):
+            other = as_index(c.node_pods[node, slot])
+            if is_eligible(c, other, priority) or is_leaving(c, other):
                 slots |= 1 << slot
         gpu_free = freed(c, node, slots, cores)
         level = alignment_level(c.models, model, gpu_free, cores, gpus, wanted)
