@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce fit report serve train-zoo ablation bench-serve bench bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce fit stress report serve train-zoo ablation bench-serve bench bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -105,6 +105,9 @@ reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
 
 fit: $(VENV)/.core  ## the hours of requeue-aware, on validation days; a minute
 	$(BIN)/flextopo fit-requeue --json docs/results/fits/requeue.json
+
+stress: $(VENV)/.core  ## the table of disturbed worlds in docs/results.md; ten minutes
+	$(BIN)/flextopo stress --seeds 20 --out results/stress --json docs/results/stress.json
 
 report: $(VENV)/.core  ## write the generated blocks of README.md, docs/results.md, docs/environment.md, docs/command-line.md
 	$(BIN)/flextopo report

@@ -12,7 +12,7 @@ from flextopo.cli import completion
 from flextopo.cli.configuration import COMPARISON, SCENARIO, WEIGHTS, WORKLOAD
 from flextopo.cli.terminal import JsonPath, RayAddress, Workers, num_workers, progress, results_to
 from flextopo.cluster.files import make_folder
-from flextopo.cluster.scenario import LossWeights, Scenario
+from flextopo.cluster.scenario import BACKFILLS, DEADLINES, LossWeights, Scenario
 from flextopo.policies.shipped import zoo_names
 from flextopo.train.config import ComparisonConfig
 
@@ -72,6 +72,12 @@ def compare(
     admission: Annotated[
         str, SCENARIO.option("admission", autocompletion=completion.admissions)
     ] = SCENARIO.defaults["admission"],
+    deadline: Annotated[
+        str, SCENARIO.option("deadline", autocompletion=completion.among(*DEADLINES))
+    ] = SCENARIO.defaults["deadline"],
+    backfill: Annotated[
+        str, SCENARIO.option("backfill", autocompletion=completion.among(*BACKFILLS))
+    ] = SCENARIO.defaults["backfill"],
     weights: Weights = None,
     workers: Workers = 0,
     ray: RayAddress = None,
@@ -101,7 +107,7 @@ def compare(
         services=services,
         batch=batch,
         workload=WORKLOAD.make(workload, settings or ()),
-        scenario=Scenario(parse_weights(weights), admission),
+        scenario=Scenario(parse_weights(weights), admission, deadline, backfill),
     )
     _compare(config, workers, out, json_path, ray)
 

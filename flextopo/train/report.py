@@ -58,6 +58,10 @@ def generated(name: str, results: Path) -> str:
             meta = read_meta(ZOO / policy)
             body.append([f"`{policy}`", f"`{meta['trained_by']}`", f"`{meta['sha256'][:12]}`"])
         return markdown([["name", "trained by", "SHA-256"], *body])
+    if name == "stress":
+        from flextopo.train.stress_run import load_stress, stress_rows
+
+        return markdown(stress_rows(load_stress(results / "stress.json")))
     if name == "ablation":
         return markdown(ablation_rows(load_ablation(results / "ablation.json")))
     for kind, of in (("-against", against_rows), ("-paired", paired_rows)):

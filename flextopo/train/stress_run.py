@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from flextopo.baselines.registry import LOOKAHEAD
@@ -158,6 +160,25 @@ def _summarise(
             if name != REFERENCE
         },
     }
+
+
+def load_stress(path: Path) -> dict[str, Any]:
+    """Read what `flextopo stress` saved.
+
+    Raises:
+        FlextopoError: it is missing or none.
+    """
+    try:
+        results = json.loads(path.read_text())
+        if not isinstance(results["stress"], dict) or not results["stress"]:
+            raise KeyError("stress")
+    except OSError as error:
+        raise FlextopoError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise FlextopoError(
+            f"{path}: no stress test; legal: what `flextopo stress` writes"
+        ) from None
+    return dict(results)
 
 
 def stress_rows(results: dict[str, Any]) -> list[list[str]]:
