@@ -98,6 +98,7 @@ def hand_tape(
             group=column("group", -1, -1),
             pdb=column("pdb", -1, -1),
             service=column("service", 0, -1),
+            deadline_s=column("deadline_s", 60, 60),
         ),
         pdb_allowed=np.array(pdb_allowed, np.int64),
     )

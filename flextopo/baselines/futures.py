@@ -23,7 +23,15 @@ from flextopo.baselines.replica_forecast import (
     within_limit,
 )
 from flextopo.cluster.simulation.simulator import Simulator
-from flextopo.cluster.state.arrays import DONE, NOMINATED, RUNNING, STARTING, TERMINATING
+from flextopo.cluster.state.arrays import (
+    BACKING_OFF,
+    DONE,
+    NOMINATED,
+    PENDING,
+    RUNNING,
+    STARTING,
+    TERMINATING,
+)
 from flextopo.cluster.state.schema import NEVER_S, POD_DTYPE, blank
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.batch_jobs import BatchJobs, generate_jobs
@@ -56,8 +64,10 @@ class InformationState:
         begin_s: when the record begins.
         rows: (P,) int64, rows of the present pods (arrived and not done) in the simulation's table.
         pods: (P,) POD_DTYPE; `duration_s`, `depart_s` and `start_s` are 0: not known.
-        live: (P,) LIVE_DTYPE; `next_s` is known where a grace period ends, elsewhere 0.
-        service: (P,) int64, -1 for batch pods.
+        live: (P,) LIVE_DTYPE; `next_s` is known where a grace period or a back-off ends, or a pending
+            pod will be asked about again; elsewhere 0.
+        gone: (P,) bool, replicas that have been scaled down and still hold resources.
+        service: (P,) int64, -1 for batch pods, replicas of no service and those that are gone.
         job: (P,) int64, the same for the members of a PodGroup and the workers of an elastic job.
         elastic: (P,) bool, a worker of an elastic job.
         replica_service: (H,) int64.
@@ -72,6 +82,7 @@ class InformationState:
     rows: Ints
     pods: npt.NDArray[Any]
     live: npt.NDArray[Any]
+    gone: npt.NDArray[np.bool_]
     service: Ints
     job: Ints
     elastic: Bools
@@ -93,10 +104,13 @@ class InformationState:
         pods, state = seen[rows], live[rows]
         for name in ("duration_s", "depart_s", "start_s"):
             pods[name] = 0
-        state["next_s"][(state["status"] != NOMINATED) & (state["status"] != TERMINATING)] = 0
+        waits = (state["status"] == PENDING) & (state["heap_at"] >= 0)  # to be asked again
+        known_s = np.isin(state["status"], (NOMINATED, TERMINATING, BACKING_OFF)) | waits
+        state["next_s"][~known_s] = 0
         service = seen["service"].astype(np.int64)
         job, elastic = find_jobs(seen)
-        online = np.flatnonzero(seen["online"])
+        online = np.flatnonzero(seen["online"] & (seen["service"] >= 0))
+        gone = seen["online"] & (seen["depart_s"] <= now)
         left = seen["depart_s"][online]
         fleet = Fleet(sim.state.models, tuple(c.nodes["model"].tolist()))
         return cls(
@@ -105,7 +119,8 @@ class InformationState:
             rows=rows,
             pods=pods,
             live=state,
-            service=service[rows],
+            gone=gone[rows],
+            service=np.where(gone, -1, service)[rows],
             job=job[rows],
             elastic=elastic[rows],
             replica_service=service[online],
@@ -268,7 +283,7 @@ def median_future(config: WorkloadConfig, known: InformationState) -> Future:
     how long it has already; replicas stay as they are, and nobody else arrives.
     """
     present = _present(config, known, np.full(len(known.pods), 0.5))
-    present["depart_s"] = NEVER_S
+    present["depart_s"] = np.where(known.gone, known.now_s, NEVER_S)
     return Future(present, present[:0].copy(), 0)
 
 
@@ -389,7 +404,7 @@ def _replicas(
         )
     )
     keys = known.service[online] * levels + level[online]
-    present["depart_s"] = NEVER_S
+    present["depart_s"] = np.where(known.gone, known.now_s, NEVER_S)
     present["depart_s"][online] = [leaves.get(key, NEVER_S) for key in keys.tolist()]
     like = {int(known.service[row]): int(row) for row in online}
     coming = np.flatnonzero(mine & (runs.present == 0))

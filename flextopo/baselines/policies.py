@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -125,6 +125,9 @@ GODEL = PreemptionPolicy(
     GODEL_SCORES,
     terminating=Terminating.HELD,
 )
+STANDARD = replace(GODEL, terminating=Terminating.FREE)
+"""Goedel's search and scores, which also take what is being freed."""
+
 # `isPreemptionAllowed` (1.36) asks for a lower priority alone, so that a dry run takes terminating pods
 # out and puts them back like all others; only a nominated pod's own node may not have any.
 KUBERNETES = PreemptionPolicy(
@@ -152,7 +155,7 @@ class FlexTopo:
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose victims; None where no node has any set that works."""
         if preemptor.requirement == TopologyRequirement.NONE:
-            return GODEL.select(cluster, preemptor)
+            return STANDARD.select(cluster, preemptor)
         return FLEXTOPO_BEST_EFFORT.select(cluster, preemptor)
 
 

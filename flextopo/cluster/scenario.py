@@ -5,7 +5,6 @@ No kernel is imported here, so that the command line knows these fields without 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -53,6 +52,9 @@ SENSITIVITIES: dict[str, Sensitivity] = {
 
 NUM_SENSITIVITIES = len(SENSITIVITIES)
 
+MOST = 1e9
+"""The highest legal weight: sums of a year's GPU-hours stay finite."""
+
 DEADLINES = ("hard", "soft")
 
 BACKFILLS = ("any", "easy", "reserve")
@@ -95,8 +97,8 @@ class LossWeights:
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
-            if not 0 <= value < math.inf:
-                raise FlextopoError(f"loss weight {spec.name} = {value}; legal: 0 or more")
+            if not 0 <= value <= MOST:
+                raise FlextopoError(f"loss weight {spec.name} = {value}; legal: 0 to {MOST:g}")
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _check_shipped(names: Collection[str]) -> None:
 
 
 def _is_policy(text: str) -> bool:
-    return text in zoo_names() or Path(text).is_dir()
+    return text in zoo_names() or (text != "" and Path(text).is_dir())
 
 
 def find_served(name: str) -> VictimSelector:

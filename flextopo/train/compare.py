@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from flextopo.baselines.loading import PickledSelector, describe
+from flextopo.baselines.policies import OracleLookahead
 from flextopo.baselines.registry import BUILT_IN, SELECTORS, known_selectors, selector_name
 from flextopo.baselines.rollout import Lookahead, Rollout
 from flextopo.baselines.wait_limit import WaitLimit
@@ -19,6 +20,7 @@ from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.batch_jobs import BatchJobs
+from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.generator import generate_tape
 from flextopo.cluster.workload.seeds import SPLITS, take
 from flextopo.cluster.workload.tape import Tape
@@ -28,7 +30,7 @@ from flextopo.cluster.workload.traces import (
     read_services,
     tape_from_traces,
 )
-from flextopo.policies.selectors import find_selector, inner
+from flextopo.policies.selectors import find_selector
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.recipes import find_recipes, recipe_difference
 from flextopo.train.scale_out import run_jobs
@@ -110,14 +112,30 @@ def open_episode(
 
 def open_selector(config: ComparisonConfig, name: str, seed: int) -> VictimSelector:
     """Return the selector that plays the tape of a seed."""
-    selector = find_selector(config.named.get(name, name), seed)
-    decides: Any = inner(selector)
-    if isinstance(decides, Rollout | Lookahead):  # they know the model, not the tape
-        decides = replace(decides, workload=config.workload)
-        limit = isinstance(selector, WaitLimit)
-        limited: Any = selector
-        selector = replace(limited, selector=decides) if limit else decides
+    return expecting(find_selector(config.named.get(name, name), seed), config.workload)
+
+
+def expecting(selector: VictimSelector, workload: WorkloadConfig) -> VictimSelector:
+    """Return a selector whose imagined futures come from a workload, where it has any.
+
+    Those know the model of what they play on, not the tape.
+    """
+    if isinstance(selector, WaitLimit):
+        return replace(selector, selector=expecting(selector.selector, workload))
+    if isinstance(selector, Rollout | Lookahead):
+        return replace(selector, workload=workload, base=expecting(selector.base, workload))
+    if isinstance(selector, OracleLookahead):
+        return replace(selector, base=expecting(selector.base, workload))
     return selector
+
+
+def model_of(selector: VictimSelector) -> WorkloadConfig | None:
+    """Return the workload that a selector, or its base, expects; None if it expects none."""
+    if isinstance(selector, WaitLimit):
+        return model_of(selector.selector)
+    if isinstance(selector, Rollout | Lookahead):
+        return selector.workload
+    return model_of(selector.base) if isinstance(selector, OracleLookahead) else None
 
 
 Scores = dict[str, dict[int, dict[str, float]]]

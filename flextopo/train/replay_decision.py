@@ -13,7 +13,7 @@ import numpy.typing as npt
 from flextopo.baselines.exact import Exact
 from flextopo.baselines.policies import (
     FLEXTOPO_BEST_EFFORT,
-    GODEL,
+    STANDARD,
     FlexTopo,
     GreedyCost,
     OracleLookahead,
@@ -214,7 +214,7 @@ def _reason(
     policy = selector if isinstance(selector, PreemptionPolicy) else None
     if isinstance(selector, FlexTopo):
         states_nothing = pod.requirement == TopologyRequirement.NONE
-        policy = GODEL if states_nothing else FLEXTOPO_BEST_EFFORT
+        policy = STANDARD if states_nothing else FLEXTOPO_BEST_EFFORT
     if policy is not None and taken is not None:
         return _by_ordered_scores(policy, state, pod)
     if isinstance(selector, LearnedSelector):

@@ -32,7 +32,7 @@ code { background: #f3f3f3; padding: 0 0.2rem }
 FLIPS = (
     "Cells: by how much a term's weight is to be multiplied for the two mean losses to be the same, "
     "choices unchanged, with the 95 % bootstrap interval over seeds; none = the order is the same "
-    "whatever the term weighs."
+    "whatever the term weighs. Waiting is multiplied whole: within the deadline, beyond it, and starting up."
 )
 
 

@@ -15,6 +15,7 @@ from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
+from flextopo.train.compare import expecting, model_of
 
 SHARE_SHUFFLED = 0.2
 """Share of pods whose placement is not known as it is: an assumption."""
@@ -55,6 +56,12 @@ class WrongView(ABC):
         """The inner selector's."""
         return self.inner.filter
 
+    @property
+    def max_wait_s(self) -> int | None:
+        """The inner selector's, None if it has none."""
+        found: int | None = getattr(self.inner, "max_wait_s", None)
+        return found
+
     @abstractmethod
     def distort(self, true: Cluster, preemptor: Pod) -> Cluster:
         """Return the arrays that the inner selector sees; the true ones stay as they are."""
@@ -64,6 +71,7 @@ class WrongView(ABC):
         arrays = self.distort(cluster.arrays, preemptor)
         if self._shown is None:
             self._shown = ClusterState(arrays, cluster.models, cluster.costs)
+            self._shown.simulator = cluster.simulator  # it knows who may wait
         self._shown.arrays = arrays
         answer = self.inner.select(self._shown, preemptor)
         if answer is None:
@@ -150,12 +158,17 @@ class WrongRunTimes:
 
     def __init__(self, inner: VictimSelector, seed: int) -> None:
         self.inner = inner
-        model = getattr(inner, "workload", None)
+        off = float(np.random.default_rng(seed).normal(0.0, RUN_TIME_SIGMA))
+        model = model_of(inner)
         if model is not None:
-            off = float(np.random.default_rng(seed).normal(0.0, RUN_TIME_SIGMA))
             wrong = {name: getattr(model, name) + off for name in ("small_job_mu", "large_job_mu")}
-            told: Any = inner
-            self.inner = replace(told, workload=replace(model, **wrong))
+            self.inner = expecting(inner, replace(model, **wrong))
+
+    @property
+    def max_wait_s(self) -> int | None:
+        """The inner selector's, None if it has none."""
+        found: int | None = getattr(self.inner, "max_wait_s", None)
+        return found
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextopo.cluster.state.arrays import TERMINATING
-from flextopo.cluster.state.candidates import can_preempt
+from flextopo.cluster.state.candidates import count_preemptible
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.placement import best_level, place
 from flextopo.cluster.state.pods import Pod
@@ -122,10 +122,12 @@ def test_candidates_are_placed_legally_at_the_best_level(small: Small, aligned: 
 
 @settings(max_examples=150, deadline=None)
 @given(small_clusters.clusters(), st.booleans())
-def test_can_preempt_is_true_wherever_there_is_a_candidate(small: Small, aligned: bool) -> None:
+def test_a_node_counts_as_preemptible_wherever_there_is_a_candidate(
+    small: Small, aligned: bool
+) -> None:
     # Budgets are counted pod by pod there, so the converse need not hold under budgets.
     state, preemptor = small
-    asked = can_preempt(state.arrays, preemptor.index, aligned)
+    asked = count_preemptible(state.arrays, preemptor.index, aligned, 1)
     if twin.minimal_sets(state, preemptor, aligned):
         assert asked
     elif not (state.arrays.pods["pdb"] >= 0).any():

@@ -43,9 +43,13 @@ class Never:
         return None
 
 
-def one_full_server(scenario: Scenario | None = None, **replica: int) -> Simulator:
-    tape = tapes.hand_tape([JOB, REPLICA | replica], 7200, warmup_s=600)
-    return Simulator(tape, Fleet((tapes.DUO,), (0,)), scenario=scenario)
+SERVERS = 6
+"""Full ones: enough that a pod may wait although others might take some."""
+
+
+def full_servers(scenario: Scenario | None = None, **replica: int) -> Simulator:
+    tape = tapes.hand_tape([*[JOB] * SERVERS, REPLICA | replica], 7200, warmup_s=600)
+    return Simulator(tape, Fleet((tapes.DUO,), (0,) * SERVERS), scenario=scenario)
 
 
 def wait_s(sim: Simulator) -> float:
@@ -53,7 +57,7 @@ def wait_s(sim: Simulator) -> float:
 
 
 def test_a_hard_deadline_is_kept_by_a_selector_that_would_wait_for_ever() -> None:
-    sim = one_full_server()
+    sim = full_servers()
     sim.play(Never())
     assert wait_s(sim) == 60  # 30 pending, 30 of the victim's grace
     assert sim.events.account[0]["evicted_gpus"] == 4
@@ -61,8 +65,27 @@ def test_a_hard_deadline_is_kept_by_a_selector_that_would_wait_for_ever() -> Non
     assert (metrics["late_share"], metrics["late_by_choice"]) == (0.0, 0.0)
 
 
+def test_where_few_servers_are_left_nobody_waits_by_choice() -> None:
+    """Others might take the last of them meanwhile."""
+    tape = tapes.hand_tape([*[JOB] * 4, REPLICA], 7200, warmup_s=600)
+    sim = Simulator(tape, Fleet((tapes.DUO,), (0,) * 4))
+    sim.play(Never())
+    assert wait_s(sim) == 30
+
+
+@pytest.mark.parametrize("deadline_s", [60, 300])
+def test_a_pod_is_asked_about_when_its_only_victims_protection_ends(deadline_s: int) -> None:
+    pods = [JOB | {"arrive_s": 0}, REPLICA | {"deadline_s": deadline_s}]
+    tape = tapes.hand_tape(pods, 7200, warmup_s=600)
+    table = tape.pods.copy()
+    table["protection_s"][0] = 120
+    sim = Simulator(replace(tape, pods=table), Fleet((tapes.DUO,), (0,)))
+    sim.play(make_selector("greedy-cost"))
+    assert wait_s(sim) == 20 + 30
+
+
 def test_a_soft_deadline_leaves_it_to_the_loss() -> None:
-    sim = one_full_server(SOFT)
+    sim = full_servers(SOFT)
     sim.play(Never())
     metrics = episode_metrics(sim)
     assert wait_s(sim) == 7100
@@ -71,7 +94,7 @@ def test_a_soft_deadline_leaves_it_to_the_loss() -> None:
 
 @pytest.mark.parametrize(("seconds", "waited"), [(0, 30), (12, 42), (600, 630)])
 def test_any_selector_keeps_the_seconds_behind_its_name(seconds: int, waited: int) -> None:
-    sim = one_full_server(SOFT)
+    sim = full_servers(SOFT)
     sim.play(WaitLimit(Never(), "never@", seconds))
     assert wait_s(sim) == waited
 
@@ -87,15 +110,15 @@ def test_every_name_may_have_seconds(name: str) -> None:
 
 
 def test_the_deadline_holds_where_the_seconds_are_longer() -> None:
-    sim = one_full_server()
+    sim = full_servers()
     sim.play(WaitLimit(Never(), "never@600", 600))
     assert wait_s(sim) == 60
 
 
 def test_the_last_action_is_masked_before_it_would_take_the_pod_past_its_deadline() -> None:
-    pods = [JOB, REPLICA, {"arrive_s": 120, "gpus": 4, "duration_s": 1}]
+    pods = [*[JOB] * SERVERS, REPLICA, {"arrive_s": 120, "gpus": 4, "duration_s": 1}]
     tape = tapes.hand_tape(pods, 7200, warmup_s=600)
-    fleet = Fleet((tapes.DUO,), (0,))
+    fleet = Fleet((tapes.DUO,), (0,) * SERVERS)
     env = PreemptionEnv(fleet, tape_source=lambda seed: tape, k=4)
     _, info = env.reset(seed=0)
     assert (info["time_s"], info["action_mask"][-1]) == (100, 1)
@@ -112,7 +135,7 @@ def test_the_last_action_is_masked_before_it_would_take_the_pod_past_its_deadlin
 def test_what_waiting_costs_is_what_the_account_charges() -> None:
     for deadline in (0, 30, 60, 300):
         for until in (10, 59, 60, 61, 400):
-            sim = one_full_server(SOFT, deadline_s=deadline)
+            sim = full_servers(SOFT, deadline_s=deadline)
             asked = sim.next_decision()
             assert asked is not None
             expected = waiting_cost(sim.state.arrays, sim.costs, asked.index, float(until))
@@ -124,7 +147,7 @@ def test_what_waiting_costs_is_what_the_account_charges() -> None:
 
 
 def test_lateness_is_convex_and_worth_any_victims() -> None:
-    sim = one_full_server()
+    sim = full_servers()
     asked = sim.next_decision()
     assert asked is not None
     hours = [
@@ -137,7 +160,7 @@ def test_lateness_is_convex_and_worth_any_victims() -> None:
 
 
 def test_a_first_replica_is_missed_more_than_a_tenth() -> None:
-    sim = one_full_server()
+    sim = full_servers()
     asked = sim.next_decision()
     assert asked is not None
     c, found = sim.state.arrays, []
@@ -165,7 +188,7 @@ def test_replicas_that_serve_are_counted() -> None:
 def test_start_up_is_charged_until_the_replica_serves() -> None:
     found = []
     for start_s in (0, 500):
-        sim = one_full_server(start_s=start_s)
+        sim = full_servers(start_s=start_s)
         sim.play(make_selector("greedy-cost"))
         found.append(loss_terms(sim.events.account, sim.costs)["waiting"])
     missing = 1 + LossWeights().outage
@@ -173,13 +196,13 @@ def test_start_up_is_charged_until_the_replica_serves() -> None:
 
 
 def test_misalignment_costs_what_the_kind_of_service_loses() -> None:
-    sim = one_full_server()
+    sim = full_servers()
     c, costs = sim.state.arrays, compile_costs(LossWeights(), 30, 60)
     for row, kind in enumerate(SENSITIVITIES.values()):
-        c.pods[1]["sensitivity"] = row
+        c.pods[SERVERS]["sensitivity"] = row
         candidate = Candidate(0, (), 0b0101, (1, 1), AlignmentLevel.CROSS_SOCKET)
-        two = replace(sim.state.pod(1), gpus=2)
-        c.pods[1]["gpus"], c.pods[1]["cores"] = 2, 2
+        two = replace(sim.state.pod(SERVERS), gpus=2)
+        c.pods[SERVERS]["gpus"], c.pods[SERVERS]["cores"] = 2, 2
         cost = sim.state.cost_of(candidate, two)
         lost = 2 * costs.service_s * LossWeights().misalignment * (1 - kind.off_socket)
         assert np.isclose(cost, lost)

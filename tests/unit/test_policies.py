@@ -20,6 +20,7 @@ from flextopo.cluster.observation.features import (
     Observation,
     empty_observation,
 )
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.decision import AlignmentFilter
 from flextopo.cluster.topology.model import PRESETS, Fleet
@@ -255,7 +256,8 @@ def test_a_policy_that_may_not_wait_does_not(tmp_path: Path) -> None:
         folder = save_policy(network, tmp_path / str(allow), "p", k=8, allow_wait=allow)
         policy = load_policy(folder)
         fleet = Fleet((PRESETS["rtx4090"],), (0,) * 4)
-        sim = Simulator(generate_tape(WorkloadConfig(online_peak_share=0.9), 32, 0), fleet)
+        tape = generate_tape(WorkloadConfig(online_peak_share=0.9), 32, 0)
+        sim = Simulator(tape, fleet, scenario=Scenario(deadline="soft"))
         pod = sim.next_decision()
         assert pod is not None
         chosen.append(policy.select(sim.state, pod))
@@ -272,7 +274,7 @@ def test_a_limit_on_waiting_holds() -> None:
     waits = {0: 0, 300: 0, None: 0}
     longest = 0
     for limit, selector in ((0, never), (300, limited), (None, free)):
-        sim = Simulator(generate_tape(BUSY, 32, 1), fleet)
+        sim = Simulator(generate_tape(BUSY, 32, 1), fleet, scenario=Scenario(deadline="soft"))
         while (pod := sim.next_decision()) is not None:
             chosen = selector.select(sim.state, pod)
             possible = bool(sim.state.candidates(pod, AlignmentFilter.OWN.binds(pod), 1))

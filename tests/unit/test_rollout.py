@@ -15,21 +15,25 @@ from flextopo.baselines.futures import (
     InformationState,
     find_jobs,
     log_normal_beyond,
+    median_future,
     remaining_beyond,
     sample_futures,
 )
 from flextopo.baselines.policies import GreedyCost, OracleLookahead
+from flextopo.baselines.registry import make_selector
 from flextopo.baselines.replica_forecast import filter_demand, replica_runs, within_limit
 from flextopo.baselines.rollout import Rollout, imagine
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.simulator import Simulator
-from flextopo.cluster.state.arrays import DONE, RUNNING, STARTING
+from flextopo.cluster.state.arrays import BACKING_OFF, DONE, RUNNING, STARTING
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.tape import Tape
+from flextopo.train.stress_world import with_a_claim
 
 SERVERS = "4*rtx4090"
 MODEL = WorkloadConfig()
@@ -302,3 +306,33 @@ def test_it_takes_what_every_future_favours() -> None:
     assert chosen is not None
     assert chosen.victims == (1,)
     assert OracleLookahead().select(sim.state, pod) is not None
+
+
+def test_no_imagined_event_is_in_the_past() -> None:
+    """Pods that back off, or will be asked about again, come back when they do; what left stays gone."""
+    config = replace(tapes.BUSY, backoff_s=60, grace_s=3600, batch_load=1.1)
+    checked, gone = 0, 0
+    for seed in range(4):
+        tape, fleet = tapes.make_tape("16*rtx4090", seed, config)
+        sim = Simulator(tape, fleet, scenario=Scenario(deadline="soft"))
+        greedy = make_selector("greedy-cost")
+        while (pod := sim.next_decision()) is not None:
+            known = InformationState.of(sim)
+            future = median_future(config, known)
+            _, e = imagine(sim, known, future)
+            heap = e.heap[: e.clock[0]["heap_size"]] >> 32
+            assert (heap >= sim.state.now_s).all()
+            checked += int((known.live["status"] == BACKING_OFF).sum())
+            gone += int(known.gone.sum())
+            assert (future.present["depart_s"][known.gone] == sim.state.now_s).all()
+            sim.apply(greedy.select(sim.state, pod))
+    assert checked > 0
+    assert gone > 0
+
+
+def test_a_pod_of_no_service_is_no_replica_of_the_last() -> None:
+    tape, fleet = tapes.make_tape("16*rtx4090", 5, MODEL)
+    claimed, _ = with_a_claim(tape, fleet, 5)
+    sim, _ = stop_at(claimed, fleet, 4)
+    known = InformationState.of(sim)
+    assert (known.replica_service >= 0).all()

@@ -229,8 +229,8 @@ def test_weights_and_their_units() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "legal"),
-    [({"waiting": -1.0}, "0 or more"), ({"late": float("inf")}, "0 or more"),
-     ({"idle": float("nan")}, "0 or more")],
+    [({"waiting": -1.0}, "0 to 1e"), ({"late": float("inf")}, "0 to 1e"),
+     ({"idle": float("nan")}, "0 to 1e"), ({"late": 1e308}, "0 to 1e")],
 )  # fmt: skip
 def test_illegal_weights(wrong: dict[str, float], legal: str) -> None:
     with pytest.raises(FlextopoError, match=f"{next(iter(wrong))} = .*legal: {legal}"):

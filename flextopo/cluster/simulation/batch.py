@@ -238,7 +238,7 @@ def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
             if acts:
                 out["invalid"] = act(d, count, actions[i])
                 waits = actions[i] == b.found.cost.shape[1]
-                if b.allow_wait == 0 and count > 0 and waits:
+                if b.allow_wait == 0 and count > 0 and waits and not out["invalid"]:
                     out["invalid"] = True
                     d.events.account[0]["invalid_actions"] += 1
             if count != END:

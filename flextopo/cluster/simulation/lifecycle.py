@@ -68,6 +68,7 @@ def bind(c: Cluster, e: Events, pod: int) -> None:
     if live["disrupted"]:
         live["disrupted"] = 0
         c.pdb_left[spec["pdb"]] += 1
+        e.clock[0]["again"] = 1
     if spec["online"]:
         c.totals[0]["wait_gpus"] -= spec["gpus"]
         live["status"] = STARTING

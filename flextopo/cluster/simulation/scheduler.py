@@ -49,7 +49,7 @@ from flextopo.cluster.state.arrays import (
     replicas_row,
     set_free_gpus,
 )
-from flextopo.cluster.state.candidates import can_preempt, freed, victim_slots
+from flextopo.cluster.state.candidates import count_preemptible, freed, victim_slots
 from flextopo.cluster.state.placement import best_level, find_node, is_aligned, place
 from flextopo.cluster.state.schema import NUM_MISALIGNED
 
@@ -88,11 +88,22 @@ def longest_wait_s(c: Cluster, rules: Rules, pod: int) -> int:
     return rules.max_wait_s
 
 
+SPARE_NODES = 4
+"""How many nodes must be left to preempt on beyond one for each pod in the queue, before a hard deadline
+lets a pod wait by choice: others may take them meanwhile."""
+
+
 @stage
 def may_wait(c: Cluster, rules: Rules, pod: int) -> bool:
     """Say whether a pod that has a candidate may be left pending now."""
     waited = c.totals[0]["now_s"] - c.live[pod]["queued_s"]
-    return bool(waited < longest_wait_s(c, rules, pod))
+    if waited >= longest_wait_s(c, rules, pod):
+        return False
+    if rules.hard == 0:
+        return True
+    asked = as_index(max(c.pods[pod]["gpus"], 1))
+    spare = SPARE_NODES + c.totals[0]["wait_gpus"] // asked
+    return bool(count_preemptible(c, pod, must_align(c, rules, pod), spare) >= spare)
 
 
 @stage
@@ -243,6 +254,24 @@ def _next_smaller(c: Cluster, e: Events, place: int, gpus: int, cores: int) -> i
 
 
 @stage
+def _wait_for_protection(c: Cluster, e: Events, rules: Rules, pod: int) -> None:
+    """Let a pod that nobody may be evicted for be looked at again when a victim's protection ends."""
+    first, now = rules.end_s, c.totals[0]["now_s"]
+    for node in range(c.nodes.shape[0]):
+        for slot in range(c.nodes[node]["num_pods"]):
+            other = as_index(c.node_pods[node, slot])
+            spec, status = c.pods[other], c.live[other]["status"]
+            if spec["preemptible"] == 0 or spec["priority"] >= c.pods[pod]["priority"]:
+                continue
+            if status == RUNNING or status == STARTING:
+                ends = c.live[other]["since_s"] + spec["protection_s"]
+                if now < ends < first:
+                    first = ends
+    if first < rules.end_s:
+        schedule_event(c, e, pod, first)
+
+
+@stage
 def _needs_decision(c: Cluster, e: Events, rules: Rules, pod: int) -> bool:
     """Start an online pod if it fits; say whether it does not, and a decision could help.
 
@@ -256,8 +285,9 @@ def _needs_decision(c: Cluster, e: Events, rules: Rules, pod: int) -> bool:
         return False
     if node < 0:
         c.live[pod]["preemptor"] = 1
-        if can_preempt(c, pod, aligned):
+        if count_preemptible(c, pod, aligned, as_index(1)) > 0:
             return True
+        _wait_for_protection(c, e, rules, pod)
     e.clock[0]["cursor"] += 1
     return False
 
@@ -331,6 +361,15 @@ def _happen(c: Cluster, e: Events, rules: Rules, now: int) -> None:
         finish_event(c, e, pod_of(e.heap[0]), rules.backoff_s)
 
 
+@stage
+def _begin_pass(c: Cluster, e: Events) -> None:
+    """Begin to go through the pending pods."""
+    clear_reservations(c, e)
+    clock = e.clock[0]
+    clock["in_pass"], clock["cursor"], clock["again"] = 1, 0, 0
+    clock["online_left"] = clock["online_queued"]
+
+
 @kernel
 def advance(c: Cluster, e: Events, rules: Rules) -> int:
     """Run until an online pod needs a decision; return it, or END at the end of the tape."""
@@ -341,15 +380,15 @@ def advance(c: Cluster, e: Events, rules: Rules) -> int:
             if pod != END:
                 return pod
             clock["in_pass"] = 0
+        if clock["again"] and clock["online_queued"] > 0:
+            _begin_pass(c, e)
+            continue
         now = _next_time(c, e, rules)
         _accrue(c, e, now)
         if now >= rules.end_s:
             return END
         _happen(c, e, rules, now)
-        clear_reservations(c, e)
-        clock["in_pass"] = 1
-        clock["cursor"] = 0
-        clock["online_left"] = clock["online_queued"]
+        _begin_pass(c, e)
 
 
 @kernel

@@ -513,8 +513,9 @@ def find_candidates(
 
 
 @kernel
-def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
-    """Say whether the pod fits somewhere once every eligible or terminating pod of a node is gone."""
+def count_preemptible(c: Cluster, pod: int, aligned: bool, enough: int) -> int:
+    """Count the nodes, up to `enough`, where the pod fits without every eligible and terminating pod."""
+    found = 0
     gpus, wanted = c.pods[pod]["gpus"], c.pods[pod]["cores"]
     priority = c.pods[pod]["priority"]
     cores = c.scratch[0]
@@ -534,5 +535,7 @@ def can_preempt(c: Cluster, pod: int, aligned: bool) -> bool:
         gpu_free = freed(c, node, slots, cores)
         level = alignment_level(c.models, model, gpu_free, cores, gpus, wanted)
         if level != NO_FIT and (not aligned or is_aligned(level, best)):
-            return True
-    return False
+            found += 1
+            if found >= enough:
+                break
+    return found

@@ -214,6 +214,7 @@ CLOCK_FIELDS: dict[str, Field] = {
     "in_vain": Field("i8", "", "release count at which no queued batch pod fitted, -1 = not known"),
     "cursor": Field("i8", "", "place in the queue that the scheduling pass has reached"),
     "reserved": Field("i8", "", "1 = the present pass keeps nodes for a job that fits nowhere"),
+    "again": Field("i8", "", "1 = a budget came back in this pass, after pods had looked at it"),
     "in_pass": Field("i8", "", "1 = within a scheduling pass"),
     "asked": Field("i8", "", "pod that waits for a decision, -1 = none", -1),
 }
