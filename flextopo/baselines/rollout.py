@@ -135,7 +135,7 @@ class Lookahead:
 
     branches: int = 16
     horizon_s: int = 4 * 3600
-    caution_h: float = 4.0
+    caution_h: float = 1.0
     base: VictimSelector = field(default_factory=RequeueAware)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     name: str = "lookahead"

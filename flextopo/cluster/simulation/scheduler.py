@@ -51,7 +51,7 @@ from flextopo.cluster.state.arrays import (
 )
 from flextopo.cluster.state.candidates import count_preemptible, freed, victim_slots
 from flextopo.cluster.state.placement import best_level, find_node, is_aligned, place
-from flextopo.cluster.state.schema import NUM_MISALIGNED
+from flextopo.cluster.state.schema import NEVER_S, NUM_MISALIGNED
 
 BLIND, OWN, ALL_GUARANTEED = range(3)
 """Whom the guaranteed filter binds: no pod, guaranteed pods, every online pod."""
@@ -254,9 +254,9 @@ def _next_smaller(c: Cluster, e: Events, place: int, gpus: int, cores: int) -> i
 
 
 @stage
-def _wait_for_protection(c: Cluster, e: Events, rules: Rules, pod: int) -> None:
+def _wait_for_protection(c: Cluster, e: Events, pod: int) -> None:
     """Let a pod that nobody may be evicted for be looked at again when a victim's protection ends."""
-    first, now = rules.end_s, c.totals[0]["now_s"]
+    first, now = NEVER_S, c.totals[0]["now_s"]
     for node in range(c.nodes.shape[0]):
         for slot in range(c.nodes[node]["num_pods"]):
             other = as_index(c.node_pods[node, slot])
@@ -267,7 +267,7 @@ def _wait_for_protection(c: Cluster, e: Events, rules: Rules, pod: int) -> None:
                 ends = c.live[other]["since_s"] + spec["protection_s"]
                 if now < ends < first:
                     first = ends
-    if first < rules.end_s:
+    if first < NEVER_S:
         schedule_event(c, e, pod, first)
 
 
@@ -287,7 +287,7 @@ def _needs_decision(c: Cluster, e: Events, rules: Rules, pod: int) -> bool:
         c.live[pod]["preemptor"] = 1
         if count_preemptible(c, pod, aligned, as_index(1)) > 0:
             return True
-        _wait_for_protection(c, e, rules, pod)
+        _wait_for_protection(c, e, pod)
     e.clock[0]["cursor"] += 1
     return False
 
@@ -404,7 +404,7 @@ def decline(c: Cluster, e: Events, rules: Rules, by_choice: bool) -> None:
     if by_choice:
         c.live[pod]["declined"] = 1
         until = c.live[pod]["queued_s"] + longest_wait_s(c, rules, pod)
-        if c.totals[0]["now_s"] < until < rules.end_s:
+        if c.totals[0]["now_s"] < until < NEVER_S:
             schedule_event(c, e, pod, until)
 
 
