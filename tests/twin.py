@@ -174,16 +174,22 @@ def gone_by(state: ClusterState, node: int, wait_s: int) -> set[int]:
 
 
 def without_victims(
-    state: ClusterState, node: int, preemptor: Pod, aligned: bool
+    state: ClusterState, node: int, preemptor: Pod, aligned: bool, later: bool = False
 ) -> Iterator[Found]:
-    """Yield what a node gives for waiting alone, sooner and worse aligned things first."""
+    """Yield what a node gives for waiting alone, sooner and worse aligned things first.
+
+    Where the preemptor fits already, what aligns it better `later` is left out unless it is asked for.
+    """
     if empty_level(state.model(node), preemptor) == NO_FIT:
         return
     nobody: frozenset[int] = frozenset()
-    if fits(state, node, nobody, preemptor, aligned):
-        yield priced(state, node, nobody, 0, nobody, preemptor)
-        return
     last = NO_FIT
+    if fits(state, node, nobody, preemptor, aligned):
+        found = priced(state, node, nobody, 0, nobody, preemptor)
+        yield found
+        last = found.level
+        if not later:
+            return
     for wait_s in sorted(set(leaving(state, node).values())):
         gone = gone_by(state, node, wait_s)
         if fits(state, node, gone, preemptor, aligned):

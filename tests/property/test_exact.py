@@ -35,8 +35,10 @@ def test_exact_is_the_minimum_over_every_victim_set(
     legal = [
         found
         for node in range(state.num_nodes)
-        for every in (twin.without_victims, twin.with_victims)
-        for found in every(state, node, preemptor, aligned)
+        for found in (
+            *twin.without_victims(state, node, preemptor, aligned, later=True),
+            *twin.with_victims(state, node, preemptor, aligned),
+        )
     ]
     costs = [found.cost for found in legal]
     best = minimum(state, preemptor, aligned)

@@ -68,7 +68,7 @@ SMALL = ("compare", "--servers", "4*rtx4090", "--seeds", "1", "--hours", "1", "-
         (("compare", "--hours", "-1"), ("horizon_h", "-1", "legal")),
         (("compare", "--admission", "strict"), ("'strict'", "restricted")),
         (("compare", "--weights", "nope=1"), ("--weights nope=1", "legal", "waiting (float)")),
-        (("compare", "--weights", "idle=-1"), ("loss weight idle = -1", "legal: 0 or more")),
+        (("compare", "--weights", "idle=-1"), ("loss weight idle = -1", "legal: 0 to 1e+09")),
         (("evaluate", "x", "--weights", "idle=low"), ("idle = low", "legal: float")),
         (("stress", "--only", "flood"), ("unknown perturbation 'flood'", "server-missing")),
         (("stress", "--split", "training"), ("split 'training'", "legal")),

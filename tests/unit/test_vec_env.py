@@ -13,6 +13,7 @@ pytest.importorskip("sb3_contrib")
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
+from flextopo.cluster.scenario import Scenario
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.policies.maskable import ScorerPolicy
 from flextopo.train.vec_env import GreedyLosses, PreemptionVecEnv
@@ -59,7 +60,8 @@ def test_it_gives_what_the_scalar_environments_give() -> None:
 
 def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
     """Over a day, whatever is done: plain return less greedy-cost's; 0 for greedy-cost itself."""
-    arguments: dict[str, Any] = {"k": 8, "workload": BUSY, "tapes": 4}
+    soft = Scenario(deadline="soft")  # so that waiting all day is possible
+    arguments: dict[str, Any] = {"k": 8, "workload": BUSY, "tapes": 4, "scenario": soft}
     plain = PreemptionVecEnv(2, SMALL, **arguments)
     relative = PreemptionVecEnv(2, SMALL, relative=True, **arguments)
     for action in (0, 8):
@@ -85,7 +87,7 @@ def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
             before, after = curves.curve(day)[begin // 300 :][:2]
             assert before - 1e-9 <= lost <= after + 1e-9
         # Greedy-cost's own decision at the start of a cell of the curve is spread over the cell.
-        assert (np.abs(sums[1]) < 6 if action == 0 else sums[1] < -5).all(), sums[1]
+        assert (np.abs(sums[1]) < 6 if action == 0 else sums[1] < -20).all(), sums[1]
 
 
 def test_training_on_it_is_repeatable_and_counts_episodes() -> None:
