@@ -46,7 +46,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
 
     ## Rewards
     The weighted loss since the last decision, negative, in GPU-hours per 100 GPUs. What is lost before
-    the first decision, about a fifth of a day's loss, is in no reward: `info["unrewarded"]` has it.
+    the first decision is in no reward, a third of a day's loss on average: `info["unrewarded"]` has it.
 
     ## Starting State
     A tape of a seed drawn from the first `tapes` training seeds, drawn again while it has no decision

@@ -27,24 +27,15 @@ CHECKPOINT_SIGMA = 0.5
 """Standard deviation of the log of what a checkpoint interval is taken for: an assumption."""
 
 
-class WrongView(ABC):
-    """A selector that shows another one a wrong state, and carries out its answer on the true one.
-
-    Where the answer is not legal on the true state, the cheapest candidate there is taken instead. An
-    answer that is legal and less well aligned than the selector thought is carried out: that is the
-    price of not knowing.
+class Disturbed:
+    """What a selector is to those who play it, whatever decides behind it.
 
     Attributes:
         inner: the selector that decides.
-        seed: of the episode.
-        fallbacks: answers so far that were not legal.
     """
 
-    def __init__(self, inner: VictimSelector, seed: int) -> None:
+    def __init__(self, inner: VictimSelector) -> None:
         self.inner = inner
-        self.seed = seed
-        self.fallbacks = 0
-        self._shown: ClusterState | None = None
 
     @property
     def name(self) -> str:
@@ -61,6 +52,26 @@ class WrongView(ABC):
         """The inner selector's, None if it has none."""
         found: int | None = getattr(self.inner, "max_wait_s", None)
         return found
+
+
+class WrongView(Disturbed, ABC):
+    """A selector that shows another one a wrong state, and carries out its answer on the true one.
+
+    Where the answer is not legal on the true state, the cheapest candidate there is taken instead. An
+    answer that is legal and less well aligned than the selector thought is carried out: that is the
+    price of not knowing.
+
+    Attributes:
+        inner: the selector that decides.
+        seed: of the episode.
+        fallbacks: answers so far that were not legal.
+    """
+
+    def __init__(self, inner: VictimSelector, seed: int) -> None:
+        super().__init__(inner)
+        self.seed = seed
+        self.fallbacks = 0
+        self._shown: ClusterState | None = None
 
     @abstractmethod
     def distort(self, true: Cluster, preemptor: Pod) -> Cluster:
@@ -148,7 +159,7 @@ class WrongCheckpoints(WrongView):
         return pods
 
 
-class WrongRunTimes:
+class WrongRunTimes(Disturbed):
     """Tell a selector that expects run times of others than there are: longer or shorter, all day.
 
     Attributes:
@@ -157,28 +168,12 @@ class WrongRunTimes:
     """
 
     def __init__(self, inner: VictimSelector, seed: int) -> None:
-        self.inner = inner
+        super().__init__(inner)
         off = float(np.random.default_rng(seed).normal(0.0, RUN_TIME_SIGMA))
         model = model_of(inner)
         if model is not None:
             wrong = {name: getattr(model, name) + off for name in ("small_job_mu", "large_job_mu")}
             self.inner = expecting(inner, replace(model, **wrong))
-
-    @property
-    def max_wait_s(self) -> int | None:
-        """The inner selector's, None if it has none."""
-        found: int | None = getattr(self.inner, "max_wait_s", None)
-        return found
-
-    @property
-    def name(self) -> str:
-        """The inner selector's."""
-        return self.inner.name
-
-    @property
-    def filter(self) -> AlignmentFilter:
-        """The inner selector's."""
-        return self.inner.filter
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose as the inner selector does."""

@@ -235,3 +235,19 @@ def test_a_scenario_says_what_is_legal(field: str) -> None:
     wrong: Any = {field: "firm"}
     with pytest.raises(FlextopoError, match=f"{field} 'firm'; legal: "):
         Scenario(**wrong)
+
+
+def test_a_pod_is_asked_about_when_a_budget_comes_back_behind_it_in_the_same_pass() -> None:
+    pods = [
+        {"gpus": 2, "depart_s": NEVER_S},
+        {"gpus": 2, "duration_s": 10**5, "pdb": 0, "checkpoint_s": 1},
+        {"gpus": 4, "duration_s": 10**5, "pdb": 0, "checkpoint_s": 1},
+        {"arrive_s": 100, "gpus": 2, "depart_s": 200},
+        {"arrive_s": 110, "gpus": 4, "depart_s": NEVER_S},
+    ]
+    sim = Simulator(tapes.hand_tape(pods, 7200, pdb_allowed=[1]), Fleet((tapes.DUO,), (0, 0)))
+    sim.play(make_selector("greedy-cost"))
+    live = sim.state.arrays.live
+    # The 2-GPU job went for the third pod and is back at 200, so that the 4-GPU one may go.
+    assert live["evictions"][:3].tolist() == [0, 1, 1]
+    assert live["wait_s"][4] == 200 - 110 + 30
