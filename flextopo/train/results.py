@@ -43,11 +43,6 @@ OTHER_COLUMNS: tuple[Column, ...] = (
     ("violations\na day", "guarantee_violations", 1, 1),
     ("GPUs\nevicted", "gpus_evicted", 1, 0),
     ("discarded\nGPU-h", "discarded_gpu_h", 1, 1),
-    ("wait\np50 s", "wait_p50_s", 1, 0),
-    ("wait\np99 s", "wait_p99_s", 1, 0),
-    ("those that\nfitted nowhere:\np99 s", "preemptor_wait_p99_s", 1, 0),
-    ("longest s", "preemptor_wait_max_s", 1, 0),
-    ("late %", "late_share", 100, 1),
     ("batch\ngoodput %", "batch_goodput", 100, 1),
     ("utili-\nsation %", "utilisation", 100, 1),
 )
@@ -62,6 +57,14 @@ TERM_COLOURS = (
 VERDICT_COLOURS = {"better": "#2a7f3f", "worse": "#c8323c"}
 
 
+WAIT_COLUMNS: tuple[Column, ...] = (
+    ("wait of all\np50 s", "wait_p50_s", 1, 0),
+    ("of all\np99 s", "wait_p99_s", 1, 0),
+    ("where it fitted\nnowhere, p50 s", "preemptor_wait_p50_s", 1, 0),
+    ("nowhere,\np99 s", "preemptor_wait_p99_s", 1, 0),
+    ("nowhere,\nlongest s", "preemptor_wait_max_s", 1, 0),
+    ("nowhere,\nlate %", "late_share", 100, 1),
+)
 BATCH_COLUMNS: tuple[Column, ...] = (
     ("slowdown\nof a job", "slowdown_mean", 1, 2),
     ("its\np99", "slowdown_p99", 1, 1),
@@ -72,7 +75,7 @@ BATCH_COLUMNS: tuple[Column, ...] = (
     ("longest\nstarvation h", "starvation_h", 1, 1),
 )
 
-TABLES = (LOSS_COLUMNS, OTHER_COLUMNS, BATCH_COLUMNS)
+TABLES = (LOSS_COLUMNS, OTHER_COLUMNS, WAIT_COLUMNS, BATCH_COLUMNS)
 """The tables of a comparison; one of which no metric was saved is left out."""
 
 
