@@ -243,10 +243,11 @@ def test_victims_about_something_else_stand_if_they_may() -> None:
     serving = decider(documents)
     found = serving.decide(ASKING, ["n0"], {"n0": ["uid-n0-b0"]})
     assert (found.node, found.unchanged, found.fallback) == (None, ("n0",), "unmodelled")
-    # Victims that the watch has not seen yet: the cache is behind, and kube-scheduler knows better.
+    # Victims that the watch has not seen yet: nobody knows whether they are protected.
     for uids in (["uid-nobody"], ["uid-n0-b0", "uid-other"]):
-        with pytest.raises(UndecidableError, match="has not seen"):
-            serving.decide(ASKING, ["n0"], {"n0": uids})
+        found = serving.decide(ASKING, ["n0"], {"n0": uids})
+        assert (found.node, found.unchanged) == (None, ())
+        assert "has not seen" in found.reasons[0]
     for change in (
         {"priority": 1000},
         {"meta": {"deletionTimestamp": "2027-01-15T07:59:00Z"}},

@@ -15,7 +15,6 @@ from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.objects import ObjectError
-from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
 
 RECORDED = Path(__file__).parents[3] / "shared" / "cases" / "extender"
@@ -134,7 +133,7 @@ def test_nodes_that_came_without_victims_are_filled(cached: str) -> None:
     # Four cards are free, two on each socket; four one-card pods hold the others.
     held = {f"low{i}": [gpu] for i, gpu in enumerate((0, 1, 4, 5))}
     documents = [node("gpu-a"), flextopo("gpu-a", held)]
-    documents += [pod(name, "gpu-a", cpu="1") for name in held]
+    documents += [pod(name, "gpu-a") for name in held]
     cache = make_cache(documents)
     answer = ask(make_extender(cache), "preempt", request)
     check_accepted(request, answer, cache)
@@ -306,10 +305,11 @@ def test_deep_unknown_fields_do_no_harm() -> None:
         ask(make_extender(make_cache(full_node())), "preempt", deep)
 
 
-def test_unknown_nodes_are_an_error_and_unknown_victims_are_not_evicted() -> None:
+def test_victims_on_unknown_nodes_and_unknown_victims_are_not_evicted() -> None:
     extender = make_extender(make_cache(full_node()))
-    with pytest.raises(UndecidableError):
-        ask(extender, "preempt", meta_victims({"nowhere": ["x"]}))
+    # An error would let kube-scheduler's own victims stand, protected or not.
+    answer = ask(extender, "preempt", meta_victims({"nowhere": ["x"]}))
+    assert answer == {"NodeNameToMetaVictims": {}}
     assert ask(extender, "preempt", meta_victims({})) == {"NodeNameToMetaVictims": {}}
     answer = ask(extender, "preempt", meta_victims({"n0": ["stranger"]}))
     assert "stranger" not in json.dumps(answer)

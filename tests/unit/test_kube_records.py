@@ -7,6 +7,7 @@ from kube_objects import NOW_S, budget, pod, read, read_record
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.budgets import covers, matches, violations
 from flextopo.policies.serving.objects import (
+    MAX_QUANTITY,
     BudgetObject,
     LabelSelector,
     ObjectError,
@@ -36,13 +37,22 @@ from flextopo.policies.serving.records import parse_time, parse_version, read_po
         ("12E2", 1_200_000),
         ("1E-3", 1),
         ("512Gi", 512 * 2**30 * 1000),
+        (".5", 500),
+        ("+5", 5000),
+        ("5.", 5000),
+        ("1e003", 1_000_000),
+        ("7Ei", 7 * 2**60 * 1000),
+        ("8Ei", MAX_QUANTITY),
+        ("9" * 25, MAX_QUANTITY),
+        ("1e999999999", MAX_QUANTITY),
+        ("1e-999999999", 1),
     ],
 )
 def test_quantities(text: str | float, thousandths: int) -> None:
     assert parse_quantity(text, "x") == thousandths
 
 
-@pytest.mark.parametrize("text", ["", "-1", "one", "1 Gi", "1GB", "1e", "9" * 25, "1E", "5EE"])
+@pytest.mark.parametrize("text", ["", "-1", "one", "1 Gi", "1GB", "1e", ".", "+", "1E", "5EE"])
 def test_no_quantities(text: str) -> None:
     if text == "1E":  # a suffix of its own: 10^18
         assert parse_quantity(text, "x") == 10**21

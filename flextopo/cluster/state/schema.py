@@ -125,10 +125,7 @@ LIVE_FIELDS: dict[str, Field] = {
     "since_s": Field("i8", "s", "when it got its resources", NEVER_PLACED_S),
     "done_s": Field("i8", "s", "batch work saved by checkpoints", snapshot=_PAST),
     "overhead_s": Field("i8", "s", "restart work at the head of this run", snapshot=_PAST),
-    "next_s": Field(
-        "i8", "s", "time of its next event, when it is in the event heap",
-        snapshot=Snapshot(NEVER_S, "nobody knows when a terminating pod is gone"),
-    ),
+    "next_s": Field("i8", "s", "time of its next event, when it is in the event heap"),
     "wait_s": Field("i8", "s", "time pending so far, without the present spell", snapshot=_PAST),
     "queued_s": Field("i8", "s", "since when it has been pending"),
     "node": Field(

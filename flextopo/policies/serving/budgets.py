@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from flextopo.policies.serving.objects import BudgetObject, LabelSelector, key_of
+from flextopo.policies.serving.objects import BudgetObject, Expression, LabelSelector, key_of
 from flextopo.policies.serving.records import PodRecord
 
 
@@ -82,17 +82,22 @@ def matches(selector: LabelSelector, labels: dict[str, str]) -> bool:
     for key, value in (selector.matchLabels or {}).items():
         if labels.get(key) != value:
             return False
-    for expression in selector.matchExpressions or ():
-        value_here, values = labels.get(expression.key), expression.values or []
-        fits = {
-            "In": value_here in values,
-            "NotIn": value_here not in values,
-            "Exists": value_here is not None,
-            "DoesNotExist": value_here is None,
-        }
-        if not fits.get(expression.operator, False):
-            return False
-    return True
+    return all(holds(expression, labels) for expression in selector.matchExpressions or ())
+
+
+def holds(expression: Expression, labels: Mapping[str, str]) -> bool:
+    """Say whether labels fulfil a requirement."""
+    here, values = labels.get(expression.key), expression.values or []
+    match expression.operator:
+        case "In":
+            return here in values
+        case "NotIn":
+            return here not in values
+        case "Exists":
+            return here is not None
+        case "DoesNotExist":
+            return here is None
+    return False
 
 
 def violations(victims: Iterable[PodRecord], budgets: Sequence[BudgetObject]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -35,11 +35,15 @@ from flextopo.policies.serving.objects import (
     key_of,
     parse_quantity,
 )
+from flextopo.policies.serving.reach import NodeTraits, Reach, read_traits
 from flextopo.policies.serving.records import CLASS_BANDS, PodRecord, parse_version, read_pod
+from flextopo.policies.serving.reservations import Reservations
 from flextopo.policies.serving.view import ClusterView, Surroundings, build_view
 
 MAX_GONE = 100_000
 """Deleted pods that are remembered, so that a late event does not bring one back."""
+FRESH_S = 20
+"""The placement of a pod that was bound so lately is about to be known."""
 
 
 SUMMED = ("gpus", "free_gpus", "online_gpus", "batch_gpus")
@@ -64,6 +68,12 @@ if _odd:
 """Fields of TOTALS_DTYPE that are sums over nodes."""
 
 
+def goes_before(pod: PodRecord, other: PodRecord) -> bool:
+    """Say whether a pending pod comes before another: by priority, then by age, so never both."""
+    first, second = ((-one.priority, one.created_s, one.key, one.uid) for one in (pod, other))
+    return pod.uid != other.uid and first < second
+
+
 def make_clock() -> Callable[[], int]:
     """Return a clock of Unix seconds that a change of the system's time does not move."""
     begin, start = time.time(), time.monotonic()
@@ -79,6 +89,8 @@ class ClusterCache:
         pods: every pod by uid.
         budgets: PodDisruptionBudgets.
         problems: what is wrong with objects, by kind and name; such objects are left out.
+        reservations: what was answered a moment ago.
+        traits: whom nodes take, by name.
     """
 
     def __init__(
@@ -92,6 +104,9 @@ class ClusterCache:
         self._objects: dict[str, PodObject] = {}
         self._on_node: dict[str, dict[str, PodRecord]] = {}
         self._nodes: dict[str, dict[str, int]] = {}
+        self._cpus: dict[str, int] = {}
+        self.traits: dict[str, NodeTraits] = {}
+        self.reservations = Reservations(time.monotonic, self._dirty_add)
         self._hardware: dict[str, Hardware] = {}
         self._marks: dict[str, dict[str, Marks]] = {}
         self.classes: dict[str, PriorityClassObject] = {}
@@ -123,6 +138,9 @@ class ClusterCache:
     def pending(self) -> list[PodRecord]:
         """Return the pods that have no node."""
         return list(self._pending.values())
+
+    def _dirty_add(self, name: str) -> None:
+        self._dirty.add(name)
 
     def pods_on(self, node: str) -> list[PodRecord]:
         """Return the pods that are bound to a node or nominated for it."""
@@ -157,11 +175,7 @@ class ClusterCache:
             case PodObject():
                 self._put_pod(obj)
             case NodeObject():
-                self._nodes[name] = {
-                    resource: parse_quantity(value, f"node {name!r}: {resource}")
-                    for resource, value in (obj.status.allocatable or {}).items()
-                }
-                self._dirty.add(name)
+                self._put_node(obj)
             case FlexTopoObject():
                 self._dirty.add(name)
                 self._hardware.pop(name, None)
@@ -179,6 +193,19 @@ class ClusterCache:
             case PodGroupObject():
                 self._groups[key_of(obj.metadata)] = obj
 
+    def _put_node(self, obj: NodeObject) -> None:
+        name = obj.metadata.name
+        self._dirty.add(name)
+        self.traits[name] = read_traits(obj)
+        allocatable = {
+            resource: parse_quantity(value, f"node {name!r}: {resource}")
+            for resource, value in (obj.status.allocatable or {}).items()
+        }
+        all_cpus = (obj.status.capacity or {}).get("cpu", 0)
+        all_cpus = parse_quantity(all_cpus, f"node {name!r}: capacity cpu")
+        self._nodes[name] = allocatable
+        self._cpus[name] = max(all_cpus, allocatable.get("cpu", 0)) // 1000
+
     def _touch(self, namespace: str) -> None:
         """Have all nodes with pods of a namespace worked out anew."""
         for name, pods in self._on_node.items():
@@ -195,7 +222,14 @@ class ClusterCache:
             self._unread.setdefault(node, {})[uid] = key_of(obj.metadata)
             self._dirty.add(node)
             raise
+        known = self.pods.get(uid)
+        if known is not None and (known.key != record.key or known.node not in ("", node)):
+            self._unread.setdefault(node, {})[uid] = record.key
+            self._dirty.add(node)
+            where = f" on node {known.node!r}" if known.node else ""
+            raise ObjectError(f"pod {record.key!r}: its uid is that of {known.key!r}{where}")
         self._forget(uid, node)
+        self.reservations.seen(record)
         self.pods[uid] = record
         if obj.spec.priorityClassName:
             self._objects[uid] = obj
@@ -220,6 +254,7 @@ class ClusterCache:
         match obj:
             case PodObject():
                 self._forget(uid, obj.spec.nodeName or "")
+                self.reservations.forget(uid)
                 self._versions.pop(f"Pod {uid}", None)
                 self.problems.pop(f"Pod {uid}", None)
                 self._gone[uid] = None
@@ -227,6 +262,7 @@ class ClusterCache:
                     self._gone.popitem(last=False)
             case NodeObject():
                 self._nodes.pop(name, None)
+                self.traits.pop(name, None)
                 self._dirty.add(name)
                 self._versions.pop(f"Node {name}", None)
             case FlexTopoObject():
@@ -254,6 +290,7 @@ class ClusterCache:
         if kind is PodObject:
             for uid in self.pods.keys() - keep:
                 self._forget(uid)
+                self.reservations.forget(uid)
                 self._versions.pop(f"Pod {uid}", None)
             for node, unread in self._unread.items():
                 for uid in unread.keys() - keep:
@@ -273,6 +310,7 @@ class ClusterCache:
             else:
                 del known[word][key]
             self._hardware.pop(key, None) if word == "FlexTopo" else None
+            self.traits.pop(key, None) if word == "Node" else None
             self._versions.pop(f"{word} {key}", None)
             self._dirty |= self._nodes.keys() | {key}
 
@@ -290,6 +328,7 @@ class ClusterCache:
 
     def refresh(self) -> None:
         """Work out the nodes that have changed."""
+        self.reservations.expire()
         if not self._dirty:
             return
         for name in self._dirty & self._nodes.keys():
@@ -308,47 +347,80 @@ class ClusterCache:
     def _hardware_of(self, name: str) -> Hardware | None:
         found = self._hardware.get(name)
         allocatable = self._nodes.get(name, {})
-        if found is None and allocatable.get(GPU, 0) >= 1000:
-            try:
+        try:
+            if found is not None:
+                found = self._catalogue.in_cpus(found, self._cpus.get(name, 0))
+            elif allocatable.get(GPU, 0) >= 1000:
                 found = self._catalogue.flat(
                     allocatable[GPU] // 1000, allocatable.get("cpu", 0) // 1000
                 )
-            except TopologyError as error:
-                self.problems[f"node {name}"] = str(error)
+        except TopologyError as error:
+            self.problems[f"Node {name}"] = str(error)
+            return None
         return found
 
-    def _derive(self, name: str, without: str = "") -> NodeState | None:
-        """Work out a node, None if it is none that matters; without the pod of that uid."""
+    def _derive(self, name: str, without: Collection[str] = ()) -> NodeState | None:
+        """Work out a node, None if it is none that matters; without the pods of these uids."""
         allocatable, hardware = self._nodes.get(name), self._hardware_of(name)
         if allocatable is None or hardware is None or hardware.server.num_gpus == 0:
             return None
         assert self._models is not None
-        pods = [pod for uid, pod in self._on_node.get(name, {}).items() if uid != without]
+        here = self._on_node.get(name, {})
+        pods = [pod for pod in [*here.values(), *self._planned(name)] if pod.uid not in without]
+        doomed = self.reservations.doomed(name)
         state = derive(
-            NodeFacts(hardware, allocatable, pods, self._marks.get(name, {})),
+            NodeFacts(hardware, allocatable, pods, self._marks.get(name, {}), doomed),
             ClusterFacts(self._models, self._width, self.budgets.index_of, self.clock()),
         )
         for key in self._unread.get(name, {}).values():
             state.broken = f"pod {key!r} on it cannot be read"
         return state
 
+    def _planned(self, name: str) -> list[PodRecord]:
+        """Return the pods that were promised a node and are not seen there yet."""
+        here = self._on_node.get(name, {})
+        return [pod for pod in self.reservations.planned(name) if pod.uid not in here]
+
+    def nominees(self, name: str) -> list[PodRecord]:
+        """Return the pods that are nominated for a node, or were promised it a moment ago."""
+        here = [pod for pod in self._on_node.get(name, {}).values() if not pod.node]
+        return here + self._planned(name)
+
     def state_of(self, name: str, preemptor: PodRecord) -> NodeState | None:
-        """Return a node as the preemptor finds it: what is kept for itself there is free."""
+        """Return a node as the preemptor finds it.
+
+        What is kept there for itself, or for pods that come after it, is free.
+        """
         self.refresh()
-        if preemptor.uid in self._on_node.get(name, {}):
-            return self._derive(name, without=preemptor.uid)
-        return self._table.states.get(name)
+        after = {pod.uid for pod in self.nominees(name) if not goes_before(pod, preemptor)}
+        return self._derive(name, without=after) if after else self._table.states.get(name)
 
     def states_of(self, names: Iterable[str], preemptor: PodRecord) -> dict[str, NodeState]:
         """Return those of the nodes that can be decided about, as `state_of` does."""
         self.refresh()
-        own, state_of = preemptor.nominated, self._table.states.get
+        nominated, known = self._nominated_nodes(), self._table.states.get
         return {
             name: state
             for name in names
-            if (state := state_of(name) if name != own else self.state_of(name, preemptor))
+            if (state := self.state_of(name, preemptor) if name in nominated else known(name))
             and not state.broken
         }
+
+    def _nominated_nodes(self) -> set[str]:
+        """Return the nodes that anybody is nominated for."""
+        found = {pod.nominated for pod in self._pending.values() if pod.nominated}
+        return found | self.reservations.nodes()
+
+    def is_unsettled(self, state: NodeState) -> bool:
+        """Say whether more of a node is about to be known: where pods are that were bound lately."""
+        now_s = self.clock()
+        return any(
+            pod.bound_s is not None and now_s - pod.bound_s < FRESH_S for pod in state.guessed
+        )
+
+    def reach_of(self, pod: PodRecord) -> Reach:
+        """Return which nodes a pending pod may go to."""
+        return Reach(pod, self.traits, self.pods.values())
 
     def view(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
 from flextopo.cluster.state.pods import TopologyRequirement
@@ -115,18 +116,16 @@ class Decider:
         if found is not None:
             return found
         unchanged = tuple(
-            n for n in nodes if n in foreign and self._stands(preemptor, n, proposed[n])
+            n for n in nodes if n in foreign and self.stands(preemptor, n, proposed[n])
         )
         cause, detail = self._stale()
-        strangers = {uid for uids in proposed.values() for uid in uids} - self.cache.pods.keys()
-        if not unchanged and strangers:
-            raise UndecidableError(
-                f"pod {preemptor.key!r}: {len(strangers)} victims that the watch has not seen, such "
-                f"as {min(strangers)!r}; legal: pods of the cluster"
-            )
         if not unchanged:
+            strangers = {uid for uids in proposed.values() for uid in uids} - self.cache.pods.keys()
+            why = "no victim set helps"
+            if strangers:
+                why = f"{len(strangers)} victims that the watch has not seen, as {min(strangers)!r}"
             return Decision(None, selector=self.selector.name, fallback=cause, detail=detail,
-                            reasons=("no victim set helps",))  # fmt: skip
+                            reasons=(why,))  # fmt: skip
         return Decision(
             None,
             selector=self.selector.name,
@@ -215,20 +214,63 @@ class Decider:
             UndecidableError: it failed too.
         """
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        short: GuardError | None = None
         try:
             for some in _parts(nodes):
                 view = self.cache.view(preemptor, some, worst_case=guaranteed)
                 chosen = self._run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
-                self._check(preemptor, view, chosen, proposed)
+                try:
+                    self._check(preemptor, view, chosen, proposed)
+                except GuardError as error:
+                    if error.guard != "fits_all_resources":
+                        raise
+                    short, chosen = error, self._for_all_resources(preemptor, view, proposed)
                 if chosen is not None:
-                    break
+                    return view, chosen
         except Exception as error:
-            if isinstance(error, GuardError) and error.guard == "fits_all_resources":
-                raise _ShortOfResourcesError(str(error)) from error
             raise UndecidableError(
                 f"pod {preemptor.key!r}: {detail}; and the baseline: {error}"
             ) from error
-        return view, chosen
+        if short is not None:
+            raise _ShortOfResourcesError(str(short)) from short
+        return view, None
+
+    def _for_all_resources(
+        self, preemptor: PodRecord, view: ClusterView, proposed: Mapping[str, Sequence[str]]
+    ) -> Candidate | None:
+        """Return the cheapest victim set that frees memory and the like, too; None = there is none.
+
+        On each node all pods that may go are taken, and given back the most important first, as
+        kube-scheduler does, while the preemptor fits in every respect.
+        """
+        best: tuple[float, Candidate] | None = None
+        for node in range(len(view.node_names)):
+            rows = self._that_may_go(preemptor, view, node)
+            victims = _reprieve(preemptor, view, node, rows)
+            candidate = view.candidate(node, victims, view.preemptor) if victims else None
+            if candidate is None or (best and view.cost_of(candidate, view.preemptor) >= best[0]):
+                continue
+            try:
+                self._check(preemptor, view, candidate, proposed)
+            except GuardError:
+                continue
+            best = view.cost_of(candidate, view.preemptor), candidate
+        return best[1] if best else None
+
+    def _that_may_go(self, preemptor: PodRecord, view: ClusterView, node: int) -> list[int]:
+        """Return the rows of a node's pods that may be victims, the most important first."""
+        c, name = view.arrays, view.node_names[node]
+        rows = map(int, c.node_pods[node, : c.nodes[node]["num_pods"]])
+        found = [
+            row
+            for row in rows
+            if c.live[row]["status"] != TERMINATING
+            and self.may_go(preemptor, name, view.record(row).uid)
+            and all(
+                b.status.disruptionsAllowed > 0 for b in self.cache.budgets.of([view.record(row)])
+            )
+        ]
+        return sorted(found, key=lambda row: view.record(row).importance)
 
     def _run(self, selector: VictimSelector, view: ClusterView, limit_s: float) -> Candidate | None:
         return self._runner.select(selector, view, view.preemptor, limit_s)
@@ -319,6 +361,7 @@ class Decider:
             detail=detail,
             reasons=tuple(reasons),
             cost_gpu_s=view.cost_of(chosen, view.preemptor),
+            wait_s=chosen.wait_s,
         )
 
     def _foreign(
@@ -363,16 +406,22 @@ class Decider:
                 return f", such as {name}: {state.broken}"
         return ""
 
-    def _stands(self, preemptor: PodRecord, node: str, uids: Sequence[str]) -> bool:
+    def may_go(self, preemptor: PodRecord, node: str, uid: str) -> bool:
+        """Say whether a pod may be a victim at all."""
+        pod = self.cache.pods.get(uid)
+        if pod is None or pod.node != node or pod.priority >= preemptor.priority:
+            return False
+        protected = pod.is_protected(self.cache.clock())
+        return not (protected or pod.daemon or pod.static or pod.terminating or pod.finished)
+
+    def stands(self, preemptor: PodRecord, node: str, uids: Sequence[str]) -> bool:
         """Say whether victims that kube-scheduler chose may be evicted, as far as is known here."""
-        now_s, state, victims = self.cache.clock(), self.cache.state_of(node, preemptor), []
-        for uid in uids:
-            pod = self.cache.pods.get(uid)
-            if pod is None or pod.node != node or pod.priority >= preemptor.priority:
-                return False
-            if pod.is_protected(now_s) or pod.daemon or pod.static or pod.terminating:
-                return False
-            victims.append(pod)
+        if not all(self.may_go(preemptor, node, uid) for uid in uids):
+            return False
+        if not preemptor.gpus:
+            return True
+        state = self.cache.state_of(node, preemptor)
+        victims = [self.cache.pods[uid] for uid in uids]
         if state is None or short_of(preemptor, state, victims):
             return False
         return preemptor.requirement != TopologyRequirement.GUARANTEED or self._aligns(
@@ -387,6 +436,26 @@ class Decider:
         view = self.cache.view(preemptor, {node: state}, worst_case=True)
         gone = [row for row, record in enumerate(view.records) if row and record.uid in uids]
         return view.fits(0, gone, aligned=True)
+
+
+def _reprieve(preemptor: PodRecord, view: ClusterView, node: int, rows: Sequence[int]) -> list[int]:
+    """Return which of some pods have to go, none where not even all of them suffice."""
+    aligned = preemptor.requirement == TopologyRequirement.GUARANTEED
+
+    def suffices(gone: Sequence[int]) -> bool:
+        records = [view.record(row) for row in gone]
+        return view.fits(node, gone, aligned) and not short_of(
+            preemptor, view.states[node], records
+        )
+
+    gone = list(rows)
+    if not suffices(gone):
+        return []
+    for row in rows:
+        rest = [other for other in gone if other != row]
+        if suffices(rest):
+            gone = rest
+    return gone
 
 
 def _parts(nodes: dict[str, NodeState]) -> Iterator[dict[str, NodeState]]:

@@ -22,6 +22,7 @@ class Decision:
         detail: the same in words.
         reasons: why, for people.
         cost_gpu_s: the decision's own loss in weighted GPU-seconds.
+        wait_s: seconds until the pods it counts on are gone; without victims, these leave anyway.
         unchanged: nodes whose victims, as they came, may stand: nothing here models the conflict.
         elapsed_ms: how long it took.
     """
@@ -36,5 +37,6 @@ class Decision:
     detail: str = ""
     reasons: tuple[str, ...] = ()
     cost_gpu_s: float = 0.0
+    wait_s: int = 0
     unchanged: tuple[str, ...] = ()
     elapsed_ms: float = 0.0

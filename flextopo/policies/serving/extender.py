@@ -15,8 +15,11 @@ import msgspec
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.levels import LEVELS, NO_FIT, POINTS, AlignmentLevel, level_deficit
 from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.decision import Decision
+from flextopo.policies.serving.guards import short_of
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.shadow import compare_with_default
 from flextopo.policies.serving.telemetry import Telemetry
 from flextopo.policies.serving.wire import (
@@ -51,18 +54,25 @@ class Extender:
 
         Returns:
             An ExtenderPreemptionResult: the node chosen with its victims by descending priority;
-            an empty map where it is better to wait.
+            an empty map where it is better to wait. Where nothing can be decided, those of
+            kube-scheduler's nodes whose victims may all go: an error would let them all stand.
 
         Raises:
             ObjectError: the body is not one.
-            UndecidableError: nothing may be answered.
         """
         request = decode_preempt(body)
-        preemptor = self.decider.cache.read(request.Pod)
+        cache = self.decider.cache
+        preemptor = cache.read(request.Pod)
         proposed = ProposedVictims(request)
+        # Who asks again has not got, or not carried out, what was answered before.
+        cache.reservations.forget_answer(preemptor.uid)
         if preemptor.gpus == 0 or not proposed:
-            return _as_proposed(proposed, proposed)
-        decision = self.decider.decide(preemptor, proposed, proposed)
+            return self._that_stand(preemptor, proposed)
+        try:
+            decision = self._decide(preemptor, proposed)
+        except UndecidableError as error:
+            self.telemetry.log("undecidable", verb="preempt", pod=preemptor.key, error=str(error))
+            return self._that_stand(preemptor, proposed)
         more: dict[str, Any] = {}
         if self.shadow:
             counts = {name: proposed.violations(name) for name in proposed}
@@ -72,8 +82,32 @@ class Extender:
             return _as_proposed(proposed, proposed)
         if decision.node is None:
             return _as_proposed(proposed, decision.unchanged)
-        victims = MetaVictims([MetaPod(one.uid) for one in decision.victims], decision.violations)
+        uids = [victim.uid for victim in decision.victims]
+        # What is on its way out suffices: the place is kept, and nobody else has to go.
+        cache.reservations.answer(preemptor, decision.node, uids)
+        if not uids and (decision.wait_s or proposed[decision.node]):
+            return _encode({})
+        victims = MetaVictims([MetaPod(uid) for uid in uids], decision.violations)
         return _encode({decision.node: victims})
+
+    def _decide(self, preemptor: PodRecord, proposed: ProposedVictims) -> Decision:
+        if self.decider.cache.reservations.is_held_back(preemptor.uid):
+            return Decision(
+                None, reasons=("where pods are that were just let in is about to be known",)
+            )
+        return self.decider.decide(preemptor, proposed, proposed)
+
+    def _that_stand(self, preemptor: PodRecord, proposed: ProposedVictims) -> bytes:
+        """Answer what kube-scheduler sent, without the nodes that have a victim that may not go."""
+        return _as_proposed(
+            proposed,
+            [
+                name
+                for name in proposed
+                if (proposed[name] or not preemptor.gpus)
+                and self.decider.stands(preemptor, name, proposed[name])
+            ],
+        )
 
     def filter(self, body: bytes) -> bytes:
         """Refuse nodes whose free resources do not align a guaranteed pod.
@@ -99,6 +133,8 @@ class Extender:
                 if why and not self.shadow:
                     (never if hopeless else failed)[name] = why
         kept = [name for name in nodes if name not in failed and name not in never]
+        if preemptor.gpus:
+            self.decider.cache.reservations.let_in(preemptor, kept)
         answer: dict[str, Any] = {
             "FailedNodes": failed,
             "FailedAndUnresolvableNodes": never,
@@ -139,12 +175,28 @@ class Extender:
         aligned, level, best = self.decider.alignment(state, preemptor)
         if best == NO_FIT:
             return "its hardware never fits the pod", True
-        if aligned:
+        coming = self._coming_to(name, state, preemptor)
+        if aligned and not coming:
             return "", False
+        if aligned or (self.decider.cache.is_unsettled(state) and _has_room(state, preemptor)):
+            self.decider.cache.reservations.hold_back(preemptor.uid)
+        if aligned:
+            return f"{coming} may be on its way to it", False
         known = "" if state.known else " for sure, since some placements are not known"
         if level == NO_FIT:
             return f"its free GPUs and cores do not fit the pod{known}", False
         return f"its free GPUs and cores are on {LEVELS[AlignmentLevel(level)].label}{known}", False
+
+    def _coming_to(self, name: str, state: NodeState, preemptor: PodRecord) -> str:
+        """Return a pod that may just have been bound to a node, empty for none.
+
+        kube-scheduler counts such a pod already: where both do not fit, it is not there.
+        """
+        for other in self.decider.cache.reservations.coming_to(name, preemptor.uid):
+            both = _has_room(state, preemptor, other)
+            if both and not short_of(other, state, []):
+                return other.key
+        return ""
 
     def _score(self, name: str, preemptor: PodRecord) -> int:
         state: NodeState | None = self.decider.cache.state_of(name, preemptor)
@@ -152,6 +204,13 @@ class Extender:
             return 0
         _, level, best = self.decider.alignment(state, preemptor)
         return POINTS[level_deficit(level, best)] if level != NO_FIT else 0
+
+
+def _has_room(state: NodeState, *pods: PodRecord) -> bool:
+    """Say whether what is free on a node suffices for some pods together, by counts."""
+    free = state.counted
+    gpus, cores = sum(pod.gpus for pod in pods), sum(pod.cores for pod in pods)
+    return free.num_gpus >= gpus and free.num_cores >= cores
 
 
 def _as_proposed(proposed: ProposedVictims, names: Iterable[str]) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.budgets import violations
@@ -63,16 +65,29 @@ class Proposal:
         """Return the node."""
         return self.view.states[self.candidate.node]
 
-    def fits(self, gone: Sequence[int]) -> bool:
+    @cached_property
+    def leaving(self) -> list[int]:
+        """Return the rows of the pods that are on their way out and counted on."""
+        return self.view.leaving(self.candidate)
+
+    def fits(self, victims: Sequence[int]) -> bool:
         """Say whether the preemptor fits without those pods, aligned if it is guaranteed."""
         guaranteed = self.preemptor.requirement == TopologyRequirement.GUARANTEED
-        return self.view.fits(self.candidate.node, gone, guaranteed)
+        return self.view.fits(self.candidate.node, [*victims, *self.leaving], guaranteed)
+
+    def short_of(self, victims: Sequence[int]) -> str:
+        """Return a resource that does not suffice without those pods, empty = all do."""
+        gone = [self.view.record(row) for row in [*victims, *self.leaving]]
+        return short_of(self.preemptor, self.state, gone)
 
 
 def short_of(preemptor: PodRecord, state: NodeState, victims: Sequence[PodRecord]) -> str:
     """Return a resource that does not suffice for a pod with the victims gone, empty = all do."""
     for name, need in {**preemptor.requests, "pods": 1000}.items():
         if name not in state.allocatable:
+            # Kubernetes knows these on every node, whether the node tells of them or not.
+            if need and name not in ("cpu", "memory", "ephemeral-storage", "pods"):
+                return name
             continue
         freed = sum(victim.requests.get(name, 0) for victim in victims)
         freed += 1000 * len(victims) if name == "pods" else 0
@@ -104,8 +119,10 @@ def on_the_node(p: Proposal) -> str:
 
 def not_terminating(p: Proposal) -> str:
     """Refuse victims that are on their way out already."""
-    for victim in p.victims:
-        if p.now.get(victim.uid, victim).terminating:
+    rows = dict(zip(p.candidate.victims, map(p.view.record, p.candidate.victims), strict=True))
+    for row, victim in rows.items():
+        doomed = p.view.arrays.live[row]["status"] == TERMINATING
+        if doomed or p.now.get(victim.uid, victim).terminating:
             return f"{victim.key} is terminating"
     return ""
 
@@ -159,21 +176,23 @@ def placement_known(p: Proposal) -> str:
 
 def fits_all_resources(p: Proposal) -> str:
     """Refuse a victim set that leaves the preemptor short of memory or anything else counted."""
-    short = short_of(p.preemptor, p.state, p.victims)
+    short = p.short_of(p.candidate.victims)
     return f"{short} on node {p.node} does not suffice" if short else ""
 
 
 def none_to_spare(p: Proposal) -> str:
     """Refuse a set from which a victim could stay."""
     for row in p.candidate.victims:
-        if p.fits([other for other in p.candidate.victims if other != row]):
+        rest = [other for other in p.candidate.victims if other != row]
+        if p.fits(rest) and not p.short_of(rest):
             return f"{p.view.name(row)} is not needed"
     return ""
 
 
 def not_emptied(p: Proposal) -> str:
-    """Refuse to return a node without victims that proposed with some."""
-    return f"node {p.node} proposed with victims" if p.proposed_victims and not p.victims else ""
+    """Refuse to find room on a node that came with victims; what is leaving is another matter."""
+    empty = not p.victims and not p.candidate.wait_s
+    return f"node {p.node} proposed with victims" if p.proposed_victims and empty else ""
 
 
 GUARDS: tuple[Guard, ...] = (

@@ -28,6 +28,7 @@ class Hardware:
         gpu_index: GPU index by GPU number, as in `gpu-I`.
         known: False where no FlexTopo tells where anything is.
         warnings: what had to be assumed.
+        threads: CPUs, as Kubernetes counts them, that a core number stands for.
     """
 
     model: int
@@ -36,6 +37,7 @@ class Hardware:
     gpu_index: dict[int, int]
     known: bool = True
     warnings: tuple[str, ...] = ()
+    threads: int = 1
 
 
 class Marks(NamedTuple):
@@ -59,6 +61,7 @@ class HardwareCatalogue:
         self.models: list[ServerModel] = []
         self._by_graph: dict[object, Hardware] = {}
         self._flat: dict[tuple[int, int], Hardware] = {}
+        self._threaded: dict[tuple[Hardware, int], Hardware] = {}
 
     def of_flextopo(self, resource: FlexTopoObject, spec: FlexTopoSpec) -> Hardware:
         """Return the hardware that a node's FlexTopo describes.
@@ -87,6 +90,27 @@ class HardwareCatalogue:
                 warnings=tuple(warnings),
             )
             self._by_graph[key] = found
+        return found
+
+    def in_cpus(self, hardware: Hardware, cpus: int) -> Hardware:
+        """Return hardware whose cores are counted as Kubernetes counts CPUs: hardware threads.
+
+        Args:
+            hardware: from `of_flextopo`.
+            cpus: of the node. More of them than core numbers means that each core runs several.
+
+        Raises:
+            TopologyError: more CPUs than a server model has.
+        """
+        threads = -(-cpus // max(hardware.server.num_cores, 1))
+        if threads <= 1:
+            return hardware
+        found = self._threaded.get((hardware, threads))
+        if found is None:
+            cores = tuple(count * threads for count in hardware.server.numa_cores)
+            server = replace(hardware.server, numa_cores=cores, core_ids=())
+            found = replace(hardware, model=self._add(server), server=server, threads=threads)
+            self._threaded[hardware, threads] = found
         return found
 
     def flat(self, gpus: int, cores: int) -> Hardware:
@@ -162,7 +186,7 @@ def _number(vertex: str) -> int:
 def held_by(
     hardware: Hardware, marks: Marks, width: int
 ) -> tuple[int | None, tuple[int, ...] | None]:
-    """Return the mask of marked GPUs, and the number of marked cores in each of (U,) NUMA nodes.
+    """Return the mask of marked GPUs, and the number of marked CPUs in each of (U,) NUMA nodes.
 
     Servers of one kind are marked alike, so most answers are known. None = the server has no such
     GPU or core, or one is named twice.
@@ -174,7 +198,7 @@ def held_by(
         mask = sum(1 << index for index in gpus)
     if -1 in numa_nodes:
         return mask, None
-    return mask, tuple(map(numa_nodes.count, range(width)))
+    return mask, tuple(hardware.threads * numa_nodes.count(u) for u in range(width))
 
 
 def is_daemon(pod: str) -> bool:

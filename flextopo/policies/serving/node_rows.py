@@ -62,7 +62,7 @@ class RowPacker:
 
 
 pack_pod = RowPacker(POD_FIELDS, ("cores", "pdb", "online", "preemptible"), PodRecord)
-pack_live = RowPacker(LIVE_FIELDS, ("since_s", "queued_s", "gpu_mask", "status"))
+pack_live = RowPacker(LIVE_FIELDS, ("since_s", "queued_s", "gpu_mask", "status", "next_s"))
 pack_node = RowPacker(NODE_FIELDS, ("gpu_free", "cores_free", "model", "num_pods"))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import add as add_up
 from operator import attrgetter, gt, sub
 from typing import Any
 
@@ -19,8 +20,9 @@ from flextopo.cluster.state.arrays import (
     STARTING,
     TERMINATING,
 )
-from flextopo.cluster.state.placement import place
-from flextopo.cluster.state.schema import NODE_DTYPE
+from flextopo.cluster.state.placement import best_level, is_aligned, place
+from flextopo.cluster.state.pods import TopologyRequirement
+from flextopo.cluster.state.schema import NEVER_S, NODE_DTYPE
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.policies.serving.hardware import NO_MARKS, Hardware, Marks, held_by
 from flextopo.policies.serving.node_rows import pack_live, pack_node, pack_pod
@@ -28,6 +30,13 @@ from flextopo.policies.serving.objects import GPU
 from flextopo.policies.serving.records import PodRecord, add
 
 Cores = npt.NDArray[np.int16]
+
+GRACE_S = 30
+"""Kubernetes' grace period, for a pod whose deletion the watch has not shown yet."""
+SOON_S = 120
+"""One that is gone later is not waited for."""
+OVERDUE_S = 60
+"""A terminating pod that is still there so long after its time is not counted on any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +102,11 @@ class NodeState:
         """Say whether every placement on the node is known."""
         return self.hardware.known and not self.unknown_gpus and not self.unknown_cores
 
+    @property
+    def guessed(self) -> list[PodRecord]:
+        """Return the pods of unknown placement."""
+        return self.counted.records[len(self.sure.records) :]
+
     def resources(self, sure: bool) -> NodeResources:
         """Return what a view shows: what holds for sure, or what is true in number."""
         return self.sure if sure else self.counted
@@ -100,12 +114,16 @@ class NodeState:
 
 @dataclass(slots=True, eq=False)
 class _Holder:
-    """A pod with what it is known to hold; None = not known."""
+    """A pod with what it is known to hold; None = not known.
+
+    `own_cores` is what a nominated pod gets of what is free: the rest is handed over.
+    """
 
     record: PodRecord
     gpu_mask: int | None
     cores: tuple[int, ...] | None
     status: int
+    own_cores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,12 +135,14 @@ class NodeFacts:
         allocatable: what the node offers, in thousandths.
         records: pods bound to the node or nominated for it.
         marks: what FlexTopo says pods hold, by name.
+        doomed: uids of pods that were chosen as victims a moment ago.
     """
 
     hardware: Hardware
     allocatable: dict[str, int]
     records: Sequence[PodRecord]
     marks: Mapping[str, Marks]
+    doomed: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,31 +177,35 @@ def derive(facts: NodeFacts, cluster: ClusterFacts) -> NodeState:
         The state. Pods whose GPUs nobody knows get places where kubelet might have put them, so
         that counts are true.
     """
-    hardware = facts.hardware
+    hardware, server = facts.hardware, facts.hardware.server
     records = sorted(facts.records, key=attrgetter("importance"))
     records = [record for record in records if not record.finished]
-    free, holders = _hold(records, facts, cluster.width)
-    offered = min(facts.allocatable.get(GPU, 0) // 1000, hardware.server.num_gpus)
-    lost = min(hardware.server.num_gpus - offered, free.gpus.bit_count())
+    free, holders = _hold([record for record in records if record.node], facts, cluster.width)
+    offered = min(facts.allocatable.get(GPU, 0) // 1000, server.num_gpus)
+    lost = min(server.num_gpus - offered, free.gpus.bit_count())
     _by_elimination(holders, free, lost)
     known, guessed = _by_knowledge(holders, hardware.known)
     unknown_gpus = lost + sum(h.record.gpus for h in guessed if h.gpu_mask is None)
     unknown_cores = sum(h.record.cores for h in guessed if h.cores is None)
     before = free.cores
-    nowhere = _guess_all(guessed, free, cluster.models, hardware.model)
-    guessed = [holder for holder in guessed if holder not in nowhere]
-    unknown_gpus -= sum(holder.record.gpus for holder in nowhere)
-    unknown_cores -= sum(holder.record.cores for holder in nowhere)
+    for holder in guessed:
+        _guess(holder, free, cluster.models, hardware.model)
     for _ in range(lost):
         free.gpus &= free.gpus - 1
-    everyone = [*known, *guessed]
+    kept_back = _kept_back(facts, server.num_cores)
+    free.cores = _without_first(free.cores, kept_back)
+    nominated = _nominate(records, [*known, *guessed], free, facts, cluster)
+    sure_of = [*known, *nominated]
+    everyone = [*sure_of, *guessed]
     rows = [_rows_of(holder, cluster) for holder in everyone]
     counted = sure = _resources(everyone, rows, hardware.model, free)
-    if guessed or unknown_gpus or unknown_cores or not hardware.known:
+    if guessed or unknown_gpus or unknown_cores or kept_back or not hardware.known:
         # No NUMA node has fewer free cores than if all that nobody knows of were there.
-        least = [max(cores - unknown_cores, 0) for cores in before]
+        for holder in nominated:
+            before = list(map(sub, before, holder.own_cores))
+        least = [max(cores - unknown_cores - kept_back, 0) for cores in before]
         left = _Free(0 if unknown_gpus else free.gpus, least)
-        sure = _resources(known, rows[: len(known)], hardware.model, left)
+        sure = _resources(sure_of, rows[: len(sure_of)], hardware.model, left)
     online = sum([h.record.gpus for h in everyone if h.record.online])
     return NodeState(
         hardware=hardware,
@@ -254,7 +278,7 @@ def _what_is_broken(holders: Sequence[_Holder], offered: int) -> str:
     """Say why a node is left out of decisions, empty = it is not."""
     if len(holders) >= MAX_PODS_PER_NODE:
         return f"{len(holders)} pods hold GPUs or cores; legal: below {MAX_PODS_PER_NODE}"
-    in_use = sum(h.record.gpus for h in holders if h.status != NOMINATED)
+    in_use = sum(h.record.gpus for h in holders)
     # With a fault under a running pod, nobody knows what an eviction gives back.
     return f"pods hold {in_use} GPUs of {offered} that it offers" if in_use > offered else ""
 
@@ -271,11 +295,11 @@ def _holder(record: PodRecord, facts: NodeFacts, names: Mapping[str, int], width
     if record.gpus_held is not None:
         gpus = record.gpus_held
     status = RUNNING if record.running else STARTING
-    if record.terminating:
+    if record.terminating or record.uid in facts.doomed:
         status = TERMINATING
-    if not record.node:
-        status = NOMINATED
     mask, held = held_by(facts.hardware, Marks(cores, gpus), width)
+    if held is not None and sum(held) > _rounded_up(record.cores, facts.hardware.threads):
+        held = None  # more than it can have been given: the mark is of another time, or wrong
     if not record.gpus:
         mask = 0
     elif len(gpus) != record.gpus:
@@ -286,30 +310,104 @@ def _holder(record: PodRecord, facts: NodeFacts, names: Mapping[str, int], width
     return _Holder(record, mask, held, status)
 
 
+def _rounded_up(cpus: int, threads: int) -> int:
+    """Return the CPUs of the whole cores that hold so many."""
+    return -(-cpus // threads) * threads
+
+
 def _by_elimination(holders: Sequence[_Holder], free: _Free, lost: int) -> None:
     """Give the one pod whose GPUs are not known the only ones it can have."""
     missing = [holder for holder in holders if holder.gpu_mask is None]
-    if len(missing) == 1 and not lost and missing[0].status != NOMINATED:
+    if len(missing) == 1 and not lost:
         (holder,) = missing
         if holder.record.gpus == free.gpus.bit_count():
             holder.gpu_mask, free.gpus = free.gpus, 0
 
 
-def _guess_all(
-    guessed: Sequence[_Holder], free: _Free, models: npt.NDArray[Any], model: int
+def _kept_back(facts: NodeFacts, num_cores: int) -> int:
+    """Return the cores that the node does not offer to pods: kept for the system."""
+    offered = facts.allocatable.get("cpu")
+    return 0 if offered is None else max(num_cores - offered // 1000, 0)
+
+
+def _without_first(cores: list[int], count: int) -> list[int]:
+    """Take cores from the first NUMA nodes, as kubelet's static policy reserves them."""
+    left = []
+    for here in cores:
+        taken = min(here, count)
+        left.append(here - taken)
+        count -= taken
+    return left
+
+
+def _nominate(
+    records: Sequence[PodRecord],
+    holders: Sequence[_Holder],
+    free: _Free,
+    facts: NodeFacts,
+    cluster: ClusterFacts,
 ) -> list[_Holder]:
-    """Give pods places; return those that are nominated and fit nowhere, which hold nothing yet."""
-    nowhere = []
-    # Those that are nominated come last: they hold what nobody else does.
-    for holder in sorted(guessed, key=lambda h: h.status == NOMINATED):
-        fits = _guess(holder, free, models, model)
-        if not fits and holder.status == NOMINATED:
-            nowhere.append(holder)
-    return nowhere
+    """Give pods that are nominated their places: what is free, or what others are about to give up.
+
+    What a terminating pod hands over it holds no more. A pod that fits nowhere so far, because its
+    victims have not been evicted yet, holds nothing and is left out.
+    """
+    found = []
+    ending = [holder for holder in holders if holder.status == TERMINATING]
+    for record in records:
+        if record.node or not (record.gpus or record.cores):
+            continue
+        holder = _Holder(record, None, None, NOMINATED)
+        if _plan(holder, free, [], facts, cluster) or _plan(holder, free, ending, facts, cluster):
+            found.append(holder)
+    return found
 
 
-def _guess(holder: _Holder, free: _Free, models: npt.NDArray[Any], model: int) -> bool:
-    """Give a pod GPUs and cores where kubelet might have; return whether it fits."""
+def _plan(
+    holder: _Holder,
+    free: _Free,
+    ending: Sequence[_Holder],
+    facts: NodeFacts,
+    cluster: ClusterFacts,
+) -> bool:
+    """Give a nominated pod a place of what is free and what some pods hand over, if there is one."""
+    record, models, model = holder.record, cluster.models, facts.hardware.model
+    gpus, cores = free.gpus, list(free.cores)
+    for other in ending:
+        gpus |= other.gpu_mask or 0
+        cores = list(map(add_up, cores, other.cores or ()))
+    taken = np.zeros(len(cores), np.int16)
+    asked = (record.gpus, record.cores)
+    level, mask = place(models, model, gpus, np.array(cores, np.int16), *asked, taken)
+    if level == NO_FIT:
+        return False
+    guaranteed = record.requirement == TopologyRequirement.GUARANTEED
+    if guaranteed and not ending and not is_aligned(level, best_level(models, model, *asked)):
+        return False
+    holder.gpu_mask, holder.cores = int(mask), tuple(taken.tolist())
+    holder.own_cores = _take(holder, free, ending)
+    return True
+
+
+def _take(holder: _Holder, free: _Free, ending: Sequence[_Holder]) -> tuple[int, ...]:
+    """Take what a pod was given from what is free, then from who hands over; return the former."""
+    mask = holder.gpu_mask or 0
+    free.gpus &= ~mask
+    assert holder.cores is not None
+    own = tuple(map(min, holder.cores, free.cores))
+    free.cores = list(map(sub, free.cores, own))
+    missing = list(map(sub, holder.cores, own))
+    for other in ending:
+        assert other.cores is not None
+        other.gpu_mask = (other.gpu_mask or 0) & ~mask
+        given = tuple(map(min, missing, other.cores))
+        missing = list(map(sub, missing, given))
+        other.cores = tuple(map(sub, other.cores, given))
+    return own
+
+
+def _guess(holder: _Holder, free: _Free, models: npt.NDArray[Any], model: int) -> None:
+    """Give a pod GPUs and cores where kubelet might have."""
     record = holder.record
     if holder.gpu_mask is None and holder.cores is None:
         cores_free, taken = np.array(free.cores, np.int16), np.zeros(len(free.cores), np.int16)
@@ -317,11 +415,11 @@ def _guess(holder: _Holder, free: _Free, models: npt.NDArray[Any], model: int) -
         if level != NO_FIT:
             holder.gpu_mask, holder.cores = int(mask), tuple(taken.tolist())
             free.gpus, free.cores = free.gpus & ~int(mask), (cores_free - taken).tolist()
-            return True
-    if holder.status == NOMINATED or (free.gpus.bit_count() < record.gpus and not holder.gpu_mask):
+            return
+    if free.gpus.bit_count() < record.gpus and not holder.gpu_mask:
         holder.gpu_mask = holder.gpu_mask or 0
         holder.cores = (0,) * len(free.cores)
-        return False
+        return
     if holder.gpu_mask is None:
         holder.gpu_mask = 0
         for _ in range(record.gpus):
@@ -333,7 +431,6 @@ def _guess(holder: _Holder, free: _Free, models: npt.NDArray[Any], model: int) -
             cores.append(min(left, free_here))
             left -= cores[-1]
         free.cores, holder.cores = list(map(sub, free.cores, cores)), tuple(cores)
-    return True
 
 
 Rows = tuple[bytes, bytes, bytes]
@@ -346,8 +443,19 @@ def _rows_of(holder: _Holder, cluster: ClusterFacts) -> Rows:
     start_s = cluster.now_s - record.age_s(cluster.now_s)
     may_go = record.preemptible and not record.daemon and not record.static
     spec = pack_pod(record, sum(cores), cluster.budget_of(record), record.online, may_go)
-    live = pack_live(start_s, 0, holder.gpu_mask or 0, holder.status)
+    gone_s = _gone_s(holder, cluster.now_s)
+    live = pack_live(start_s, 0, holder.gpu_mask or 0, holder.status, gone_s)
     return spec, live, _pack_cores(cores)
+
+
+def _gone_s(holder: _Holder, now_s: int) -> int:
+    """Return when a terminating pod is gone; one that is long overdue may never be."""
+    if holder.status != TERMINATING:
+        return NEVER_S
+    gone_s = holder.record.gone_s
+    if gone_s is None:
+        return now_s + GRACE_S
+    return gone_s if -OVERDUE_S <= gone_s - now_s <= SOON_S else NEVER_S
 
 
 def _pack_cores(cores: Sequence[int]) -> bytes:

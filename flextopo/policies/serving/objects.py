@@ -30,8 +30,10 @@ _SUFFIXES = {
 }
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 _QUANTITY = re.compile(
-    r"([0-9]{1,20})(?:\.([0-9]{1,20}))?(?:[eE]([+-]?[0-9]{1,2})|([a-zA-Z]{0,2}))"
+    r"\+?(?=\.?[0-9])([0-9]{0,40})(?:\.([0-9]{0,40}))?(?:[eE]([+-]?[0-9]{1,9})|([a-zA-Z]{0,2}))"
 )
+MAX_QUANTITY = (2**63 - 1) * 1000
+"""The largest quantity in thousandths; Kubernetes takes a larger one for it."""
 
 
 class ObjectError(FlextopoError):
@@ -65,11 +67,110 @@ class Resources(msgspec.Struct):
     limits: dict[str, str | int | float] | None = None
 
 
+class Port(msgspec.Struct):
+    """A port of a container; only one of the host can be in another pod's way."""
+
+    hostPort: int | None = None
+    hostIP: str | None = None
+    protocol: str | None = None
+
+
 class Container(msgspec.Struct):
     """A container; an init container with restart policy Always is a sidecar."""
 
+    name: str = ""
     resources: Resources | None = None
     restartPolicy: str | None = None
+    ports: list[Port] | None = None
+
+
+class Expression(msgspec.Struct):
+    """A requirement of a selector."""
+
+    key: str
+    operator: str
+    values: list[str] | None = None
+
+
+class LabelSelector(msgspec.Struct):
+    """A label selector."""
+
+    matchLabels: dict[str, str] | None = None
+    matchExpressions: list[Expression] | None = None
+
+
+class NodeSelectorTerm(msgspec.Struct):
+    """One of the alternatives of a node selector."""
+
+    matchExpressions: list[Expression] | None = None
+    matchFields: list[Expression] | None = None
+
+
+class NodeSelector(msgspec.Struct):
+    """Alternatives, one of which a node must match."""
+
+    nodeSelectorTerms: list[NodeSelectorTerm] | None = None
+
+
+class NodeAffinity(msgspec.Struct):
+    """Which nodes a pod may go to."""
+
+    requiredDuringSchedulingIgnoredDuringExecution: NodeSelector | None = None
+
+
+class PodAffinityTerm(msgspec.Struct):
+    """Pods with which another must, or must not, share a domain of nodes."""
+
+    topologyKey: str = ""
+    labelSelector: LabelSelector | None = None
+    namespaces: list[str] | None = None
+    namespaceSelector: LabelSelector | None = None
+    matchLabelKeys: list[str] | None = None
+    mismatchLabelKeys: list[str] | None = None
+
+
+class PodAffinity(msgspec.Struct):
+    """Terms of an affinity or anti-affinity that must hold."""
+
+    requiredDuringSchedulingIgnoredDuringExecution: list[PodAffinityTerm] | None = None
+
+
+class Affinity(msgspec.Struct):
+    """Where a pod may go."""
+
+    nodeAffinity: NodeAffinity | None = None
+    podAffinity: PodAffinity | None = None
+    podAntiAffinity: PodAffinity | None = None
+
+
+class Toleration(msgspec.Struct):
+    """A taint that a pod does not mind; without key all of them."""
+
+    key: str | None = None
+    operator: str | None = None
+    value: str | None = None
+    effect: str | None = None
+
+
+class Spread(msgspec.Struct):
+    """A topology spread constraint."""
+
+    maxSkew: int = 1
+    topologyKey: str = ""
+    whenUnsatisfiable: str = ""
+    labelSelector: LabelSelector | None = None
+    minDomains: int | None = None
+    matchLabelKeys: list[str] | None = None
+    nodeAffinityPolicy: str | None = None
+    nodeTaintsPolicy: str | None = None
+
+
+class PodClaim(msgspec.Struct):
+    """A resource claim that a pod names, or has made from a template."""
+
+    name: str = ""
+    resourceClaimName: str | None = None
+    resourceClaimTemplateName: str | None = None
 
 
 class PodSpec(msgspec.Struct):
@@ -79,10 +180,17 @@ class PodSpec(msgspec.Struct):
     containers: list[Container] | None = None
     initContainers: list[Container] | None = None
     overhead: dict[str, str | int | float] | None = None
+    resources: Resources | None = None
     priority: int | None = None
     priorityClassName: str | None = None
     preemptionPolicy: str | None = None
     schedulerName: str | None = None
+    nodeSelector: dict[str, str] | None = None
+    affinity: Affinity | None = None
+    tolerations: list[Toleration] | None = None
+    topologySpreadConstraints: list[Spread] | None = None
+    schedulingGates: list[Any] | None = None
+    resourceClaims: list[PodClaim] | None = None
 
 
 class PodCondition(msgspec.Struct):
@@ -92,6 +200,21 @@ class PodCondition(msgspec.Struct):
     status: str = ""
     reason: str | None = None
     message: str | None = None
+    lastTransitionTime: str | None = None
+
+
+class ContainerStatus(msgspec.Struct):
+    """What a container has been given, where it was resized in place."""
+
+    name: str = ""
+    resources: Resources | None = None
+    allocatedResources: dict[str, str | int | float] | None = None
+
+
+class ExtendedClaim(msgspec.Struct):
+    """The claim that kube-scheduler made for a pod's extended resources."""
+
+    resourceClaimName: str = ""
 
 
 class PodStatus(msgspec.Struct):
@@ -101,6 +224,12 @@ class PodStatus(msgspec.Struct):
     startTime: str | None = None
     nominatedNodeName: str | None = None
     conditions: list[PodCondition] | None = None
+    containerStatuses: list[ContainerStatus] | None = None
+    initContainerStatuses: list[ContainerStatus] | None = None
+    resources: Resources | None = None
+    allocatedResources: dict[str, str | int | float] | None = None
+    resourceClaimStatuses: list[PodClaim] | None = None
+    extendedResourceClaimStatus: ExtendedClaim | None = None
 
 
 class PodObject(msgspec.Struct):
@@ -113,10 +242,34 @@ class PodObject(msgspec.Struct):
     status: PodStatus = msgspec.field(default_factory=PodStatus)
 
 
+class Taint(msgspec.Struct):
+    """A taint of a node."""
+
+    key: str = ""
+    value: str | None = None
+    effect: str = ""
+
+
+class NodeSpec(msgspec.Struct):
+    """Whom a node takes."""
+
+    unschedulable: bool | None = None
+    taints: list[Taint] | None = None
+
+
+class NodeCondition(msgspec.Struct):
+    """A condition of a node."""
+
+    type: str = ""
+    status: str = ""
+
+
 class NodeStatus(msgspec.Struct):
-    """What a node offers."""
+    """What a node has, and offers to pods."""
 
     allocatable: dict[str, str | int | float] | None = None
+    capacity: dict[str, str | int | float] | None = None
+    conditions: list[NodeCondition] | None = None
 
 
 class NodeObject(msgspec.Struct):
@@ -126,6 +279,7 @@ class NodeObject(msgspec.Struct):
 
     metadata: Meta
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
+    spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
 
 
 class Attributes(msgspec.Struct, gc=False):
@@ -164,21 +318,6 @@ class FlexTopoObject(msgspec.Struct):
 
     metadata: Meta
     spec: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class Expression(msgspec.Struct):
-    """A requirement of a label selector."""
-
-    key: str
-    operator: str
-    values: list[str] | None = None
-
-
-class LabelSelector(msgspec.Struct):
-    """A label selector; empty matches nothing here, as in kube-scheduler's preemption."""
-
-    matchLabels: dict[str, str] | None = None
-    matchExpressions: list[Expression] | None = None
 
 
 class BudgetSpec(msgspec.Struct):
@@ -246,29 +385,31 @@ def parse_quantity(value: str | float, where: str) -> int:
     """Read a Kubernetes quantity in thousandths, rounded up: 2 -> 2000, `500m` -> 500.
 
     Raises:
-        ObjectError: it is not one, is negative or above 10^18.
+        ObjectError: it is not one, or is negative.
     """
     text = str(value)
     found = _thousandths(text)
     if found is None:
         raise ObjectError(f"{where}: {text[:40]!r}; legal: a quantity such as 2, 500m or 16Gi")
-    if found > 10**21:
-        raise ObjectError(f"{where}: {text[:40]!r}; legal: up to 10^18")
     return found
 
 
 @lru_cache(maxsize=4096)
 def _thousandths(text: str) -> int | None:
-    """Return a quantity of any size, None if it is none; pods ask for the same ones by thousands."""
+    """Return a quantity, None if it is none; pods ask for the same ones by thousands."""
     match = _QUANTITY.fullmatch(text)
     if match is None or (match[4] and match[4] not in _SUFFIXES and match[4] not in _BINARY):
         return None
     whole, fraction, exponent, suffix = match[1], match[2] or "", match[3], match[4] or ""
     digits = int(whole + fraction)
     if suffix in _BINARY:
-        return int(-(-(digits * 1000 << _BINARY[suffix]) // 10 ** len(fraction)))
-    power = 3 + (int(exponent) if exponent else _SUFFIXES[suffix]) - len(fraction)
-    return int(-(-digits * 10 ** max(power, 0) // 10 ** max(-power, 0)))
+        found = -(-(digits * 1000 << _BINARY[suffix]) // 10 ** len(fraction))
+    else:
+        # Nothing that is legal has more digits than these powers can move.
+        power = 3 + (max(-99, min(int(exponent), 99)) if exponent else _SUFFIXES[suffix])
+        power -= len(fraction)
+        found = -(-digits * 10 ** max(power, 0) // 10 ** max(-power, 0))
+    return int(min(found, MAX_QUANTITY))
 
 
 def key_of(meta: Meta) -> str:

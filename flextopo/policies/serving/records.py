@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import lt
@@ -15,12 +15,14 @@ from flextopo.cluster.workload.tape import BATCH_PRIORITIES
 from flextopo.policies.serving.objects import (
     GPU,
     Container,
+    ContainerStatus,
     ObjectError,
     PodObject,
     PriorityClassObject,
     key_of,
     parse_quantity,
 )
+from flextopo.policies.serving.placing import Placing, read_placing
 
 REQUIREMENT = "godel.bytedance.com/flextopo-requirement"
 CAN_BE_PREEMPTED = "godel.bytedance.com/can-be-preempted"
@@ -38,7 +40,9 @@ REQUIREMENTS = {
     "best-effort": TopologyRequirement.BEST_EFFORT,
     "guaranteed": TopologyRequirement.GUARANTEED,
 }
-MAX_INT32 = 2**31 - 1
+POD_LEVEL, HUGE_PAGES = ("cpu", "memory"), "hugepages-"
+"""What a pod may ask for as a whole."""
+MIN_INT32, MAX_INT32 = -(2**31), 2**31 - 1
 
 CLASS_BANDS = BATCH_PRIORITIES[1:]
 """Priorities from which on a batch pod is of class 1, 2, ...; those of the simulated workload."""
@@ -73,6 +77,8 @@ class PodRecord:
         group: `namespace/name` of its PodGroup, empty = none.
         created_s: Unix time of its creation, 0 where it is not stated.
         start_s: Unix time of its start, None before.
+        bound_s: Unix time at which it was given its node, None where it is not stated.
+        gone_s: Unix time by which it is to be gone, None where its deletion has not begun.
         terminating: its deletion has begun.
         finished: it succeeded or failed and holds nothing.
         running: its phase is Running.
@@ -81,6 +87,7 @@ class PodRecord:
         version: the object's resource version.
         scheduler: name of the scheduler that is to place it.
         refused: why it is unschedulable, empty where it is not.
+        placing: where it may go.
     """
 
     uid: str
@@ -105,6 +112,8 @@ class PodRecord:
     group: str
     created_s: int
     start_s: int | None
+    bound_s: int | None
+    gone_s: int | None
     terminating: bool
     finished: bool
     running: bool
@@ -113,10 +122,17 @@ class PodRecord:
     version: int
     scheduler: str
     refused: str
+    placing: Placing
 
     def age_s(self, now_s: int) -> int:
-        """Return for how long it has run; 0 before its start, and where clocks disagree."""
-        return 0 if self.start_s is None else max(now_s - self.start_s, 0)
+        """Return for how long it has run; 0 before its start.
+
+        Where the clock of its node is ahead, it counts from its creation, of which the apiserver tells.
+        """
+        if self.start_s is None:
+            return 0
+        begin_s = self.start_s if self.start_s <= now_s else self.created_s or now_s
+        return max(now_s - begin_s, 0)
 
     def is_protected(self, now_s: int) -> bool:
         """Say whether it forbids preemption or is in its protected time."""
@@ -146,7 +162,11 @@ def check_bands(bands: Sequence[int]) -> None:
         FlextopoError: they do not ascend, are too many, or one has more than 32 bits.
     """
     ascend = all(map(lt, bands, bands[1:]))
-    if not ascend or len(bands) > MAX_BANDS or any(abs(band) > MAX_INT32 for band in bands):
+    if (
+        not ascend
+        or len(bands) > MAX_BANDS
+        or any(not MIN_INT32 <= band <= MAX_INT32 for band in bands)
+    ):
         raise FlextopoError(
             f"class bands {', '.join(map(str, bands))}; "
             f"legal: up to {MAX_BANDS} ascending priorities of 32 bits"
@@ -174,7 +194,7 @@ def read_pod(
     if not meta.name or not meta.uid:
         raise ObjectError(f"{where}: metadata without name or uid; legal: both")
     annotations = meta.annotations or {}
-    requests = sum_requests(spec.containers or [], spec.initContainers, spec.overhead, where)
+    requests = read_requests(pod, where)
     gpus, cores = requests.get(GPU, 0) // 1000, -(-requests.get("cpu", 0) // 1000)
     if gpus > MAX_INT32 or cores > MAX_INT32:
         raise ObjectError(f"{where}: asks for {gpus} GPUs and {cores} cores; legal: below 2^31")
@@ -182,7 +202,7 @@ def read_pod(
     priority = spec.priority
     if priority is None:
         priority = kind.value if kind else 0
-    if abs(priority) > MAX_INT32:
+    if not MIN_INT32 <= priority <= MAX_INT32:
         raise ObjectError(f"{where}: priority {priority}; legal: 32 bits")
     owners = {owner.kind for owner in meta.ownerReferences or ()}
     requirement = _requirement(annotations, where)
@@ -211,6 +231,8 @@ def read_pod(
         group=_group(labels, annotations, meta.namespace or ""),
         created_s=parse_time(meta.creationTimestamp, where) if meta.creationTimestamp else 0,
         start_s=parse_time(status.startTime, where) if status.startTime else None,
+        bound_s=_bound_s(pod, where),
+        gone_s=parse_time(meta.deletionTimestamp, where) if meta.deletionTimestamp else None,
         terminating=meta.deletionTimestamp is not None,
         finished=status.phase in ("Succeeded", "Failed"),
         running=status.phase == "Running",
@@ -219,43 +241,90 @@ def read_pod(
         version=parse_version(meta.resourceVersion),
         scheduler=spec.schedulerName or "default-scheduler",
         refused=_refused(pod),
+        placing=read_placing(spec),
     )
 
 
-def sum_requests(
-    containers: list[Container],
-    init: list[Container] | None,
-    overhead: dict[str, str | int | float] | None,
-    where: str,
-) -> dict[str, int]:
+Amounts = Mapping[str, str | int | float]
+
+
+def read_requests(pod: PodObject, where: str) -> dict[str, int]:
     """Return what a pod asks for, in thousandths.
 
     References:
         kubernetes v1.36, component-helpers/resource, PodRequests: containers and sidecars run
-        together; an init container runs beside the sidecars started before it; overhead on top.
+        together; an init container runs beside the sidecars started before it; what the pod asks for
+        as a whole stands for what its containers ask for; overhead on top. While a container is
+        resized in place, the largest of what it asks for and what it was given counts.
     """
-    if len(containers) == 1 and not init and not overhead:
-        return _requests(containers[0], where)
+    spec, status = pod.spec, pod.status
+    containers, init = spec.containers or [], spec.initContainers
+    infeasible = any(
+        condition.type == "PodResizePending" and condition.reason == "Infeasible"
+        for condition in status.conditions or ()
+    )
+    given = _given(status.containerStatuses, where)
     total: dict[str, int] = {}
     for container in containers:
-        add(total, _requests(container, where))
+        add(total, _resized(container, given, infeasible, where))
     if init:
-        sidecars: dict[str, int] = {}
-        peak: dict[str, int] = {}
-        for container in init:
-            asked = _requests(container, where)
-            if container.restartPolicy == "Always":
-                add(sidecars, asked)
-                asked = {}
-            for name in asked.keys() | sidecars.keys():
-                here = asked.get(name, 0) + sidecars.get(name, 0)
-                peak[name] = max(peak.get(name, 0), here)
-        add(total, sidecars)
-        for name, value in peak.items():
-            total[name] = max(total.get(name, 0), value)
-    if overhead:
-        add(total, {k: parse_quantity(v, f"{where}: overhead {k}") for k, v in overhead.items()})
+        _add_init(total, init, _given(status.initContainerStatuses, where), infeasible, where)
+    whole = spec.resources.requests if spec.resources else None
+    for name, value in _read_amounts(whole, where).items():
+        if name in POD_LEVEL or name.startswith(HUGE_PAGES):
+            total[name] = value
+    if spec.overhead:
+        add(total, _read_amounts(spec.overhead, f"{where}: overhead"))
     return total
+
+
+def _add_init(
+    total: dict[str, int],
+    init: list[Container],
+    given: Mapping[str, dict[str, int]],
+    infeasible: bool,
+    where: str,
+) -> None:
+    """Add sidecars, and raise the total to what any init container needs beside them."""
+    sidecars: dict[str, int] = {}
+    peak: dict[str, int] = {}
+    for container in init:
+        sidecar = container.restartPolicy == "Always"
+        asked = _resized(container, given if sidecar else {}, infeasible, where)
+        if sidecar:
+            add(sidecars, asked)
+            asked = {}
+        for name in asked.keys() | sidecars.keys():
+            here = asked.get(name, 0) + sidecars.get(name, 0)
+            peak[name] = max(peak.get(name, 0), here)
+    add(total, sidecars)
+    for name, value in peak.items():
+        total[name] = max(total.get(name, 0), value)
+
+
+def _given(statuses: list[ContainerStatus] | None, where: str) -> dict[str, dict[str, int]]:
+    """Return the most that kubelet has given or allowed each container, by its name."""
+    found = {}
+    for status in statuses or ():
+        if status.allocatedResources:
+            actual = status.resources.requests if status.resources else None
+            found[status.name] = _largest(
+                _read_amounts(status.allocatedResources, where), _read_amounts(actual, where)
+            )
+    return found
+
+
+def _resized(
+    container: Container, given: Mapping[str, dict[str, int]], infeasible: bool, where: str
+) -> dict[str, int]:
+    asked = _requests(container, where)
+    if container.name not in given:
+        return asked
+    return given[container.name] if infeasible else _largest(asked, given[container.name])
+
+
+def _largest(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    return {name: max(first.get(name, 0), second.get(name, 0)) for name in first.keys() | second}
 
 
 def _requests(container: Container, where: str) -> dict[str, int]:
@@ -265,7 +334,11 @@ def _requests(container: Container, where: str) -> dict[str, int]:
     asked = resources.requests or {}
     if resources.limits:
         asked = {**resources.limits, **asked}
-    return {name: parse_quantity(value, f"{where}: {name}") for name, value in asked.items()}
+    return _read_amounts(asked, where)
+
+
+def _read_amounts(amounts: Amounts | None, where: str) -> dict[str, int]:
+    return {n: parse_quantity(value, f"{where}: {n}") for n, value in (amounts or {}).items()}
 
 
 def add(total: dict[str, int], more: dict[str, int]) -> None:
@@ -314,10 +387,21 @@ def _group(labels: dict[str, str], annotations: dict[str, str], namespace: str) 
 
 
 def _refused(pod: PodObject) -> str:
+    """Return why kube-scheduler found no node; a pod behind a gate was not looked at yet."""
     for condition in pod.status.conditions or ():
         if condition.type == "PodScheduled" and condition.status == "False":
+            if condition.reason == "SchedulingGated" or pod.spec.schedulingGates:
+                return ""
             return condition.message or condition.reason or "Unschedulable"
     return ""
+
+
+def _bound_s(pod: PodObject, where: str) -> int | None:
+    for condition in pod.status.conditions or ():
+        if condition.type == "PodScheduled" and condition.status == "True":
+            at = condition.lastTransitionTime
+            return parse_time(at, where) if at else None
+    return None
 
 
 def parse_time(text: str, where: str) -> int:

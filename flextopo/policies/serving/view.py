@@ -23,6 +23,7 @@ from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import (
     LIVE_DTYPE,
     NEVER_PLACED_S,
+    NEVER_S,
     NODE_DTYPE,
     POD_DTYPE,
     TOTALS_FIELDS,
@@ -120,6 +121,13 @@ class ClusterView(ClusterState):
             return bool(level != NO_FIT)
         return bool(is_aligned(level, best_level(c.models, model, *asked)))
 
+    def leaving(self, candidate: Candidate) -> list[int]:
+        """Return the rows of the terminating pods whose resources a candidate counts on."""
+        wait_s = int(self.costs.grace_s) if candidate.victims else candidate.wait_s
+        slots = self.leaving_slots(candidate.node, wait_s) if candidate.wait_s else 0
+        rows = self.arrays.node_pods[candidate.node]
+        return [int(rows[slot]) for slot in range(len(rows)) if slots >> slot & 1]
+
     def _held_on(self, node: int) -> dict[int, tuple[int, npt.NDArray[np.int16]]]:
         """Return the GPUs and cores that each pod on a node holds, by row."""
         found = self._held.get(node)
@@ -185,7 +193,7 @@ def build_view(
     # Whoever preempts counts as online, and is nobody's victim while it is pending.
     first = pack_pod(preemptor, preemptor.cores, -1, 1, 1)
     queued_s = preemptor.created_s or around.totals["now_s"]
-    packed = [first, pack_live(NEVER_PLACED_S, queued_s, 0, PENDING), bytes(2 * width)]
+    packed = [first, pack_live(NEVER_PLACED_S, queued_s, 0, PENDING, NEVER_S), bytes(2 * width)]
     packed += [resources.packed for resources in parts_of_nodes]
     packed += [piece for state, row in members for piece in _pod_rows(state.counted, row, width)]
     everything = joined(packed, np.uint8)

@@ -1,0 +1,122 @@
+"""What was answered a moment ago and the watch does not show yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from flextopo.policies.serving.records import PodRecord
+
+LET_IN_S = 5
+"""A pod that was let in is bound within so many seconds, or somewhere else."""
+ANSWER_S = 10
+"""kube-scheduler carries out an answer within so many seconds, or not at all."""
+HELD_BACK_S = 3
+"""For so long nobody is evicted for a pod that was refused what is about to be known."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LetIn:
+    """A pod that may be bound to any of some nodes."""
+
+    record: PodRecord
+    nodes: frozenset[str]
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answer:
+    """A pod whose victims were named; its record says where it is nominated."""
+
+    record: PodRecord
+    victims: tuple[str, ...]
+    until_s: float
+
+
+class Reservations:
+    """Places and victims promised to pods, each for some seconds.
+
+    Args:
+        clock: seconds that only grow.
+        changed: is told the name of a node whose promises have changed.
+    """
+
+    def __init__(self, clock: Callable[[], float], changed: Callable[[str], None]) -> None:
+        self._clock, self._changed = clock, changed
+        self._let_in: dict[str, _LetIn] = {}
+        self._answers: dict[str, _Answer] = {}
+        self._held_back: dict[str, float] = {}
+
+    def let_in(self, pod: PodRecord, nodes: Iterable[str]) -> None:
+        """Remember that a pod may be bound to any of some nodes; none takes that back."""
+        names = frozenset(nodes)
+        if names:
+            self._let_in[pod.uid] = _LetIn(pod, names, self._clock() + LET_IN_S)
+        else:
+            self._let_in.pop(pod.uid, None)
+
+    def coming_to(self, node: str, but: str) -> Iterator[PodRecord]:
+        """Yield the pods that may be on their way to a node, without the one of that uid."""
+        now_s = self._clock()
+        for uid, entry in list(self._let_in.items()):
+            if entry.until_s < now_s:
+                del self._let_in[uid]
+            elif uid != but and node in entry.nodes:
+                yield entry.record
+
+    def hold_back(self, uid: str) -> None:
+        """Remember that a pod was refused a node because of what is about to be known."""
+        self._held_back[uid] = self._clock() + HELD_BACK_S
+
+    def is_held_back(self, uid: str) -> bool:
+        """Say whether nobody is to be evicted for a pod yet."""
+        return self._held_back.get(uid, 0.0) > self._clock()
+
+    def answer(self, pod: PodRecord, node: str, victims: Collection[str]) -> None:
+        """Remember whom a pod was told to evict, on which node."""
+        self.forget_answer(pod.uid)
+        record = replace(pod, nominated=node)
+        self._answers[pod.uid] = _Answer(record, tuple(victims), self._clock() + ANSWER_S)
+        self._changed(node)
+
+    def forget_answer(self, uid: str) -> None:
+        """Forget whom a pod was told to evict."""
+        found = self._answers.pop(uid, None)
+        if found is not None:
+            self._changed(found.record.nominated)
+
+    def expire(self) -> None:
+        """Forget what was not carried out in time."""
+        now_s = self._clock()
+        for uid, answer in list(self._answers.items()):
+            if answer.until_s < now_s:
+                self.forget_answer(uid)
+        self._held_back = {uid: s for uid, s in self._held_back.items() if s > now_s}
+
+    def planned(self, node: str) -> list[PodRecord]:
+        """Return the pods that were promised a node, as if they were nominated for it."""
+        return [a.record for a in self._answers.values() if a.record.nominated == node]
+
+    def nodes(self) -> set[str]:
+        """Return the nodes that anybody was promised."""
+        return {answer.record.nominated for answer in self._answers.values()}
+
+    def doomed(self, node: str) -> set[str]:
+        """Return the uids of the victims that were named on a node."""
+        here = (a for a in self._answers.values() if a.record.nominated == node)
+        return {uid for answer in here for uid in answer.victims}
+
+    def seen(self, pod: PodRecord) -> None:
+        """Take note of a pod as the watch shows it: what was carried out is no promise any more."""
+        if pod.node or pod.finished or pod.terminating:
+            self.forget(pod.uid)
+            return
+        answer = self._answers.get(pod.uid)
+        if answer is not None and pod.nominated not in ("", answer.record.nominated):
+            self.forget_answer(pod.uid)
+
+    def forget(self, uid: str) -> None:
+        """Forget all about a pod."""
+        self._let_in.pop(uid, None)
+        self._held_back.pop(uid, None)
+        self.forget_answer(uid)
