@@ -194,7 +194,10 @@ class FakeApiserver:
             told = patch.get("metadata", {}).get(name)
             if told is not None and told != document["metadata"].get(name):
                 return _status(409, f"{name} is {document['metadata'].get(name)}, not {told}")
-        changed = _merged(deepcopy(document), {"status": patch["status"]})
+        # Beside the status, annotations can be written this way, and nothing else.
+        written = {"annotations": patch.get("metadata", {}).get("annotations", {})}
+        changed = {"status": patch.get("status", {}), "metadata": written}
+        changed = _merged(deepcopy(document), changed)
         return JSONResponse(self._store("MODIFIED", plural, changed))
 
     def _evict(self, key: str, eviction: Document) -> Response:

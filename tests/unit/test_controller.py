@@ -71,11 +71,15 @@ def test_it_nominates_then_evicts_once_and_leaves_the_rest_to_the_scheduler() ->
         server.delete("Pod", f"batch/{victim}")
         await settle()
         assert evictions(server) == 1
+        # Now it fits, and kube-scheduler is told to look again.
+        waiting = server.get("Pod", "batch/online")
+        assert waiting is not None
+        assert "flextopo/woken" in waiting["metadata"]["annotations"]
         bound = preemptor(2, status=REFUSED)
         bound["spec"]["nodeName"] = "n0"
         server.put(bound)
         await settle()
-        assert (evictions(server), server.calls.count("patch pods/status")) == (1, 1)
+        assert (evictions(server), server.calls.count("patch pods/status")) == (1, 2)
 
     control([*spread(), WAITING], scenario)
 

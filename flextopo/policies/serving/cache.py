@@ -112,6 +112,7 @@ class ClusterCache:
         self.classes: dict[str, PriorityClassObject] = {}
         self._groups: dict[str, PodGroupObject] = {}
         self._pending: dict[str, PodRecord] = {}
+        self._shy: dict[str, PodRecord] = {}
         self._table = NodeTable()
         self._unread: dict[str, dict[str, str]] = {}
         self._dirty: set[str] = set()
@@ -231,6 +232,8 @@ class ClusterCache:
         self._forget(uid, node)
         self.reservations.seen(record)
         self.pods[uid] = record
+        if record.placing.far and not record.finished:
+            self._shy[uid] = record
         if obj.spec.priorityClassName:
             self._objects[uid] = obj
         if not record.node and not record.finished:
@@ -322,6 +325,7 @@ class ClusterCache:
             return
         self._objects.pop(uid, None)
         self._pending.pop(uid, None)
+        self._shy.pop(uid, None)
         for place in (record.node, record.nominated):
             if place in self._on_node and self._on_node[place].pop(uid, None) is not None:
                 self._dirty.add(place)
@@ -420,7 +424,7 @@ class ClusterCache:
 
     def reach_of(self, pod: PodRecord) -> Reach:
         """Return which nodes a pending pod may go to."""
-        return Reach(pod, self.traits, self.pods.values())
+        return Reach(pod, self.traits, self.pods.values(), self._shy.values())
 
     def view(
         self,

@@ -2,6 +2,8 @@
 
 Up to version 1.37 kube-scheduler calls no extender when the pod fits by counts. This controller
 nominates a node and evicts through the Eviction API; the scheduler binds once the victims are gone.
+And whenever a pod that was refused does fit, it has kube-scheduler look again, which would not see
+that by itself for minutes.
 
 All that has happened stands in the cluster: the nomination on the pod, the victims' deletion. So a
 controller that is started anew goes on where the last one was stopped.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -27,6 +29,17 @@ from flextopo.policies.serving.telemetry import Telemetry
 
 
 @dataclass
+class _Waiting:
+    """What is remembered of a pod that waits for its alignment; times as the controller's clock."""
+
+    since: float
+    not_before: float = 0.0
+    wait_s: float = 0.0
+    looked: int = 0
+    touched: float | None = None
+
+
+@dataclass
 class Controller:
     """Looks at pending pods after every change, and at least every `look_s` seconds.
 
@@ -34,10 +47,13 @@ class Controller:
         decider: decides.
         watch: carries out.
         telemetry: counts and logs.
+        schedulers: names of the schedulers whose pods it looks after.
+        leads: says whether this process may act.
         settle_s: a pod must have been refused for so long, so that kube-scheduler's own preemption
             goes first.
         backoff_s: first and longest wait after a refused eviction; it doubles in between.
         look_s: longest time between two looks.
+        pause_s: shortest.
         shadow: log what would be done, and do nothing.
         clock: seconds that only grow.
     """
@@ -45,14 +61,15 @@ class Controller:
     decider: Decider
     watch: KubeWatch
     telemetry: Telemetry
+    schedulers: Collection[str] = ("default-scheduler",)
+    leads: Callable[[], bool] = lambda: True
     settle_s: float = 3.0
     backoff_s: tuple[float, float] = (1.0, 60.0)
     look_s: float = 1.0
+    pause_s: float = 0.02
     shadow: bool = False
     clock: Callable[[], float] = time.monotonic
-    _seen: dict[str, float] = field(default_factory=dict)
-    _not_before: dict[str, float] = field(default_factory=dict)
-    _waits: dict[str, float] = field(default_factory=dict)
+    _waiting: dict[str, _Waiting] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -65,23 +82,26 @@ class Controller:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.look_s):
                     await self._wake.wait()
+            # What comes together, such as the events of one binding, is looked at together.
+            await asyncio.sleep(self.pause_s)
             self._wake.clear()
-            if self.watch.ready():
+            if self.watch.ready() and self.leads():
                 await self.look()
 
     async def look(self) -> None:
         """Look at every pending pod once, the most important first."""
         pending = {pod.uid: pod for pod in self.decider.cache.pending if self._is_ours(pod)}
-        for gone in self._seen.keys() - pending.keys():
-            for table in (self._seen, self._not_before, self._waits):
-                table.pop(gone, None)
+        for gone in self._waiting.keys() - pending.keys():
+            del self._waiting[gone]
         for pod in sorted(
             pending.values(), key=lambda pod: (-pod.priority, pod.created_s, pod.key)
         ):
             now = self.clock()
-            settled = now - self._seen.setdefault(pod.uid, now) >= self.settle_s
-            if settled and now >= self._not_before.get(pod.uid, 0.0):
-                await self._attend(pod)
+            waiting = self._waiting.setdefault(pod.uid, _Waiting(now))
+            if await self._fits_now(pod, waiting):
+                continue
+            if now - waiting.since >= self.settle_s and now >= waiting.not_before:
+                await self._attend(pod, waiting)
 
     def _is_ours(self, pod: PodRecord) -> bool:
         """Say whether the pod waits for an alignment: others are kube-scheduler's business."""
@@ -89,39 +109,76 @@ class Controller:
             pod.gpus
             and pod.refused
             and not pod.terminating
-            and not pod.never_preempts
+            and pod.scheduler in self.schedulers
             and pod.requirement == TopologyRequirement.GUARANTEED
         )
 
-    async def _attend(self, pod: PodRecord) -> None:
-        cache = self.decider.cache
-        nodes = [pod.nominated] if pod.nominated else list(cache.nodes.states)
-        if pod.nominated and self._is_under_way(pod):
+    async def _fits_now(self, pod: PodRecord, waiting: _Waiting) -> bool:
+        """Say whether the pod fits as things are; then kube-scheduler is told to look again."""
+        cache, now = self.decider.cache, self.clock()
+        if waiting.touched is None:
+            names, waiting.looked = cache.nodes.changed_since(waiting.looked)
+        else:
+            names = list(cache.nodes.states)
+        reach = cache.reach_of(pod) if names else None
+        fits = reach is not None and any(
+            not reach.why_not(name) and self.decider.fits(pod, state)
+            for name, state in cache.states_of(names, pod).items()
+        )
+        if not fits:
+            waiting.touched = None
+            return False
+        if waiting.touched is not None and now - waiting.touched < max(waiting.wait_s, 1.0):
+            return True
+        waiting.wait_s = min(2 * waiting.wait_s, self.backoff_s[1]) if waiting.touched else 1.0
+        waiting.touched = now
+        self.telemetry.log("woken", pod=pod.key, shadow=self.shadow)
+        if not self.shadow:
+            try:
+                await self.watch.touch(pod)
+            except httpx2.HTTPError as error:
+                self.telemetry.log("refused", pod=pod.key, error=str(error)[:200])
+        return True
+
+    async def _attend(self, pod: PodRecord, waiting: _Waiting) -> None:
+        if pod.never_preempts or (pod.nominated and self._is_under_way(pod)):
             return
-        try:
-            decision = self.decider.decide(pod, nodes, may_violate=False)
-        except UndecidableError as error:
-            self.telemetry.log("undecidable", verb="controller", pod=pod.key, error=str(error))
-            self._back_off(pod)
+        reach = self.decider.cache.reach_of(pod)
+        nodes = [name for name in self.decider.cache.nodes.states if not reach.why_not(name)]
+        if self._is_unsettled(pod, nodes):
+            # Where pods are that were bound lately is about to be known: nobody has to go for that.
+            waiting.not_before = self.clock() + self.backoff_s[0]
             return
-        if decision.node is None and pod.nominated:
-            # The nominated node does not help any more; another may.
-            decision = self._decide_anew(pod)
-        if decision.node is not None and not decision.victims:
-            # It fits as things are, so the scheduler is about to bind it.
+        decision = self._decide(pod, nodes)
+        if decision is None:
+            self._back_off(waiting)
             return
         self.telemetry.decided("controller", pod, decision, {"shadow": True} if self.shadow else {})
         if decision.node is None or self.shadow:
-            self._back_off(pod)
+            self._back_off(waiting)
             return
-        await self._carry_out(pod, decision)
+        await self._carry_out(pod, decision, waiting)
 
-    def _decide_anew(self, pod: PodRecord) -> Decision:
-        others = [name for name in self.decider.cache.nodes.states if name != pod.nominated]
-        try:
-            return self.decider.decide(pod, others, may_violate=False)
-        except UndecidableError as error:
-            return Decision(None, reasons=(str(error),))
+    def _is_unsettled(self, pod: PodRecord, nodes: list[str]) -> bool:
+        cache = self.decider.cache
+        return any(
+            cache.is_unsettled(state) and self.decider.has_room(state, pod)
+            for state in cache.states_of(nodes, pod).values()
+        )
+
+    def _decide(self, pod: PodRecord, nodes: list[str]) -> Decision | None:
+        """Return what to do, None = nothing can be decided; a node that is kept goes first."""
+        kept = [name for name in nodes if name == pod.nominated]
+        others = [name for name in nodes if name != pod.nominated]
+        found = None
+        for names in (kept, others):
+            if names and (found is None or found.node is None):
+                try:
+                    found = self.decider.decide(pod, names, may_violate=False)
+                except UndecidableError as error:
+                    why = str(error)
+                    self.telemetry.log("undecidable", verb="controller", pod=pod.key, error=why)
+        return found
 
     def _is_under_way(self, pod: PodRecord) -> bool:
         """Say whether pods of lower priority are on their way out of the nominated node.
@@ -134,7 +191,7 @@ class Controller:
             for other in self.decider.cache.pods_on(pod.nominated)
         )
 
-    async def _carry_out(self, pod: PodRecord, decision: Decision) -> None:
+    async def _carry_out(self, pod: PodRecord, decision: Decision, waiting: _Waiting) -> None:
         """Nominate, then evict: a crash in between leaves a nomination, which is taken up again."""
         assert decision.node is not None
         try:
@@ -149,11 +206,12 @@ class Controller:
             result = {409: "conflict", 429: "budget"}.get(status, "error")
             self.telemetry.evicted(result)
             self.telemetry.log("refused", pod=pod.key, status=status, error=str(error)[:200])
-            self._back_off(pod)
+            self._back_off(waiting)
             return
-        self._waits.pop(pod.uid, None)
+        waiting.wait_s = 0.0
         # Until the watch shows what was done, the same must not be decided again.
-        self._not_before[pod.uid] = self.clock() + self.settle_s
+        waiting.not_before = self.clock() + self.settle_s
+        await self._tell(pod, decision)
 
     async def _evict(self, victim: PodRecord) -> None:
         try:
@@ -166,8 +224,22 @@ class Controller:
                 raise
             self.telemetry.evicted("gone")
 
-    def _back_off(self, pod: PodRecord) -> None:
+    async def _tell(self, pod: PodRecord, decision: Decision) -> None:
+        """Write Events about what was done; that one cannot be written changes nothing."""
+        level = (decision.level or "unknown").replace("_", " ")
+        why = f"so that {pod.key} is aligned on {level} level of node {decision.node}"
+        names = ", ".join(victim.key for victim in decision.victims) or "nobody"
+        notes = [
+            (victim, "Preempted", f"evicted by flextopo, {why}") for victim in decision.victims
+        ]
+        notes.append((pod, "Nominated", f"node {decision.node}, {level} level; evicted: {names}"))
+        for about, reason, note in notes:
+            try:
+                await self.watch.tell(about, reason, note)
+            except httpx2.HTTPError as error:
+                self.telemetry.log("event_error", pod=about.key, error=str(error)[:200])
+
+    def _back_off(self, waiting: _Waiting) -> None:
         first, longest = self.backoff_s
-        wait = self._waits.get(pod.uid, first)
-        self._not_before[pod.uid] = self.clock() + wait
-        self._waits[pod.uid] = min(2 * wait, longest)
+        waiting.wait_s = min(2 * waiting.wait_s, longest) if waiting.wait_s else first
+        waiting.not_before = self.clock() + waiting.wait_s

@@ -384,6 +384,16 @@ class Decider:
             if proposed.get(name) and (not guaranteed or self.alignment(states[name], preemptor)[0])
         }
 
+    def has_room(self, state: NodeState, *pods: PodRecord) -> bool:
+        """Say whether what is free on a node suffices for some pods together, by counts."""
+        free = state.counted
+        gpus, cores = sum(pod.gpus for pod in pods), sum(pod.cores for pod in pods)
+        return free.num_gpus >= gpus and free.num_cores >= cores
+
+    def fits(self, preemptor: PodRecord, state: NodeState) -> bool:
+        """Say whether a guaranteed pod fits on a node as it stands, aligned for sure."""
+        return self.alignment(state, preemptor)[0] and not short_of(preemptor, state, [])
+
     def alignment(self, state: NodeState, preemptor: PodRecord) -> tuple[bool, int, int]:
         """Return whether free resources align the preemptor for sure, at what level, and the best.
 

@@ -178,7 +178,9 @@ class Extender:
         coming = self._coming_to(name, state, preemptor)
         if aligned and not coming:
             return "", False
-        if aligned or (self.decider.cache.is_unsettled(state) and _has_room(state, preemptor)):
+        if aligned or (
+            self.decider.cache.is_unsettled(state) and self.decider.has_room(state, preemptor)
+        ):
             self.decider.cache.reservations.hold_back(preemptor.uid)
         if aligned:
             return f"{coming} may be on its way to it", False
@@ -193,7 +195,7 @@ class Extender:
         kube-scheduler counts such a pod already: where both do not fit, it is not there.
         """
         for other in self.decider.cache.reservations.coming_to(name, preemptor.uid):
-            both = _has_room(state, preemptor, other)
+            both = self.decider.has_room(state, preemptor, other)
             if both and not short_of(other, state, []):
                 return other.key
         return ""
@@ -204,13 +206,6 @@ class Extender:
             return 0
         _, level, best = self.decider.alignment(state, preemptor)
         return POINTS[level_deficit(level, best)] if level != NO_FIT else 0
-
-
-def _has_room(state: NodeState, *pods: PodRecord) -> bool:
-    """Say whether what is free on a node suffices for some pods together, by counts."""
-    free = state.counted
-    gpus, cores = sum(pod.gpus for pod in pods), sum(pod.cores for pod in pods)
-    return free.num_gpus >= gpus and free.num_cores >= cores
 
 
 def _as_proposed(proposed: ProposedVictims, names: Iterable[str]) -> bytes:

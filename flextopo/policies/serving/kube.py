@@ -1,17 +1,20 @@
 """Follow a real cluster: list, watch, and list again when the watch cannot go on.
 
 lightkube's client decodes straight into the structs of `objects`. Its higher-level `watch` has no
-bookmarks, so requests are prepared here: a bookmark comes at the end of every quiet watch, which
-tells a quiet cluster from a dead connection.
+bookmarks and does not tell when a request begins or ends, so requests are made here: one that the
+apiserver accepts, or ends as it was asked to, is a sign of life, which tells a quiet cluster from a
+dead connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -20,9 +23,12 @@ from lightkube.config.client_adapter import ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.core import resource as res
 from lightkube.core.exceptions import ApiError, ConfigError
-from lightkube.core.generic_client import ALL_NS, GenericAsyncClient
+from lightkube.core.generic_client import ALL_NS, GenericAsyncClient, WatchDriver
 from lightkube.generic_resource import create_api_info
+from lightkube.models.core_v1 import ObjectReference
+from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Node, Pod, PodEviction, PodStatus
+from lightkube.resources.events_v1 import Event
 from lightkube.resources.policy_v1 import PodDisruptionBudget
 from lightkube.resources.scheduling_v1 import PriorityClass
 
@@ -37,16 +43,19 @@ from flextopo.policies.serving.objects import (
     PodObject,
     PriorityClassObject,
 )
+from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.telemetry import Telemetry
 
 WATCH_S = 15
-"""Seconds of one watch request; at its end a bookmark shows that the stream lives."""
+"""Seconds of one watch request; its end shows that the stream lives, whether anything happened or not."""
 SILENCE_S = 2 * WATCH_S
 """A stream that says nothing for so long is taken for dead."""
 PAGE = 500
 """Objects a page of a list."""
 RETRY_S = (0.2, 5.0)
 """Shortest and longest wait after an error; it doubles in between."""
+WOKEN = "flextopo/woken"
+"""Annotation that is written to have kube-scheduler look at a pod again."""
 ABSENT_S = 30.0
 """Wait before a kind that the cluster does not have is asked for again."""
 
@@ -139,6 +148,7 @@ class KubeWatch:
     changed: Callable[[], None] = lambda: None
     _version: dict[type[Any], str | None] = field(default_factory=dict)
     _alive_at: dict[type[Any], float] = field(default_factory=dict)
+    _asked_at: dict[type[Any], float] = field(default_factory=dict)
     _since: float = field(default_factory=time.monotonic)
 
     def ready(self) -> bool:
@@ -167,11 +177,15 @@ class KubeWatch:
                     await self._list(kind)
                 async for _ in self._watch(kind):
                     wait_s = RETRY_S[0]
+                if self._ended_early(kind):
+                    await asyncio.sleep(RETRY_S[0])
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001  nothing may end the watch
                 status = http_status(error)
-                if status == 404 and kind in OPTIONAL:
+                # Rights for what the cluster may lack may be lacking as well.
+                absent = status == 404 or (status == 403 and kind not in self._alive_at)
+                if absent and kind in OPTIONAL:
                     self.cache.replace(WATCHED[kind], [])
                     self._alive(kind)
                     await self._sleep_as_absent(kind)
@@ -219,22 +233,38 @@ class KubeWatch:
         request = self.client.prepare_request(
             "list", kind, namespace=namespace, watch=True, params=params
         )
-        events = self.client.watch(request)
-        try:
-            while True:
-                async with asyncio.timeout(SILENCE_S):
-                    event, obj = await anext(events)
-                if event in ("ADDED", "MODIFIED"):
-                    self.cache.put(obj)
-                elif event == "DELETED":
-                    self.cache.remove(obj)
-                self._version[kind] = obj.metadata.resourceVersion
+        async for event, obj in self._events(kind, request):
+            if event in ("ADDED", "MODIFIED"):
+                self.cache.put(obj)
+            elif event == "DELETED":
+                self.cache.remove(obj)
+            self._version[kind] = obj.metadata.resourceVersion
+            self._alive(kind)
+            if event != "BOOKMARK":
+                self.changed()
+            yield event
+
+    async def _events(self, kind: type[Any], request: Any) -> AsyncIterator[tuple[str, Any]]:
+        """Yield the events of one watch request."""
+        driver = WatchDriver(request, self.client._client.build_request)
+        self._asked_at[kind] = time.monotonic()
+        async with asyncio.timeout(SILENCE_S) as limit:
+            timeout = httpx2.Timeout(10.0, read=None)
+            ask = driver.get_request(timeout=timeout)  # type: ignore[no-untyped-call]
+            response = await self.client.send(ask, stream=True)  # type: ignore[no-untyped-call]
+            try:
+                response.raise_for_status()
                 self._alive(kind)
-                if event != "BOOKMARK":
-                    self.changed()
-                yield event
-        finally:
-            await events.aclose()
+                async for line in response.aiter_lines():
+                    limit.reschedule(asyncio.get_running_loop().time() + SILENCE_S)
+                    yield driver.process_one_line(line)  # type: ignore[no-untyped-call]
+            finally:
+                await response.aclose()
+        self._alive(kind)
+
+    def _ended_early(self, kind: type[Any]) -> bool:
+        """Say whether a watch ended at once: it must not be asked for again without a pause."""
+        return time.monotonic() - self._asked_at[kind] < RETRY_S[0]
 
     def _alive(self, kind: type[Any]) -> None:
         self._alive_at[kind] = time.monotonic()
@@ -254,7 +284,49 @@ class KubeWatch:
             "metadata": {"uid": uid, "resourceVersion": str(version)},
             "status": {"nominatedNodeName": node},
         }
-        changed = await self.client.request(
+        changed = await self._patch_status(namespace, name, patch)
+        # Until the watch shows it, the next decision must know that this place is taken.
+        self.cache.put(changed)
+
+    async def touch(self, pod: PodRecord) -> None:
+        """Write an annotation of a pending pod, which has kube-scheduler look at it again.
+
+        By way of its status, which the controller may write, and the rest of the pod it may not.
+
+        Raises:
+            httpx2.HTTPError: the apiserver refused.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        meta = {"uid": pod.uid, "annotations": {WOKEN: now}}
+        await self._patch_status(pod.namespace, pod.name, {"metadata": meta})
+
+    async def tell(self, about: PodRecord, reason: str, note: str) -> None:
+        """Write an Event about a pod.
+
+        Raises:
+            httpx2.HTTPError: the apiserver refused.
+        """
+        event = Event(
+            eventTime=datetime.now(UTC),
+            metadata=ObjectMeta(generateName=f"{about.name[:200]}.", namespace=about.namespace),
+            action="Preempting",
+            note=note[:1000],
+            reason=reason,
+            regarding=ObjectReference(
+                apiVersion="v1",
+                kind="Pod",
+                name=about.name,
+                namespace=about.namespace,
+                uid=about.uid,
+            ),
+            reportingController="flextopo",
+            reportingInstance=socket.gethostname(),
+            type="Normal",
+        )
+        await self.client.request("post", Event, obj=event, namespace=about.namespace)
+
+    async def _patch_status(self, namespace: str, name: str, patch: dict[str, Any]) -> PodObject:
+        found: PodObject = await self.client.request(
             "patch",
             PatchedPod,
             obj=patch,
@@ -262,8 +334,7 @@ class KubeWatch:
             namespace=namespace,
             headers={"Content-Type": "application/merge-patch+json"},
         )
-        # Until the watch shows it, the next decision must know that this place is taken.
-        self.cache.put(changed)
+        return found
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """Evict a pod through the Eviction API, which honours disruption budgets.

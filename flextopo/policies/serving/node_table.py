@@ -28,12 +28,16 @@ class NodeTable:
         self.states: dict[str, NodeState] = {}
         self.sums: Counter[str] = Counter()
         self._members: dict[str, dict[str, int]] = {}
+        self._serial = 0
+        self._changed: dict[str, int] = {}
         self._rows: npt.NDArray[Any] = joined([], NODE_DTYPE)
         self._row_of: dict[str, int] | None = None
 
     def set(self, name: str, state: NodeState | None) -> None:
         """Put a node in place of what was known of it; None takes it out."""
         old = self.states.get(name)
+        self._serial += 1
+        self._changed[name] = self._serial
         if old is not None:
             self._account(name, old, -1)
         if state is not None:
@@ -46,6 +50,11 @@ class NodeTable:
         self.states[name] = state
         if self._row_of is not None:
             self._rows[self._row_of[name]] = joined([state.counted.node], NODE_DTYPE)[0]
+
+    def changed_since(self, serial: int) -> tuple[list[str], int]:
+        """Return the nodes put in place after a moment, and the present moment; 0 = the beginning."""
+        found = [name for name, at in self._changed.items() if at > serial and name in self.states]
+        return found, self._serial
 
     def _account(self, name: str, state: NodeState, sign: int) -> None:
         sums = self.sums

@@ -61,17 +61,23 @@ class Reach:
     Args:
         pod: the pending pod.
         nodes: of the cluster, by name.
-        pods: all pods that hold or will hold a place.
+        pods: all pods; they are only walked for a pod that says which others it minds.
+        shy: those of them that do not want to share a domain with some others.
     """
 
     def __init__(
-        self, pod: PodRecord, nodes: Mapping[str, NodeTraits], pods: Iterable[PodRecord]
+        self,
+        pod: PodRecord,
+        nodes: Mapping[str, NodeTraits],
+        pods: Iterable[PodRecord],
+        shy: Iterable[PodRecord],
     ) -> None:
         self._pod, self._nodes = pod, nodes
         placing = pod.placing
-        others = [other for other in pods if other.uid != pod.uid and not other.finished]
-        self._taken = _ports_in_use(others) if placing.ports else {}
-        self._blocked = self._domains_of_others(others)
+        minds = placing.ports or placing.far or placing.near or placing.spread
+        others = _others(pod, pods) if minds else []
+        self._taken = _ports_in_use(others)
+        self._blocked = self._domains_of_others(_others(pod, shy))
         self._near: list[tuple[str, set[str]]] = []
         if placing.far:
             self._blocked |= {
@@ -114,7 +120,6 @@ class Reach:
         return {
             (term.topologyKey, value)
             for other in others
-            if other.placing.far
             for term in other.placing.far
             if _means(term, other, self._pod, True)
             and (value := self._label(other, term.topologyKey)) is not None
@@ -170,6 +175,10 @@ class Reach:
             ):
                 counts[value] += 1
         return spread, counts
+
+
+def _others(pod: PodRecord, pods: Iterable[PodRecord]) -> list[PodRecord]:
+    return [other for other in pods if other.uid != pod.uid and not other.finished]
 
 
 def _selects(pod: PodRecord, name: str, node: NodeTraits) -> bool:
