@@ -76,6 +76,10 @@ def serve(
     controller: Annotated[
         bool, typer.Option(help="Also evict for pods that kube-scheduler <= 1.37 leaves pending.")
     ] = False,
+    scheduler_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Scheduler whose pods the controller looks after; may be repeated."),
+    ] = None,
     shadow: Annotated[
         bool, typer.Option(help="Decide and log; change nothing that kube-scheduler does.")
     ] = False,
@@ -127,6 +131,7 @@ def serve(
             snapshot=snapshot,
             kube=kube,
             controller=controller,
+            schedulers=tuple(scheduler_name or ("default-scheduler",)),
             shadow=shadow,
             budget_s=budget_ms / 1000.0,
             bands=bands,

@@ -51,7 +51,7 @@ class Server(msgspec.Struct, forbid_unknown_fields=True):
     hardware: Hardware | None = None
 
 
-class Hardware(msgspec.Struct, forbid_unknown_fields=True):
+class Hardware(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Where a server's GPUs and cores are; see `ServerModel`."""
 
     gpu_numa: tuple[int, ...]
@@ -129,15 +129,15 @@ def build_state(snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS) -> tuple
         _check_size(f"budgets[{i}].disruptions_allowed", budget.disruptions_allowed, 31)
     names = _index("pod", [pod.name for pod in snapshot.pods])
     groups = {pod.group: i for i, pod in enumerate(snapshot.pods)}
-    models: dict[str, ServerModel] = {}
-    node_model = [_model(server, models) for server in snapshot.servers]
-    if not node_model:
+    models: dict[str | Hardware, ServerModel] = {}
+    kind_of = [_kind(server, models) for server in snapshot.servers]
+    if not kind_of:
         raise SnapshotError("snapshot: servers has none; legal: one at least")
-    kinds = list(models)
+    index = {kind: i for i, kind in enumerate(models)}
     pods = [_pod(i, pod, groups, budgets, bands) for i, pod in enumerate(snapshot.pods)]
     state = ClusterState.from_pods(
         list(models.values()),
-        [kinds.index(kind) for kind in node_model],
+        [index[kind] for kind in kind_of],
         pods,
         pdb_allowed=[budget.disruptions_allowed for budget in snapshot.budgets],
         now_s=snapshot.now_s,
@@ -272,21 +272,24 @@ def _find(kind: str, name: str, index: dict[str, int]) -> int:
     return index[name]
 
 
-def _model(server: Server, models: dict[str, ServerModel]) -> str:
-    if (server.hardware is None) == (not server.model):
+def _kind(server: Server, models: dict[str | Hardware, ServerModel]) -> str | Hardware:
+    """Return what equal servers have in common, and see that its model is there."""
+    hardware = server.hardware
+    if hardware is None and server.model:
+        if server.model not in models:
+            models[server.model] = preset(server.model)
+        return server.model
+    if hardware is None or server.model:
         raise SnapshotError(f"snapshot: server {server.name!r}; legal: either model or hardware")
-    kind = server.model or f"hardware of {server.name}"
-    if server.hardware is not None:
-        models[kind] = ServerModel(
-            kind,
-            server.hardware.gpu_numa,
-            server.hardware.numa_socket,
-            server.hardware.numa_cores,
-            gpu_island=server.hardware.gpu_island,
+    if hardware not in models:
+        models[hardware] = ServerModel(
+            f"hardware of {server.name}",
+            hardware.gpu_numa,
+            hardware.numa_socket,
+            hardware.numa_cores,
+            gpu_island=hardware.gpu_island,
         )
-    elif kind not in models:
-        models[kind] = preset(kind)
-    return kind
+    return hardware
 
 
 def _check_size(field: str, value: int, bits: int) -> None:

@@ -25,6 +25,7 @@ from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.serving.server import Listen
 from flextopo.policies.serving.snapshot_file import load_snapshot
+from flextopo.policies.serving.telemetry import Telemetry
 
 PREEMPT = {
     "Pod": preemptor(2),
@@ -290,12 +291,11 @@ BOMB = "\n".join(
     [
         ("{", "truncated"),
         ("[1]", "Expected `object`"),
-        ('{"kind": "Deployment", "metadata": {}}', "'Deployment' - at `$.kind`; legal: Pod, Node"),
+        ('{"kind": "Deployment", "metadata": {}}', "kind 'Deployment'; legal: Pod, Node"),
         ("a: [", "no YAML"),
         ("- a", "no object"),
         ("items: 3", "no list"),
         ("kind: Pod\nmetadata: {name: x}\nspec: {priority: high}", "priority"),
-        (json.dumps([node("n0"), pod("p", "n0", cpu="x")]), "cpu: 'x'"),
         (json.dumps([node("n0", gpus=17)]), "17 GPUs"),
         ("kind: Node\nmetadata: {name: n0}\nspec: " + BOMB, "aliases make it too large"),
         ("kind: Node\nmetadata: &m {name: n0, labels: *m}", "aliases make it too large"),
@@ -307,6 +307,31 @@ def test_bad_snapshots_are_one_sentence(text: str, words: str, tmp_path: Path) -
         load_snapshot(tmp_path / "s")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_odd_objects_are_left_out_and_told_of(tmp_path: Path) -> None:
+    odd = [
+        node("sliced", gpus=80),
+        node("huge", cpu=40_000),
+        node("milli", gpus=8) | {"status": {"allocatable": {"nvidia.com/gpu": "5m"}}},
+        pod("slow", "n1", cpu="x"),
+        {"kind": "ConfigMap", "metadata": {"name": "c"}},
+        {"kind": "Pod", "metadata": {"name": "typo"}, "spec": {"priority": "high"}},
+        7,
+    ]
+    (tmp_path / "s.json").write_text(json.dumps([*full_node(), *full_node("n1"), *odd]))
+    cache = load_snapshot(tmp_path / "s.json")
+    assert {name for name, state in cache.nodes.states.items() if not state.broken} == {"n0"}
+    assert "batch/slow" in cache.nodes.states["n1"].broken
+    told = " | ".join(f"{place}: {why}" for place, why in cache.problems.items())
+    for words in ("sliced: ", "80 GPUs", "huge: ", "40000", "cpu: 'x'", "'ConfigMap'", "priority"):
+        assert words in told
+    lines: list[bytes] = []
+    telemetry = Telemetry(cache, write=lines.append)
+    telemetry.left_out()
+    telemetry.left_out()
+    assert len(lines) == len(cache.problems) == 6
+    assert b"flextopo_bad_objects 6.0" in telemetry.metrics()
 
 
 def test_the_shadow_report_compares_both(
@@ -321,7 +346,7 @@ def test_the_shadow_report_compares_both(
         process.terminate()
         process.wait(15)
         assert process.stderr is not None
-        log.write_bytes(process.stderr.read())
+        log.write_bytes(b"WARNING:  Invalid HTTP request received.\n" + process.stderr.read())
     assert run("shadow-report", str(log)) == 0
     out = capsys.readouterr().out
     assert "| decisions | 1 | 1 |" in out
@@ -331,6 +356,7 @@ def test_the_shadow_report_compares_both(
     log.write_text('{"event": "decision"}\n')
     assert run("shadow-report", str(log)) == 2
     assert "no shadow decision" in capsys.readouterr().err
-    log.write_text("rubbish\n")
+    # Lines that other code of the process writes are passed over.
+    log.write_text("rubbish\n[1]\n")
     assert run("shadow-report", str(log)) == 2
-    assert "line 1" in capsys.readouterr().err
+    assert "no shadow decision" in capsys.readouterr().err

@@ -399,6 +399,11 @@ class ClusterCache:
         after = {pod.uid for pod in self.nominees(name) if not goes_before(pod, preemptor)}
         return self._derive(name, without=after) if after else self._table.states.get(name)
 
+    def without(self, name: str, uid: str) -> NodeState | None:
+        """Return a node as it would be without a pod."""
+        self.refresh()
+        return self._derive(name, without={uid})
+
     def states_of(self, names: Iterable[str], preemptor: PodRecord) -> dict[str, NodeState]:
         """Return those of the nodes that can be decided about, as `state_of` does."""
         self.refresh()

@@ -23,6 +23,7 @@ from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.kube import KubeWatch, http_status
+from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
@@ -55,6 +56,7 @@ class Controller:
         look_s: longest time between two looks.
         pause_s: shortest.
         shadow: log what would be done, and do nothing.
+        outcomes: follows what becomes of evictions.
         clock: seconds that only grow.
     """
 
@@ -68,6 +70,7 @@ class Controller:
     look_s: float = 1.0
     pause_s: float = 0.02
     shadow: bool = False
+    outcomes: Outcomes | None = None
     clock: Callable[[], float] = time.monotonic
     _waiting: dict[str, _Waiting] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -209,6 +212,8 @@ class Controller:
             self._back_off(waiting)
             return
         waiting.wait_s = 0.0
+        if self.outcomes is not None:
+            self.outcomes.evicted(pod, decision)
         # Until the watch shows what was done, the same must not be decided again.
         waiting.not_before = self.clock() + self.settle_s
         await self._tell(pod, decision)

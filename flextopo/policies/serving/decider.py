@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.decision import Candidate
@@ -393,6 +395,29 @@ class Decider:
     def fits(self, preemptor: PodRecord, state: NodeState) -> bool:
         """Say whether a guaranteed pod fits on a node as it stands, aligned for sure."""
         return self.alignment(state, preemptor)[0] and not short_of(preemptor, state, [])
+
+    def fits_beside(self, pod: PodRecord, gpus: int, cores: Sequence[int]) -> bool:
+        """Say whether a pod that is bound would fit on its node if some of what is free were not.
+
+        Args:
+            pod: the bound pod.
+            gpus: bit mask of GPUs.
+            cores: of each NUMA node; empty = none.
+
+        Returns:
+            False also where these are not free without the pod.
+        """
+        state = self.cache.without(pod.node, pod.uid)
+        if state is None or state.broken or gpus & ~state.counted.gpu_free:
+            return False
+        left = state.counted.cores_free.copy()
+        left[: len(cores)] -= np.array(cores, np.int16)
+        table, model, asked = self.cache.table, state.hardware.model, (pod.gpus, pod.cores)
+        level = alignment_level(table, model, state.counted.gpu_free & ~gpus, left, *asked)
+        if level == NO_FIT or (left < 0).any():
+            return False
+        guaranteed = pod.requirement == TopologyRequirement.GUARANTEED
+        return not guaranteed or bool(is_aligned(level, best_level(table, model, *asked)))
 
     def alignment(self, state: NodeState, preemptor: PodRecord) -> tuple[bool, int, int]:
         """Return whether free resources align the preemptor for sure, at what level, and the best.

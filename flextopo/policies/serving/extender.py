@@ -18,6 +18,7 @@ from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.guards import short_of
 from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.shadow import compare_with_default
@@ -40,11 +41,13 @@ class Extender:
         decider: decides.
         telemetry: counts and logs.
         shadow: decide and log, and answer the victims that proposed.
+        outcomes: follows what becomes of evictions, where there is a watch.
     """
 
     decider: Decider
     telemetry: Telemetry
     shadow: bool = False
+    outcomes: Outcomes | None = None
 
     def preempt(self, body: bytes) -> bytes:
         """Choose whom to evict.
@@ -85,6 +88,8 @@ class Extender:
         uids = [victim.uid for victim in decision.victims]
         # What is on its way out suffices: the place is kept, and nobody else has to go.
         cache.reservations.answer(preemptor, decision.node, uids)
+        if self.outcomes is not None:
+            self.outcomes.evicted(preemptor, decision)
         if not uids and (decision.wait_s or proposed[decision.node]):
             return _encode({})
         victims = MetaVictims([MetaPod(uid) for uid in uids], decision.violations)

@@ -50,6 +50,8 @@ WATCH_S = 15
 """Seconds of one watch request; its end shows that the stream lives, whether anything happened or not."""
 SILENCE_S = 2 * WATCH_S
 """A stream that says nothing for so long is taken for dead."""
+TOO_OLD_S = 3 * SILENCE_S
+"""Knowledge so old makes the service not ready; well before, the baseline decides."""
 PAGE = 500
 """Objects a page of a list."""
 RETRY_S = (0.2, 5.0)
@@ -140,12 +142,14 @@ class KubeWatch:
         cache: kept in step.
         telemetry: told of errors.
         changed: called after every change.
+        noted: called before that.
     """
 
     client: GenericAsyncClient
     cache: ClusterCache
     telemetry: Telemetry | None = None
     changed: Callable[[], None] = lambda: None
+    noted: Callable[[], None] = lambda: None
     _version: dict[type[Any], str | None] = field(default_factory=dict)
     _alive_at: dict[type[Any], float] = field(default_factory=dict)
     _asked_at: dict[type[Any], float] = field(default_factory=dict)
@@ -159,6 +163,10 @@ class KubeWatch:
         """Return for how long the quietest of the watches has given no sign of life, in seconds."""
         oldest = min(self._alive_at.values()) if self.ready() else self._since
         return time.monotonic() - oldest
+
+    def is_fresh(self) -> bool:
+        """Say whether the cluster is known, and not as it was long ago."""
+        return self.ready() and self.age_s() <= TOO_OLD_S
 
     async def follow(self) -> None:
         """Follow all kinds until cancelled."""
@@ -220,7 +228,7 @@ class KubeWatch:
             self.cache.refresh()
             # What was listed mostly stays: the collector would walk it in the middle of a request.
             gc.freeze()
-        self.changed()
+        self._changed()
 
     async def _watch(self, kind: type[Any]) -> AsyncIterator[str]:
         """Apply events as they come; yield what each was."""
@@ -241,7 +249,7 @@ class KubeWatch:
             self._version[kind] = obj.metadata.resourceVersion
             self._alive(kind)
             if event != "BOOKMARK":
-                self.changed()
+                self._changed()
             yield event
 
     async def _events(self, kind: type[Any], request: Any) -> AsyncIterator[tuple[str, Any]]:
@@ -265,6 +273,12 @@ class KubeWatch:
     def _ended_early(self, kind: type[Any]) -> bool:
         """Say whether a watch ended at once: it must not be asked for again without a pause."""
         return time.monotonic() - self._asked_at[kind] < RETRY_S[0]
+
+    def _changed(self) -> None:
+        if self.telemetry is not None:
+            self.telemetry.left_out()
+        self.noted()
+        self.changed()
 
     def _alive(self, kind: type[Any]) -> None:
         self._alive_at[kind] = time.monotonic()

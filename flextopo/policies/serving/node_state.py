@@ -22,7 +22,7 @@ from flextopo.cluster.state.arrays import (
 )
 from flextopo.cluster.state.placement import best_level, is_aligned, place
 from flextopo.cluster.state.pods import TopologyRequirement
-from flextopo.cluster.state.schema import NEVER_S, NODE_DTYPE
+from flextopo.cluster.state.schema import LIVE_DTYPE, NEVER_S, NODE_DTYPE, POD_DTYPE
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.policies.serving.hardware import NO_MARKS, Hardware, Marks, held_by
 from flextopo.policies.serving.node_rows import pack_live, pack_node, pack_pod
@@ -101,6 +101,22 @@ class NodeState:
     def known(self) -> bool:
         """Say whether every placement on the node is known."""
         return self.hardware.known and not self.unknown_gpus and not self.unknown_cores
+
+    def holding(self, uid: str) -> tuple[int, tuple[int, ...]] | None:
+        """Return the bit mask of GPUs, and the cores by NUMA node, of a pod there; None = it is not."""
+        records, packed, width = (
+            self.counted.records,
+            self.counted.packed,
+            len(self.counted.cores_free),
+        )
+        row = next((i for i, record in enumerate(records) if record.uid == uid), None)
+        if row is None:
+            return None
+        live_at = NODE_DTYPE.itemsize + 2 * width + len(records) * POD_DTYPE.itemsize
+        live = np.frombuffer(packed, LIVE_DTYPE, 1, live_at + row * LIVE_DTYPE.itemsize)[0]
+        cores_at = live_at + len(records) * LIVE_DTYPE.itemsize
+        cores = np.frombuffer(packed, np.int16, width, cores_at + row * 2 * width)
+        return int(live["gpu_mask"]), tuple(cores.tolist())
 
     @property
     def guessed(self) -> list[PodRecord]:

@@ -17,9 +17,11 @@ from starlette.types import ASGIApp
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.connections import KEEP_ALIVE_S, BoundedProtocol, allow_many_files
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.objects import Meta, NodeObject, NodeStatus, PodObject
+from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import CLASS_BANDS, check_bands
 from flextopo.policies.serving.service import Service, make_app, make_health_app
 from flextopo.policies.serving.snapshot_file import load_snapshot
@@ -68,7 +70,8 @@ class Plan:
         fallback: the deterministic baseline.
         snapshot: file that stands for the cluster.
         kube: watch a real cluster.
-        controller: also evict for pods that kube-scheduler leaves pending.
+        controller: also evict for pods that kube-scheduler leaves pending, and wake those that fit.
+        schedulers: names of the schedulers whose pods the controller looks after.
         shadow: decide and log, and change nothing.
         budget_s: time of the selector for one decision.
         bands: priorities from which on batch pods are of class 1, 2, ...
@@ -79,6 +82,7 @@ class Plan:
     snapshot: Path | None = None
     kube: bool = False
     controller: bool = False
+    schedulers: Sequence[str] = ("default-scheduler",)
     shadow: bool = False
     budget_s: float = 0.2
     bands: Sequence[int] = CLASS_BANDS
@@ -107,28 +111,45 @@ def start(plan: Plan, listen: Listen) -> None:
         service.extender = Extender(decider, telemetry, plan.shadow)
     tasks: list[Task] = []
     if plan.kube:
-        tasks = _follow(plan, decider, service)
+        outcomes = Outcomes(decider, telemetry.ended)
+        service.extender = Extender(decider, telemetry, plan.shadow, outcomes)
+        tasks = _follow(plan, decider, service, outcomes)
     warm_up(decider)
     keep_memory()
+    allow_many_files()
+    telemetry.left_out()
     telemetry.log("serving", selector=plan.selector.name, host=listen.host, port=listen.port)
     serve_until_signal(service, listen, tasks)
 
 
-def _follow(plan: Plan, decider: Decider, service: Service) -> list[Task]:
+def _follow(plan: Plan, decider: Decider, service: Service, outcomes: Outcomes) -> list[Task]:
     """Return what keeps the cache in step with the cluster, and the controller if there is one."""
     try:
         from flextopo.policies.serving.controller import Controller
         from flextopo.policies.serving.kube import KubeWatch, connect
+        from flextopo.policies.serving.leases import Leadership
     except ImportError as error:
         raise FlextopoError(f"{error.name} is not installed; legal: flextopo[kube]") from None
-    watch = KubeWatch(connect(), decider.cache, service.telemetry)
+    client = connect()
+    watch = KubeWatch(client, decider.cache, service.telemetry)
     decider.age_s = watch.age_s
-    service.ready = watch.ready
+    service.ready, service.fresh = watch.ready, watch.is_fresh
+    watch.noted = outcomes.seen
     tasks: list[Task] = [watch.follow]
     if plan.controller:
-        controller = Controller(decider, watch, service.telemetry, shadow=plan.shadow)
-        watch.changed = controller.wake
+        leadership = Leadership(client, service.telemetry)
+        controller = Controller(
+            decider,
+            watch,
+            service.telemetry,
+            plan.schedulers,
+            leadership.held if not plan.shadow else lambda: True,
+            shadow=plan.shadow,
+            outcomes=outcomes,
+        )
+        watch.changed = leadership.changed = controller.wake
         tasks.append(controller.attend)
+        tasks += [] if plan.shadow else [leadership.contend]
     return tasks
 
 
@@ -193,6 +214,8 @@ def _config(
         log_level="warning",
         access_log=False,
         server_header=False,
+        http=BoundedProtocol,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
         **(tls or {}),  # type: ignore[arg-type]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import msgspec
@@ -51,7 +52,8 @@ class Service:
         fallback: the deterministic baseline.
         telemetry: counts and logs.
         extender: the verbs of kube-scheduler, None without a cluster.
-        ready: says whether the cluster is known.
+        ready: says whether the cluster is known, so that verbs are answered.
+        fresh: says whether it is known as it is now, so that this service is to be asked.
         budget_s: time of the selector for one decision.
         limits: what a request may cost.
         bands: priorities from which on a snapshot's batch pods are of class 1, 2, ...
@@ -62,10 +64,12 @@ class Service:
     telemetry: Telemetry
     extender: Extender | None = None
     ready: Callable[[], bool] = lambda: True
+    fresh: Callable[[], bool] = lambda: True
     budget_s: float = 0.2
     limits: Limits = field(default_factory=Limits)
     bands: Sequence[int] = CLASS_BANDS
     _runner: SelectorRunner = field(default_factory=SelectorRunner)
+    _beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "decide"))
     _under_way: int = 0
 
     def decide(self, body: bytes) -> bytes:
@@ -101,7 +105,12 @@ class Service:
         if body is None:
             limit = self.limits.body_bytes
             return self._close(name, begin, 413, f"body over {limit} bytes; legal: up to that")
-        status, content = self._run(name, body)
+        if name == "decide":
+            # It builds a cluster of its own, which may take a second: health must not wait for that.
+            loop = asyncio.get_running_loop()
+            status, content = await loop.run_in_executor(self._beside, self._run, name, body)
+        else:
+            status, content = self._run(name, body)
         self.telemetry.answered(name, status, time.perf_counter() - begin)
         return Response(content, status, media_type="application/json")
 
@@ -162,8 +171,8 @@ class Service:
         return _json(200, {"status": "ok", "selector": self.selector.name})
 
     async def is_ready(self, _: Request) -> Response:
-        """Answer `GET /readyz`: the cluster is known."""
-        ready = self.ready()
+        """Answer `GET /readyz`: the cluster is known, and not as it was long ago."""
+        ready = self.ready() and self.fresh()
         return _json(200 if ready else 503, {"ready": ready})
 
     async def metrics(self, _: Request) -> Response:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
-from operator import or_
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,21 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-_TAGGED = [
-    msgspec.defstruct(name, [], bases=(kind,), tag_field="kind", tag=name)
-    for name, kind in KINDS.items()
-]
-_Object: Any = reduce(or_, _TAGGED)
+class _Head(msgspec.Struct):
+    """What tells of what kind an object is."""
+
+    kind: str = ""
 
 
 class _List(msgspec.Struct):
-    items: list[_Object] | None = None
+    """A list of objects as they are written."""
+
+    items: list[msgspec.Raw] | None = None
+
+
+_HEAD, _LIST = msgspec.json.Decoder(_Head), msgspec.json.Decoder(_List)
+_RAW_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in KINDS.items()}
 
 
 def load_snapshot(
@@ -53,8 +58,12 @@ def load_snapshot(
         clock: Unix time in seconds, the system's by default.
         bands: priorities from which on batch pods are of class 1, 2, ...
 
+    Returns:
+        The cache. An object that cannot be used is left out, and `problems` says why; a node that
+        such a pod is on is left out of decisions.
+
     Raises:
-        ObjectError: the file cannot be read, is too large, or an object in it is illegal.
+        ObjectError: the file cannot be read, is too large, or has no node with GPUs.
     """
     try:
         data = path.read_bytes()
@@ -72,16 +81,21 @@ def load_snapshot(
     finally:
         gc.freeze()
         gc.enable()
-    for place, problem in cache.problems.items():
-        raise ObjectError(f"{path}: {place}: {problem}")
     if not cache.nodes.states:
-        raise ObjectError(f"{path}: no node with GPUs; legal: one at least")
+        why = "".join(f"; {problem}" for problem in islice(cache.problems.values(), 1))
+        raise ObjectError(f"{path}: no node with GPUs; legal: one at least{why}")
     return cache
 
 
 def _fill(cache: ClusterCache, data: bytes, source: str) -> None:
     is_json = data.lstrip()[:1] in (b"{", b"[")
-    objects: Iterable[KubeObject] = (_from_json if is_json else _from_yaml)(data, source)
+    raw = _from_json(data, source) if is_json else _from_yaml(data, source)
+    objects: list[KubeObject] = []
+    for place, item in raw:
+        try:
+            objects.append(_decode(item))
+        except ObjectError as error:
+            cache.problems[place] = str(error)
     # Classes and groups say how pods are to be read, so they come first.
     for obj in sorted(objects, key=lambda obj: isinstance(obj, PodObject)):
         if isinstance(obj, PodObject):
@@ -91,24 +105,32 @@ def _fill(cache: ClusterCache, data: bytes, source: str) -> None:
     cache.refresh()
 
 
-def _from_json(data: bytes, source: str) -> list[KubeObject]:
-    items: list[KubeObject] | None
-    if data.lstrip()[:1] == b"[":
-        items = _decode(data, list[_Object], source)
-    else:
-        items = _decode(data, _List, source).items
-    return [_decode(data, _Object, source)] if items is None else items
-
-
-def _decode(data: bytes, kind: Any, source: str) -> Any:
+def _decode(item: bytes | msgspec.Raw) -> KubeObject:
     try:
-        return msgspec.json.decode(data, type=kind)
+        kind = _HEAD.decode(item).kind
+        if kind not in _DECODERS:
+            raise ObjectError(f"kind {kind[:40]!r}; legal: {', '.join(KINDS)}")
+        found: KubeObject = _DECODERS[kind].decode(item)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        legal = f"; legal: {', '.join(KINDS)}" if "kind`" in str(error) else ""
-        raise ObjectError(f"{source}: {error}{legal}") from None
+        raise ObjectError(str(error)) from None
+    return found
 
 
-def _from_yaml(data: bytes, source: str) -> Iterator[KubeObject]:
+def _from_json(data: bytes, source: str) -> Iterator[tuple[str, bytes | msgspec.Raw]]:
+    try:
+        if data.lstrip()[:1] == b"[":
+            items: list[msgspec.Raw] | None = _RAW_ITEMS.decode(data)
+        else:
+            items = _LIST.decode(data).items
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ObjectError(f"{source}: {error}; legal: Kubernetes objects") from None
+    if items is None:
+        yield "object", data
+    for i, item in enumerate(items or ()):
+        yield f"items[{i}]", item
+
+
+def _from_yaml(data: bytes, source: str) -> Iterator[tuple[str, bytes | msgspec.Raw]]:
     try:
         documents = list(yaml.load_all(data, _Loader))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -122,14 +144,14 @@ def _from_yaml(data: bytes, source: str) -> Iterator[KubeObject]:
         if not isinstance(items, list):
             raise ObjectError(f"{source}: document {i}: items is no list; legal: a list")
         for j, item in enumerate(items):
-            where = f"{source}: document {i}, items[{j}]"
+            where = f"document {i}, items[{j}]"
             try:
                 if _size(item, {}) > MAX_BYTES:
                     raise ValueError("its aliases make it too large")
                 encoded = msgspec.json.encode(item)
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
-                raise ObjectError(f"{where}: {error}; legal: what JSON can say") from None
-            yield _decode(encoded, _Object, where)
+                raise ObjectError(f"{source}: {where}: {error}; legal: what JSON can say") from None
+            yield where, encoded
 
 
 def _size(value: Any, known: dict[int, int]) -> int:

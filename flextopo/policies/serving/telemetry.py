@@ -14,6 +14,10 @@ from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.records import PodRecord
 
+NEEDED, ELSEWHERE, SPARE, GONE = "needed", "bound elsewhere", "not needed", "preemptor gone"
+FATES = (NEEDED, ELSEWHERE, SPARE, GONE)
+"""What can become of an eviction; all but the first were in vain."""
+
 CAUSES = (
     "timeout",
     "model_error",
@@ -50,7 +54,8 @@ class Telemetry:
         age_s: Callable[[], float] = lambda: 0.0,
         write: Callable[[bytes], None] = write_line,
     ) -> None:
-        self._write = write
+        self._write, self._cache = write, cache
+        self._told: dict[str, str] = {}
         self.registry = CollectorRegistry()
         registry = self.registry
         self._decisions = Counter(
@@ -72,8 +77,16 @@ class Telemetry:
         self._evictions = Counter(
             "flextopo_evictions", "Evictions by result.", ["result"], registry=registry
         )
+        self._fates = Counter(
+            "flextopo_evictions_by_fate",
+            "Evictions whose preemptor is bound or gone: all but `needed` were in vain.",
+            ["fate"],
+            registry=registry,
+        )
         for cause in CAUSES:
             self._fallbacks.labels(cause)
+        for fate in FATES:
+            self._fates.labels(fate)
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "watch_age_seconds": ("Age of what is known of the cluster.", age_s),
         }
@@ -137,6 +150,20 @@ class Telemetry:
     def evicted(self, result: str) -> None:
         """Count an eviction by its result."""
         self._evictions.labels(result).inc()
+
+    def ended(self, fate: str, count: int) -> None:
+        """Count evictions by what became of them."""
+        self._fates.labels(fate).inc(count)
+
+    def left_out(self) -> None:
+        """Write a line for each object that cannot be used and was not told of yet."""
+        problems = self._cache.problems if self._cache is not None else {}
+        for place in self._told.keys() - problems.keys():
+            del self._told[place]
+        for place, why in problems.items():
+            if self._told.get(place) != why:
+                self._told[place] = why
+                self.log("left_out", object=place, why=why)
 
     def log(self, event: str, **fields: Any) -> None:
         """Write one line."""

@@ -1,0 +1,99 @@
+"""What became of evictions: whether the pod they were for got what they freed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.decision import Decision
+from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.telemetry import ELSEWHERE, GONE, NEEDED, SPARE
+
+FORGET_S = 3600
+"""A pod that is still pending so long after its evictions is not followed any further."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Victim:
+    """A pod that was to go, and what it held: a bit mask of GPUs, cores by NUMA node."""
+
+    uid: str
+    gpus: int
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Eviction:
+    """Whom a decision has had evicted, and where."""
+
+    node: str
+    victims: dict[str, _Victim]
+    at_s: float
+
+
+class Outcomes:
+    """Follows pods whose victims were named until they are bound or gone.
+
+    Args:
+        decider: over the cluster as the watch shows it.
+        report: is told the fate of evictions, and of how many.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        decider: Decider,
+        report: Callable[[str, int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._decider, self._report, self._clock = decider, report, clock
+        self._open: dict[str, _Eviction] = {}
+
+    def evicted(self, preemptor: PodRecord, decision: Decision) -> None:
+        """Begin to follow a decision that was carried out, or answered to kube-scheduler."""
+        node = decision.node
+        if node is None or not decision.victims:
+            return
+        known = self._open.pop(preemptor.uid, None)
+        victims = dict(known.victims) if known is not None and known.node == node else {}
+        if known is not None and known.node != node:
+            self._tell(ELSEWHERE, self._that_went(known))
+        state = self._decider.cache.nodes.states.get(node)
+        for victim in decision.victims:
+            held = state.holding(victim.uid) if state is not None else None
+            victims[victim.uid] = _Victim(victim.uid, *(held or (0, ())))
+        self._open[preemptor.uid] = _Eviction(node, victims, self._clock())
+
+    def seen(self) -> None:
+        """Look at the pods as they are now."""
+        for uid, entry in list(self._open.items()):
+            pod = self._decider.cache.pods.get(uid)
+            if pod is not None and not pod.node and not pod.finished:
+                if self._clock() - entry.at_s > FORGET_S:
+                    del self._open[uid]
+                continue
+            del self._open[uid]
+            went = self._that_went(entry)
+            if pod is None or not pod.node:
+                self._tell(GONE, went)
+            elif pod.node != entry.node:
+                self._tell(ELSEWHERE, went)
+            else:
+                spare = [one for one in went if self._could_have_stayed(pod, one)]
+                self._tell(SPARE, spare)
+                self._tell(NEEDED, [one for one in went if one not in spare])
+
+    def _could_have_stayed(self, pod: PodRecord, victim: _Victim) -> bool:
+        return self._decider.fits_beside(pod, victim.gpus, victim.cores)
+
+    def _that_went(self, entry: _Eviction) -> list[_Victim]:
+        """Return the victims that were evicted indeed: not all that is answered is carried out."""
+        pods = self._decider.cache.pods
+        now = [(victim, pods.get(victim.uid)) for victim in entry.victims.values()]
+        return [victim for victim, pod in now if pod is None or pod.terminating or pod.finished]
+
+    def _tell(self, fate: str, victims: Sequence[_Victim]) -> None:
+        if victims:
+            self._report(fate, len(victims))
