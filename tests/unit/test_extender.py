@@ -237,8 +237,8 @@ def test_a_served_policy_leaves_no_pod_waiting_unless_told_to() -> None:
     answer = ask(extender, "preempt", request)
     check_accepted(request, answer, cache)
     assert len(answer["NodeNameToMetaVictims"]["n0"]["Pods"]) == 1
-    patient = make_extender(cache, selector=find_served(f"{name}@60"))
     for created, expected in (("2027-01-15T07:59:30Z", waits), ("2027-01-15T07:58:30Z", answer)):
+        patient = make_extender(make_cache(full_node()), selector=find_served(f"{name}@60"))
         request["Pod"]["metadata"]["creationTimestamp"] = created
         assert ask(patient, "preempt", request) == expected
 

@@ -217,3 +217,62 @@ def test_violations_are_counted_by_importance() -> None:
     assert violations(victims, [budget_of(2, {"x": "1"})]) == 0
     # Two budgets over the same pods count each victim once.
     assert violations(victims, [budget_of(0, {"x": "1"}), budget_of(0, {"x": "1"})]) == 2
+
+
+def test_what_a_pod_asks_for_as_a_whole_stands_for_its_containers() -> None:
+    small = {"name": "c", "resources": {"requests": {"cpu": "1", "memory": "1", "x/y": "3"}}}
+    whole = {"requests": {"cpu": "8", "memory": "2", "x/y": "9", "hugepages-2Mi": "4Mi"}}
+    spec = {"containers": [small], "resources": whole, "overhead": {"cpu": "1"}}
+    record = read_record(pod("p", spec=spec))
+    assert record.cores == 9
+    assert record.requests["memory"] == 2000
+    assert record.requests["hugepages-2Mi"] == 4 * 2**20 * 1000
+    assert record.requests["x/y"] == 3000  # only some resources can be asked for as a whole
+
+
+@pytest.mark.parametrize(
+    ("asked", "allocated", "actual", "infeasible", "cores"),
+    [
+        ("4", "8", "8", False, 8),  # shrinking: what it still has counts
+        ("8", "4", "4", False, 8),  # growing
+        ("8", "4", "4", True, 4),  # it will never be given
+        ("4", "4", "6", False, 6),
+    ],
+)
+def test_a_resize_counts_the_larger_of_asked_and_given(
+    asked: str, allocated: str, actual: str, infeasible: bool, cores: int
+) -> None:
+    status: dict[str, Any] = {
+        "containerStatuses": [
+            {
+                "name": "c",
+                "allocatedResources": {"cpu": allocated},
+                "resources": {"requests": {"cpu": actual}},
+            }
+        ]
+    }
+    if infeasible:
+        status["conditions"] = [{"type": "PodResizePending", "reason": "Infeasible"}]
+    assert read_record(pod("p", "n0", cpu=asked, status=status)).cores == cores
+
+
+def test_the_lowest_priority_is_legal() -> None:
+    assert read_record(pod("p", priority=-(2**31))).priority == -(2**31)
+    with pytest.raises(ObjectError, match="32 bits"):
+        read_record(pod("p", priority=-(2**31) - 1))
+
+
+def test_a_start_in_the_future_does_not_protect_for_ever() -> None:
+    created = {"creationTimestamp": "2027-01-15T06:00:00Z"}
+    status = {"startTime": "2099-01-01T00:00:00Z"}
+    record = read_record(pod("p", "n0", meta=created, status=status))
+    assert record.age_s(NOW_S) == 7200
+    protection = {"godel.bytedance.com/protection-duration-from-preemption": "3600"}
+    record = read_record(pod("p", "n0", meta=created, status=status, annotations=protection))
+    assert not record.is_protected(NOW_S)
+    assert read_record(pod("p", "n0", status=status)).age_s(NOW_S) == 0
+
+
+def test_a_gated_pod_was_not_refused() -> None:
+    gated = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+    assert not read_record(pod("p", status={"conditions": [gated]})).refused

@@ -68,10 +68,19 @@ if _odd:
 """Fields of TOTALS_DTYPE that are sums over nodes."""
 
 
-def goes_before(pod: PodRecord, other: PodRecord) -> bool:
-    """Say whether a pending pod comes before another: by priority, then by age, so never both."""
-    first, second = ((-one.priority, one.created_s, one.key, one.uid) for one in (pod, other))
-    return pod.uid != other.uid and first < second
+def goes_before(pod: PodRecord, other: PodRecord, both: bool) -> bool:
+    """Say whether a pod that a place is kept for comes before another pending pod.
+
+    Args:
+        pod: the one that is nominated.
+        other: the other.
+        both: a place is kept there for the other, too; then one of them comes first, by age, so that
+            they do not wait for each other.
+    """
+    if pod.uid == other.uid or pod.priority != other.priority:
+        return pod.uid != other.uid and pod.priority > other.priority
+    first, second = ((one.created_s, one.key, one.uid) for one in (pod, other))
+    return not both or first < second
 
 
 def make_clock() -> Callable[[], int]:
@@ -396,7 +405,9 @@ class ClusterCache:
         What is kept there for itself, or for pods that come after it, is free.
         """
         self.refresh()
-        after = {pod.uid for pod in self.nominees(name) if not goes_before(pod, preemptor)}
+        nominees = self.nominees(name)
+        is_one = any(pod.uid == preemptor.uid for pod in nominees) or preemptor.nominated == name
+        after = {pod.uid for pod in nominees if not goes_before(pod, preemptor, is_one)}
         return self._derive(name, without=after) if after else self._table.states.get(name)
 
     def without(self, name: str, uid: str) -> NodeState | None:

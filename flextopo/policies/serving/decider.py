@@ -449,6 +449,11 @@ class Decider:
         protected = pod.is_protected(self.cache.clock())
         return not (protected or pod.daemon or pod.static or pod.terminating or pod.finished)
 
+    def violations(self, uids: Sequence[str]) -> int:
+        """Return how many of some pods violate a disruption budget, all evicted."""
+        victims = [self.cache.pods[uid] for uid in uids]
+        return violations(victims, self.cache.budgets.of(victims))
+
     def stands(self, preemptor: PodRecord, node: str, uids: Sequence[str]) -> bool:
         """Say whether victims that kube-scheduler chose may be evicted, as far as is known here."""
         if not all(self.may_go(preemptor, node, uid) for uid in uids):

@@ -67,8 +67,9 @@ class Extender:
         cache = self.decider.cache
         preemptor = cache.read(request.Pod)
         proposed = ProposedVictims(request)
-        # Who asks again has not got, or not carried out, what was answered before.
-        cache.reservations.forget_answer(preemptor.uid)
+        again = self._again(preemptor, proposed)
+        if again is not None:
+            return again
         if preemptor.gpus == 0 or not proposed:
             return self._that_stand(preemptor, proposed)
         try:
@@ -94,6 +95,19 @@ class Extender:
             return _encode({})
         victims = MetaVictims([MetaPod(uid) for uid in uids], decision.violations)
         return _encode({decision.node: victims})
+
+    def _again(self, preemptor: PodRecord, proposed: ProposedVictims) -> bytes | None:
+        """Return what was answered a moment ago to who asks again, None where it does not hold."""
+        told = self.decider.cache.reservations.answered(preemptor.uid)
+        self.decider.cache.reservations.forget_answer(preemptor.uid)
+        if told is None or not told[1] or told[0] not in proposed:
+            return None
+        node, uids = told
+        if not self.decider.stands(preemptor, node, uids):
+            return None
+        self.decider.cache.reservations.answer(preemptor, node, uids)
+        count = self.decider.violations(uids)
+        return _encode({node: MetaVictims([MetaPod(uid) for uid in uids], count)})
 
     def _decide(self, preemptor: PodRecord, proposed: ProposedVictims) -> Decision:
         if self.decider.cache.reservations.is_held_back(preemptor.uid):

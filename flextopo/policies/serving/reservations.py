@@ -79,6 +79,11 @@ class Reservations:
         self._answers[pod.uid] = _Answer(record, tuple(victims), self._clock() + ANSWER_S)
         self._changed(node)
 
+    def answered(self, uid: str) -> tuple[str, tuple[str, ...]] | None:
+        """Return the node and the victims that a pod was told, None where it was told none lately."""
+        found = self._answers.get(uid)
+        return (found.record.nominated, found.victims) if found is not None else None
+
     def forget_answer(self, uid: str) -> None:
         """Forget whom a pod was told to evict."""
         found = self._answers.pop(uid, None)

@@ -1,0 +1,244 @@
+"""Pods that are nominated, promised a place, let in, or on their way out: nothing counts twice."""
+
+import json
+from typing import Any
+
+import pytest
+from kube_objects import flextopo, full_node, make_cache, node, pod, preemptor, read
+
+from flextopo.baselines.registry import make_selector
+from flextopo.policies.serving import reservations
+from flextopo.policies.serving.cache import ClusterCache, goes_before
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.extender import Extender
+from flextopo.policies.serving.telemetry import Telemetry
+
+Document = dict[str, Any]
+
+
+def make_extender(cache: ClusterCache) -> Extender:
+    fallback = make_selector("flextopo-best-effort")
+    decider = Decider(cache, make_selector("greedy-cost"), fallback, budget_s=60)
+    return Extender(decider, Telemetry(cache, write=lambda line: None))
+
+
+def ask(extender: Extender, verb: str, body: Document) -> Any:
+    return json.loads(getattr(extender, verb)(json.dumps(body).encode()))
+
+
+def preempt(extender: Extender, asking: Document, *nodes: str, uids: tuple[str, ...] = ()) -> Any:
+    """Return the victims by node, as kube-scheduler asks for them."""
+    victims = {"Pods": [{"UID": uid} for uid in uids], "NumPDBViolations": 0}
+    body = {"Pod": asking, "NodeNameToMetaVictims": dict.fromkeys(nodes, victims)}
+    found = ask(extender, "preempt", body)["NodeNameToMetaVictims"]
+    return {name: sorted(one["UID"] for one in entry["Pods"]) for name, entry in found.items()}
+
+
+def let_in(extender: Extender, asking: Document, *nodes: str) -> list[str]:
+    body = {"Pod": asking, "NodeNames": list(nodes)}
+    return list(ask(extender, "filter", body)["NodeNames"])
+
+
+def nominated(name: str, gpus: int, where: str, **more: Any) -> Document:
+    return preemptor(gpus, name=name, status={"nominatedNodeName": where}, **more)
+
+
+EMPTY = [node("n0"), flextopo("n0", {})]
+
+
+def test_a_nominated_pod_has_its_planned_place_and_the_rest_is_known() -> None:
+    cache = make_cache([*EMPTY, nominated("first", 2, "n0", priority=2000)])
+    state = cache.nodes.states["n0"]
+    assert state.known
+    assert state.sure is state.counted
+    assert state.sure.num_gpus == 6
+    # The other socket is free for sure, and no more than that.
+    extender = make_extender(cache)
+    assert let_in(extender, preemptor(4), "n0") == ["n0"]
+    assert let_in(extender, preemptor(7), "n0") == []
+
+
+def test_nominated_pods_of_lower_priority_are_disregarded() -> None:
+    documents = [*full_node(count=6), nominated("low", 2, "n0", priority=500)]
+    extender = make_extender(make_cache(documents))
+    # Two GPUs are free: nobody has to go.
+    assert let_in(extender, preemptor(2, priority=1000), "n0") == ["n0"]
+    assert preempt(extender, preemptor(2, priority=1000), "n0") == {"n0": []}
+    # For a pod that comes after it they are not free.
+    assert let_in(extender, preemptor(2, priority=400), "n0") == []
+
+
+def test_of_equal_pods_the_older_goes_first_so_that_two_never_block_each_other() -> None:
+    def born(name: str, at: str) -> Document:
+        return nominated(name, 8, "n0", meta={"creationTimestamp": at})
+
+    old, young = born("z", "2027-01-15T07:00:00Z"), born("a", "2027-01-15T07:00:01Z")
+    extender = make_extender(make_cache([*EMPTY, old, young]))
+    assert let_in(extender, old, "n0") == ["n0"]
+    extender = make_extender(make_cache([*EMPTY, old, young]))
+    assert let_in(extender, young, "n0") == []
+    pods = extender.decider.cache.pods
+    assert goes_before(pods["uid-z"], pods["uid-a"], True)
+    assert not goes_before(pods["uid-a"], pods["uid-z"], True)
+
+
+def dying(name: str, gone: str = "2027-01-15T08:00:20Z", **more: Any) -> Document:
+    return pod(name, "n0", meta={"deletionTimestamp": gone}, **more)
+
+
+def test_what_victims_hand_over_is_held_once() -> None:
+    documents = full_node()
+    documents[2:6] = [dying(f"n0-b{i}") for i in range(4)]
+    cache = make_cache([*documents, nominated("first", 2, "n0")])
+    state = cache.nodes.states["n0"]
+    assert state.known
+    masks = {record.uid: state.holding(record.uid) for record in state.counted.records}
+    held = [found[0] for found in masks.values() if found is not None]
+    assert sum(mask.bit_count() for mask in held) == 8
+    union = 0
+    for mask in held:
+        assert not union & mask
+        union |= mask
+    first = masks["uid-first"]
+    assert first is not None
+    assert first[0].bit_count() == 2
+    assert first[0] & 0b1111 == first[0]
+
+
+def test_what_is_on_its_way_out_suffices() -> None:
+    documents = full_node()
+    documents[2:4] = [dying("n0-b0"), dying("n0-b1")]
+    extender = make_extender(make_cache(documents))
+    asking = preemptor(2)
+    uids = ("uid-n0-b2", "uid-n0-b3")
+    assert preempt(extender, asking, "n0", uids=uids) == {}
+    # Its place is kept: another finds two pods of its own.
+    other = preempt(extender, preemptor(2, name="other"), "n0", uids=uids)
+    assert len(other["n0"]) == 2
+    # One that is stuck, or goes in an hour, is not waited for.
+    for gone in ("2027-01-15T07:50:00Z", "2027-01-15T09:00:00Z"):
+        documents[2:4] = [dying("n0-b0", gone), dying("n0-b1", gone)]
+        found = preempt(make_extender(make_cache(documents)), asking, "n0", uids=uids)
+        assert len(found["n0"]) == 2
+
+
+def test_a_second_preemptor_does_not_get_the_victims_of_the_first() -> None:
+    extender = make_extender(make_cache(full_node()))
+    first = preempt(extender, preemptor(4), "n0", uids=("uid-n0-b0",))["n0"]
+    second = preempt(extender, preemptor(4, name="second"), "n0", uids=("uid-n0-b0",))["n0"]
+    assert len(first) == len(second) == 4
+    assert not set(first) & set(second)
+    # Nothing is left for a third, and one of lower priority does not get what was promised.
+    assert preempt(extender, preemptor(4, name="third"), "n0", uids=("uid-n0-b0",)) == {}
+    # Who asks again gets the same answer again.
+    assert preempt(extender, preemptor(4), "n0", uids=("uid-n0-b0",))["n0"] == first
+
+
+def test_promises_end_when_they_are_kept_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    def third(cache: ClusterCache) -> Any:
+        return preempt(make_extender(cache), preemptor(4, name="third"), "n0", uids=("uid-n0-b0",))
+
+    cache = make_cache(full_node())
+    extender = make_extender(cache)
+    for name in ("online", "second"):
+        assert preempt(extender, preemptor(4, name=name), "n0", uids=("uid-n0-b0",))
+    assert third(cache) == {}
+    bound = preemptor(4)
+    bound["spec"]["nodeName"] = "n1"
+    cache.put(read(bound))
+    assert len(third(cache)["n0"]) == 4
+    monkeypatch.setattr(reservations, "ANSWER_S", -1)
+    cache = make_cache(full_node())
+    extender = make_extender(cache)
+    for name in ("online", "second"):
+        assert preempt(extender, preemptor(4, name=name), "n0", uids=("uid-n0-b0",))
+    assert len(third(cache)["n0"]) == 4
+
+
+def test_a_pod_that_was_just_let_in_may_be_there() -> None:
+    # The watch does not show yet where the first was bound; where it lies on the node, nobody knows.
+    extender = make_extender(make_cache([*EMPTY, node("n1"), flextopo("n1", {})]))
+    assert let_in(extender, preemptor(2, name="first"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(4, name="second"), "n0", "n1") == ["n1"]
+    # Refused only for that, nobody is evicted for it.
+    assert let_in(extender, preemptor(4, name="third"), "n0") == []
+    uids = ("uid-x",)
+    assert preempt(extender, preemptor(4, name="third"), "n0", uids=uids) == {}
+    # Both do not fit by counts: kube-scheduler would not have asked if the first were there.
+    assert let_in(extender, preemptor(8, name="fourth"), "n0") == ["n0"]
+
+
+def test_a_pod_that_was_let_in_is_bound_or_refused_and_forgotten() -> None:
+    cache = make_cache(EMPTY)
+    extender = make_extender(cache)
+    assert let_in(extender, preemptor(2, name="first"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(4, name="second"), "n0") == []
+    bound = preemptor(
+        2, name="first", annotations={"flextopo/gpus": "0-1", "flextopo/cores": "0-13"}
+    )
+    bound["spec"]["nodeName"] = "elsewhere"
+    cache.put(read(bound))
+    assert let_in(extender, preemptor(4, name="second"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(4, name="third"), "n0") == []
+    cache.remove(read(preemptor(4, name="second")))
+    assert let_in(extender, preemptor(4, name="third"), "n0") == ["n0"]
+
+
+def bound_at(seconds_ago: int) -> dict[str, Any]:
+    at = f"2027-01-15T07:59:{60 - seconds_ago:02d}Z"
+    return {"conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": at}]}
+
+
+@pytest.mark.parametrize(("seconds_ago", "held_back"), [(5, True), (30, False)])
+def test_nobody_is_evicted_while_a_fresh_placement_is_unknown(
+    seconds_ago: int, held_back: bool
+) -> None:
+    # Four GPUs are free, but where the fresh pod's lie is not known yet.
+    names = ["n0-b0", "n0-b1", "n0-b2"]
+    documents = [node("n0"), flextopo("n0", {name: [i] for i, name in enumerate(names)})]
+    documents += [pod(name, "n0") for name in names]
+    documents.append(pod("fresh", "n0", status=bound_at(seconds_ago)))
+    documents += full_node("n1")
+    extender = make_extender(make_cache(documents))
+    assert let_in(extender, preemptor(4), "n0") == []
+    found = preempt(extender, preemptor(4), "n1", uids=("uid-n1-b0",))
+    assert (found == {}) is held_back
+
+
+def test_victims_that_may_not_go_do_not_stand_for_pods_without_gpus_either() -> None:
+    documents = full_node()
+    documents[2] = pod("n0-b0", "n0", annotations={"godel.bytedance.com/can-be-preempted": "false"})
+    protection = "godel.bytedance.com/protection-duration-from-preemption"
+    documents[3] = pod("n0-b1", "n0", annotations={protection: "7200"})
+    extender = make_extender(make_cache([*documents, node("cpu", gpus=0), pod("c", "cpu", gpus=0)]))
+    for asking in (
+        pod("cpu-only", gpus=0, priority=1000),
+        pod("mig", gpus=0, priority=1000, spec={"containers": [MIG]}),
+    ):
+        for uid, stands in (("n0-b0", False), ("n0-b1", False), ("n0-b2", True), ("nobody", False)):
+            found = preempt(extender, asking, "n0", uids=(f"uid-{uid}",))
+            assert found == ({"n0": [f"uid-{uid}"]} if stands else {})
+        assert preempt(extender, asking, "cpu", uids=("uid-c",)) == {"cpu": ["uid-c"]}
+
+
+MIG = {"name": "c", "resources": {"requests": {"nvidia.com/mig-1g.10gb": "1", "cpu": "4"}}}
+
+
+def test_a_pod_does_not_go_where_a_resource_is_not_known_at_all() -> None:
+    cache = make_cache(full_node())
+    extender = make_extender(cache)
+    odd = {"nvidia.com/gpu": "2", "cpu": "14", "rdma/hca": "1"}
+    asking = preemptor(2, spec={"containers": [{"name": "c", "resources": {"requests": odd}}]})
+    assert preempt(extender, asking, "n0", uids=("uid-n0-b0",)) == {}
+
+
+def test_the_same_uid_twice_loses_nobody() -> None:
+    cache = make_cache([*full_node(count=2), *full_node("n1", count=2)])
+    twin = pod("twin", "n1", meta={"uid": "uid-n0-b0"})
+    cache.put(read(twin))
+    assert cache.pods["uid-n0-b0"].name == "n0-b0"
+    assert "its uid is that of 'batch/n0-b0'" in cache.problems["Pod uid-n0-b0"]
+    assert "batch/twin" in cache.nodes.states["n1"].broken
+    assert not cache.nodes.states["n0"].broken
+    cache.remove(read(twin))
+    assert not cache.nodes.states["n1"].broken
