@@ -109,7 +109,7 @@ def test_annotations_and_owners_are_read() -> None:
     assert record.daemon
     assert not record.static
     assert (record.protection_s, record.checkpoint_s) == (60, 900)
-    assert (record.gpus_held, record.cores_held) == ((0, 3), (0, 1, 2, 3, 4, 5, 6))
+    assert (record.held.gpus, record.held.cores) == ((0, 3), (0, 1, 2, 3, 4, 5, 6))
     assert (record.group, record.version, record.start_s) == ("batch/g", 77, NOW_S - 3600)
 
 

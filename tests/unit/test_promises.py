@@ -242,3 +242,4 @@ def test_the_same_uid_twice_loses_nobody() -> None:
     assert not cache.nodes.states["n0"].broken
     cache.remove(read(twin))
     assert not cache.nodes.states["n1"].broken
+    assert cache.pods["uid-n0-b0"].name == "n0-b0"

@@ -18,7 +18,7 @@ def reachable(spec: Document, documents: list[Document], **more: Any) -> set[str
     """Return the nodes that a pending pod may go to."""
     cache = make_cache(documents)
     reach = cache.reach_of(read_record(pod("p", spec=spec, **more)))
-    return {name for name in cache.traits if not reach.why_not(name)}
+    return {name for name in cache.hosts.traits if not reach.why_not(name)}
 
 
 def required(*expressions: Document, **more: Any) -> Document:

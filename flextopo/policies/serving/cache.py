@@ -13,29 +13,21 @@ from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.state.schema import TOTALS_FIELDS
 from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
-from flextopo.policies.serving.hardware import (
-    Hardware,
-    HardwareCatalogue,
-    Marks,
-    read_marks,
-    read_spec,
-)
+from flextopo.policies.serving.node_book import NodeBook
 from flextopo.policies.serving.node_state import ClusterFacts, NodeFacts, NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
-    GPU,
     BudgetObject,
-    FlexTopoObject,
+    ClaimObject,
     KubeObject,
-    NodeObject,
     ObjectError,
     PodGroupObject,
     PodObject,
     PriorityClassObject,
+    SliceObject,
     key_of,
-    parse_quantity,
 )
-from flextopo.policies.serving.reach import NodeTraits, Reach, read_traits
+from flextopo.policies.serving.reach import Reach
 from flextopo.policies.serving.records import CLASS_BANDS, PodRecord, parse_version, read_pod
 from flextopo.policies.serving.reservations import Reservations
 from flextopo.policies.serving.view import ClusterView, Surroundings, build_view
@@ -83,6 +75,11 @@ def goes_before(pod: PodRecord, other: PodRecord, both: bool) -> bool:
     return not both or first < second
 
 
+def _id_of(obj: KubeObject) -> str:
+    """Return what tells an object from others of its kind: the uid of a pod, else its name."""
+    return obj.metadata.uid if isinstance(obj, PodObject) else key_of(obj.metadata)
+
+
 def make_clock() -> Callable[[], int]:
     """Return a clock of Unix seconds that a change of the system's time does not move."""
     begin, start = time.time(), time.monotonic()
@@ -99,7 +96,7 @@ class ClusterCache:
         budgets: PodDisruptionBudgets.
         problems: what is wrong with objects, by kind and name; such objects are left out.
         reservations: what was answered a moment ago.
-        traits: whom nodes take, by name.
+        hosts: what is told of nodes.
     """
 
     def __init__(
@@ -112,12 +109,8 @@ class ClusterCache:
         self.problems: dict[str, str] = {}
         self._objects: dict[str, PodObject] = {}
         self._on_node: dict[str, dict[str, PodRecord]] = {}
-        self._nodes: dict[str, dict[str, int]] = {}
-        self._cpus: dict[str, int] = {}
-        self.traits: dict[str, NodeTraits] = {}
+        self.hosts = NodeBook()
         self.reservations = Reservations(time.monotonic, self._dirty_add)
-        self._hardware: dict[str, Hardware] = {}
-        self._marks: dict[str, dict[str, Marks]] = {}
         self.classes: dict[str, PriorityClassObject] = {}
         self._groups: dict[str, PodGroupObject] = {}
         self._pending: dict[str, PodRecord] = {}
@@ -127,9 +120,32 @@ class ClusterCache:
         self._dirty: set[str] = set()
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._versions: dict[str, int] = {}
-        self._catalogue = HardwareCatalogue()
         self._models: npt.NDArray[Any] | None = None
         self._width = 0
+
+        about_node, gone = self._put_about_node, self._remove_about_node
+        self._puts: dict[str, Callable[[Any], None]] = {
+            "Pod": self._put_pod,
+            "Node": about_node(self.hosts.put_node),
+            "FlexTopo": about_node(self.hosts.put_flextopo),
+            "NodeResourceTopology": about_node(self.hosts.put_zones),
+            "PodDisruptionBudget": self._put_budget,
+            "PriorityClass": self._put_class,
+            "PodGroup": self._put_group,
+            "ResourceSlice": self._put_slice,
+            "ResourceClaim": self._put_claim,
+        }
+        self._removes: dict[str, Callable[[str], None]] = {
+            "Pod": self._remove_pod,
+            "Node": gone(self.hosts.remove_node),
+            "FlexTopo": gone(self.hosts.remove_flextopo),
+            "NodeResourceTopology": gone(lambda name: self.hosts.zones.pop(name, None)),
+            "PodDisruptionBudget": self._remove_budget,
+            "PriorityClass": self._remove_class,
+            "PodGroup": self._remove_group,
+            "ResourceSlice": self._remove_slice,
+            "ResourceClaim": self._remove_claim,
+        }
 
     @property
     def nodes(self) -> NodeTable:
@@ -165,8 +181,7 @@ class ClusterCache:
 
     def put(self, obj: KubeObject) -> None:
         """Add or change an object; an older version than the known one is ignored."""
-        by_uid = isinstance(obj, PodObject)
-        name = f"{obj.KIND} {obj.metadata.uid if by_uid else key_of(obj.metadata)}"
+        name = f"{obj.KIND} {_id_of(obj)}"
         version = parse_version(obj.metadata.resourceVersion)
         if version and version <= self._versions.get(name, 0):
             return
@@ -174,47 +189,47 @@ class ClusterCache:
             return
         self._versions[name] = version
         try:
-            self._put(obj)
+            self._puts[type(obj).KIND](obj)
             self.problems.pop(name, None)
         except (ObjectError, TopologyError) as error:
             self.problems[name] = str(error)
 
-    def _put(self, obj: KubeObject) -> None:
-        name = obj.metadata.name
-        match obj:
-            case PodObject():
-                self._put_pod(obj)
-            case NodeObject():
-                self._put_node(obj)
-            case FlexTopoObject():
-                self._dirty.add(name)
-                self._hardware.pop(name, None)
-                spec = read_spec(obj)
-                self._marks[name] = read_marks(spec)
-                self._hardware[name] = self._catalogue.of_flextopo(obj, spec)
-            case BudgetObject():
-                if self.budgets.put(obj):
-                    self._touch(obj.metadata.namespace or "")
-            case PriorityClassObject():
-                self.classes[name] = obj
-                for pod in list(self._objects.values()):
-                    if pod.spec.priorityClassName == name:
-                        self._put_pod(pod)
-            case PodGroupObject():
-                self._groups[key_of(obj.metadata)] = obj
+    def _put_about_node(self, put: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return what puts an object that is named after a node."""
 
-    def _put_node(self, obj: NodeObject) -> None:
-        name = obj.metadata.name
-        self._dirty.add(name)
-        self.traits[name] = read_traits(obj)
-        allocatable = {
-            resource: parse_quantity(value, f"node {name!r}: {resource}")
-            for resource, value in (obj.status.allocatable or {}).items()
-        }
-        all_cpus = (obj.status.capacity or {}).get("cpu", 0)
-        all_cpus = parse_quantity(all_cpus, f"node {name!r}: capacity cpu")
-        self._nodes[name] = allocatable
-        self._cpus[name] = max(all_cpus, allocatable.get("cpu", 0)) // 1000
+        def put_it(obj: Any) -> None:
+            self._dirty.add(obj.metadata.name)
+            put(obj)
+
+        return put_it
+
+    def _put_budget(self, obj: BudgetObject) -> None:
+        if self.budgets.put(obj):
+            self._touch(obj.metadata.namespace or "")
+
+    def _put_class(self, obj: PriorityClassObject) -> None:
+        self.classes[obj.metadata.name] = obj
+        self._reread(lambda pod: pod.spec.priorityClassName == obj.metadata.name)
+
+    def _put_group(self, obj: PodGroupObject) -> None:
+        self._groups[key_of(obj.metadata)] = obj
+
+    def _put_slice(self, obj: SliceObject) -> None:
+        self._dirty |= self.hosts.devices.put_slice(obj)
+
+    def _put_claim(self, obj: ClaimObject) -> None:
+        self.hosts.devices.put_claim(obj)
+        self._reread_claim(key_of(obj.metadata))
+
+    def _reread(self, concerns: Callable[[PodObject], bool]) -> None:
+        """Read some pods again, and work out their nodes."""
+        for pod in list(self._objects.values()):
+            if concerns(pod):
+                self._put_pod(pod)
+
+    def _reread_claim(self, key: str) -> None:
+        pods = self.pods
+        self._reread(lambda pod: key in pods[pod.metadata.uid].claims)
 
     def _touch(self, namespace: str) -> None:
         """Have all nodes with pods of a namespace worked out anew."""
@@ -243,7 +258,7 @@ class ClusterCache:
         self.pods[uid] = record
         if record.placing.far and not record.finished:
             self._shy[uid] = record
-        if obj.spec.priorityClassName:
+        if obj.spec.priorityClassName or record.claims:
             self._objects[uid] = obj
         if not record.node and not record.finished:
             self._pending[uid] = record
@@ -258,73 +273,70 @@ class ClusterCache:
         Raises:
             ObjectError: a quantity, number or time in it is not one.
         """
-        return read_pod(obj, self.classes, self.bands)
+        return read_pod(obj, self.classes, self.bands, self.hosts.devices.of_pod(obj))
 
     def remove(self, obj: KubeObject) -> None:
-        """Remove an object; one that is not known is remembered as gone."""
-        name, key, uid = obj.metadata.name, key_of(obj.metadata), obj.metadata.uid
-        match obj:
-            case PodObject():
-                self._forget(uid, obj.spec.nodeName or "")
-                self.reservations.forget(uid)
-                self._versions.pop(f"Pod {uid}", None)
-                self.problems.pop(f"Pod {uid}", None)
-                self._gone[uid] = None
-                if len(self._gone) > MAX_GONE:
-                    self._gone.popitem(last=False)
-            case NodeObject():
-                self._nodes.pop(name, None)
-                self.traits.pop(name, None)
-                self._dirty.add(name)
-                self._versions.pop(f"Node {name}", None)
-            case FlexTopoObject():
-                self._hardware.pop(name, None)
-                self._marks.pop(name, None)
-                self._dirty.add(name)
-                self._versions.pop(f"FlexTopo {name}", None)
-            case BudgetObject():
-                self.budgets.remove(key)
-                self._dirty |= self._nodes.keys()
-                self._versions.pop(f"PodDisruptionBudget {key}", None)
-            case PriorityClassObject():
-                self.classes.pop(name, None)
-                self._versions.pop(f"PriorityClass {name}", None)
-            case PodGroupObject():
-                self._groups.pop(key, None)
-                self._versions.pop(f"PodGroup {key}", None)
+        """Remove an object; a pod is remembered as gone."""
+        word, found = type(obj).KIND, _id_of(obj)
+        if isinstance(obj, PodObject):
+            node, known = obj.spec.nodeName or "", self.pods.get(found)
+            if known is not None and known.key != key_of(obj.metadata):
+                # It had another pod's uid, which stays.
+                self._unread.get(node, {}).pop(found, None)
+                self._dirty.add(node)
+                return
+            self._forget(found, node)
+            self._gone[found] = None
+            if len(self._gone) > MAX_GONE:
+                self._gone.popitem(last=False)
+        self._removes[word](found)
+        self._versions.pop(f"{word} {found}", None)
+        self.problems.pop(f"{word} {found}", None)
+
+    def _remove_pod(self, uid: str) -> None:
+        self._forget(uid)
+        self.reservations.forget(uid)
+
+    def _remove_about_node(self, remove: Callable[[str], object]) -> Callable[[str], None]:
+        def remove_it(name: str) -> None:
+            self._dirty.add(name)
+            remove(name)
+
+        return remove_it
+
+    def _remove_budget(self, key: str) -> None:
+        self.budgets.remove(key)
+        self._dirty |= self.hosts.allocatable.keys()
+
+    def _remove_class(self, name: str) -> None:
+        self.classes.pop(name, None)
+
+    def _remove_group(self, key: str) -> None:
+        self._groups.pop(key, None)
+
+    def _remove_slice(self, name: str) -> None:
+        self._dirty |= self.hosts.devices.remove_slice(name)
+
+    def _remove_claim(self, key: str) -> None:
+        self.hosts.devices.remove_claim(key)
+        self._reread_claim(key)
 
     def replace(self, kind: type[KubeObject], objects: Iterable[KubeObject]) -> None:
         """Take a fresh list of all objects of a kind: what is not in it is gone."""
-        keep, word = set(), kind.KIND
+        word, keep = kind.KIND, set()
         for obj in objects:
             self.put(obj)
-            keep.add(obj.metadata.uid if kind is PodObject else key_of(obj.metadata))
+            keep.add(_id_of(obj))
+        known = {name.partition(" ")[2] for name in self._versions if name.startswith(f"{word} ")}
+        for found in known - keep:
+            self._removes[word](found)
+            self._versions.pop(f"{word} {found}", None)
+            self.problems.pop(f"{word} {found}", None)
         if kind is PodObject:
-            for uid in self.pods.keys() - keep:
-                self._forget(uid)
-                self.reservations.forget(uid)
-                self._versions.pop(f"Pod {uid}", None)
             for node, unread in self._unread.items():
                 for uid in unread.keys() - keep:
                     del unread[uid]
                     self._dirty.add(node)
-            return
-        known: dict[str, dict[str, Any]] = {
-            "Node": self._nodes,
-            "FlexTopo": self._marks,
-            "PodDisruptionBudget": self.budgets.by_key,
-            "PriorityClass": self.classes,
-            "PodGroup": self._groups,
-        }
-        for key in known[word].keys() - keep:
-            if kind is BudgetObject:
-                self.budgets.remove(key)
-            else:
-                del known[word][key]
-            self._hardware.pop(key, None) if word == "FlexTopo" else None
-            self.traits.pop(key, None) if word == "Node" else None
-            self._versions.pop(f"{word} {key}", None)
-            self._dirty |= self._nodes.keys() | {key}
 
     def _forget(self, uid: str, node: str = "") -> None:
         if node in self._unread and self._unread[node].pop(uid, ""):
@@ -344,45 +356,42 @@ class ClusterCache:
         self.reservations.expire()
         if not self._dirty:
             return
-        for name in self._dirty & self._nodes.keys():
-            self._hardware_of(name)
-        models = self._catalogue.models
+        for name in self._dirty & self.hosts.allocatable.keys():
+            problem = self.hosts.problem_of(name)
+            if problem:
+                self.problems[f"Node {name}"] = problem
+        models = self.hosts.catalogue.models
         if self._models is None or len(self._models) != len(models):
             self._models = compile_models(models) if models else None
             width = max((model.num_numa_nodes for model in models), default=1)
             if width != self._width:
                 self._width = width
-                self._dirty |= self._nodes.keys()
+                self._dirty |= self.hosts.allocatable.keys()
         for name in self._dirty:
             self._table.set(name, self._derive(name))
         self._dirty.clear()
 
-    def _hardware_of(self, name: str) -> Hardware | None:
-        found = self._hardware.get(name)
-        allocatable = self._nodes.get(name, {})
-        try:
-            if found is not None:
-                found = self._catalogue.in_cpus(found, self._cpus.get(name, 0))
-            elif allocatable.get(GPU, 0) >= 1000:
-                found = self._catalogue.flat(
-                    allocatable[GPU] // 1000, allocatable.get("cpu", 0) // 1000
-                )
-        except TopologyError as error:
-            self.problems[f"Node {name}"] = str(error)
-            return None
-        return found
-
     def _derive(self, name: str, without: Collection[str] = ()) -> NodeState | None:
         """Work out a node, None if it is none that matters; without the pods of these uids."""
-        allocatable, hardware = self._nodes.get(name), self._hardware_of(name)
-        if allocatable is None or hardware is None or hardware.server.num_gpus == 0:
+        hosts, here = self.hosts, self._on_node.get(name, {})
+        allocatable = hosts.offered(name)
+        if allocatable is None or hosts.problem_of(name):
+            return None
+        hardware = hosts.hardware_of(name)
+        if hardware is None or hardware.server.num_gpus == 0:
             return None
         assert self._models is not None
-        here = self._on_node.get(name, {})
         pods = [pod for pod in [*here.values(), *self._planned(name)] if pod.uid not in without]
-        doomed = self.reservations.doomed(name)
         state = derive(
-            NodeFacts(hardware, allocatable, pods, self._marks.get(name, {}), doomed),
+            NodeFacts(
+                hardware,
+                allocatable,
+                pods,
+                hosts.marks.get(name, {}),
+                self.reservations.doomed(name),
+                hosts.numbers_of(name),
+                hosts.blocked(name, here),
+            ),
             ClusterFacts(self._models, self._width, self.budgets.index_of, self.clock()),
         )
         for key in self._unread.get(name, {}).values():
@@ -440,7 +449,7 @@ class ClusterCache:
 
     def reach_of(self, pod: PodRecord) -> Reach:
         """Return which nodes a pending pod may go to."""
-        return Reach(pod, self.traits, self.pods.values(), self._shy.values())
+        return Reach(pod, self.hosts.traits, self.pods.values(), self._shy.values())
 
     def view(
         self,
@@ -477,7 +486,7 @@ class ClusterCache:
             preemptor,
             nodes,
             Surroundings(
-                models=self._catalogue.models,
+                models=self.hosts.catalogue.models,
                 table=self._models,
                 pdb_left=left if respect_budgets else [2**31] * len(left),
                 totals={

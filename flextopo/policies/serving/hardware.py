@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +15,9 @@ from flextopo.cluster.topology.graph import VertexType, vertex_index, vertices_o
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.cluster.topology.model_from_graph import server_model_from_graph
 from flextopo.cluster.topology.resource import API_VERSION, KIND, graph_from_resource
+from flextopo.policies.serving.devices import GpuDevice
 from flextopo.policies.serving.objects import FlexTopoObject, FlexTopoSpec, ObjectError
+from flextopo.policies.serving.sources import Zone
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,8 @@ class Hardware:
         known: False where no FlexTopo tells where anything is.
         warnings: what had to be assumed.
         threads: CPUs, as Kubernetes counts them, that a core number stands for.
+        cores_located: False where nobody tells which CPUs a pod has; then they are only counted, on
+            the node as a whole.
     """
 
     model: int
@@ -38,6 +43,7 @@ class Hardware:
     known: bool = True
     warnings: tuple[str, ...] = ()
     threads: int = 1
+    cores_located: bool = True
 
 
 class Marks(NamedTuple):
@@ -113,6 +119,68 @@ class HardwareCatalogue:
             self._threaded[hardware, threads] = found
         return found
 
+    def of_devices(self, gpus: Sequence[GpuDevice], cpus: int) -> Hardware | None:
+        """Return the hardware that drivers tell of, None where a GPU's NUMA node is not known.
+
+        NUMA nodes that are near to one GPU count as one socket, all others as sockets of their own;
+        CPUs are spread evenly, since no driver of GPUs tells of them.
+
+        Raises:
+            TopologyError: more GPUs or NUMA nodes than a server model has.
+        """
+        if not gpus or not all(gpu.numas for gpu in gpus):
+            return None
+        numas = sorted({numa for gpu in gpus for numa in gpu.numas})
+        socket_of = {numa: numa for numa in numas}
+        for gpu in gpus:
+            near = {socket_of[numa] for numa in gpu.numas}
+            socket_of = {numa: min(near) if s in near else s for numa, s in socket_of.items()}
+        sockets = sorted(set(socket_of.values()))
+        cores = [cpus // len(numas) + (i < cpus % len(numas)) for i in range(len(numas))]
+        return self._located(
+            [numas.index(gpu.numas[0]) for gpu in gpus],
+            [sockets.index(socket_of[numa]) for numa in numas],
+            cores,
+            [gpu.number for gpu in gpus],
+            False,
+        )
+
+    def of_zones(self, zones: Sequence[Zone]) -> Hardware | None:
+        """Return the hardware that a NodeResourceTopology tells of, None if it tells of no GPU.
+
+        Raises:
+            TopologyError: more GPUs or NUMA nodes than a server model has.
+        """
+        found = sorted((zone.numa, zone.gpus, zone.cpus) for zone in zones)
+        gpu_numa = [i for i, (_, gpus, _) in enumerate(found) for _ in range(gpus)]
+        if not gpu_numa:
+            return None
+        cores = [cpus for _, _, cpus in found]
+        return self._located(gpu_numa, range(len(found)), cores, range(len(gpu_numa)), True)
+
+    def _located(
+        self,
+        gpu_numa: Sequence[int],
+        numa_socket: Sequence[int],
+        cores: Sequence[int],
+        numbers: Sequence[int],
+        cores_located: bool,
+    ) -> Hardware:
+        key = (tuple(gpu_numa), tuple(numa_socket), tuple(cores), tuple(numbers), cores_located)
+        found = self._by_graph.get(key)
+        if found is None:
+            name = f"{len(key[0])} GPUs on {len(key[1])} NUMA nodes"
+            server = ServerModel(name, key[0], key[1], key[2])
+            found = Hardware(
+                model=self._add(server),
+                server=server,
+                core_numa={},
+                gpu_index={number: i for i, number in enumerate(numbers)},
+                cores_located=cores_located,
+            )
+            self._by_graph[key] = found
+        return found
+
     def flat(self, gpus: int, cores: int) -> Hardware:
         """Return a server of which only counts are known.
 
@@ -171,6 +239,15 @@ def read_marks(spec: FlexTopoSpec) -> dict[str, Marks]:
         str(pod): Marks(tuple(cores), tuple(gpus))
         for pod, (cores, gpus) in held.items()
         if not is_daemon(str(pod))
+    }
+
+
+def read_uuids(spec: FlexTopoSpec) -> dict[str, int]:
+    """Return the numbers of the GPUs by UUID, where it tells them."""
+    return {
+        str(vertex.attributes.uuid): _number(vertex.id)
+        for vertex in spec.nodes
+        if vertex.type == "GPU" and vertex.attributes and vertex.attributes.uuid
     }
 
 

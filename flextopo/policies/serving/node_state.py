@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import add as add_up
 from operator import attrgetter, gt, sub
 from typing import Any
@@ -24,6 +24,7 @@ from flextopo.cluster.state.placement import best_level, is_aligned, place
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.state.schema import LIVE_DTYPE, NEVER_S, NODE_DTYPE, POD_DTYPE
 from flextopo.cluster.topology.levels import NO_FIT
+from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.policies.serving.hardware import NO_MARKS, Hardware, Marks, held_by
 from flextopo.policies.serving.node_rows import pack_live, pack_node, pack_pod
 from flextopo.policies.serving.objects import GPU
@@ -152,6 +153,8 @@ class NodeFacts:
         records: pods bound to the node or nominated for it.
         marks: what FlexTopo says pods hold, by name.
         doomed: uids of pods that were chosen as victims a moment ago.
+        numbers: GPU numbers by UUID, and by driver, pool and device.
+        blocked: numbers of GPUs that nobody can be given, and no eviction frees.
     """
 
     hardware: Hardware
@@ -159,6 +162,8 @@ class NodeFacts:
     records: Sequence[PodRecord]
     marks: Mapping[str, Marks]
     doomed: Collection[str] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    blocked: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,6 +202,7 @@ def derive(facts: NodeFacts, cluster: ClusterFacts) -> NodeState:
     records = sorted(facts.records, key=attrgetter("importance"))
     records = [record for record in records if not record.finished]
     free, holders = _hold([record for record in records if record.node], facts, cluster.width)
+    _by_zones(holders, free, hardware)
     offered = min(facts.allocatable.get(GPU, 0) // 1000, server.num_gpus)
     lost = min(server.num_gpus - offered, free.gpus.bit_count())
     _by_elimination(holders, free, lost)
@@ -264,8 +270,14 @@ def _hold(
     server = facts.hardware.server
     cores_free = [*server.numa_cores, *[0] * (width - server.num_numa_nodes)]
     free, holders = _Free((1 << server.num_gpus) - 1, cores_free), []
+    for number in facts.blocked:
+        free.gpus &= ~(1 << facts.hardware.gpu_index.get(number, MAX_GPUS))
     for record in records:
         holder = _holder(record, facts, names, width)
+        if record.held.shared:
+            # It has part of them: whoever else has the rest, evicting this one frees none.
+            free.gpus &= ~(holder.gpu_mask or 0)
+            holder.gpu_mask = 0
         if holder.gpu_mask and holder.gpu_mask & ~free.gpus:
             holder.gpu_mask = None
         if holder.cores is not None and any(map(gt, holder.cores, free.cores)):
@@ -299,17 +311,26 @@ def _what_is_broken(holders: Sequence[_Holder], offered: int) -> str:
     return f"pods hold {in_use} GPUs of {offered} that it offers" if in_use > offered else ""
 
 
-def _holder(record: PodRecord, facts: NodeFacts, names: Mapping[str, int], width: int) -> _Holder:
-    """Find out what a pod holds: by annotation, else by FlexTopo's marks under its name."""
+def _marks_of(record: PodRecord, facts: NodeFacts, names: Mapping[str, int]) -> Marks:
+    """Return what is said of a pod: by annotation or claim, else by FlexTopo under its name."""
     found = facts.marks.get(record.key)
     # A bare name is the pod's only where no other pod of the node is called so.
     if found is None and names[record.name] == 1:
         found = facts.marks.get(record.name)
     cores, gpus = found or NO_MARKS
-    if record.cores_held is not None:
-        cores = record.cores_held
-    if record.gpus_held is not None:
-        gpus = record.gpus_held
+    said = record.held
+    if said.cores is not None:
+        cores = said.cores
+    if said.gpus is not None:
+        gpus = said.gpus
+    elif said.ids is not None:
+        gpus = tuple(facts.numbers.get(one, -1) for one in said.ids)
+    return Marks(cores, gpus)
+
+
+def _holder(record: PodRecord, facts: NodeFacts, names: Mapping[str, int], width: int) -> _Holder:
+    """Find out what a pod holds."""
+    cores, gpus = _marks_of(record, facts, names)
     status = RUNNING if record.running else STARTING
     if record.terminating or record.uid in facts.doomed:
         status = TERMINATING
@@ -320,10 +341,37 @@ def _holder(record: PodRecord, facts: NodeFacts, names: Mapping[str, int], width
         mask = 0
     elif len(gpus) != record.gpus:
         mask = None
-    if not cores and record.gpus and record.cores:
+    if not facts.hardware.cores_located:
+        held = (0,) * width
+    elif not cores and record.gpus and record.cores:
         # A pod without GPUs and pinned cores runs in the shared pool and blocks no NUMA node.
         held = None
     return _Holder(record, mask, held, status)
+
+
+def _by_zones(holders: Sequence[_Holder], free: _Free, hardware: Hardware) -> None:
+    """Give pods of which only the NUMA nodes are known any GPUs there: one is as good as another."""
+    server = hardware.server
+    for holder in holders:
+        zones = holder.record.held.zones
+        if zones is None or sum(zone.gpus for zone in zones) != holder.record.gpus:
+            continue
+        if any(not 0 <= zone.numa < server.num_numa_nodes for zone in zones):
+            continue
+        if holder.gpu_mask is None:
+            mask = 0
+            for zone in zones:
+                here = [i for i, u in enumerate(server.gpu_numa) if u == zone.numa]
+                here = [i for i in here if free.gpus >> i & 1][: zone.gpus]
+                mask |= sum(1 << i for i in here)
+            if mask.bit_count() == holder.record.gpus:
+                holder.gpu_mask, free.gpus = mask, free.gpus & ~mask
+        if holder.cores is None:
+            cores = [0] * len(free.cores)
+            for zone in zones:
+                cores[zone.numa] += zone.cpus
+            if not any(map(gt, cores, free.cores)):
+                holder.cores, free.cores = tuple(cores), list(map(sub, free.cores, cores))
 
 
 def _rounded_up(cpus: int, threads: int) -> int:

@@ -173,6 +173,12 @@ class PodClaim(msgspec.Struct):
     resourceClaimTemplateName: str | None = None
 
 
+class SchedulingGroup(msgspec.Struct):
+    """The PodGroup that a pod belongs to."""
+
+    podGroupName: str | None = None
+
+
 class PodSpec(msgspec.Struct):
     """What a pod asks for."""
 
@@ -191,6 +197,7 @@ class PodSpec(msgspec.Struct):
     topologySpreadConstraints: list[Spread] | None = None
     schedulingGates: list[Any] | None = None
     resourceClaims: list[PodClaim] | None = None
+    schedulingGroup: SchedulingGroup | None = None
 
 
 class PodCondition(msgspec.Struct):
@@ -286,6 +293,7 @@ class Attributes(msgspec.Struct, gc=False):
     """Who uses a core or GPU, and what GPU it is; older objects carry integers."""
 
     usedBy: str | int | None = None
+    uuid: str | int | None = None
     status: str | int | None = None
     name: str | int | None = None
     memoryTotal: str | int | None = None
@@ -355,7 +363,7 @@ class PriorityClassObject(msgspec.Struct):
 
 
 class PodGroupObject(msgspec.Struct):
-    """A PodGroup; `spec.minMember` says how many members it needs to run."""
+    """A PodGroup of any API; its spec says how many members it needs to run."""
 
     KIND: ClassVar[str] = "PodGroup"
 
@@ -365,18 +373,201 @@ class PodGroupObject(msgspec.Struct):
     @property
     def least(self) -> int | None:
         """Return how many members it needs, None where it does not say."""
-        found = self.spec.get("minMember") if isinstance(self.spec, dict) else None
+        if not isinstance(self.spec, dict):
+            return None
+        found, policy = self.spec.get("minMember"), self.spec.get("schedulingPolicy")
+        if isinstance(policy, dict):
+            gang = policy.get("gang")
+            found = gang.get("minCount") if isinstance(gang, dict) else 1
         return found if isinstance(found, int) else None
 
 
+class DeviceTaint(msgspec.Struct):
+    """A taint of a device."""
+
+    key: str = ""
+    effect: str = ""
+
+
+class DeviceAttribute(msgspec.Struct):
+    """An attribute of a device; the others of its kinds are not read."""
+
+    number: int | None = msgspec.field(default=None, name="int")
+    string: str | None = None
+    numbers: list[int] | None = msgspec.field(default=None, name="ints")
+
+
+class Device(msgspec.Struct):
+    """A device that a driver offers."""
+
+    name: str
+    attributes: dict[str, DeviceAttribute] | None = None
+    taints: list[DeviceTaint] | None = None
+    nodeName: str | None = None
+
+
+class DevicePool(msgspec.Struct):
+    """Which pool a slice is of, and how many slices make it complete."""
+
+    name: str = ""
+    generation: int = 0
+    resourceSliceCount: int = 1
+
+
+class SliceSpec(msgspec.Struct):
+    """What a slice offers."""
+
+    driver: str = ""
+    pool: DevicePool = msgspec.field(default_factory=DevicePool)
+    nodeName: str | None = None
+    devices: list[Device] | None = None
+
+
+class SliceObject(msgspec.Struct):
+    """A ResourceSlice."""
+
+    KIND: ClassVar[str] = "ResourceSlice"
+
+    metadata: Meta
+    spec: SliceSpec = msgspec.field(default_factory=SliceSpec)
+
+
+class ExactRequest(msgspec.Struct):
+    """Devices of a class."""
+
+    deviceClassName: str = ""
+    allocationMode: str = ""
+    count: int | None = None
+    adminAccess: bool | None = None
+
+
+class DeviceRequest(msgspec.Struct):
+    """Devices, or alternatives of them."""
+
+    name: str = ""
+    exactly: ExactRequest | None = None
+    firstAvailable: list[ExactRequest] | None = None
+
+
+class DeviceRequests(msgspec.Struct):
+    """What a claim asks for."""
+
+    requests: list[DeviceRequest] | None = None
+
+
+class ClaimSpec(msgspec.Struct):
+    """What a claim asks for."""
+
+    devices: DeviceRequests | None = None
+
+
+class AllocatedDevice(msgspec.Struct):
+    """A device that a claim was given."""
+
+    driver: str = ""
+    pool: str = ""
+    device: str = ""
+    adminAccess: bool | None = None
+
+
+class AllocatedDevices(msgspec.Struct):
+    """The devices that a claim was given."""
+
+    results: list[AllocatedDevice] | None = None
+
+
+class Allocation(msgspec.Struct):
+    """What a claim was given."""
+
+    devices: AllocatedDevices | None = None
+
+
+class ClaimUser(msgspec.Struct):
+    """Who may use a claim."""
+
+    resource: str = ""
+    uid: str = ""
+
+
+class ClaimStatus(msgspec.Struct):
+    """What a claim was given, and for whom it is kept."""
+
+    allocation: Allocation | None = None
+    reservedFor: list[ClaimUser] | None = None
+
+
+class ClaimObject(msgspec.Struct):
+    """A ResourceClaim."""
+
+    KIND: ClassVar[str] = "ResourceClaim"
+
+    metadata: Meta
+    spec: ClaimSpec = msgspec.field(default_factory=ClaimSpec)
+    status: ClaimStatus = msgspec.field(default_factory=ClaimStatus)
+
+    @property
+    def requests(self) -> list[DeviceRequest]:
+        """Return what it asks for."""
+        return (self.spec.devices and self.spec.devices.requests) or []
+
+    @property
+    def devices(self) -> list[str]:
+        """Return what it holds as driver, pool and device; what it only looks at it does not hold."""
+        found = self.status.allocation and self.status.allocation.devices
+        return [
+            f"{one.driver}/{one.pool}/{one.device}"
+            for one in (found and found.results) or ()
+            if not one.adminAccess
+        ]
+
+    @property
+    def users(self) -> list[str]:
+        """Return the uids of those it is kept for, of several kinds perhaps."""
+        return [one.uid for one in self.status.reservedFor or ()]
+
+
+class Zone(msgspec.Struct):
+    """A zone of a NodeResourceTopology."""
+
+    name: str = ""
+    type: str = ""
+    resources: list[ZoneResource] | None = None
+
+
+class ZoneResource(msgspec.Struct):
+    """A resource of a zone."""
+
+    name: str = ""
+    capacity: str | int | float = 0
+    available: str | int | float = 0
+
+
+class ZonesObject(msgspec.Struct):
+    """A NodeResourceTopology, named after its node."""
+
+    KIND: ClassVar[str] = "NodeResourceTopology"
+
+    metadata: Meta
+    zones: list[Zone] | None = None
+
+
 KubeObject = (
-    PodObject | NodeObject | FlexTopoObject | BudgetObject | PriorityClassObject | PodGroupObject
+    PodObject
+    | NodeObject
+    | FlexTopoObject
+    | BudgetObject
+    | PriorityClassObject
+    | PodGroupObject
+    | SliceObject
+    | ClaimObject
+    | ZonesObject
 )
 
 KINDS: dict[str, type[KubeObject]] = {
     kind.KIND: kind
     for kind in (
         PodObject, NodeObject, FlexTopoObject, BudgetObject, PriorityClassObject, PodGroupObject,
+        SliceObject, ClaimObject, ZonesObject,
     )
 }  # fmt: skip
 

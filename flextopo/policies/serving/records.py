@@ -10,8 +10,8 @@ from operator import lt
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.pods import TopologyRequirement
-from flextopo.cluster.topology.captures.from_text import parse_cpu_list
 from flextopo.cluster.workload.tape import BATCH_PRIORITIES
+from flextopo.policies.serving.devices import Claimed
 from flextopo.policies.serving.objects import (
     GPU,
     Container,
@@ -23,17 +23,22 @@ from flextopo.policies.serving.objects import (
     parse_quantity,
 )
 from flextopo.policies.serving.placing import Placing, read_placing
+from flextopo.policies.serving.sources import Held, read_held
 
 REQUIREMENT = "godel.bytedance.com/flextopo-requirement"
 CAN_BE_PREEMPTED = "godel.bytedance.com/can-be-preempted"
 PROTECTION = "godel.bytedance.com/protection-duration-from-preemption"
-GPUS_HELD = "flextopo/gpus"
-CORES_HELD = "flextopo/cores"
 CHECKPOINT = "flextopo/checkpoint-interval-s"
 MIRROR = "kubernetes.io/config.mirror"
 STATIC = "kubernetes.io/config.source"
-GROUP_LABELS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
-GROUP_ANNOTATION = "godel.bytedance.com/pod-group-name"
+GROUP_LABELS = (
+    "scheduling.x-k8s.io/pod-group",
+    "pod-group.scheduling.sigs.k8s.io",
+    "kueue.x-k8s.io/pod-group-name",
+    "leaderworkerset.sigs.k8s.io/group-key",
+)
+GROUP_ANNOTATIONS = ("godel.bytedance.com/pod-group-name", "scheduling.k8s.io/group-name")
+"""Gödel's and Volcano's."""
 
 REQUIREMENTS = {
     "none": TopologyRequirement.NONE,
@@ -82,8 +87,8 @@ class PodRecord:
         terminating: its deletion has begun.
         finished: it succeeded or failed and holds nothing.
         running: its phase is Running.
-        gpus_held: GPU numbers by annotation, None where it does not tell.
-        cores_held: core numbers by annotation, None where it does not tell.
+        held: what annotations and claims tell of what it holds.
+        claims: `namespace/name` of its ResourceClaims.
         version: the object's resource version.
         scheduler: name of the scheduler that is to place it.
         refused: why it is unschedulable, empty where it is not.
@@ -117,8 +122,8 @@ class PodRecord:
     terminating: bool
     finished: bool
     running: bool
-    gpus_held: tuple[int, ...] | None
-    cores_held: tuple[int, ...] | None
+    held: Held
+    claims: tuple[str, ...]
     version: int
     scheduler: str
     refused: str
@@ -177,6 +182,7 @@ def read_pod(
     pod: PodObject,
     classes: dict[str, PriorityClassObject],
     bands: Sequence[int] = CLASS_BANDS,
+    claimed: Claimed | None = None,
 ) -> PodRecord:
     """Read a pod.
 
@@ -184,6 +190,7 @@ def read_pod(
         pod: the object.
         classes: PriorityClasses by name.
         bands: priorities from which on a batch pod is of class 1, 2, ...
+        claimed: what it has, or asks for, by claims; None = it has none.
 
     Raises:
         ObjectError: a quantity, number or time in it is not one.
@@ -195,6 +202,10 @@ def read_pod(
         raise ObjectError(f"{where}: metadata without name or uid; legal: both")
     annotations = meta.annotations or {}
     requests = read_requests(pod, where)
+    held = read_held(annotations, where)
+    if claimed is not None:
+        requests[GPU] = max(requests.get(GPU, 0), 1000 * claimed.gpus)
+        held = held if claimed.devices is None else held._replace(ids=claimed.devices)
     gpus, cores = requests.get(GPU, 0) // 1000, -(-requests.get("cpu", 0) // 1000)
     if gpus > MAX_INT32 or cores > MAX_INT32:
         raise ObjectError(f"{where}: asks for {gpus} GPUs and {cores} cores; legal: below 2^31")
@@ -228,7 +239,7 @@ def read_pod(
         never_preempts=policy == "Never",
         protection_s=_whole(annotations, PROTECTION, where),
         checkpoint_s=_whole(annotations, CHECKPOINT, where),
-        group=_group(labels, annotations, meta.namespace or ""),
+        group=_group(pod),
         created_s=parse_time(meta.creationTimestamp, where) if meta.creationTimestamp else 0,
         start_s=parse_time(status.startTime, where) if status.startTime else None,
         bound_s=_bound_s(pod, where),
@@ -236,8 +247,8 @@ def read_pod(
         terminating=meta.deletionTimestamp is not None,
         finished=status.phase in ("Succeeded", "Failed"),
         running=status.phase == "Running",
-        gpus_held=_numbers(annotations, GPUS_HELD, where),
-        cores_held=_numbers(annotations, CORES_HELD, where),
+        held=held,
+        claims=claimed.claims if claimed else (),
         version=parse_version(meta.resourceVersion),
         scheduler=spec.schedulerName or "default-scheduler",
         refused=_refused(pod),
@@ -370,20 +381,14 @@ def _whole(annotations: dict[str, str], name: str, where: str) -> int:
     return int(text)
 
 
-def _numbers(annotations: dict[str, str], name: str, where: str) -> tuple[int, ...] | None:
-    text = annotations.get(name)
-    if text is None:
-        return None
-    try:
-        return parse_cpu_list(text)
-    except FlextopoError as error:
-        raise ObjectError(f"{where}: {name}: {error}") from None
-
-
-def _group(labels: dict[str, str], annotations: dict[str, str], namespace: str) -> str:
-    first, second = GROUP_LABELS
-    name = labels.get(first) or labels.get(second) or annotations.get(GROUP_ANNOTATION)
-    return f"{namespace}/{name}" if name else ""
+def _group(pod: PodObject) -> str:
+    labels, annotations = pod.metadata.labels or {}, pod.metadata.annotations or {}
+    own = pod.spec.schedulingGroup
+    names = [own.podGroupName if own else None]
+    names += [labels.get(label) for label in GROUP_LABELS]
+    names += [annotations.get(name) for name in GROUP_ANNOTATIONS]
+    name = next(filter(None, names), "")
+    return f"{pod.metadata.namespace or ''}/{name}" if name else ""
 
 
 def _refused(pod: PodObject) -> str:
