@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from kube_objects import flextopo, full_node, make_cache, node, pod, preemptor, read
+from kube_objects import REQUIREMENT, flextopo, full_node, make_cache, node, pod, preemptor, read
 
 from flextopo.baselines.registry import make_selector
 from flextopo.policies.serving import reservations
@@ -132,6 +132,23 @@ def test_a_second_preemptor_does_not_get_the_victims_of_the_first() -> None:
     assert preempt(extender, preemptor(4, name="third"), "n0", uids=("uid-n0-b0",)) == {}
     # Who asks again gets the same answer again.
     assert preempt(extender, preemptor(4), "n0", uids=("uid-n0-b0",))["n0"] == first
+
+
+def test_who_has_had_others_evicted_does_not_go_elsewhere() -> None:
+    cache = make_cache([*full_node(), node("n1"), flextopo("n1", {})])
+    extender = make_extender(cache)
+    assert preempt(extender, preemptor(2), "n0", uids=("uid-n0-b0",))["n0"]
+    assert let_in(extender, preemptor(2), "n0", "n1") == []
+    # Others go there, and so does it if its victims stay too long.
+    assert let_in(extender, preemptor(2, name="other"), "n1") == ["n1"]
+    for gone, nodes in (("2027-01-15T08:00:20Z", []), ("2027-01-15T07:59:00Z", ["n1"])):
+        documents = full_node()
+        documents[2] = dying("n0-b0", gone)
+        cache = make_cache([*documents, node("n1"), flextopo("n1", {})])
+        asking = nominated("p", 2, "n0")
+        assert let_in(make_extender(cache), asking, "n0", "n1") == nodes
+        asking = nominated("p", 2, "n0", annotations={REQUIREMENT: "none"})
+        assert let_in(make_extender(cache), asking, "n1") == nodes
 
 
 def test_promises_end_when_they_are_kept_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:

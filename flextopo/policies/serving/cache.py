@@ -34,6 +34,8 @@ from flextopo.policies.serving.view import ClusterView, Surroundings, build_view
 
 MAX_GONE = 100_000
 """Deleted pods that are remembered, so that a late event does not bring one back."""
+LATE_S = 5
+"""A victim that is not gone so long after its time keeps nobody from going elsewhere."""
 FRESH_S = 20
 """The placement of a pod that was bound so lately is about to be known."""
 
@@ -439,6 +441,19 @@ class ClusterCache:
         """Return the nodes that anybody is nominated for."""
         found = {pod.nominated for pod in self._pending.values() if pod.nominated}
         return found | self.reservations.nodes()
+
+    def kept_for(self, preemptor: PodRecord) -> str:
+        """Return the node on which others are on their way out for a pod, empty for none."""
+        told = self.reservations.answered(preemptor.uid)
+        node = told[0] if told is not None else preemptor.nominated
+        doomed = set(told[1]) if told is not None else set()
+        now_s = self.clock()
+        for pod in self.pods_on(node) if node else ():
+            if pod.priority < preemptor.priority and pod.node:
+                due_s = pod.gone_s if pod.gone_s is not None else now_s
+                if pod.uid in doomed or (pod.terminating and now_s - due_s <= LATE_S):
+                    return node
+        return ""
 
     def is_unsettled(self, state: NodeState) -> bool:
         """Say whether more of a node is about to be known: where pods are that were bound lately."""

@@ -197,6 +197,8 @@ class Controller:
     async def _carry_out(self, pod: PodRecord, decision: Decision, waiting: _Waiting) -> None:
         """Nominate, then evict: a crash in between leaves a nomination, which is taken up again."""
         assert decision.node is not None
+        if self.outcomes is not None:
+            self.outcomes.evicted(pod, decision)
         try:
             if pod.nominated != decision.node:
                 await self.watch.nominate(
@@ -212,8 +214,6 @@ class Controller:
             self._back_off(waiting)
             return
         waiting.wait_s = 0.0
-        if self.outcomes is not None:
-            self.outcomes.evicted(pod, decision)
         # Until the watch shows what was done, the same must not be decided again.
         waiting.not_before = self.clock() + self.settle_s
         await self._tell(pod, decision)

@@ -87,10 +87,10 @@ class Extender:
         if decision.node is None:
             return _as_proposed(proposed, decision.unchanged)
         uids = [victim.uid for victim in decision.victims]
-        # What is on its way out suffices: the place is kept, and nobody else has to go.
-        cache.reservations.answer(preemptor, decision.node, uids)
         if self.outcomes is not None:
             self.outcomes.evicted(preemptor, decision)
+        # What is on its way out suffices: the place is kept, and nobody else has to go.
+        cache.reservations.answer(preemptor, decision.node, uids)
         if not uids and (decision.wait_s or proposed[decision.node]):
             return _encode({})
         victims = MetaVictims([MetaPod(uid) for uid in uids], decision.violations)
@@ -98,12 +98,20 @@ class Extender:
 
     def _again(self, preemptor: PodRecord, proposed: ProposedVictims) -> bytes | None:
         """Return what was answered a moment ago to who asks again, None where it does not hold."""
-        told = self.decider.cache.reservations.answered(preemptor.uid)
-        self.decider.cache.reservations.forget_answer(preemptor.uid)
-        if told is None or not told[1] or told[0] not in proposed:
+        cache = self.decider.cache
+        told, kept = cache.reservations.answered(preemptor.uid), cache.kept_for(preemptor)
+        if told is None or not told[1]:
             return None
         node, uids = told
-        if not self.decider.stands(preemptor, node, uids):
+        stands = node in proposed and self.decider.stands(preemptor, node, uids)
+        if (
+            not stands
+            and kept == node
+            and not all(self.decider.may_go(preemptor, node, uid) for uid in uids)
+        ):
+            return _encode({})  # it is being carried out
+        cache.reservations.forget_answer(preemptor.uid)
+        if not stands:
             return None
         self.decider.cache.reservations.answer(preemptor, node, uids)
         count = self.decider.violations(uids)
@@ -146,23 +154,30 @@ class Extender:
         nodes = read_nodes(request)
         failed: dict[str, str] = {}
         never: dict[str, str] = {}
-        if preemptor.gpus and preemptor.requirement == TopologyRequirement.GUARANTEED:
-            for name in nodes:
-                why, hopeless = self._refusal(name, preemptor)
-                if why and not self.shadow:
-                    (never if hopeless else failed)[name] = why
-        kept = [name for name in nodes if name not in failed and name not in never]
+        kept = self.decider.cache.kept_for(preemptor) if preemptor.gpus else ""
+        guaranteed = (
+            bool(preemptor.gpus) and preemptor.requirement == TopologyRequirement.GUARANTEED
+        )
+        for name in nodes if (guaranteed or kept) and not self.shadow else ():
+            if kept and name != kept:
+                # Somewhere else it would leave behind what others were evicted for.
+                failed[name] = f"its place on {kept} is being freed"
+                continue
+            why, hopeless = self._refusal(name, preemptor) if guaranteed else ("", False)
+            if why:
+                (never if hopeless else failed)[name] = why
+        passed = [name for name in nodes if name not in failed and name not in never]
         if preemptor.gpus:
-            self.decider.cache.reservations.let_in(preemptor, kept)
+            self.decider.cache.reservations.let_in(preemptor, passed)
         answer: dict[str, Any] = {
             "FailedNodes": failed,
             "FailedAndUnresolvableNodes": never,
             "Error": "",
         }
         if request.NodeNames is not None and request.Nodes is None:
-            answer["NodeNames"] = kept
+            answer["NodeNames"] = passed
         else:
-            answer["Nodes"] = {"items": [nodes[name] for name in kept]}
+            answer["Nodes"] = {"items": [nodes[name] for name in passed]}
         return msgspec.json.encode(answer)
 
     def prioritize(self, body: bytes) -> bytes:

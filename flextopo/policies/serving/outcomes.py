@@ -52,7 +52,7 @@ class Outcomes:
         self._open: dict[str, _Eviction] = {}
 
     def evicted(self, preemptor: PodRecord, decision: Decision) -> None:
-        """Begin to follow a decision that was carried out, or answered to kube-scheduler."""
+        """Begin to follow a decision that is about to be carried out, or answered."""
         node = decision.node
         if node is None or not decision.victims:
             return
