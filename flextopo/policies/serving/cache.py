@@ -443,17 +443,24 @@ class ClusterCache:
         return found | self.reservations.nodes()
 
     def kept_for(self, preemptor: PodRecord) -> str:
-        """Return the node on which others are on their way out for a pod, empty for none."""
+        """Return the node on which others are on their way out for a pod, empty for none.
+
+        It stays that node for a moment after they are gone: kube-scheduler may not know it yet.
+        """
         told = self.reservations.answered(preemptor.uid)
         node = told[0] if told is not None else preemptor.nominated
         doomed = set(told[1]) if told is not None else set()
-        now_s = self.clock()
-        for pod in self.pods_on(node) if node else ():
-            if pod.priority < preemptor.priority and pod.node:
-                due_s = pod.gone_s if pod.gone_s is not None else now_s
-                if pod.uid in doomed or (pod.terminating and now_s - due_s <= LATE_S):
-                    return node
-        return ""
+        here = self.pods_on(node) if node else []
+        if any(self._is_going(pod, preemptor, doomed) for pod in here):
+            self.reservations.keep(preemptor.uid, node)
+        return self.reservations.kept(preemptor.uid, node)
+
+    def _is_going(self, pod: PodRecord, preemptor: PodRecord, doomed: Collection[str]) -> bool:
+        """Say whether a pod is on its way out for the preemptor, or was told to go."""
+        if not pod.node or pod.priority >= preemptor.priority:
+            return False
+        late_s = 0 if pod.gone_s is None else self.clock() - pod.gone_s
+        return pod.uid in doomed or (pod.terminating and late_s <= LATE_S)
 
     def is_unsettled(self, state: NodeState) -> bool:
         """Say whether more of a node is about to be known: where pods are that were bound lately."""

@@ -11,6 +11,8 @@ LET_IN_S = 5
 """A pod that was let in is bound within so many seconds, or somewhere else."""
 ANSWER_S = 10
 """kube-scheduler carries out an answer within so many seconds, or not at all."""
+KEPT_S = 1.5
+"""kube-scheduler has seen within so many seconds that a victim is gone."""
 HELD_BACK_S = 3
 """For so long nobody is evicted for a pod that was refused what is about to be known."""
 
@@ -46,6 +48,7 @@ class Reservations:
         self._let_in: dict[str, _LetIn] = {}
         self._answers: dict[str, _Answer] = {}
         self._held_back: dict[str, float] = {}
+        self._kept: dict[str, tuple[str, float]] = {}
 
     def let_in(self, pod: PodRecord, nodes: Iterable[str]) -> None:
         """Remember that a pod may be bound to any of some nodes; none takes that back."""
@@ -71,6 +74,15 @@ class Reservations:
     def is_held_back(self, uid: str) -> bool:
         """Say whether nobody is to be evicted for a pod yet."""
         return self._held_back.get(uid, 0.0) > self._clock()
+
+    def keep(self, uid: str, node: str) -> None:
+        """Remember that others are on their way out of a node for a pod."""
+        self._kept[uid] = node, self._clock() + KEPT_S
+
+    def kept(self, uid: str, node: str) -> str:
+        """Return the node if others were on their way out of it for the pod a moment ago."""
+        found, until_s = self._kept.get(uid, ("", 0.0))
+        return node if found == node and until_s > self._clock() else ""
 
     def answer(self, pod: PodRecord, node: str, victims: Collection[str]) -> None:
         """Remember whom a pod was told to evict, on which node."""
@@ -124,4 +136,5 @@ class Reservations:
         """Forget all about a pod."""
         self._let_in.pop(uid, None)
         self._held_back.pop(uid, None)
+        self._kept.pop(uid, None)
         self.forget_answer(uid)
