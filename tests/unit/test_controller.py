@@ -99,7 +99,7 @@ def test_a_restart_goes_on_where_the_last_one_stopped() -> None:
 def test_a_restart_between_two_evictions_goes_on() -> None:
     chosen = preemptor(4, status={**REFUSED, "nominatedNodeName": "n0"})
     half = spread()
-    half[2]["metadata"]["deletionTimestamp"] = "2027-01-15T07:59:00Z"
+    half[2]["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:20Z"
 
     async def later(server: FakeApiserver, controller: Controller) -> None:
         await until(controller.watch.ready)

@@ -19,12 +19,14 @@ from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
     BudgetObject,
     ClaimObject,
+    GangObject,
     KubeObject,
     ObjectError,
     PodGroupObject,
     PodObject,
     PriorityClassObject,
     SliceObject,
+    VolcanoGroupObject,
     key_of,
 )
 from flextopo.policies.serving.reach import Reach
@@ -88,6 +90,9 @@ def make_clock() -> Callable[[], int]:
     return lambda: int(begin + time.monotonic() - start)
 
 
+GROUP_KINDS = (PodGroupObject.KIND, GangObject.KIND, VolcanoGroupObject.KIND)
+
+
 class ClusterCache:
     """Pods, nodes, FlexTopo objects, budgets, classes and groups; nodes are worked out when asked.
 
@@ -133,7 +138,7 @@ class ClusterCache:
             "NodeResourceTopology": about_node(self.hosts.put_zones),
             "PodDisruptionBudget": self._put_budget,
             "PriorityClass": self._put_class,
-            "PodGroup": self._put_group,
+            **dict.fromkeys(GROUP_KINDS, self._put_group),
             "ResourceSlice": self._put_slice,
             "ResourceClaim": self._put_claim,
         }
@@ -144,7 +149,7 @@ class ClusterCache:
             "NodeResourceTopology": gone(lambda name: self.hosts.zones.pop(name, None)),
             "PodDisruptionBudget": self._remove_budget,
             "PriorityClass": self._remove_class,
-            "PodGroup": self._remove_group,
+            **dict.fromkeys(GROUP_KINDS, self._remove_group),
             "ResourceSlice": self._remove_slice,
             "ResourceClaim": self._remove_claim,
         }

@@ -22,11 +22,17 @@ import httpx2
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
+from flextopo.policies.serving.holds import DeviceHolds
 from flextopo.policies.serving.kube import KubeWatch, http_status
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
+
+DRA_SETTLE_S = 0.5
+"""For a pod with claims kube-scheduler never preempts, so there is nobody to wait for."""
+PLAN_S = 60.0
+"""A place is kept so long for a pod after its victims were told to go."""
 
 
 @dataclass
@@ -57,6 +63,7 @@ class Controller:
         pause_s: shortest.
         shadow: log what would be done, and do nothing.
         outcomes: follows what becomes of evictions.
+        holds: keeps devices that victims free, where drivers offer devices.
         clock: seconds that only grow.
     """
 
@@ -71,6 +78,7 @@ class Controller:
     pause_s: float = 0.02
     shadow: bool = False
     outcomes: Outcomes | None = None
+    holds: DeviceHolds | None = None
     clock: Callable[[], float] = time.monotonic
     _waiting: dict[str, _Waiting] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -96,6 +104,8 @@ class Controller:
         pending = {pod.uid: pod for pod in self.decider.cache.pending if self._is_ours(pod)}
         for gone in self._waiting.keys() - pending.keys():
             del self._waiting[gone]
+        for pod in await self.holds.look() if self.holds is not None else ():
+            await self._touch(pod)
         for pod in sorted(
             pending.values(), key=lambda pod: (-pod.priority, pod.created_s, pod.key)
         ):
@@ -103,17 +113,21 @@ class Controller:
             waiting = self._waiting.setdefault(pod.uid, _Waiting(now))
             if await self._fits_now(pod, waiting):
                 continue
-            if now - waiting.since >= self.settle_s and now >= waiting.not_before:
+            settle_s = min(self.settle_s, DRA_SETTLE_S) if pod.claims else self.settle_s
+            if now - waiting.since >= settle_s and now >= waiting.not_before:
                 await self._attend(pod, waiting)
 
     def _is_ours(self, pod: PodRecord) -> bool:
-        """Say whether the pod waits for an alignment: others are kube-scheduler's business."""
+        """Say whether the pod waits for an alignment, or for devices by a claim.
+
+        Others are kube-scheduler's business.
+        """
         return bool(
             pod.gpus
             and pod.refused
             and not pod.terminating
             and pod.scheduler in self.schedulers
-            and pod.requirement == TopologyRequirement.GUARANTEED
+            and (pod.claims or pod.requirement == TopologyRequirement.GUARANTEED)
         )
 
     async def _fits_now(self, pod: PodRecord, waiting: _Waiting) -> bool:
@@ -137,14 +151,18 @@ class Controller:
         waiting.touched = now
         self.telemetry.log("woken", pod=pod.key, shadow=self.shadow)
         if not self.shadow:
-            try:
-                await self.watch.touch(pod)
-            except httpx2.HTTPError as error:
-                self.telemetry.log("refused", pod=pod.key, error=str(error)[:200])
+            await self._touch(pod)
         return True
 
+    async def _touch(self, pod: PodRecord) -> None:
+        try:
+            await self.watch.touch(pod)
+        except httpx2.HTTPError as error:
+            self.telemetry.log("refused", pod=pod.key, error=str(error)[:200])
+
     async def _attend(self, pod: PodRecord, waiting: _Waiting) -> None:
-        if pod.never_preempts or (pod.nominated and self._is_under_way(pod)):
+        if pod.never_preempts or self.decider.cache.kept_for(pod):
+            # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
             return
         reach = self.decider.cache.reach_of(pod)
         nodes = [name for name in self.decider.cache.nodes.states if not reach.why_not(name)]
@@ -171,8 +189,10 @@ class Controller:
 
     def _decide(self, pod: PodRecord, nodes: list[str]) -> Decision | None:
         """Return what to do, None = nothing can be decided; a node that is kept goes first."""
-        kept = [name for name in nodes if name == pod.nominated]
-        others = [name for name in nodes if name != pod.nominated]
+        told = self.decider.cache.reservations.answered(pod.uid)
+        node = told[0] if told is not None else pod.nominated
+        kept = [name for name in nodes if name == node]
+        others = [name for name in nodes if name != node]
         found = None
         for names in (kept, others):
             if names and (found is None or found.node is None):
@@ -182,17 +202,6 @@ class Controller:
                     why = str(error)
                     self.telemetry.log("undecidable", verb="controller", pod=pod.key, error=why)
         return found
-
-    def _is_under_way(self, pod: PodRecord) -> bool:
-        """Say whether pods of lower priority are on their way out of the nominated node.
-
-        References:
-            kubernetes v1.36, defaultpreemption, PodEligibleToPreemptOthers.
-        """
-        return any(
-            other.terminating and other.priority < pod.priority
-            for other in self.decider.cache.pods_on(pod.nominated)
-        )
 
     async def _carry_out(self, pod: PodRecord, decision: Decision, waiting: _Waiting) -> None:
         """Nominate, then evict: a crash in between leaves a nomination, which is taken up again."""
@@ -204,6 +213,8 @@ class Controller:
                 await self.watch.nominate(
                     pod.namespace, pod.name, pod.uid, pod.version, decision.node
                 )
+            if self.holds is not None and pod.claims:
+                await self.holds.hold(pod, decision.node, decision.gpus)
             for victim in decision.victims:
                 await self._evict(victim)
         except httpx2.HTTPError as error:
@@ -214,6 +225,9 @@ class Controller:
             self._back_off(waiting)
             return
         waiting.wait_s = 0.0
+        # kube-scheduler takes a nomination back that it did not make, so it is remembered here.
+        uids = [victim.uid for victim in decision.victims]
+        self.decider.cache.reservations.answer(pod, decision.node, uids, PLAN_S)
         # Until the watch shows what was done, the same must not be decided again.
         waiting.not_before = self.clock() + self.settle_s
         await self._tell(pod, decision)

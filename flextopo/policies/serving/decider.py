@@ -393,8 +393,10 @@ class Decider:
         return free.num_gpus >= gpus and free.num_cores >= cores
 
     def fits(self, preemptor: PodRecord, state: NodeState) -> bool:
-        """Say whether a guaranteed pod fits on a node as it stands, aligned for sure."""
-        return self.alignment(state, preemptor)[0] and not short_of(preemptor, state, [])
+        """Say whether a pod fits on a node as it stands, a guaranteed one aligned for sure."""
+        aligned = preemptor.requirement != TopologyRequirement.GUARANTEED
+        aligned = aligned or self.alignment(state, preemptor)[0]
+        return aligned and self.has_room(state, preemptor) and not short_of(preemptor, state, [])
 
     def fits_beside(self, pod: PodRecord, gpus: int, cores: Sequence[int]) -> bool:
         """Say whether a pod that is bound would fit on its node if some of what is free were not.

@@ -57,11 +57,13 @@ class Claimed:
         gpus: whole GPUs, those of claims that others share left out.
         devices: ids of the GPUs that it alone holds, None where they are not allocated yet.
         claims: `namespace/name` of its claims.
+        aligned: a claim says that its devices must be near to each other.
     """
 
     gpus: int
     devices: tuple[str, ...] | None
     claims: tuple[str, ...]
+    aligned: bool = False
 
 
 class DeviceBook:
@@ -136,12 +138,13 @@ class DeviceBook:
             if claim is None:
                 allocated = False
             elif claim.status.allocation is None:
-                gpus += sum(map(_count, claim.requests))
-                allocated = allocated and not any(map(_count, claim.requests))
-            elif len(claim.users) <= 1:
+                gpus += sum(map(count_gpus, claim.requests))
+                allocated = allocated and not any(map(count_gpus, claim.requests))
+            elif claim.users == [pod.metadata.uid]:
                 devices += [one for one in claim.devices if is_gpu_class(one)]
         gpus += len(devices)
-        return Claimed(gpus, tuple(devices) if allocated else None, tuple(keys))
+        aligned = any(self.claims[key].aligned for key in keys if key in self.claims)
+        return Claimed(gpus, tuple(devices) if allocated else None, tuple(keys), aligned)
 
 
 def _claim_names(pod: PodObject) -> list[str]:
@@ -151,7 +154,7 @@ def _claim_names(pod: PodObject) -> list[str]:
     return [name for name in [*names, extended and extended.resourceClaimName] if name]
 
 
-def _count(request: DeviceRequest) -> int:
+def count_gpus(request: DeviceRequest) -> int:
     """Return how many whole GPUs a request is for; of alternatives, as many as the first wants."""
     exact = request.exactly or next(iter(request.firstAvailable or ()), None)
     if exact is None or exact.adminAccess or not is_gpu_class(exact.deviceClassName):

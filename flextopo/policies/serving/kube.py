@@ -36,12 +36,17 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.objects import (
     BudgetObject,
+    ClaimObject,
     FlexTopoObject,
+    GangObject,
     KubeObject,
     NodeObject,
     PodGroupObject,
     PodObject,
     PriorityClassObject,
+    SliceObject,
+    VolcanoGroupObject,
+    ZonesObject,
 )
 from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.telemetry import Telemetry
@@ -98,6 +103,38 @@ class WatchedPodGroup(res.NamespacedResourceG, PodGroupObject):
     _api_info = create_api_info("scheduling.x-k8s.io", "v1alpha1", "PodGroup", "podgroups")
 
 
+class WatchedGang(res.NamespacedResourceG, GangObject):
+    """PodGroups of Kubernetes itself."""
+
+    _api_info = create_api_info("scheduling.k8s.io", "v1beta1", "PodGroup", "podgroups")
+
+
+class WatchedVolcanoGroup(res.NamespacedResourceG, VolcanoGroupObject):
+    """PodGroups of Volcano."""
+
+    _api_info = create_api_info("scheduling.volcano.sh", "v1beta1", "PodGroup", "podgroups")
+
+
+class WatchedSlice(res.GlobalResource, SliceObject):
+    """ResourceSlices."""
+
+    _api_info = create_api_info("resource.k8s.io", "v1", "ResourceSlice", "resourceslices")
+
+
+class WatchedClaim(res.NamespacedResourceG, ClaimObject):
+    """ResourceClaims of all namespaces."""
+
+    _api_info = create_api_info("resource.k8s.io", "v1", "ResourceClaim", "resourceclaims")
+
+
+class WatchedZones(res.GlobalResource, ZonesObject):
+    """NodeResourceTopologies."""
+
+    _api_info = create_api_info(
+        "topology.node.k8s.io", "v1alpha2", "NodeResourceTopology", "noderesourcetopologies"
+    )
+
+
 class PatchedPod(res.NamespacedSubResource, PodObject):
     """The status of a pod."""
 
@@ -109,13 +146,22 @@ WATCHED: dict[type[Any], type[KubeObject]] = {
     WatchedNode: NodeObject,
     WatchedFlexTopo: FlexTopoObject,
     WatchedBudget: BudgetObject,
+    WatchedZones: ZonesObject,
+    WatchedSlice: SliceObject,
+    WatchedClaim: ClaimObject,
     WatchedPodGroup: PodGroupObject,
+    WatchedGang: GangObject,
+    WatchedVolcanoGroup: VolcanoGroupObject,
     WatchedPod: PodObject,
 }
 """What is listed and watched, and the kind it is kept as."""
 
-OPTIONAL = (WatchedFlexTopo, WatchedPodGroup)
-"""Kinds of custom resources, which a cluster may lack."""
+OPTIONAL = tuple(
+    kind
+    for kind in WATCHED
+    if kind not in (WatchedPod, WatchedNode, WatchedBudget, WatchedPriorityClass)
+)
+"""Kinds that a cluster may lack."""
 
 
 def connect(config: KubeConfig | None = None) -> GenericAsyncClient:
@@ -322,7 +368,9 @@ class KubeWatch:
         """
         event = Event(
             eventTime=datetime.now(UTC),
-            metadata=ObjectMeta(generateName=f"{about.name[:200]}.", namespace=about.namespace),
+            metadata=ObjectMeta(
+                name=f"{about.name[:200]}.{time.time_ns():x}", namespace=about.namespace
+            ),
             action="Preempting",
             note=note[:1000],
             reason=reason,

@@ -125,7 +125,7 @@ class NodeBook:
     def offered(self, name: str) -> dict[str, int] | None:
         """Return what a node offers; GPUs that a driver offers stand in no Node."""
         found, gpus = self.allocatable.get(name), self.devices.gpus_of(name)
-        if found is None or not gpus or GPU in found:
+        if found is None or not gpus or found.get(GPU):
             return found
         return {**found, GPU: 1000 * len(gpus)}
 

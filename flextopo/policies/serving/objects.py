@@ -382,6 +382,18 @@ class PodGroupObject(msgspec.Struct):
         return found if isinstance(found, int) else None
 
 
+class GangObject(PodGroupObject):
+    """A PodGroup of `scheduling.k8s.io`."""
+
+    KIND: ClassVar[str] = "PodGroup of scheduling.k8s.io"
+
+
+class VolcanoGroupObject(PodGroupObject):
+    """A PodGroup of Volcano."""
+
+    KIND: ClassVar[str] = "PodGroup of Volcano"
+
+
 class DeviceTaint(msgspec.Struct):
     """A taint of a device."""
 
@@ -449,10 +461,18 @@ class DeviceRequest(msgspec.Struct):
     firstAvailable: list[ExactRequest] | None = None
 
 
+class DeviceConstraint(msgspec.Struct):
+    """What devices of a claim must have in common."""
+
+    matchAttribute: str | None = None
+
+
 class DeviceRequests(msgspec.Struct):
     """What a claim asks for."""
 
     requests: list[DeviceRequest] | None = None
+    constraints: list[DeviceConstraint] | None = None
+    config: list[dict[str, Any]] | None = None
 
 
 class ClaimSpec(msgspec.Struct):
@@ -509,6 +529,15 @@ class ClaimObject(msgspec.Struct):
     def requests(self) -> list[DeviceRequest]:
         """Return what it asks for."""
         return (self.spec.devices and self.spec.devices.requests) or []
+
+    @property
+    def aligned(self) -> bool:
+        """Say whether its devices must be near to each other."""
+        constraints = (self.spec.devices and self.spec.devices.constraints) or ()
+        return any(
+            (one.matchAttribute or "").rpartition("/")[2] in ("numaNode", "pcieRoot")
+            for one in constraints
+        )
 
     @property
     def devices(self) -> list[str]:

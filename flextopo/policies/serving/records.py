@@ -217,6 +217,8 @@ def read_pod(
         raise ObjectError(f"{where}: priority {priority}; legal: 32 bits")
     owners = {owner.kind for owner in meta.ownerReferences or ()}
     requirement = _requirement(annotations, where)
+    if claimed is not None and claimed.aligned and REQUIREMENT not in annotations:
+        requirement = TopologyRequirement.GUARANTEED
     policy = spec.preemptionPolicy or (kind.preemptionPolicy if kind else None)
     labels = meta.labels or {}
     return PodRecord(

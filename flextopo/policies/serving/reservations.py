@@ -84,11 +84,14 @@ class Reservations:
         found, until_s = self._kept.get(uid, ("", 0.0))
         return node if found == node and until_s > self._clock() else ""
 
-    def answer(self, pod: PodRecord, node: str, victims: Collection[str]) -> None:
-        """Remember whom a pod was told to evict, on which node."""
+    def answer(
+        self, pod: PodRecord, node: str, victims: Collection[str], seconds: float | None = None
+    ) -> None:
+        """Remember whom a pod was told to evict, on which node, and for how long that is so."""
         self.forget_answer(pod.uid)
         record = replace(pod, nominated=node)
-        self._answers[pod.uid] = _Answer(record, tuple(victims), self._clock() + ANSWER_S)
+        until_s = self._clock() + (ANSWER_S if seconds is None else seconds)
+        self._answers[pod.uid] = _Answer(record, tuple(victims), until_s)
         self._changed(node)
 
     def answered(self, uid: str) -> tuple[str, tuple[str, ...]] | None:

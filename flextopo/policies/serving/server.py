@@ -126,6 +126,7 @@ def _follow(plan: Plan, decider: Decider, service: Service, outcomes: Outcomes) 
     """Return what keeps the cache in step with the cluster, and the controller if there is one."""
     try:
         from flextopo.policies.serving.controller import Controller
+        from flextopo.policies.serving.holds import DeviceHolds
         from flextopo.policies.serving.kube import KubeWatch, connect
         from flextopo.policies.serving.leases import Leadership
     except ImportError as error:
@@ -146,6 +147,7 @@ def _follow(plan: Plan, decider: Decider, service: Service, outcomes: Outcomes) 
             leadership.held if not plan.shadow else lambda: True,
             shadow=plan.shadow,
             outcomes=outcomes,
+            holds=None if plan.shadow else DeviceHolds(client, decider.cache, service.telemetry),
         )
         watch.changed = leadership.changed = controller.wake
         tasks.append(controller.attend)

@@ -83,6 +83,12 @@ class Telemetry:
             ["fate"],
             registry=registry,
         )
+        self._holds = Counter(
+            "flextopo_holds",
+            "Devices held for a pod, by what became of it.",
+            ["result"],
+            registry=registry,
+        )
         for cause in CAUSES:
             self._fallbacks.labels(cause)
         for fate in FATES:
@@ -154,6 +160,10 @@ class Telemetry:
     def ended(self, fate: str, count: int) -> None:
         """Count evictions by what became of them."""
         self._fates.labels(fate).inc(count)
+
+    def held(self, result: str) -> None:
+        """Count a hold of devices by what became of it."""
+        self._holds.labels(result).inc()
 
     def left_out(self) -> None:
         """Write a line for each object that cannot be used and was not told of yet."""
