@@ -27,6 +27,8 @@ PLURALS = {
     "PodDisruptionBudget": "poddisruptionbudgets",
     "PriorityClass": "priorityclasses",
     "PodGroup": "podgroups",
+    "Event": "events",
+    "Lease": "leases",
 }
 
 Document = dict[str, Any]
@@ -119,7 +121,7 @@ class FakeApiserver:
         plural, (name, action) = parts[0], [*parts[1:], None, None][:2]
         watching = request.query_params.get("watch") == "true"
         verb = {"GET": "get" if name else "watch" if watching else "list", "PATCH": "patch",
-                "POST": "create"}[request.method]  # fmt: skip
+                "POST": "create", "PUT": "update"}[request.method]  # fmt: skip
         resource = f"{plural}/{action}" if action else plural
         self.calls.append(f"{verb} {resource}")
         fault = self.faults.get(f"{verb} {resource}", self.faults.get(resource))
@@ -135,11 +137,19 @@ class FakeApiserver:
             return self._list(request, plural)
         if verb == "watch":
             return self._watch(request, plural)
-        assert name is not None
-        body = json.loads(await request.body())
+        key = f"{namespace}/{name}" if namespace else name or ""
+        if verb == "get":
+            found = self._objects.get((plural, key))
+            return JSONResponse(found) if found else _status(404, f"{key} not found")
+        return self._change(verb, resource, key, json.loads(await request.body()))
+
+    def _change(self, verb: str, resource: str, key: str, body: Document) -> Response:
         if resource == "pods/eviction":
-            return self._evict(f"{namespace}/{name}", body)
-        return self._patch(plural, f"{namespace}/{name}" if namespace else name, body)
+            return self._evict(key, body)
+        plural = resource.partition("/")[0]
+        if verb == "patch":
+            return self._patch(plural, key, body)
+        return self._write(plural, key.partition("/")[0], body)
 
     def _list(self, request: Request, plural: str) -> Response:
         found = [document for (kind, _), document in self._objects.items() if kind == plural]
@@ -185,6 +195,16 @@ class FakeApiserver:
                     since = max(since, latest)
                     meta = {"resourceVersion": str(since), "creationTimestamp": None}
                     yield _line("BOOKMARK", {"kind": "X", "metadata": meta})
+
+    def _write(self, plural: str, namespace: str, body: Document) -> Response:
+        meta = body["metadata"]
+        meta["namespace"] = namespace
+        meta.setdefault("name", f"{meta.get('generateName', '')}{self._version}")
+        known = self._objects.get((plural, _key(body)))
+        told = meta.get("resourceVersion")
+        if known and told != known["metadata"]["resourceVersion"]:
+            return _status(409, f"resourceVersion is not {told}")
+        return JSONResponse(self._store("MODIFIED" if known else "ADDED", plural, body))
 
     def _patch(self, plural: str, key: str, patch: Document) -> Response:
         document = self._objects.get((plural, key))
@@ -249,7 +269,7 @@ def _status(code: int, message: str) -> Response:
 @asynccontextmanager
 async def running(server: FakeApiserver) -> AsyncIterator[FakeApiserver]:
     """Serve on a free port of this event loop."""
-    routes = [Route("/{path:path}", server.handle, methods=["GET", "POST", "PATCH"])]
+    routes = [Route("/{path:path}", server.handle, methods=["GET", "POST", "PUT", "PATCH"])]
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server.port = listening.getsockname()[1]
