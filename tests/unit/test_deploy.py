@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+import ssl
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from controllers import WAITING, dying, make_controller, spread
 from lightkube import codecs
 
 from flextopo.policies.serving import leases
+from flextopo.policies.serving.certificates import client_context, server_context, shake_hands
 from flextopo.policies.serving.leases import Leadership
 
 DEPLOY = Path(flextopo.__file__).parents[1] / "deploy"
@@ -196,7 +198,12 @@ def test_kube_scheduler_is_told_what_the_service_is() -> None:
     (extender,) = config["extenders"]
     (service,) = objects("Service", "base")
     name = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
-    assert extender["urlPrefix"] == f"https://{name}:{service['spec']['ports'][0]['port']}"
+    # A machine's resolver knows no Service: an address stands in the one place, the name beside it.
+    assert extender["urlPrefix"] == f"https://CLUSTER_IP:{service['spec']['ports'][0]['port']}"
+    text = (DEPLOY / "scheduler" / "kube-scheduler.yaml").read_text()
+    assert len(re.findall(r"^[^#\n]*CLUSTER_IP", text, re.MULTILINE)) == 1
+    assert config["clientConnection"]["kubeconfig"] == "/etc/kubernetes/scheduler.conf"
+    assert config["leaderElection"]["leaderElect"] is True
     assert extender["tlsConfig"]["serverName"] == name
     routes = {"filterVerb": "filter", "prioritizeVerb": "prioritize", "preemptVerb": "preempt"}
     assert {key: extender[key] for key in routes} == routes
@@ -204,6 +211,58 @@ def test_kube_scheduler_is_told_what_the_service_is() -> None:
     assert extender["nodeCacheCapable"] is True
     (resource,) = extender["managedResources"]
     assert resource == {"name": "nvidia.com/gpu", "ignoredByScheduler": False}
+
+
+def test_certificates_of_cert_manager_are_those_that_are_asked_for() -> None:
+    certificates = {entry["metadata"]["name"]: entry for entry in documents("certificates")}
+    issuers = {entry["metadata"]["name"] for entry in objects("Issuer", "certificates")}
+    for entry in objects("Certificate", "certificates"):
+        assert entry["spec"]["issuerRef"]["name"] in issuers
+        assert entry["metadata"]["namespace"] == "flextopo-system"
+    (config,) = documents("scheduler")
+    server, client = (certificates[f"flextopo-{name}"]["spec"] for name in ("tls", "scheduler"))
+    assert config["extenders"][0]["tlsConfig"]["serverName"] == server["dnsNames"][0]
+    assert "server auth" in server["usages"]
+    assert "client auth" in client["usages"]
+    (extender,) = objects("Deployment", "base")
+    secrets = [
+        volume["secret"]["secretName"]
+        for volume in extender["spec"]["template"]["spec"]["volumes"]
+        if "secret" in volume
+    ]
+    assert secrets == [server["secretName"]]
+    authority = certificates["flextopo-ca"]["spec"]
+    assert authority["isCA"] is True
+    assert certificates["flextopo"]["spec"]["ca"]["secretName"] == authority["secretName"]
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("by-hand")
+    script = ["sh", str(DEPLOY / "certificates" / "by-hand.sh"), str(folder)]
+    said = subprocess.run(script, check=True, capture_output=True, text=True).stdout
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(re.findall(r"\b[a-z]+\.(?:crt|key)\b", said)) == set(made)
+    subprocess.run(script, check=True, capture_output=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
+    return folder
+
+
+def test_certificates_by_hand_let_kube_scheduler_in_and_nobody_else(by_hand: Path) -> None:
+    ca, name = by_hand / "ca.crt", "flextopo.flextopo-system.svc"
+    server = server_context(by_hand / "tls.crt", by_hand / "tls.key", ca)
+    client = client_context(ca, by_hand / "client.crt", by_hand / "client.key")
+    found = shake_hands(server, client, name)
+    assert ("DNS", name) in found["subjectAltName"]
+    with pytest.raises(ssl.SSLError, match=r"(?i)did not return a certificate"):
+        shake_hands(server, client_context(ca), name)
+    with pytest.raises(ssl.SSLError, match=r"(?i)hostname mismatch"):
+        shake_hands(server, client, "flextopo.elsewhere.svc")
+    # The server's own certificate is none of a client.
+    with pytest.raises(ssl.SSLError, match=r"(?i)purpose"):
+        shake_hands(server, client_context(ca, by_hand / "tls.crt", by_hand / "tls.key"), name)
 
 
 @pytest.mark.parametrize("folder", ["base", "controller"])
