@@ -22,8 +22,10 @@ from controllers import WAITING, dying, make_controller, spread
 from lightkube import codecs
 
 from flextopo.policies.serving import leases
+from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.certificates import client_context, server_context, shake_hands
 from flextopo.policies.serving.leases import Leadership
+from flextopo.policies.serving.telemetry import Telemetry
 
 DEPLOY = Path(flextopo.__file__).parents[1] / "deploy"
 if not DEPLOY.is_dir():
@@ -211,6 +213,49 @@ def test_kube_scheduler_is_told_what_the_service_is() -> None:
     assert extender["nodeCacheCapable"] is True
     (resource,) = extender["managedResources"]
     assert resource == {"name": "nvidia.com/gpu", "ignoredByScheduler": False}
+
+
+def test_alerts_are_about_metrics_that_there_are() -> None:
+    told = Telemetry(ClusterCache(), write=lambda line: None)
+    # A counter with labels is told of from the first time on.
+    told.answered("filter", 200, 0.001)
+    known = set(re.findall(r"^# TYPE (\w+)", told.metrics().decode(), re.MULTILINE))
+    (rules,) = objects("PrometheusRule", "monitoring")
+    (group,) = rules["spec"]["groups"]
+    named = set()
+    for rule in group["rules"]:
+        metrics = set(re.findall(r"\bflextopo_\w+", rule["expr"])) | set(
+            re.findall(r"\bup\b", rule["expr"])
+        )
+        assert metrics, rule["alert"]
+        named |= metrics - {"up"}
+        assert rule["annotations"]["summary"]
+        assert len(rule["annotations"]["description"]) > 80
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert named <= known
+    assert named >= {name for name in known if name.endswith(("_placements", "_objects"))}
+
+
+def test_what_is_scraped_is_what_listens() -> None:
+    (service,) = objects("Service", "monitoring")
+    (monitor,) = objects("ServiceMonitor", "monitoring")
+    (port,) = service["spec"]["ports"]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] == port["name"]
+    labels = monitor["spec"]["selector"]["matchLabels"]
+    assert labels == service["metadata"]["labels"]
+    (rules,) = objects("PrometheusRule", "monitoring")
+    assert f'job="{service["metadata"]["name"]}"' in str(rules)
+    for deployment in objects("Deployment", "base", "controller"):
+        template = deployment["spec"]["template"]
+        assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+        (container,) = template["spec"]["containers"]
+        assert port["port"] in [
+            there["containerPort"]
+            for there in container["ports"]
+            if there["name"] == port["targetPort"]
+        ]
 
 
 def test_certificates_of_cert_manager_are_those_that_are_asked_for() -> None:
