@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 from fake_apiserver import FakeApiserver, running, until
+from manifests import DEPLOY, documents, objects
 
 import flextopo
 from flextopo.cli.app import app
@@ -26,24 +27,6 @@ from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.certificates import client_context, server_context, shake_hands
 from flextopo.policies.serving.leases import Leadership
 from flextopo.policies.serving.telemetry import Telemetry
-
-DEPLOY = Path(flextopo.__file__).parents[1] / "deploy"
-if not DEPLOY.is_dir():
-    pytest.skip("installed without the repository's root", allow_module_level=True)
-
-Document = dict[str, Any]
-
-
-def documents(*folders: str) -> list[Document]:
-    found: list[Document] = []
-    for folder in folders:
-        for path in sorted((DEPLOY / folder).glob("*.yaml")):
-            found += [entry for entry in yaml.safe_load_all(path.read_text()) if entry]
-    return found
-
-
-def objects(kind: str, *folders: str) -> list[Document]:
-    return [entry for entry in documents(*folders) if entry["kind"] == kind]
 
 
 def without_empty(value: Any) -> Any:
