@@ -29,6 +29,11 @@ PLURALS = {
     "PodGroup": "podgroups",
     "Event": "events",
     "Lease": "leases",
+    "CustomResourceDefinition": "customresourcedefinitions",
+    "Service": "services",
+    "EndpointSlice": "endpointslices",
+    "Secret": "secrets",
+    "Deployment": "deployments",
 }
 
 Document = dict[str, Any]
@@ -42,6 +47,8 @@ class FakeApiserver:
         faults: resource to what goes wrong with it: a status code, `garbage`, `slow`, `break`.
         kinds: plurals that the cluster has.
         bookmark_s: seconds between bookmarks.
+        texts: path to what is answered there, in place of an object.
+        denied: rights that no account has, such as `create pods/eviction`.
     """
 
     def __init__(self) -> None:
@@ -49,6 +56,8 @@ class FakeApiserver:
         self.faults: dict[str, int | str] = {}
         self.kinds = set(PLURALS.values())
         self.bookmark_s = 0.2
+        self.texts: dict[str, str] = {}
+        self.denied: set[str] = set()
         self.port = 0
         self._objects: dict[tuple[str, str], Document] = {}
         self._history: list[tuple[int, str, str, Document]] = []
@@ -111,8 +120,17 @@ class FakeApiserver:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def answer(self, request: Request) -> Response:
+        """Answer a request about the cluster or about rights."""
+        path = request.url.path
+        if path in self.texts:
+            return Response(self.texts[path])
+        if path.endswith("/subjectaccessreviews"):
+            return self._review(json.loads(await request.body()))
+        return await self.handle(request)
+
     async def handle(self, request: Request) -> Response:
-        """Answer any request."""
+        """Answer a request about objects."""
         parts = request.url.path.strip("/").split("/")
         parts = parts[2:] if parts[0] == "api" else parts[3:]
         namespace = None
@@ -134,7 +152,7 @@ class FakeApiserver:
         if plural not in self.kinds:
             return _status(404, f"{plural} not found")
         if verb == "list":
-            return self._list(request, plural)
+            return self._list(request, plural, namespace)
         if verb == "watch":
             return self._watch(request, plural)
         key = f"{namespace}/{name}" if namespace else name or ""
@@ -151,8 +169,21 @@ class FakeApiserver:
             return self._patch(plural, key, body)
         return self._write(plural, key.partition("/")[0], body)
 
-    def _list(self, request: Request, plural: str) -> Response:
-        found = [document for (kind, _), document in self._objects.items() if kind == plural]
+    def _review(self, review: Document) -> Response:
+        about = review["spec"]["resourceAttributes"]
+        resource = "/".join(filter(None, (about["resource"], about["subresource"])))
+        allowed = f"{about['verb']} {resource}" not in self.denied
+        return JSONResponse({**review, "status": {"allowed": allowed}}, 201)
+
+    def _list(self, request: Request, plural: str, namespace: str | None) -> Response:
+        label, _, value = request.query_params.get("labelSelector", "").partition("=")
+        found = [
+            document
+            for (kind, _), document in self._objects.items()
+            if kind == plural
+            and namespace in (None, document["metadata"].get("namespace"))
+            and (not label or document["metadata"].get("labels", {}).get(label) == value)
+        ]
         begin = int(request.query_params.get("continue", "0"))
         size = min(int(request.query_params.get("limit", "500")), 3)
         more = str(begin + size) if begin + size < len(found) else ""
@@ -269,7 +300,7 @@ def _status(code: int, message: str) -> Response:
 @asynccontextmanager
 async def running(server: FakeApiserver) -> AsyncIterator[FakeApiserver]:
     """Serve on a free port of this event loop."""
-    routes = [Route("/{path:path}", server.handle, methods=["GET", "POST", "PUT", "PATCH"])]
+    routes = [Route("/{path:path}", server.answer, methods=["GET", "POST", "PUT", "PATCH"])]
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server.port = listening.getsockname()[1]

@@ -52,13 +52,14 @@ def _examine(namespace: str, scheduler_config: Path | None) -> list[Finding]:
     with needing("serve,kube"):
         from flextopo.policies.serving.doctor import Doctor
         from flextopo.policies.serving.kube import connect
+        from flextopo.policies.serving.reader import Reader
         from flextopo.policies.serving.scheduler_file import read_scheduler_file
     scheduler = read_scheduler_file(scheduler_config) if scheduler_config else None
 
     async def examine() -> list[Finding]:
         client = connect()
         try:
-            return await Doctor(client, namespace, scheduler).examine()
+            return await Doctor(Reader(client), namespace, scheduler).examine()
         finally:
             await client.close()  # type: ignore[no-untyped-call]
 

@@ -26,6 +26,7 @@ from flextopo.policies.serving import leases
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.certificates import client_context, server_context, shake_hands
 from flextopo.policies.serving.leases import Leadership
+from flextopo.policies.serving.rights import CONTROLS
 from flextopo.policies.serving.telemetry import Telemetry
 
 
@@ -91,6 +92,7 @@ def test_rights_are_exactly_the_calls_that_are_made() -> None:
     watching = {call for call in made if call.split()[0] in ("list", "watch")}
     assert watching <= rights("base") <= watching | LATER
     assert made - watching == rights("controller")
+    assert {f"{right.verb} {right.resource}" for right in CONTROLS} == rights("controller")
 
 
 def test_the_lease_is_the_one_that_the_role_names() -> None:

@@ -6,16 +6,14 @@ import base64
 import re
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 
 import httpx2
-from lightkube.core.generic_client import GenericAsyncClient
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.serving.cache import ClusterCache
@@ -30,6 +28,8 @@ from flextopo.policies.serving.kube import (
 )
 from flextopo.policies.serving.leases import LEASE_S
 from flextopo.policies.serving.leases import NAME as LEASE
+from flextopo.policies.serving.reader import Document, Reader
+from flextopo.policies.serving.rights import has_right, rights_needed
 from flextopo.policies.serving.scheduler_file import SchedulerFile, check_scheduler_file
 
 CRD = "flextopos.flextopo.baichuan-inc.com"
@@ -39,20 +39,9 @@ EXPIRES_S = 14 * 86400
 """A certificate that ends so soon is to be renewed."""
 ASKS_FOR_ALIGNMENT = (1, 38)
 """From this version on kube-scheduler asks extenders when only topology is in the way."""
-CONTROLLER_RIGHTS = (
-    ("", "pods/status", "patch"),
-    ("", "pods/eviction", "create"),
-    ("events.k8s.io", "events", "create"),
-    ("coordination.k8s.io", "leases", "create"),
-    ("coordination.k8s.io", "leases", "get"),
-    ("coordination.k8s.io", "leases", "update"),
-)
-"""API group, resource and verb of what the controller does beside watching."""
 _REQUESTS = re.compile(
     r'^flextopo_requests_total\{.*verb="(?:filter|prioritize|preempt)".*\} (\S+)$', re.MULTILINE
 )
-
-Document = dict[str, Any]
 
 
 @dataclass
@@ -60,13 +49,13 @@ class Doctor:
     """Examines a cluster, check by check.
 
     Attributes:
-        client: of the cluster.
+        reader: of the cluster.
         namespace: of the service.
         scheduler: kube-scheduler's configuration, None where it is not given.
         findings: what was found so far.
     """
 
-    client: GenericAsyncClient
+    reader: Reader
     namespace: str = "flextopo-system"
     scheduler: SchedulerFile | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -104,35 +93,8 @@ class Doctor:
     def _say(self, check: str, state: str, found: str, advice: str = "") -> None:
         self.findings.append(Finding(check, state, found, advice))
 
-    async def _ask(self, path: str, body: Any = None, **query: str) -> httpx2.Response:
-        method = "GET" if body is None else "POST"
-        ask = self.client._client.build_request(method, path, params=query, json=body)
-        response = await self.client._client.send(ask)
-        response.raise_for_status()
-        return response
-
-    async def _get(self, path: str, **query: str) -> Document | None:
-        """Return an object, or None where there is none."""
-        try:
-            found: Document = (await self._ask(path, **query)).json()
-        except httpx2.HTTPStatusError as error:
-            if http_status(error) == 404:
-                return None
-            raise
-        return found
-
-    async def _items(self, path: str, **query: str) -> AsyncIterator[Document]:
-        following = ""
-        while True:
-            page = await self._get(path, limit="500", **{**query, **following_of(following)})
-            for item in (page or {}).get("items", []):
-                yield item
-            following = ((page or {}).get("metadata") or {}).get("continue") or ""
-            if not following:
-                return
-
     async def _check_apiserver(self) -> None:
-        response = await self._ask("/version")
+        response = await self.reader.ask("/version")
         with suppress(KeyError, TypeError, ValueError):
             self._now = parsedate_to_datetime(response.headers["date"])
         about = response.json()
@@ -143,7 +105,7 @@ class Doctor:
 
     async def _check_crd(self) -> None:
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}"
-        if await self._get(path) is None:
+        if await self.reader.get(path) is None:
             advice = "kubectl apply -k deploy/crd"
             self._say("custom resource", PROBLEM, f"no custom resource {CRD}", advice)
         else:
@@ -151,7 +113,7 @@ class Doctor:
 
     async def _check_placements(self) -> None:
         cache = ClusterCache(lambda: int(self._now.timestamp()))
-        watch = KubeWatch(self.client, cache)
+        watch = KubeWatch(self.reader.client, cache)
         for kind in WATCHED:
             try:
                 await watch._list(kind)
@@ -199,7 +161,7 @@ class Doctor:
                 bound[pod.node] = max(at, bound.get(pod.node, 0))
         info = WatchedFlexTopo._api_info.resource
         stale = []
-        async for item in self._items(f"/apis/{info.group}/{info.version}/flextopos"):
+        async for item in self.reader.items(f"/apis/{info.group}/{info.version}/flextopos"):
             written = _written(item["metadata"])
             since = bound.get(item["metadata"]["name"], 0)
             if written and written < min(since, self._now.timestamp() - STALE_S):
@@ -211,7 +173,7 @@ class Doctor:
 
     async def _check_extender(self) -> None:
         ours = f"/namespaces/{self.namespace}"
-        service = await self._get(f"/api/v1{ours}/services/flextopo")
+        service = await self.reader.get(f"/api/v1{ours}/services/flextopo")
         if service is None:
             what = f"no Service flextopo in namespace {self.namespace}"
             self._say("extender", PROBLEM, what, "kubectl apply -k deploy/base, or --namespace")
@@ -219,7 +181,7 @@ class Doctor:
         label = "kubernetes.io/service-name=flextopo"
         path = f"/apis/discovery.k8s.io/v1{ours}/endpointslices"
         ready = 0
-        async for item in self._items(path, labelSelector=label):
+        async for item in self.reader.items(path, labelSelector=label):
             for endpoint in item.get("endpoints") or []:
                 ready += (endpoint.get("conditions") or {}).get("ready") is not False
         if ready:
@@ -235,7 +197,7 @@ class Doctor:
 
     async def _check_certificates(self) -> None:
         path = f"/api/v1/namespaces/{self.namespace}/secrets/flextopo-tls"
-        secret = await self._get(path)
+        secret = await self.reader.get(path)
         advice = "make it anew: deploy/certificates"
         if secret is None:
             self._say("certificates", PROBLEM, "no secret flextopo-tls", advice)
@@ -294,7 +256,9 @@ class Doctor:
 
     async def _check_scheduler(self) -> None:
         label, seen = "component=kube-scheduler", 0
-        async for pod in self._items("/api/v1/namespaces/kube-system/pods", labelSelector=label):
+        async for pod in self.reader.items(
+            "/api/v1/namespaces/kube-system/pods", labelSelector=label
+        ):
             seen += 1
             self._say_of_scheduler(pod)
         if not seen:
@@ -324,10 +288,10 @@ class Doctor:
     async def _check_requests(self) -> None:
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         label, asked, seen = "app.kubernetes.io/component=extender", 0.0, 0
-        async for pod in self._items(path, labelSelector=label):
+        async for pod in self.reader.items(path, labelSelector=label):
             if (pod.get("status") or {}).get("phase") != "Running":
                 continue
-            said = await self._ask(f"{path}/{pod['metadata']['name']}:8081/proxy/metrics")
+            said = await self.reader.ask(f"{path}/{pod['metadata']['name']}:8081/proxy/metrics")
             seen += 1
             asked += sum(float(count) for count in _REQUESTS.findall(said.text))
         if asked:
@@ -338,7 +302,7 @@ class Doctor:
 
     async def _check_controller(self) -> None:
         ours = f"/namespaces/{self.namespace}"
-        deployment = await self._get(f"/apis/apps/v1{ours}/deployments/flextopo-controller")
+        deployment = await self.reader.get(f"/apis/apps/v1{ours}/deployments/flextopo-controller")
         if deployment is None:
             if (0, 0) < self._version < ASKS_FOR_ALIGNMENT:
                 what = (
@@ -351,7 +315,7 @@ class Doctor:
             self._say("controller", WARNING, "the controller runs with --shadow", "it only logs")
             return
         path = f"/apis/coordination.k8s.io/v1{ours}/leases/{LEASE}"
-        spec = ((await self._get(path)) or {}).get("spec") or {}
+        spec = ((await self.reader.get(path)) or {}).get("spec") or {}
         advice = f"kubectl -n {self.namespace} logs deployment/flextopo-controller, event lease"
         holder, renewed = spec.get("holderIdentity"), spec.get("renewTime")
         if not holder or not renewed:
@@ -365,53 +329,20 @@ class Doctor:
             self._say("controller", OK, f"{holder} holds the Lease {LEASE}")
 
     async def _check_rights(self) -> None:
-        infos = [(kind._api_info, kind in OPTIONAL) for kind in WATCHED]
-        needed = [
-            ("flextopo", info.resource.group, info.plural, verb, optional)
-            for info, optional in infos
-            for verb in ("list", "watch")
-        ]
         path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/flextopo-controller"
-        if await self._get(path) is not None:
-            account = "flextopo-controller"
-            needed += [(account, *right[1:]) for right in needed]
-            needed += [(account, *right, False) for right in CONTROLLER_RIGHTS]
-        lacking: dict[bool, list[str]] = {True: [], False: []}
-        for account, group, resource, verb, optional in needed:
-            if not await self._may(account, group, resource, verb):
-                lacking[optional].append(f"{account}: {verb} {resource} of {group or 'core'}")
+        needed = rights_needed(controller=await self.reader.get(path) is not None)
+        missing = [
+            right for right in needed if not await has_right(self.reader, self.namespace, right)
+        ]
         for optional, state in ((False, PROBLEM), (True, WARNING)):
-            if lacking[optional]:
-                what = f"{len(lacking[optional])} rights are missing: {some(lacking[optional])}"
+            names = [str(right) for right in missing if right.optional == optional]
+            if names:
+                what = f"{len(names)} rights are missing: {some(names)}"
                 self._say(
-                    "rights", state, what, "kubectl apply -k deploy/controller, or deploy/base"
+                    "rights", state, what, "kubectl apply -k deploy/base or deploy/controller"
                 )
-        if not any(lacking.values()):
+        if not missing:
             self._say("rights", OK, f"all {len(needed)} rights are given")
-
-    async def _may(self, account: str, group: str, resource: str, verb: str) -> bool:
-        plural, _, subresource = resource.partition("/")
-        about = {"group": group, "resource": plural, "subresource": subresource, "verb": verb}
-        if plural == "leases":
-            about |= {"namespace": self.namespace, "name": "" if verb == "create" else LEASE}
-        accounts = "system:serviceaccounts"
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SubjectAccessReview",
-            "spec": {
-                "user": f"system:serviceaccount:{self.namespace}:{account}",
-                "groups": [accounts, f"{accounts}:{self.namespace}", "system:authenticated"],
-                "resourceAttributes": about,
-            },
-        }
-        path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
-        said: Document = (await self._ask(path, review)).json()
-        return bool((said.get("status") or {}).get("allowed"))
-
-
-def following_of(mark: str) -> dict[str, str]:
-    """Return the query for a list's next page."""
-    return {"continue": mark} if mark else {}
 
 
 def _written(meta: Document) -> float:
