@@ -32,7 +32,6 @@ from flextopo.policies.serving.reader import Reader
 from flextopo.policies.serving.scheduler_file import check_scheduler_file, read_scheduler_file
 
 SPACE = "flextopo-system"
-NOW = datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def named(kind: str, name: str, namespace: str = SPACE, **more: Any) -> dict[str
 
 
 def time(**before: float) -> str:
-    return (NOW - timedelta(**before)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return (datetime.now(UTC) - timedelta(**before)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def sound(certificates: Path) -> FakeApiserver:
@@ -101,6 +100,11 @@ def sound(certificates: Path) -> FakeApiserver:
     return server
 
 
+def set_age(path: Path, age_s: float) -> None:
+    at = datetime.now(UTC).timestamp() - age_s
+    os.utime(path, (at, at))
+
+
 def scheduler_file(folder: Path, certificates: Path, change: Callable[[Any], None]) -> Path:
     """Write the given configuration with its files on this machine, changed."""
     (config,) = documents("scheduler")
@@ -111,7 +115,7 @@ def scheduler_file(folder: Path, certificates: Path, change: Callable[[Any], Non
     change(config)
     path = folder / "kube-scheduler.yaml"
     path.write_text(yaml.safe_dump(config))
-    os.utime(path, (NOW.timestamp() - 3600,) * 2)
+    set_age(path, 3600)
     return path
 
 
@@ -145,8 +149,8 @@ def without(kind: str, key: str) -> Callable[[FakeApiserver], None]:
     return lambda server: server.delete(kind, key)
 
 
-def changed(document: dict[str, Any]) -> Callable[[FakeApiserver], None]:
-    return lambda server: server.put(document) and None
+def changed(document: dict[str, Any]) -> Callable[[FakeApiserver], object]:
+    return lambda server: server.put(document)
 
 
 def text(path: str, said: str) -> Callable[[FakeApiserver], None]:
@@ -237,8 +241,7 @@ def test_stumbles_in_the_cluster_are_found(
 
 def test_a_scheduler_that_was_not_restarted_is_found(tmp_path: Path, certificates: Path) -> None:
     path = scheduler_file(tmp_path, certificates, nothing)
-    later = NOW.timestamp() + 60
-    os.utime(path, (later, later))
+    set_age(path, -60)
     found = examined(sound(certificates), path)
     (bad,) = [str(finding) for finding in found if finding.state != "ok"]
     assert bad.startswith("problem: kube-scheduler-m has run since")
@@ -350,9 +353,17 @@ def test_a_cluster_that_does_not_answer(
 ) -> None:
     config = tmp_path / "config"
     server = {"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}
-    context = {"name": "c", "context": {"cluster": "c"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    user = {"name": "u", "user": {}}
     config.write_text(
-        yaml.safe_dump({"clusters": [server], "contexts": [context], "current-context": "c"})
+        yaml.safe_dump(
+            {
+                "clusters": [server],
+                "users": [user],
+                "contexts": [context],
+                "current-context": "c",
+            }
+        )
     )
     monkeypatch.setenv("KUBECONFIG", str(config))
     assert run("doctor", "--kube") == 2
