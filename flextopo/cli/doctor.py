@@ -25,7 +25,7 @@ def doctor(
     ] = None,
     json_path: JsonPath = None,
 ) -> None:
-    """Find what usually goes wrong when a cluster gets this service.
+    """Find what stands in the way of the service in a cluster.
 
     Prints a line for each thing that was looked at, and what to do; changes nothing. The exit status is
     1 where something is a problem.
