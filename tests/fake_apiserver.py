@@ -27,6 +27,13 @@ PLURALS = {
     "PodDisruptionBudget": "poddisruptionbudgets",
     "PriorityClass": "priorityclasses",
     "PodGroup": "podgroups",
+    "Event": "events",
+    "Lease": "leases",
+    "CustomResourceDefinition": "customresourcedefinitions",
+    "Service": "services",
+    "EndpointSlice": "endpointslices",
+    "Secret": "secrets",
+    "Deployment": "deployments",
 }
 
 Document = dict[str, Any]
@@ -40,6 +47,8 @@ class FakeApiserver:
         faults: resource to what goes wrong with it: a status code, `garbage`, `slow`, `break`.
         kinds: plurals that the cluster has.
         bookmark_s: seconds between bookmarks.
+        texts: path to what is answered there, in place of an object.
+        denied: rights that no account has, such as `create pods/eviction`.
     """
 
     def __init__(self) -> None:
@@ -47,6 +56,8 @@ class FakeApiserver:
         self.faults: dict[str, int | str] = {}
         self.kinds = set(PLURALS.values())
         self.bookmark_s = 0.2
+        self.texts: dict[str, str] = {}
+        self.denied: set[str] = set()
         self.port = 0
         self._objects: dict[tuple[str, str], Document] = {}
         self._history: list[tuple[int, str, str, Document]] = []
@@ -109,8 +120,17 @@ class FakeApiserver:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def answer(self, request: Request) -> Response:
+        """Answer a request about the cluster or about rights."""
+        path = request.url.path
+        if path in self.texts:
+            return Response(self.texts[path])
+        if path.endswith("/subjectaccessreviews"):
+            return self._review(json.loads(await request.body()))
+        return await self.handle(request)
+
     async def handle(self, request: Request) -> Response:
-        """Answer any request."""
+        """Answer a request about objects."""
         parts = request.url.path.strip("/").split("/")
         parts = parts[2:] if parts[0] == "api" else parts[3:]
         namespace = None
@@ -119,7 +139,7 @@ class FakeApiserver:
         plural, (name, action) = parts[0], [*parts[1:], None, None][:2]
         watching = request.query_params.get("watch") == "true"
         verb = {"GET": "get" if name else "watch" if watching else "list", "PATCH": "patch",
-                "POST": "create"}[request.method]  # fmt: skip
+                "POST": "create", "PUT": "update"}[request.method]  # fmt: skip
         resource = f"{plural}/{action}" if action else plural
         self.calls.append(f"{verb} {resource}")
         fault = self.faults.get(f"{verb} {resource}", self.faults.get(resource))
@@ -132,17 +152,38 @@ class FakeApiserver:
         if plural not in self.kinds:
             return _status(404, f"{plural} not found")
         if verb == "list":
-            return self._list(request, plural)
+            return self._list(request, plural, namespace)
         if verb == "watch":
             return self._watch(request, plural)
-        assert name is not None
-        body = json.loads(await request.body())
-        if resource == "pods/eviction":
-            return self._evict(f"{namespace}/{name}", body)
-        return self._patch(plural, f"{namespace}/{name}" if namespace else name, body)
+        key = f"{namespace}/{name}" if namespace else name or ""
+        if verb == "get":
+            found = self._objects.get((plural, key))
+            return JSONResponse(found) if found else _status(404, f"{key} not found")
+        return self._change(verb, resource, key, json.loads(await request.body()))
 
-    def _list(self, request: Request, plural: str) -> Response:
-        found = [document for (kind, _), document in self._objects.items() if kind == plural]
+    def _change(self, verb: str, resource: str, key: str, body: Document) -> Response:
+        if resource == "pods/eviction":
+            return self._evict(key, body)
+        plural = resource.partition("/")[0]
+        if verb == "patch":
+            return self._patch(plural, key, body)
+        return self._write(plural, key.partition("/")[0], body)
+
+    def _review(self, review: Document) -> Response:
+        about = review["spec"]["resourceAttributes"]
+        resource = "/".join(filter(None, (about["resource"], about["subresource"])))
+        allowed = f"{about['verb']} {resource}" not in self.denied
+        return JSONResponse({**review, "status": {"allowed": allowed}}, 201)
+
+    def _list(self, request: Request, plural: str, namespace: str | None) -> Response:
+        label, _, value = request.query_params.get("labelSelector", "").partition("=")
+        found = [
+            document
+            for (kind, _), document in self._objects.items()
+            if kind == plural
+            and namespace in (None, document["metadata"].get("namespace"))
+            and (not label or document["metadata"].get("labels", {}).get(label) == value)
+        ]
         begin = int(request.query_params.get("continue", "0"))
         size = min(int(request.query_params.get("limit", "500")), 3)
         more = str(begin + size) if begin + size < len(found) else ""
@@ -185,6 +226,16 @@ class FakeApiserver:
                     since = max(since, latest)
                     meta = {"resourceVersion": str(since), "creationTimestamp": None}
                     yield _line("BOOKMARK", {"kind": "X", "metadata": meta})
+
+    def _write(self, plural: str, namespace: str, body: Document) -> Response:
+        meta = body["metadata"]
+        meta["namespace"] = namespace
+        meta.setdefault("name", f"{meta.get('generateName', '')}{self._version}")
+        known = self._objects.get((plural, _key(body)))
+        told = meta.get("resourceVersion")
+        if known and told != known["metadata"]["resourceVersion"]:
+            return _status(409, f"resourceVersion is not {told}")
+        return JSONResponse(self._store("MODIFIED" if known else "ADDED", plural, body))
 
     def _patch(self, plural: str, key: str, patch: Document) -> Response:
         document = self._objects.get((plural, key))
@@ -249,7 +300,7 @@ def _status(code: int, message: str) -> Response:
 @asynccontextmanager
 async def running(server: FakeApiserver) -> AsyncIterator[FakeApiserver]:
     """Serve on a free port of this event loop."""
-    routes = [Route("/{path:path}", server.handle, methods=["GET", "POST", "PATCH"])]
+    routes = [Route("/{path:path}", server.answer, methods=["GET", "POST", "PUT", "PATCH"])]
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server.port = listening.getsockname()[1]

@@ -19,6 +19,7 @@ import flextopo
 from flextopo.cli import (
     ablate,
     compare,
+    doctor,
     export,
     fit,
     listing,
@@ -64,6 +65,7 @@ MAP: dict[str, dict[str, Callable[..., Any]]] = {
         "decide": serving.decide,
         "serve": serving.serve,
         "shadow-report": serving.shadow_report,
+        "doctor": doctor.doctor,
     },
 }
 """Panel of the help to command; in the order in which one uses them."""

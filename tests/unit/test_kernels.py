@@ -408,3 +408,23 @@ def test_flags_are_equal_where_numbas_own_are() -> None:
     said: Any = compiler._Flags(plain)  # type: ignore[no-untyped-call]
     said.forceinline = False  # the default
     assert said == plain
+
+
+DENIED = """
+import os, tempfile
+def denied(*_, **__):
+    raise PermissionError
+tempfile.TemporaryFile = os.replace = denied
+os.access = lambda *_: False
+"""
+
+
+@compiled_only
+def test_a_folder_that_was_given_may_only_be_read(package: Path, tmp_path: Path) -> None:
+    given, empty = tmp_path / "given", tmp_path / "empty"
+    assert call(package, str(given)) == "no-fit"
+    kept = {path: path.stat().st_mtime_ns for path in given.rglob("*.nb?")}
+    assert call(package, str(given), before=DENIED) == "no-fit"
+    assert {path: path.stat().st_mtime_ns for path in given.rglob("*.nb?")} == kept
+    assert call(package, str(empty), before=DENIED) == "no-fit"
+    assert not list(empty.rglob("*.nbi"))

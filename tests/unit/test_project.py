@@ -99,3 +99,29 @@ def test_a_release_refuses_a_tag_that_is_not_the_version(tag: str, right: bool) 
 def test_nothing_is_uploaded_to_a_registry() -> None:
     text = (ROOT / ".github" / "workflows" / "release.yml").read_text()
     assert not re.search(r"twine upload|pypi-publish|id-token", text)
+
+
+def test_only_a_release_pushes_the_image_and_it_is_of_two_architectures() -> None:
+    workflow = read(".github/workflows/image.yml")
+    (job,) = workflow["jobs"].values()
+    (build,) = [step["with"] for step in job["steps"] if "build-push" in step.get("uses", "")]
+    assert build["platforms"] == "linux/amd64,linux/arm64"
+    assert build["push"] == "${{ github.event_name == 'release' }}"
+    (login,) = [step for step in job["steps"] if "login-action" in step.get("uses", "")]
+    assert login["if"] == "github.event_name == 'release'"
+    assert (ROOT / build["file"]).is_file()
+
+
+def test_actions_are_pinned_to_a_major_version() -> None:
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        used = re.findall(r"uses: (\S+)", path.read_text())
+        assert used
+        assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", name) for name in used), path.name
+
+
+def test_kernels_in_the_image_run_on_other_processors() -> None:
+    _, *stages = (ROOT / "deploy" / "Dockerfile").read_text().split("\nFROM ")
+    assert len(stages) == 2
+    for stage in stages:
+        assert "NUMBA_CPU_NAME=generic" in stage
+        assert "NUMBA_CACHE_DIR=/opt/flextopo/kernels" in stage

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from numba.core import caching
 
@@ -33,7 +35,15 @@ class _OfThisVersion:
 
 
 class _Given(_OfThisVersion, caching.UserProvidedCacheLocator):
-    pass
+    """`NUMBA_CACHE_DIR`, which an image fills when it is built and may then only be read."""
+
+    def ensure_cache_path(self) -> None:
+        """Create the folder, or be content with one that takes no files."""
+        try:
+            super().ensure_cache_path()
+        except OSError:
+            if not Path(self.get_cache_path()).is_dir():
+                raise
 
 
 class _BesideTheSource(_OfThisVersion, caching.InTreeCacheLocator):
@@ -52,3 +62,11 @@ class KernelCache(caching.FunctionCache):
     """Numba's own cache of a function, in those folders."""
 
     _impl_class = _CacheFiles
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled, where the folder takes files."""
+        try:
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+        except OSError:
+            if os.access(self.cache_path, os.W_OK):
+                raise
