@@ -8,6 +8,7 @@ from fake_apiserver import FakeApiserver
 from kube_objects import NOW_S, flextopo, node, pod, preemptor
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.config.models import Cluster, User
+from lightkube.core.generic_client import GenericAsyncClient
 
 from flextopo.baselines.registry import make_selector
 from flextopo.policies.serving.cache import ClusterCache
@@ -35,13 +36,17 @@ def spread(taken: tuple[int, ...] = (0, 1, 2, 4, 5, 6)) -> list[dict[str, Any]]:
     return [node("n0"), flextopo("n0", {f"b{i}": [i] for i in taken}), *pods]
 
 
+def make_client(server: FakeApiserver) -> GenericAsyncClient:
+    """Return a client of a fake apiserver."""
+    return connect(KubeConfig.from_one(cluster=Cluster(server=server.url), user=User()))
+
+
 def make_controller(
     server: FakeApiserver, lines: list[bytes] | None = None, **more: Any
 ) -> Controller:
-    config = KubeConfig.from_one(cluster=Cluster(server=server.url), user=User())
     cache = ClusterCache(lambda: NOW_S)
     telemetry = Telemetry(cache, write=(lines if lines is not None else []).append)
-    watch = KubeWatch(connect(config), cache, telemetry)
+    watch = KubeWatch(make_client(server), cache, telemetry)
     decider = Decider(
         cache, make_selector("greedy-cost"), make_selector("flextopo-best-effort"), budget_s=60
     )

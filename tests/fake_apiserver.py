@@ -27,6 +27,11 @@ PLURALS = {
     "PodDisruptionBudget": "poddisruptionbudgets",
     "PriorityClass": "priorityclasses",
     "PodGroup": "podgroups",
+    "ResourceSlice": "resourceslices",
+    "ResourceClaim": "resourceclaims",
+    "NodeResourceTopology": "noderesourcetopologies",
+    "DeviceTaintRule": "devicetaintrules",
+    "DeviceClass": "deviceclasses",
     "Event": "events",
     "Lease": "leases",
     "CustomResourceDefinition": "customresourcedefinitions",
@@ -86,6 +91,10 @@ class FakeApiserver:
         """Return an object."""
         return self._objects.get((PLURALS[kind], key))
 
+    def keys(self, kind: str) -> list[str]:
+        """Return the keys of all objects of a kind."""
+        return [key for plural, key in self._objects if plural == PLURALS[kind]]
+
     def _store(self, event: str, plural: str, document: Document) -> Document:
         self._version += 1
         document["metadata"]["resourceVersion"] = str(self._version)
@@ -139,7 +148,7 @@ class FakeApiserver:
         plural, (name, action) = parts[0], [*parts[1:], None, None][:2]
         watching = request.query_params.get("watch") == "true"
         verb = {"GET": "get" if name else "watch" if watching else "list", "PATCH": "patch",
-                "POST": "create", "PUT": "update"}[request.method]  # fmt: skip
+                "POST": "create", "PUT": "update", "DELETE": "delete"}[request.method]  # fmt: skip
         resource = f"{plural}/{action}" if action else plural
         self.calls.append(f"{verb} {resource}")
         fault = self.faults.get(f"{verb} {resource}", self.faults.get(resource))
@@ -159,7 +168,15 @@ class FakeApiserver:
         if verb == "get":
             found = self._objects.get((plural, key))
             return JSONResponse(found) if found else _status(404, f"{key} not found")
+        if verb == "delete":
+            return self._remove(plural, key)
         return self._change(verb, resource, key, json.loads(await request.body()))
+
+    def _remove(self, plural: str, key: str) -> Response:
+        document = self._objects.get((plural, key))
+        if document is None:
+            return _status(404, f"{key} not found")
+        return JSONResponse(self._store("DELETED", plural, deepcopy(document)))
 
     def _change(self, verb: str, resource: str, key: str, body: Document) -> Response:
         if resource == "pods/eviction":
@@ -176,13 +193,13 @@ class FakeApiserver:
         return JSONResponse({**review, "status": {"allowed": allowed}}, 201)
 
     def _list(self, request: Request, plural: str, namespace: str | None) -> Response:
-        label, _, value = request.query_params.get("labelSelector", "").partition("=")
+        label, equal, value = request.query_params.get("labelSelector", "").partition("=")
         found = [
             document
             for (kind, _), document in self._objects.items()
             if kind == plural
             and namespace in (None, document["metadata"].get("namespace"))
-            and (not label or document["metadata"].get("labels", {}).get(label) == value)
+            and (not label or _has_label(document, label, value if equal else None))
         ]
         begin = int(request.query_params.get("continue", "0"))
         size = min(int(request.query_params.get("limit", "500")), 3)
@@ -229,7 +246,8 @@ class FakeApiserver:
 
     def _write(self, plural: str, namespace: str, body: Document) -> Response:
         meta = body["metadata"]
-        meta["namespace"] = namespace
+        if namespace:
+            meta["namespace"] = namespace
         meta.setdefault("name", f"{meta.get('generateName', '')}{self._version}")
         known = self._objects.get((plural, _key(body)))
         told = meta.get("resourceVersion")
@@ -272,6 +290,12 @@ class FakeApiserver:
         return JSONResponse({"kind": "Status", "status": "Success"}, 201)
 
 
+def _has_label(document: Document, label: str, value: str | None) -> bool:
+    """Say whether an object has a label, of that value if there is one."""
+    found = document["metadata"].get("labels", {}).get(label)
+    return found is not None if value is None else bool(found == value)
+
+
 def _covers(budget: Document, pod: Document) -> bool:
     labels = budget["spec"]["selector"]["matchLabels"].items()
     here = bool(budget["metadata"]["namespace"] == pod["metadata"]["namespace"])
@@ -300,7 +324,9 @@ def _status(code: int, message: str) -> Response:
 @asynccontextmanager
 async def running(server: FakeApiserver) -> AsyncIterator[FakeApiserver]:
     """Serve on a free port of this event loop."""
-    routes = [Route("/{path:path}", server.answer, methods=["GET", "POST", "PUT", "PATCH"])]
+    routes = [
+        Route("/{path:path}", server.answer, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+    ]
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server.port = listening.getsockname()[1]

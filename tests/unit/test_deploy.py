@@ -19,7 +19,7 @@ from flextopo.cli.app import app
 
 pytest.importorskip("lightkube")
 
-from controllers import WAITING, dying, make_controller, spread
+from controllers import WAITING, dying, make_client, make_controller, spread
 from lightkube import codecs
 
 from flextopo.policies.serving import leases
@@ -47,17 +47,6 @@ def test_every_field_is_one_of_the_api(folder: str) -> None:
         assert without_empty(known) == without_empty(document), document["metadata"]
 
 
-LATER = {
-    "list resourceslices",
-    "watch resourceslices",
-    "list resourceclaims",
-    "watch resourceclaims",
-    "list noderesourcetopologies",
-    "watch noderesourcetopologies",
-}
-"""Rights of kinds that are optional, whether this version watches them or not."""
-
-
 def rights(folder: str) -> set[str]:
     """Return the rights of a folder's roles, such as `list pods`."""
     return {
@@ -76,9 +65,8 @@ def test_rights_are_exactly_the_calls_that_are_made() -> None:
             server.put(document)
         async with running(server):
             controller = make_controller(server)
-            leadership = Leadership(controller.watch.client, controller.telemetry)
+            leadership = Leadership(make_client(server), controller.telemetry)
             controller.leads, leadership.changed = leadership.held, controller.wake
-            # The watch last, which closes the client.
             runs = (controller.attend, leadership.contend, controller.watch.follow)
             tasks = [asyncio.create_task(run()) for run in runs]
             await until(lambda: {"update leases", "create events"} <= set(server.calls))
@@ -90,8 +78,10 @@ def test_rights_are_exactly_the_calls_that_are_made() -> None:
 
     made = asyncio.run(calls())
     watching = {call for call in made if call.split()[0] in ("list", "watch")}
-    assert watching <= rights("base") <= watching | LATER
-    assert made - watching == rights("controller")
+    assert watching == rights("base")
+    # Where there are devices to hold, see test_holds; nobody calls what stands for writing an allocation.
+    held = {f"{right.verb} {right.resource}" for right in CONTROLS if right.optional}
+    assert (made - watching) | held == rights("controller")
     assert {f"{right.verb} {right.resource}" for right in CONTROLS} == rights("controller")
 
 
@@ -113,14 +103,7 @@ def test_api_groups_are_those_that_are_asked() -> None:
         for resource in rule["resources"]
         for group in rule["apiGroups"]
     }
-    later = {
-        ("resourceslices", "resource.k8s.io"),
-        ("resourceclaims", "resource.k8s.io"),
-        ("noderesourcetopologies", "topology.node.k8s.io"),
-        ("podgroups", "scheduling.k8s.io"),
-        ("podgroups", "scheduling.volcano.sh"),
-    }
-    assert asked <= told <= asked | later
+    assert asked == told
 
 
 def serve_options() -> set[str]:

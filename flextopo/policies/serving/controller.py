@@ -89,6 +89,7 @@ class Controller:
 
     async def attend(self) -> None:
         """Preempt until cancelled."""
+        led = False
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.look_s):
@@ -96,7 +97,11 @@ class Controller:
             # What comes together, such as the events of one binding, is looked at together.
             await asyncio.sleep(self.pause_s)
             self._wake.clear()
-            if self.watch.ready() and self.leads():
+            leads = self.watch.ready() and self.leads()
+            if leads and not led and self.holds is not None and not self.shadow:
+                await self.holds.clear()
+            led = leads
+            if leads:
                 await self.look()
 
     async def look(self) -> None:
@@ -104,12 +109,14 @@ class Controller:
         pending = {pod.uid: pod for pod in self.decider.cache.pending if self._is_ours(pod)}
         for gone in self._waiting.keys() - pending.keys():
             del self._waiting[gone]
-        for pod in await self.holds.look() if self.holds is not None else ():
-            await self._touch(pod)
-        for pod in sorted(
-            pending.values(), key=lambda pod: (-pod.priority, pod.created_s, pod.key)
-        ):
-            now = self.clock()
+        for released in await self.holds.look() if self.holds is not None else ():
+            await self._touch(released)
+        queue = sorted(pending.values(), key=lambda pod: (-pod.priority, pod.created_s, pod.key))
+        for uid in [pod.uid for pod in queue]:
+            # Much may have happened since the list was made: each request to the apiserver takes time.
+            pod, now = self.decider.cache.pods.get(uid), self.clock()
+            if pod is None or pod.node or not self._is_ours(pod):
+                continue
             waiting = self._waiting.setdefault(pod.uid, _Waiting(now))
             if await self._fits_now(pod, waiting):
                 continue
@@ -161,7 +168,8 @@ class Controller:
             self.telemetry.log("refused", pod=pod.key, error=str(error)[:200])
 
     async def _attend(self, pod: PodRecord, waiting: _Waiting) -> None:
-        if pod.never_preempts or self.decider.cache.kept_for(pod):
+        held = self.holds is not None and self.holds.holds_for(pod)
+        if pod.never_preempts or held or self.decider.cache.kept_for(pod):
             # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
             return
         reach = self.decider.cache.reach_of(pod)

@@ -100,6 +100,10 @@ class DeviceHolds:
         for device in ids:
             await self._taint(kind, pod.uid, hold, device)
 
+    def holds_for(self, pod: PodRecord) -> bool:
+        """Say whether devices are held for a pod, or allocated to it and not given back yet."""
+        return pod.uid in self._holds
+
     async def look(self) -> list[PodRecord]:
         """Release what is free by now or held for too long; return the pods that should look again."""
         ready = []
@@ -114,7 +118,13 @@ class DeviceHolds:
         return ready
 
     async def clear(self) -> None:
-        """Remove rules that an earlier process has left."""
+        """Remove rules that an earlier process has left, as far as the apiserver lets us."""
+        try:
+            await self._clear()
+        except httpx2.HTTPError as error:
+            self.telemetry.log("hold_error", error=str(error)[:200])
+
+    async def _clear(self) -> None:
         kind = await self._rules()
         if kind is None:
             return

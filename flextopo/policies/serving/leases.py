@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -38,7 +39,7 @@ class Leadership:
     """Holds the Lease `flextopo-controller` of the client's namespace, or waits for it.
 
     Attributes:
-        client: of the cluster.
+        client: of the cluster, for this alone: it is closed in the end.
         telemetry: told of changes.
         identity: of this process.
         changed: called when this process has become the leader.
@@ -79,8 +80,10 @@ class Leadership:
         finally:
             if self.held():
                 self._renewed = None
-                async with asyncio.timeout(1.0):
-                    await self._give_up()
+                with suppress(httpx2.HTTPError, TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await self._give_up()
+            await self.client.close()  # type: ignore[no-untyped-call]
 
     async def _take(self) -> bool:
         """Create, renew or take over the Lease; return whether it is ours."""

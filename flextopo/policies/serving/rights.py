@@ -38,6 +38,17 @@ CONTROLS = (
     Right(CONTROLLER, "", "pods/status", "patch"),
     Right(CONTROLLER, "", "pods/eviction", "create"),
     Right(CONTROLLER, "events.k8s.io", "events", "create"),
+    *(
+        Right(CONTROLLER, "resource.k8s.io", resource, verb, optional=True)
+        for resource, verb in (
+            ("devicetaintrules", "list"),
+            ("devicetaintrules", "create"),
+            ("devicetaintrules", "delete"),
+            ("deviceclasses", "get"),
+            ("resourceclaims/status", "patch"),
+            ("resourceclaims/binding", "patch"),
+        )
+    ),
     Right(CONTROLLER, "coordination.k8s.io", "leases", "create"),
     Right(CONTROLLER, "coordination.k8s.io", "leases", "get"),
     Right(CONTROLLER, "coordination.k8s.io", "leases", "update"),

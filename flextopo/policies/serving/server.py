@@ -138,7 +138,8 @@ def _follow(plan: Plan, decider: Decider, service: Service, outcomes: Outcomes) 
     watch.noted = outcomes.seen
     tasks: list[Task] = [watch.follow]
     if plan.controller:
-        leadership = Leadership(client, service.telemetry)
+        # With a client of its own: the Lease is given up after the watch has closed its.
+        leadership = Leadership(connect(), service.telemetry)
         controller = Controller(
             decider,
             watch,

@@ -1,0 +1,184 @@
+"""Devices that victims free are kept for whom they were freed, end to end against a fake apiserver."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from fake_apiserver import FakeApiserver, running, until
+from kube_devices import NUMA, claim, claiming, full
+
+pytest.importorskip("lightkube")
+
+from controllers import REFUSED, make_client, make_controller
+
+from flextopo.policies.serving import holds
+from flextopo.policies.serving.controller import Controller
+from flextopo.policies.serving.holds import DeviceHolds
+from flextopo.policies.serving.rights import CONTROLS
+
+Scenario = Callable[[FakeApiserver, Controller], Awaitable[None]]
+
+
+def wanted() -> dict[str, Any]:
+    """Return a claim for two GPUs near to each other."""
+    return claim("p", 2, constraints=[{"matchAttribute": NUMA}])
+
+
+CLASS = {
+    "kind": "DeviceClass",
+    "metadata": {"name": "gpu.nvidia.com"},
+    "spec": {"config": [{"opaque": {"driver": "gpu.nvidia.com", "parameters": {"a": 1}}}]},
+}
+WAITING = claiming("p", priority=1000, status=REFUSED)
+
+
+def control(
+    scenario: Scenario,
+    lines: list[bytes] | None = None,
+    kinds: Callable[[set[str]], set[str]] = lambda kinds: kinds,
+    asked: dict[str, Any] | None = None,
+) -> None:
+    async def run() -> None:
+        server = FakeApiserver()
+        server.kinds = kinds(server.kinds)
+        for document in [CLASS, *full(), asked or wanted(), WAITING]:
+            server.put(document)
+        async with running(server):
+            controller = make_controller(server, lines)
+            controller.holds = DeviceHolds(
+                make_client(server), controller.decider.cache, controller.telemetry
+            )
+            tasks = [
+                asyncio.create_task(run()) for run in (controller.watch.follow, controller.attend)
+            ]
+            try:
+                await scenario(server, controller)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                await controller.holds.client.close()  # type: ignore[no-untyped-call]
+
+    asyncio.run(run())
+
+
+def victims(server: FakeApiserver) -> list[str]:
+    found = [(f"b{i}", server.get("Pod", f"batch/b{i}")) for i in range(8)]
+    return [name for name, doc in found if doc and "deletionTimestamp" in doc["metadata"]]
+
+
+def rules(server: FakeApiserver) -> list[str]:
+    found = [server.get("DeviceTaintRule", key) for key in server.keys("DeviceTaintRule")]
+    return sorted(one["spec"]["deviceSelector"]["device"] for one in found if one)
+
+
+def allocation(server: FakeApiserver) -> Any:
+    found = server.get("ResourceClaim", "batch/p")
+    return found and found["status"].get("allocation")
+
+
+def ended(server: FakeApiserver, name: str) -> None:
+    server.delete("Pod", f"batch/{name}")
+    server.delete("ResourceClaim", f"batch/{name}")
+
+
+def test_devices_are_held_until_all_are_free_and_then_allocated() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(victims(server)) == 2)
+        first, second = victims(server)
+        devices = sorted(f"gpu-{name[1:]}" for name in (first, second))
+        # Held before anybody was told to go.
+        assert rules(server) == devices
+        creates = [call for call in server.calls if call.startswith("create ")]
+        assert creates[:3] == ["create devicetaintrules"] * 2 + ["create pods/eviction"]
+        ended(server, first)
+        await asyncio.sleep(0.3)
+        assert allocation(server) is None
+        assert rules(server) == devices
+        ended(server, second)
+        await until(lambda: bool(allocation(server)))
+        given = allocation(server)
+        results = given["devices"]["results"]
+        assert sorted(one["device"] for one in results) == devices
+        assert {one["request"] for one in results} == {"g"}
+        assert given["devices"]["config"] == [
+            {"source": "FromClass", "requests": ["g"], **CLASS["spec"]["config"][0]}  # type: ignore[index]
+        ]
+        assert "allocationTimestamp" in given
+        (term,) = given["nodeSelector"]["nodeSelectorTerms"]
+        assert term["matchFields"][0]["values"] == ["n0"]
+        await until(lambda: rules(server) == [])
+        bound = claiming("p", "n0", priority=1000)
+        server.put(bound)
+        await until(lambda: b'holds_total{result="bound"} 1.0' in controller.telemetry.metrics())
+        assert len(victims(server)) == 0
+        called = {call for call in server.calls if "resource" in call or "device" in call}
+        named = {f"{right.verb} {right.resource}" for right in CONTROLS if right.optional}
+        named.discard("patch resourceclaims/binding")  # asked for by the apiserver itself
+        watching = {call for call in called if call.split()[0] in ("list", "watch")}
+        assert (called - watching) | {"list devicetaintrules"} == named
+
+    control(scenario)
+
+
+def test_what_was_allocated_in_vain_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holds, "BIND_S", 0.3)
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(victims(server)) == 2)
+        for name in victims(server):
+            ended(server, name)
+        await until(lambda: bool(allocation(server)))
+        await until(lambda: allocation(server) is None)
+        await until(lambda: b'holds_total{result="expired"} 1.0' in controller.telemetry.metrics())
+
+    control(scenario)
+
+
+def test_a_preemptor_that_goes_away_leaves_no_rule() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(rules(server)) == 2)
+        server.delete("Pod", "batch/p")
+        await until(lambda: rules(server) == [])
+        assert allocation(server) is None
+
+    control(scenario)
+
+
+def test_rules_of_an_earlier_process_are_removed() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        left = {
+            "kind": "DeviceTaintRule",
+            "metadata": {"name": "left", "labels": {holds.HELD: "uid-of-nobody"}},
+            "spec": {"deviceSelector": {"device": "gpu-7"}},
+        }
+        server.put(left)
+        await until(lambda: len(rules(server)) == 2 and "gpu-7" not in rules(server))
+
+    control(scenario)
+
+
+def test_without_rules_nothing_is_held_and_the_pod_is_still_served() -> None:
+    lines: list[bytes] = []
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(victims(server)) == 2)
+        assert any(b'"no_holds"' in line for line in lines)
+
+    control(scenario, lines, lambda kinds: kinds - {"devicetaintrules"})
+
+
+def test_a_claim_of_another_kind_is_left_to_the_scheduler() -> None:
+    asked = wanted()
+    nic = {"name": "nic", "exactly": {"deviceClassName": "nic.example.com"}}
+    asked["spec"]["devices"]["requests"].append(nic)
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(victims(server)) == 2)
+        for name in victims(server):
+            ended(server, name)
+        await until(lambda: rules(server) == [])
+        assert allocation(server) is None
+
+    control(scenario, asked=asked)
