@@ -23,6 +23,7 @@ from flextopo.cli import (
     export,
     fit,
     listing,
+    record,
     replay,
     report,
     reproduce,
@@ -65,6 +66,8 @@ MAP: dict[str, dict[str, Callable[..., Any]]] = {
         "decide": serving.decide,
         "serve": serving.serve,
         "shadow-report": serving.shadow_report,
+        "record": record.record,
+        "what-if": record.what_if,
         "doctor": doctor.doctor,
     },
 }

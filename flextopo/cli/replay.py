@@ -11,6 +11,7 @@ import typer
 from flextopo.cli import completion
 from flextopo.cli.compare import Batch, Services, Set
 from flextopo.cli.configuration import COMPARISON, SCENARIO, WORKLOAD
+from flextopo.cli.record import what_if
 from flextopo.cli.terminal import JsonPath, progress, results_to
 from flextopo.policies.shipped import zoo_names
 from flextopo.train.config import ComparisonConfig
@@ -19,7 +20,10 @@ from flextopo.train.config import ComparisonConfig
 def replay(
     results: Annotated[
         Path | None,
-        typer.Argument(metavar="[RESULT.json]", help="Saved results of `flextopo compare`."),
+        typer.Argument(
+            metavar="[RESULT.json]",
+            help="Saved results of `flextopo compare`; or DAY.jsonl, what `flextopo record` wrote.",
+        ),
     ] = None,
     selector: Annotated[
         list[str] | None,
@@ -56,13 +60,17 @@ def replay(
 
     With two selectors they play the same tape side by side. Of saved results it takes servers,
     workload, scenario and traces, and by default the policy, the reference, and the seed on which
-    their losses differ most; options go before what is saved.
+    their losses differ most; options go before what is saved. Of a recorded cluster it tells what
+    selectors would have done, as `flextopo what-if` does.
 
     Examples:
         flextopo replay results/compare.json
         flextopo replay results/compare.json -s exact --seed 2000000
         flextopo replay -s deepset-imitation -s greedy-cost -o day.html
     """
+    if results is not None and results.suffix == ".jsonl":
+        what_if(results, selector, json_path=json_path)
+        return
     from flextopo.cluster.workload.seeds import VALIDATION
     from flextopo.train.compare import REFERENCE
     from flextopo.train.replay_page import write_replay

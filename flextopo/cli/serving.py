@@ -61,7 +61,7 @@ def decide(
                 snapshots.decode(body),
                 find_served(selector),
                 make_selector(FALLBACK),
-                bands=_bands(class_bands),
+                bands=read_bands(class_bands),
             )
         write(msgspec.to_builtins(found))
         typer.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
@@ -121,7 +121,7 @@ def serve(
         raise FlextopoError("--kube with --snapshot; legal: one of them")
     if controller and not kube:
         raise FlextopoError("--controller without --kube; legal: with it")
-    bands = _bands(class_bands)
+    bands = read_bands(class_bands)
     with needing("serve"):
         from flextopo.policies.serving.server import Listen, Plan, start
     start(
@@ -140,7 +140,12 @@ def serve(
     )
 
 
-def _bands(text: str) -> tuple[int, ...]:
+def read_bands(text: str) -> tuple[int, ...]:
+    """Return the class bands of an option.
+
+    Raises:
+        FlextopoError: they are none.
+    """
     from flextopo.policies.serving.records import check_bands
 
     try:

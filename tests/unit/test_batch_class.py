@@ -166,7 +166,7 @@ def test_a_wrong_option_is_one_sentence(
 
 
 def test_the_option_s_default_is_the_simulated_workload_s() -> None:
-    assert serving._bands(serving.CLASS_BANDS) == CLASS_BANDS == (MIDDLE,)
+    assert serving.read_bands(serving.CLASS_BANDS) == CLASS_BANDS == (MIDDLE,)
 
 
 FIELDS = {

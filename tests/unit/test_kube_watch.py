@@ -18,6 +18,13 @@ from flextopo.policies.serving import kube
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.kube import KubeWatch, connect
 
+
+def known(watch: KubeWatch) -> ClusterCache:
+    """Return the cache that a watch keeps in step."""
+    assert isinstance(watch.cache, ClusterCache)
+    return watch.cache
+
+
 Scenario = Callable[[FakeApiserver, KubeWatch], Awaitable[None]]
 
 
@@ -44,12 +51,12 @@ def follow(documents: list[dict[str, Any]], scenario: Scenario) -> None:
 def same(watch: KubeWatch, documents: list[dict[str, Any]]) -> bool:
     """Say whether the cache holds what one of these objects would hold."""
     expected = make_cache(documents)
-    states, here = expected.nodes.states, watch.cache.nodes.states
+    states, here = expected.nodes.states, known(watch).nodes.states
     return (
-        watch.cache.pods.keys() == expected.pods.keys()
+        known(watch).pods.keys() == expected.pods.keys()
         and here.keys() == states.keys()
         and all(here[name].counted.node == states[name].counted.node for name in states)
-        and watch.cache.budgets.by_key.keys() == expected.budgets.by_key.keys()
+        and known(watch).budgets.by_key.keys() == expected.budgets.by_key.keys()
     )
 
 
@@ -86,7 +93,7 @@ def test_a_cluster_without_custom_resources_is_ready_too() -> None:
     async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
         server.kinds -= {"flextopos", "podgroups"}
         await until(watch.ready)
-        assert watch.cache.nodes.sums["flat"] == 1
+        assert known(watch).nodes.sums["flat"] == 1
         assert watch.age_s() < 3
 
     follow([node("n0"), pod("p", "n0")], scenario)
@@ -114,7 +121,7 @@ def test_a_dropped_watch_goes_on_where_it_was() -> None:
         for i in range(3):
             server.break_watches()
             server.put(pod(f"late{i}", "n1"))
-            await until(lambda i=i: f"uid-late{i}" in watch.cache.pods)  # type: ignore[misc]
+            await until(lambda i=i: f"uid-late{i}" in known(watch).pods)  # type: ignore[misc]
         # A line that was cut off cannot be read, so there may be fresh lists, and never a gap.
         assert server.calls.count("list pods") >= lists
         assert same(watch, [*FULL, *(pod(f"late{i}", "n1") for i in range(3))])
@@ -149,7 +156,7 @@ def test_a_failing_apiserver_is_asked_again_and_nothing_is_lost(fault: int | str
         server.break_watches()
         server.put(pod("late", "n1"))
         await asyncio.sleep(0.3)
-        assert len(watch.cache.pods) in (11, 12)
+        assert len(known(watch).pods) in (11, 12)
         server.faults.clear()
         await until(lambda: same(watch, [*FULL, pod("late", "n1")]))
         # It waits longer and longer, and does not hammer.
@@ -164,10 +171,10 @@ def test_events_that_come_twice_change_nothing() -> None:
         server.put(pod("late", "n1"))
         server.delete("Pod", "batch/late")
         server.put(pod("late2", "n1"))
-        await until(lambda: "uid-late2" in watch.cache.pods)
+        await until(lambda: "uid-late2" in known(watch).pods)
         server.replay("pods", 3)
         server.put(pod("last", "n1"))
-        await until(lambda: "uid-last" in watch.cache.pods)
+        await until(lambda: "uid-last" in known(watch).pods)
         assert same(watch, [*FULL, pod("late2", "n1"), pod("last", "n1")])
 
     follow(FULL, scenario)
@@ -181,14 +188,14 @@ def test_an_object_that_cannot_be_used_does_not_stop_the_others() -> None:
         server.put(broken)
         server.put(pod("bad", "n0", annotations={"flextopo/gpus": "x"}))
         server.put(pod("late", "n1"))
-        await until(lambda: "uid-late" in watch.cache.pods)
-        assert not watch.cache.nodes.states["n1"].hardware.known
-        assert "batch/bad" in watch.cache.nodes.states["n0"].broken
+        await until(lambda: "uid-late" in known(watch).pods)
+        assert not known(watch).nodes.states["n1"].hardware.known
+        assert "batch/bad" in known(watch).nodes.states["n0"].broken
         server.put(flextopo("n1", {"n1-b0": [0], "n1-b1": [1], "n1-b2": [2]}))
         server.delete("Pod", "batch/bad")
-        await until(lambda: not watch.cache.problems)
+        await until(lambda: not known(watch).problems)
         assert same(watch, [*FULL, pod("late", "n1")])
-        assert watch.cache.nodes.states["n1"].hardware.known
+        assert known(watch).nodes.states["n1"].hardware.known
 
     follow(FULL, scenario)
 

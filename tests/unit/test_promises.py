@@ -134,6 +134,22 @@ def test_a_second_preemptor_does_not_get_the_victims_of_the_first() -> None:
     assert preempt(extender, preemptor(4), "n0", uids=("uid-n0-b0",))["n0"] == first
 
 
+def test_what_was_promised_is_kept_from_pods_that_ask_for_no_guarantee() -> None:
+    documents = full_node()
+    documents[2:4] = [dying("n0-b0"), dying("n0-b1")]
+    cache = make_cache(documents)
+    extender = make_extender(cache)
+    # kube-scheduler is told to evict nobody, so it nominates nobody.
+    assert preempt(extender, preemptor(2), "n0", uids=("uid-n0-b0",)) == {}
+    for name in ("n0-b0", "n0-b1"):
+        cache.remove(read(pod(name, "n0")))
+    thief = preemptor(2, name="thief", requirement="none", priority=100)
+    assert let_in(extender, thief, "n0") == []
+    assert let_in(extender, preemptor(2), "n0") == ["n0"]
+    above = preemptor(2, name="above", requirement="none", priority=2000)
+    assert let_in(extender, above, "n0") == ["n0"]
+
+
 def test_who_has_had_others_evicted_does_not_go_elsewhere() -> None:
     cache = make_cache([*full_node(), node("n1"), flextopo("n1", {})])
     extender = make_extender(cache)

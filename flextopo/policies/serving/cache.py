@@ -415,6 +415,13 @@ class ClusterCache:
         here = [pod for pod in self._on_node.get(name, {}).values() if not pod.node]
         return here + self._planned(name)
 
+    def promised(self, name: str, preemptor: PodRecord) -> str:
+        """Return a pod that was promised a node and comes before another, empty for none."""
+        if name not in self.reservations.nodes():
+            return ""
+        ahead = (pod for pod in self._planned(name) if goes_before(pod, preemptor, False))
+        return next((pod.key for pod in ahead), "")
+
     def state_of(self, name: str, preemptor: PodRecord) -> NodeState | None:
         """Return a node as the preemptor finds it.
 

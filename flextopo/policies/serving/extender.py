@@ -158,12 +158,15 @@ class Extender:
         guaranteed = (
             bool(preemptor.gpus) and preemptor.requirement == TopologyRequirement.GUARANTEED
         )
-        for name in nodes if (guaranteed or kept) and not self.shadow else ():
+        for name in nodes if preemptor.gpus and not self.shadow else ():
             if kept and name != kept:
                 # Somewhere else it would leave behind what others were evicted for.
                 failed[name] = f"its place on {kept} is being freed"
                 continue
-            why, hopeless = self._refusal(name, preemptor) if guaranteed else ("", False)
+            if guaranteed:
+                why, hopeless = self._refusal(name, preemptor)
+            else:
+                why, hopeless = self._promised(name, preemptor), False
             if why:
                 (never if hopeless else failed)[name] = why
         passed = [name for name in nodes if name not in failed and name not in never]
@@ -198,6 +201,18 @@ class Extender:
         return msgspec.json.encode(
             [{"Host": name, "Score": self._score(name, preemptor)} for name in read_nodes(request)]
         )
+
+    def _promised(self, name: str, preemptor: PodRecord) -> str:
+        """Return for whom a node's room is kept, empty if it suffices for the preemptor as well.
+
+        kube-scheduler knows of pods that it nominated; not of those that wait for what is leaving.
+        """
+        cache = self.decider.cache
+        ahead = cache.promised(name, preemptor)
+        state = cache.state_of(name, preemptor) if ahead else None
+        if state is None or state.broken or self.decider.has_room(state, preemptor):
+            return ""
+        return f"what is free on it is kept for {ahead}"
 
     def _refusal(self, name: str, preemptor: PodRecord) -> tuple[str, bool]:
         """Return why a node is refused, empty if it is not, and whether evictions cannot help."""

@@ -12,10 +12,10 @@ import asyncio
 import gc
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 import msgspec
@@ -33,7 +33,6 @@ from lightkube.resources.policy_v1 import PodDisruptionBudget
 from lightkube.resources.scheduling_v1 import PriorityClass
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.objects import (
     BudgetObject,
     ClaimObject,
@@ -179,6 +178,22 @@ def connect(config: KubeConfig | None = None) -> GenericAsyncClient:
         ) from None
 
 
+class Store(Protocol):
+    """What a watch keeps in step with a cluster: a `ClusterCache`, or what writes a recording."""
+
+    def put(self, obj: KubeObject) -> None:
+        """Add or change an object."""
+
+    def remove(self, obj: KubeObject) -> None:
+        """Remove an object."""
+
+    def replace(self, kind: type[KubeObject], objects: Iterable[KubeObject]) -> None:
+        """Take a fresh list of all objects of a kind."""
+
+    def refresh(self) -> None:
+        """Work out what has changed."""
+
+
 @dataclass
 class KubeWatch:
     """Keeps a cache in step with a cluster.
@@ -192,7 +207,7 @@ class KubeWatch:
     """
 
     client: GenericAsyncClient
-    cache: ClusterCache
+    cache: Store
     telemetry: Telemetry | None = None
     changed: Callable[[], None] = lambda: None
     noted: Callable[[], None] = lambda: None

@@ -57,7 +57,7 @@ def read_held(annotations: Mapping[str, str], where: str) -> Held:
         ObjectError: an annotation of flextopo's is not legal. Those of others are passed over then.
     """
     found = NOTHING
-    for name, read in _READERS.items():
+    for name, read in READERS.items():
         if name in annotations:
             try:
                 found = _merged(found, read(annotations[name]))
@@ -147,7 +147,7 @@ def _as(kind: Any, text: str) -> Any:
     return msgspec.json.decode(text, type=kind)
 
 
-_READERS: dict[str, Callable[[str], Held]] = {
+READERS: dict[str, Callable[[str], Held]] = {
     GPUS_HELD: lambda text: Held(gpus=parse_cpu_list(text)),
     CORES_HELD: lambda text: Held(cores=parse_cpu_list(text)),
     NVSENTINEL: _nvsentinel,

@@ -1,0 +1,238 @@
+"""A cluster recorded without names, and what selectors would have done with it."""
+
+import asyncio
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_apiserver import FakeApiserver, running
+from kube_devices import claim, claiming, full
+from kube_objects import NOW_S, budget, flextopo, full_node, node, pod, preemptor, read
+
+from flextopo.baselines.registry import make_selector
+from flextopo.cli.app import main
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.objects import NodeObject, ObjectError, PodObject
+from flextopo.policies.serving.recording import Playback, Recorder
+from flextopo.policies.serving.records import CLASS_BANDS
+from flextopo.policies.serving.what_if import summarise_moments, what_if
+
+REFUSED = {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}
+Document = dict[str, Any]
+
+
+def recorded(path: Path, changes: list[tuple[float, str, Document]]) -> Path:
+    """Record changes, each with its second and whether it is put or removed."""
+    now = [float(NOW_S)]
+    with path.open("wb") as out:
+        recorder = Recorder(out, lambda: now[0])
+        for t_s, what, document in changes:
+            now[0] = NOW_S + t_s
+            (recorder.put if what == "put" else recorder.remove)(read(document))
+    return path
+
+
+def day(path: Path) -> Path:
+    """Record a full node, a preemptor, and what kube-scheduler made of it."""
+    documents = [*full_node(), budget("secret-budget", 1, {"app": "secret"})]
+    victims = []
+    for i in (0, 7):
+        reason = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+        meta = {"deletionTimestamp": "2027-01-15T08:00:40Z"}
+        victims.append(pod(f"n0-b{i}", "n0", meta=meta, status={"conditions": [reason]}))
+    bound = preemptor(2, name="secret-online")
+    bound["spec"]["nodeName"] = "n0"
+    return recorded(path, [
+        *((0.0, "put", document) for document in documents),
+        (5.0, "put", preemptor(2, name="secret-online", status=REFUSED)),
+        (5.5, "put", victims[0]),
+        (5.5, "put", victims[1]),
+        (8.0, "remove", victims[0]),
+        (8.0, "remove", victims[1]),
+        (9.25, "put", bound),
+    ])  # fmt: skip
+
+
+def test_a_recording_holds_no_name(tmp_path: Path) -> None:
+    spec = {
+        "nodeSelector": {"team": "secret-team"},
+        "priorityClassName": "secret-class",
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+            {"topologyKey": "kubernetes.io/hostname",
+             "labelSelector": {"matchLabels": {"secret-key": "secret-value"}}}]}},
+    }  # fmt: skip
+    annotations = {
+        "mail": "somebody@secret.example",
+        "dgxc.nvidia.com/devices": '{"devices":{"nvidia.com/gpu":["GPU-455d8f70-2051-db6c-0430"]}}',
+        "scheduling.k8s.io/group-name": "secret-group",
+    }
+    changes = [
+        pod("secret-pod", "secret-node", spec=spec, annotations=annotations),
+        node("secret-node", labels={"secret-key": "secret-value"}),
+        flextopo("secret-node", {"batch/secret-pod": [0]}),
+        *full(),
+    ]
+    path = recorded(tmp_path / "day.jsonl", [(0.0, "put", one) for one in changes])
+    text = path.read_text()
+    for word in ("secret", "somebody", "455d8f70", "uid-b0", "batch"):
+        assert word not in text, word
+    for word in ("kubernetes.io/hostname", "nvidia.com/gpu", "gpu.nvidia.com", "dgxc.nvidia.com"):
+        assert word in text
+    # Another recording of the same cluster cannot be told to be of the same.
+    again = recorded(tmp_path / "again.jsonl", [(0.0, "put", one) for one in changes])
+    assert again.read_text() != text
+
+
+@pytest.mark.parametrize(
+    "documents", [full_node(), [*full(), claim("p", 2), claiming("p", priority=1000)]]
+)
+def test_a_recording_decides_as_the_cluster_would(
+    documents: list[Document], tmp_path: Path
+) -> None:
+    path = recorded(tmp_path / "day.jsonl", [(0.0, "put", one) for one in documents])
+    playback = Playback(path, CLASS_BANDS)
+    assert len(list(playback)) == len(documents)
+    live = ClusterCache(lambda: NOW_S)
+    for document in documents:
+        live.put(read(document))
+    assert not playback.cache.problems
+    states = [sorted(cache.nodes.states.values(), key=lambda s: s.hardware.server.name)
+              for cache in (live, playback.cache)]  # fmt: skip
+    for here, there in zip(*states, strict=True):
+        assert here.known == there.known
+        assert here.counted.gpu_free == there.counted.gpu_free
+        assert here.counted.cores_free.tolist() == there.counted.cores_free.tolist()
+        assert sorted(r.gpus for r in here.sure.records) == sorted(
+            r.gpus for r in there.sure.records
+        )
+
+
+def test_what_did_not_change_is_not_written_and_lists_are_compared() -> None:
+    out = io.BytesIO()
+    recorder = Recorder(out, lambda: float(NOW_S))
+    first = read(pod("a", "n0", meta={"resourceVersion": "1"}))
+    recorder.put(first)
+    recorder.put(read(pod("a", "n0", meta={"resourceVersion": "2"})))
+    assert recorder.lines == 2
+    recorder.replace(PodObject, [read(pod("b", "n0"))])
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line.get("put") or line.get("gone") for line in lines[1:]] == ["Pod"] * 3
+    assert "gone" in lines[3]
+    recorder.replace(NodeObject, [read(node("n0"))])
+    recorder.replace(NodeObject, [])
+    last = json.loads(out.getvalue().splitlines()[-1])
+    assert last["gone"] == "Node"
+    assert (
+        last["o"]["metadata"]["name"]
+        == json.loads(out.getvalue().splitlines()[-2])["o"]["metadata"]["name"]
+    )
+
+
+def test_every_selector_is_asked_about_the_cluster_as_it_was(tmp_path: Path) -> None:
+    path = day(tmp_path / "day.jsonl")
+    names = ("kubernetes", "greedy-cost")
+    selectors = {name: make_selector(name) for name in names}
+    (moment,) = what_if(path, selectors, make_selector("flextopo-best-effort"))
+    assert (moment.t_s, moment.gpus, moment.requirement) == (5.0, 2, "guaranteed")
+    assert moment.waited_s == 4.25
+    assert len(moment.victims) == moment.victim_gpus == 2
+    best = moment.choices["greedy-cost"]
+    assert best.level in ("numa_node", "socket")
+    assert len(best.victims) == best.gpus == 2
+    assert best.lost_gpu_h > 0
+    assert best.next_best is not None
+    assert best.next_best["victims"] != best.victims
+    assert best.next_best["lost_gpu_h"] >= best.lost_gpu_h
+    assert best.fewer.count("1 GPUs") == 2
+    rows = {row["selector"]: row for row in summarise_moments([moment])}
+    assert rows["greedy-cost"]["aligned"] == 1.0
+    assert rows["the cluster itself"]["victims"] == 2
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(day(tmp_path / "day.jsonl"))
+    for command in ("what-if", "replay"):
+        json_path = tmp_path / f"{command}.json"
+        options = ["-s", "godel", "-s", "greedy-cost", "--json", str(json_path)]
+        assert run(command, path, *options) == 0
+        out = capsys.readouterr().out
+        assert "| greedy-cost | 1 | 1 | 2 | 2 | 100 % |" in out
+        assert "the cluster itself" in out
+        found = json.loads(json_path.read_text())
+        assert {row["selector"] for row in found["selectors"]} >= {"godel", "greedy-cost"}
+        assert len(found["moments"]) == 1
+
+
+def run(*arguments: str) -> int:
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"recording": 99}', "[1]"])
+def test_other_files_are_refused_in_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "day.jsonl").write_text(text)
+    with pytest.raises(ObjectError, match="legal: what flextopo record writes"):
+        Playback(tmp_path / "day.jsonl", CLASS_BANDS)
+    (tmp_path / "day.jsonl").write_text('{"recording": 1, "begin_s": 0}\n{"t": 1, "put": "Cow"}\n')
+    with pytest.raises(ObjectError, match="line 2"):
+        list(Playback(tmp_path / "day.jsonl", CLASS_BANDS))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-o", "day.jsonl"], "without --kube"),
+        (["--kube", "-o", "day.json"], "legal: .jsonl"),
+        (["--kube", "-o", "day.jsonl", "--hours", "0"], "--hours 0"),
+    ],
+)
+def test_bad_options(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("record", *options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_cluster_is_recorded_until_it_is_enough(tmp_path: Path) -> None:
+    pytest.importorskip("lightkube")
+    path = tmp_path / "day.jsonl"
+
+    async def record() -> int:
+        server = FakeApiserver()
+        for document in full_node():
+            server.put(document)
+        async with running(server):
+            (tmp_path / "config").write_text(json.dumps({
+                "apiVersion": "v1", "kind": "Config", "current-context": "x",
+                "clusters": [{"name": "c", "cluster": {"server": server.url}}],
+                "users": [{"name": "u", "user": {}}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            }))  # fmt: skip
+            command = [sys.executable, "-m", "flextopo", "record", "--kube", "-o", str(path)]
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env={"KUBECONFIG": str(tmp_path / "config"), "PATH": "/usr/bin:/bin"},
+                stdout=subprocess.DEVNULL,
+            )
+            unfinished = tmp_path / ".day.jsonl.unfinished"
+            for _ in range(500):
+                await asyncio.sleep(0.05)
+                if unfinished.exists() and unfinished.read_bytes().count(b"\n") >= 11:
+                    break
+            assert not path.exists()
+            server.put(pod("late", "n0"))
+            await asyncio.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            return await asyncio.wait_for(process.wait(), 20)
+
+    assert asyncio.run(record()) == 0
+    playback = Playback(path, CLASS_BANDS)
+    list(playback)
+    assert len(playback.cache.pods) == 9
+    assert not (tmp_path / ".day.jsonl.unfinished").exists()
