@@ -24,6 +24,7 @@ def record(
     hours: Annotated[
         float | None, typer.Option(help="How long; else until it is interrupted.")
     ] = None,
+    json_path: JsonPath = None,
 ) -> None:
     """Record what happens in a cluster, without a name in it.
 
@@ -41,9 +42,12 @@ def record(
         raise FlextopoError(f"{output}: ends in {output.suffix!r}; legal: .jsonl")
     with needing("kube"):
         from flextopo.policies.serving.record_kube import record_cluster
-    with progress("recording"):
-        lines = record_cluster(output, None if hours is None else hours * 3600.0)
-    typer.echo(f"{output}: {lines} lines, {output.stat().st_size / 1e6:.1f} MB")
+    with results_to(json_path) as write:
+        with progress("recording"):
+            lines = record_cluster(output, None if hours is None else hours * 3600.0)
+        size = output.stat().st_size
+        write({"recording": str(output), "lines": lines, "bytes": size})
+        typer.echo(f"{output}: {lines} lines, {size / 1e6:.1f} MB")
 
 
 def what_if(

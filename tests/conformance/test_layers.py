@@ -80,7 +80,8 @@ def test_the_service_needs_no_torch_and_no_gymnasium() -> None:
     names = loaded([*modules, "flextopo.policies.selectors"], hidden=("gymnasium", "torch"))
     assert not {"stable_baselines3", "matplotlib", "flextopo.train", "flextopo.envs"} & names
     # Only `--kube` needs a Kubernetes client.
-    rest = [name for name in modules if name.rpartition(".")[2] not in ("kube", "controller")]
+    clients = ("kube", "controller", "leases", "holds", "record_kube", "doctor", "reader", "rights")
+    rest = [name for name in modules if name.rpartition(".")[2] not in clients]
     assert not {"lightkube", "httpx2"} & loaded(rest)
 
 
