@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +81,25 @@ def make_pod(n: int, i: int) -> dict[str, Any]:
     }
 
 
-def make_body(node_cache: bool, k: int) -> bytes:
+UID = b"00000000-0000-4000-9000-000000000000"
+"""Of the preemptor in a body; each request is for another one."""
+
+
+def make_body(node_cache: bool, k: int, first: int) -> bytes:
     """Return a `preempt` body for CANDIDATES nodes, with uids or with whole pods."""
     requests = {"cpu": str(CORES * k), "memory": "64Gi", "nvidia.com/gpu": str(k)}
     preemptor = {
         "metadata": {
             "name": "online",
             "namespace": "serving",
-            "uid": "00000000-0000-4000-9000-000000000000",
+            "uid": UID.decode(),
             "annotations": {"godel.bytedance.com/flextopo-requirement": "guaranteed"},
         },
         "spec": {"priority": 1000, "containers": [{"resources": {"requests": requests}}]},
         "status": {"phase": "Pending"},
     }
     victims: dict[str, Any] = {}
-    for n in range(CANDIDATES):
+    for n in range(first, first + CANDIDATES):
         pods = [make_pod(n, i) for i in range(PODS)]
         if node_cache:
             pods = [{"UID": pod["metadata"]["uid"]} for pod in pods]
@@ -105,14 +110,15 @@ def make_body(node_cache: bool, k: int) -> bytes:
 
 
 async def load(
-    port: int, request: bytes, expected: bytes, rate: float, seconds: float
+    port: int, requests: Sequence[bytes], expected: bytes, rate: float, seconds: float
 ) -> tuple[list[float], int]:
-    """Send a request at a fixed rate; return seconds from when each was due, and the errors."""
+    """Send requests in turn at a fixed rate; return seconds from when each was due, and the errors."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     latencies, errors = [], 0
     begin = time.perf_counter() + 0.1
     for i in range(int(rate * seconds)):
+        request = requests[i % len(requests)].replace(UID, UID[:-12] + b"%012d" % i)
         due = begin + i / rate
         await asyncio.sleep(max(due - time.perf_counter() - 0.002, 0.0))
         while time.perf_counter() < due:  # a timer alone is late by up to a millisecond
@@ -176,19 +182,22 @@ def main() -> None:
             print(f"{platform.processor() or platform.machine()}, {options.selector}")
             print(f"{options.nodes} nodes of {PODS} pods; ready after {ready_s:.2f} s")
             bare = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
-            rows = [("bare handler", bare, b"ok")]  # what client, HTTP and neighbours cost
+            rows = [("bare handler", [bare], b"ok")]  # what client, HTTP and neighbours cost
             for name, node_cache in (("nodeCacheCapable", True), ("full bodies", False)):
-                body = make_body(node_cache, options.gpus)
-                head = f"POST /preempt HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-                rows.append((name, head.encode() + body, b'{"Pods":[{"UID":'))  # an eviction
-            for name, request, expected in rows:
+                # What was answered is remembered for seconds, so the nodes take turns.
+                firsts = range(0, max(options.nodes - CANDIDATES, 0) + 1, CANDIDATES)
+                bodies = [make_body(node_cache, options.gpus, first) for first in firsts]
+                head = "POST /preempt HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n"
+                asked = [head.format(len(body)).encode() + body for body in bodies]
+                rows.append((name, asked, b'{"Pods":[{"UID":'))  # an eviction
+            for name, requests, expected in rows:
                 before = cpu_s(process.pid)
                 found, errors = asyncio.run(
-                    load(port, request, expected, options.rate, options.seconds)
+                    load(port, requests, expected, options.rate, options.seconds)
                 )
                 p50, p99 = found[len(found) // 2] * 1e3, found[len(found) * 99 // 100] * 1e3
                 print(
-                    f"{name:16} {len(request) / 1000:5.0f} kB, {len(found)} requests, {errors} errors: "
+                    f"{name:16} {len(requests[0]) / 1000:5.0f} kB, {len(found)} requests, {errors} errors: "
                     f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {found[-1] * 1e3:.2f} ms, "
                     f"processor {(cpu_s(process.pid) - before) / len(found) * 1e3:.2f} ms each"
                 )

@@ -121,6 +121,7 @@ class ClusterCache:
         self.classes: dict[str, PriorityClassObject] = {}
         self._groups: dict[str, PodGroupObject] = {}
         self._pending: dict[str, PodRecord] = {}
+        self._nominated: dict[str, dict[str, PodRecord]] = {}
         self._shy: dict[str, PodRecord] = {}
         self._table = NodeTable()
         self._unread: dict[str, dict[str, str]] = {}
@@ -273,6 +274,8 @@ class ClusterCache:
         if place and not record.finished:
             self._on_node.setdefault(place, {})[uid] = record
             self._dirty.add(place)
+            if not record.node:
+                self._nominated.setdefault(place, {})[uid] = record
 
     def read(self, obj: PodObject) -> PodRecord:
         """Return what is remembered of a pod; the cache stays as it is.
@@ -354,6 +357,9 @@ class ClusterCache:
         self._objects.pop(uid, None)
         self._pending.pop(uid, None)
         self._shy.pop(uid, None)
+        nominated = self._nominated.get(record.nominated, {})
+        if nominated.pop(uid, None) is not None and not nominated:
+            del self._nominated[record.nominated]
         for place in (record.node, record.nominated):
             if place in self._on_node and self._on_node[place].pop(uid, None) is not None:
                 self._dirty.add(place)
@@ -412,8 +418,7 @@ class ClusterCache:
 
     def nominees(self, name: str) -> list[PodRecord]:
         """Return the pods that are nominated for a node, or were promised it a moment ago."""
-        here = [pod for pod in self._on_node.get(name, {}).values() if not pod.node]
-        return here + self._planned(name)
+        return [*self._nominated.get(name, {}).values(), *self._planned(name)]
 
     def promised(self, name: str, preemptor: PodRecord) -> str:
         """Return a pod that was promised a node and comes before another, empty for none."""
@@ -428,6 +433,9 @@ class ClusterCache:
         What is kept there for itself, or for pods that come after it, is free.
         """
         self.refresh()
+        return self._as_found(name, preemptor)
+
+    def _as_found(self, name: str, preemptor: PodRecord) -> NodeState | None:
         nominees = self.nominees(name)
         is_one = any(pod.uid == preemptor.uid for pod in nominees) or preemptor.nominated == name
         after = {pod.uid for pod in nominees if not goes_before(pod, preemptor, is_one)}
@@ -445,14 +453,13 @@ class ClusterCache:
         return {
             name: state
             for name in names
-            if (state := self.state_of(name, preemptor) if name in nominated else known(name))
+            if (state := self._as_found(name, preemptor) if name in nominated else known(name))
             and not state.broken
         }
 
     def _nominated_nodes(self) -> set[str]:
         """Return the nodes that anybody is nominated for."""
-        found = {pod.nominated for pod in self._pending.values() if pod.nominated}
-        return found | self.reservations.nodes()
+        return self._nominated.keys() | self.reservations.nodes()
 
     def kept_for(self, preemptor: PodRecord) -> str:
         """Return the node on which others are on their way out for a pod, empty for none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -47,14 +48,22 @@ class Reservations:
         self._clock, self._changed = clock, changed
         self._let_in: dict[str, _LetIn] = {}
         self._answers: dict[str, _Answer] = {}
+        self._on: dict[str, dict[str, _Answer]] = {}
+        self._first_until_s = math.inf
         self._held_back: dict[str, float] = {}
         self._kept: dict[str, tuple[str, float]] = {}
+
+    def _until(self, seconds: float) -> float:
+        """Return when something ends that is true for some seconds."""
+        until_s = self._clock() + seconds
+        self._first_until_s = min(self._first_until_s, until_s)
+        return until_s
 
     def let_in(self, pod: PodRecord, nodes: Iterable[str]) -> None:
         """Remember that a pod may be bound to any of some nodes; none takes that back."""
         names = frozenset(nodes)
         if names:
-            self._let_in[pod.uid] = _LetIn(pod, names, self._clock() + LET_IN_S)
+            self._let_in[pod.uid] = _LetIn(pod, names, self._until(LET_IN_S))
         else:
             self._let_in.pop(pod.uid, None)
 
@@ -69,7 +78,7 @@ class Reservations:
 
     def hold_back(self, uid: str) -> None:
         """Remember that a pod was refused a node because of what is about to be known."""
-        self._held_back[uid] = self._clock() + HELD_BACK_S
+        self._held_back[uid] = self._until(HELD_BACK_S)
 
     def is_held_back(self, uid: str) -> bool:
         """Say whether nobody is to be evicted for a pod yet."""
@@ -77,7 +86,7 @@ class Reservations:
 
     def keep(self, uid: str, node: str) -> None:
         """Remember that others are on their way out of a node for a pod."""
-        self._kept[uid] = node, self._clock() + KEPT_S
+        self._kept[uid] = node, self._until(KEPT_S)
 
     def kept(self, uid: str, node: str) -> str:
         """Return the node if others were on their way out of it for the pod a moment ago."""
@@ -90,8 +99,9 @@ class Reservations:
         """Remember whom a pod was told to evict, on which node, and for how long that is so."""
         self.forget_answer(pod.uid)
         record = replace(pod, nominated=node)
-        until_s = self._clock() + (ANSWER_S if seconds is None else seconds)
-        self._answers[pod.uid] = _Answer(record, tuple(victims), until_s)
+        until_s = self._until(ANSWER_S if seconds is None else seconds)
+        found = _Answer(record, tuple(victims), until_s)
+        self._answers[pod.uid] = self._on.setdefault(node, {})[pod.uid] = found
         self._changed(node)
 
     def answered(self, uid: str) -> tuple[str, tuple[str, ...]] | None:
@@ -103,28 +113,39 @@ class Reservations:
         """Forget whom a pod was told to evict."""
         found = self._answers.pop(uid, None)
         if found is not None:
-            self._changed(found.record.nominated)
+            node = found.record.nominated
+            del self._on[node][uid]
+            if not self._on[node]:
+                del self._on[node]
+            self._changed(node)
 
     def expire(self) -> None:
         """Forget what was not carried out in time."""
         now_s = self._clock()
+        if self._first_until_s > now_s:
+            return
         for uid, answer in list(self._answers.items()):
-            if answer.until_s < now_s:
+            if answer.until_s <= now_s:
                 self.forget_answer(uid)
         self._held_back = {uid: s for uid, s in self._held_back.items() if s > now_s}
+        self._kept = {uid: entry for uid, entry in self._kept.items() if entry[1] > now_s}
+        self._let_in = {uid: entry for uid, entry in self._let_in.items() if entry.until_s > now_s}
+        ends = [answer.until_s for answer in self._answers.values()]
+        ends += [*self._held_back.values(), *(s for _, s in self._kept.values())]
+        ends += [entry.until_s for entry in self._let_in.values()]
+        self._first_until_s = min(ends, default=math.inf)
 
     def planned(self, node: str) -> list[PodRecord]:
         """Return the pods that were promised a node, as if they were nominated for it."""
-        return [a.record for a in self._answers.values() if a.record.nominated == node]
+        return [answer.record for answer in self._on.get(node, {}).values()]
 
     def nodes(self) -> set[str]:
         """Return the nodes that anybody was promised."""
-        return {answer.record.nominated for answer in self._answers.values()}
+        return set(self._on)
 
     def doomed(self, node: str) -> set[str]:
         """Return the uids of the victims that were named on a node."""
-        here = (a for a in self._answers.values() if a.record.nominated == node)
-        return {uid for answer in here for uid in answer.victims}
+        return {uid for answer in self._on.get(node, {}).values() for uid in answer.victims}
 
     def seen(self, pod: PodRecord) -> None:
         """Take note of a pod as the watch shows it: what was carried out is no promise any more."""
