@@ -123,7 +123,7 @@ def test_devices_are_held_until_all_are_free_and_then_allocated() -> None:
 
 
 def test_what_was_allocated_in_vain_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holds, "BIND_S", 0.3)
+    monkeypatch.setattr(holds, "BIND_S", 1.5)
 
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         await until(lambda: len(victims(server)) == 2)
@@ -169,16 +169,47 @@ def test_without_rules_nothing_is_held_and_the_pod_is_still_served() -> None:
     control(scenario, lines, lambda kinds: kinds - {"devicetaintrules"})
 
 
-def test_a_claim_of_another_kind_is_left_to_the_scheduler() -> None:
+NIC = {"name": "nic", "exactly": {"deviceClassName": "nic.example.com"}}
+SELECTED = {"deviceClassName": "gpu.nvidia.com", "count": 2, "selectors": [{"cel": {}}]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"requests": [*wanted()["spec"]["devices"]["requests"], NIC]},
+        {"requests": [{"name": "g", "exactly": SELECTED}]},
+        {"requests": [{"name": "g", "firstAvailable": [{"deviceClassName": "gpu.nvidia.com"}]}]},
+        {"constraints": [{"matchAttribute": "resource.kubernetes.io/pcieRoot"}]},
+        {"constraints": [{"distinctAttribute": "x/y"}]},
+    ],
+)
+def test_nobody_is_evicted_for_claims_that_ask_for_more_than_is_looked_at(
+    change: dict[str, Any],
+) -> None:
     asked = wanted()
-    nic = {"name": "nic", "exactly": {"deviceClassName": "nic.example.com"}}
-    asked["spec"]["devices"]["requests"].append(nic)
+    asked["spec"]["devices"].update(change)
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        await asyncio.sleep(1.0)
+        assert victims(server) == rules(server) == []
+
+    control(scenario, asked=asked)
+
+
+def test_each_request_gets_the_configuration_of_its_class() -> None:
+    asked = wanted()
+    one = asked["spec"]["devices"]["requests"][0]
+    one["exactly"]["count"] = 1
+    asked["spec"]["devices"]["requests"].append({**one, "name": "second"})
 
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         await until(lambda: len(victims(server)) == 2)
         for name in victims(server):
             ended(server, name)
-        await until(lambda: rules(server) == [])
-        assert allocation(server) is None
+        await until(lambda: bool(allocation(server)))
+        given = allocation(server)["devices"]
+        assert [one["request"] for one in given["results"]] == ["g", "second"]
+        assert given["config"][0]["requests"] == ["g", "second"]
 
     control(scenario, asked=asked)

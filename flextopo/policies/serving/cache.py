@@ -36,6 +36,8 @@ from flextopo.policies.serving.view import ClusterView, Surroundings, build_view
 
 MAX_GONE = 100_000
 """Deleted pods that are remembered, so that a late event does not bring one back."""
+SOON_S = 30
+"""A victim that takes longer than Kubernetes' grace period keeps nobody from going elsewhere."""
 LATE_S = 5
 """A victim that is not gone so long after its time keeps nobody from going elsewhere."""
 FRESH_S = 20
@@ -122,6 +124,7 @@ class ClusterCache:
         self._groups: dict[str, PodGroupObject] = {}
         self._pending: dict[str, PodRecord] = {}
         self._nominated: dict[str, dict[str, PodRecord]] = {}
+        self._claiming: dict[str, set[str]] = {}
         self._shy: dict[str, PodRecord] = {}
         self._table = NodeTable()
         self._unread: dict[str, dict[str, str]] = {}
@@ -195,12 +198,12 @@ class ClusterCache:
             return
         if obj.metadata.uid in self._gone:
             return
-        self._versions[name] = version
         try:
             self._puts[type(obj).KIND](obj)
             self.problems.pop(name, None)
         except (ObjectError, TopologyError) as error:
             self.problems[name] = str(error)
+        self._versions[name] = version
 
     def _put_about_node(self, put: Callable[[Any], None]) -> Callable[[Any], None]:
         """Return what puts an object that is named after a node."""
@@ -236,8 +239,8 @@ class ClusterCache:
                 self._put_pod(pod)
 
     def _reread_claim(self, key: str) -> None:
-        pods = self.pods
-        self._reread(lambda pod: key in pods[pod.metadata.uid].claims)
+        for uid in list(self._claiming.get(key, ())):
+            self._put_pod(self._objects[uid])
 
     def _touch(self, namespace: str) -> None:
         """Have all nodes with pods of a namespace worked out anew."""
@@ -250,11 +253,13 @@ class ClusterCache:
         node = obj.spec.nodeName or ""
         try:
             record = self.read(obj)
-        except ObjectError:
+        except Exception as error:
             # It must not vanish: its node is left out of decisions while it is there.
             self._unread.setdefault(node, {})[uid] = key_of(obj.metadata)
             self._dirty.add(node)
-            raise
+            if isinstance(error, ObjectError):
+                raise
+            raise ObjectError(f"pod {key_of(obj.metadata)!r}: {error!r}") from error
         known = self.pods.get(uid)
         if known is not None and (known.key != record.key or known.node not in ("", node)):
             self._unread.setdefault(node, {})[uid] = record.key
@@ -268,6 +273,8 @@ class ClusterCache:
             self._shy[uid] = record
         if obj.spec.priorityClassName or record.claims:
             self._objects[uid] = obj
+        for claim in record.claims:
+            self._claiming.setdefault(claim, set()).add(uid)
         if not record.node and not record.finished:
             self._pending[uid] = record
         place = record.node or record.nominated
@@ -335,6 +342,8 @@ class ClusterCache:
         """Take a fresh list of all objects of a kind: what is not in it is gone."""
         word, keep = kind.KIND, set()
         for obj in objects:
+            # A list is the truth, also where it is older: after a restored backup, say.
+            self._versions.pop(f"{word} {_id_of(obj)}", None)
             self.put(obj)
             keep.add(_id_of(obj))
         known = {name.partition(" ")[2] for name in self._versions if name.startswith(f"{word} ")}
@@ -355,6 +364,10 @@ class ClusterCache:
         if record is None:
             return
         self._objects.pop(uid, None)
+        for claim in record.claims:
+            self._claiming[claim].discard(uid)
+            if not self._claiming[claim]:
+                del self._claiming[claim]
         self._pending.pop(uid, None)
         self._shy.pop(uid, None)
         nominated = self._nominated.get(record.nominated, {})
@@ -380,9 +393,14 @@ class ClusterCache:
             if width != self._width:
                 self._width = width
                 self._dirty |= self.hosts.allocatable.keys()
-        for name in self._dirty:
-            self._table.set(name, self._derive(name))
-        self._dirty.clear()
+        while self._dirty:
+            name = self._dirty.pop()
+            try:
+                state = self._derive(name)
+            except Exception as error:  # noqa: BLE001  one node may not take the others along
+                self.problems[f"Node {name}"] = f"node {name!r} cannot be worked out: {error!r}"
+                state = None
+            self._table.set(name, state)
 
     def _derive(self, name: str, without: Collection[str] = ()) -> NodeState | None:
         """Work out a node, None if it is none that matters; without the pods of these uids."""
@@ -478,8 +496,9 @@ class ClusterCache:
         """Say whether a pod is on its way out for the preemptor, or was told to go."""
         if not pod.node or pod.priority >= preemptor.priority:
             return False
-        late_s = 0 if pod.gone_s is None else self.clock() - pod.gone_s
-        return pod.uid in doomed or (pod.terminating and late_s <= LATE_S)
+        if not pod.terminating:
+            return pod.uid in doomed
+        return pod.gone_s is None or -SOON_S <= self.clock() - pod.gone_s <= LATE_S
 
     def is_unsettled(self, state: NodeState) -> bool:
         """Say whether more of a node is about to be known: where pods are that were bound lately."""

@@ -21,14 +21,20 @@ class BoundedProtocol(HttpToolsProtocol):
     """HTTP/1.1 with a limit on the time for headers and on the connections of a port."""
 
     _timer: asyncio.TimerHandle | None = None
+    _used_s: float = 0.0
 
     def connection_made(self, transport: Any) -> None:
-        """Take a connection, or close it where there are too many."""
+        """Take a connection; where there are too many, close the one that was idle for longest."""
         super().connection_made(transport)
+        self._used_s = self.loop.time()
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.close()
-            return
+            others = [one for one in self.connections if isinstance(one, BoundedProtocol)]
+            min(others, key=lambda one: (one.is_busy(), one._used_s))._close()
         self._begin()
+
+    def is_busy(self) -> bool:
+        """Say whether a request is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget a connection."""
@@ -43,6 +49,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop the clock: bodies have their own."""
         self._end()
+        self._used_s = self.loop.time()
         super().on_headers_complete()
 
     def _begin(self) -> None:

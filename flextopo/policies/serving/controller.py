@@ -12,6 +12,7 @@ controller that is started anew goes on where the last one was stopped.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -29,6 +30,10 @@ from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
 
+VOLUMES = re.compile("persistentvolume|volume|unbound", re.IGNORECASE)
+"""What kube-scheduler says of pods whose volumes keep them from nodes; nobody here knows which ones."""
+ONE_NUMA = ("island", "numa")
+"""Levels at which all GPUs are on one NUMA node."""
 DRA_SETTLE_S = 0.5
 """For a pod with claims kube-scheduler never preempts, so there is nobody to wait for."""
 PLAN_S = 60.0
@@ -102,7 +107,17 @@ class Controller:
                 await self.holds.clear()
             led = leads
             if leads:
-                await self.look()
+                await self._look_anyhow()
+
+    async def _look_anyhow(self) -> None:
+        """Look, and go on whatever comes of it: one odd pod may not keep the others waiting."""
+        try:
+            await self.look()
+        except Exception as error:  # noqa: BLE001
+            self.telemetry.log(
+                "failure", verb="controller", error=f"{type(error).__name__}: {error}"
+            )
+            await asyncio.sleep(self.look_s)
 
     async def look(self) -> None:
         """Look at every pending pod once, the most important first."""
@@ -132,6 +147,8 @@ class Controller:
         return bool(
             pod.gpus
             and pod.refused
+            and not VOLUMES.search(pod.refused)
+            and pod.steerable
             and not pod.terminating
             and pod.scheduler in self.schedulers
             and (pod.claims or pod.requirement == TopologyRequirement.GUARANTEED)
@@ -179,7 +196,7 @@ class Controller:
             waiting.not_before = self.clock() + self.backoff_s[0]
             return
         decision = self._decide(pod, nodes)
-        if decision is None:
+        if decision is None or (pod.one_numa and decision.level not in ONE_NUMA):
             self._back_off(waiting)
             return
         self.telemetry.decided("controller", pod, decision, {"shadow": True} if self.shadow else {})

@@ -57,13 +57,15 @@ class Claimed:
         gpus: whole GPUs, those of claims that others share left out.
         devices: ids of the GPUs that it alone holds, None where they are not allocated yet.
         claims: `namespace/name` of its claims.
-        aligned: a claim says that its devices must be near to each other.
+        aligned: a claim says that its devices must be on one NUMA node.
+        simple: the claims that are not allocated yet ask for whole GPUs alone, and no certain ones.
     """
 
     gpus: int
     devices: tuple[str, ...] | None
     claims: tuple[str, ...]
     aligned: bool = False
+    simple: bool = True
 
 
 class DeviceBook:
@@ -144,7 +146,9 @@ class DeviceBook:
                 devices += [one for one in claim.devices if is_gpu_class(one)]
         gpus += len(devices)
         aligned = any(self.claims[key].aligned for key in keys if key in self.claims)
-        return Claimed(gpus, tuple(devices) if allocated else None, tuple(keys), aligned)
+        waiting = [c for k in keys if (c := self.claims.get(k)) and c.status.allocation is None]
+        simple = all(map(is_simple, waiting))
+        return Claimed(gpus, tuple(devices) if allocated else None, tuple(keys), aligned, simple)
 
 
 def _claim_names(pod: PodObject) -> list[str]:
@@ -152,6 +156,22 @@ def _claim_names(pod: PodObject) -> list[str]:
     names = [one.resourceClaimName or made.get(one.name) for one in pod.spec.resourceClaims or ()]
     extended = pod.status.extendedResourceClaimStatus
     return [name for name in [*names, extended and extended.resourceClaimName] if name]
+
+
+def is_simple(claim: ClaimObject) -> bool:
+    """Say whether a claim asks for numbers of GPUs alone: what more it asks is not looked at here."""
+    plain = all(
+        request.exactly is not None and not request.exactly.selectors and count_gpus(request)
+        for request in claim.requests
+    )
+    return plain and all(name == NUMA for name in claim.matched)
+
+
+def parts_of(device: str) -> tuple[str, str, str]:
+    """Return driver, pool and name of a device; a pool's name may have a slash."""
+    driver, _, rest = device.partition("/")
+    pool, _, name = rest.rpartition("/")
+    return driver, pool, name
 
 
 def count_gpus(request: DeviceRequest) -> int:

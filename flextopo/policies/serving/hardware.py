@@ -261,21 +261,33 @@ def _number(vertex: str) -> int:
 
 @lru_cache(maxsize=65536)
 def held_by(
-    hardware: Hardware, marks: Marks, width: int
+    hardware: Hardware, marks: Marks, width: int, are_cpus: bool = False
 ) -> tuple[int | None, tuple[int, ...] | None]:
     """Return the mask of marked GPUs, and the number of marked CPUs in each of (U,) NUMA nodes.
 
     Servers of one kind are marked alike, so most answers are known. None = the server has no such
     GPU or core, or one is named twice.
+
+    Args:
+        hardware: of the node.
+        marks: numbers of GPUs and cores.
+        width: NUMA nodes of the largest model, U.
+        are_cpus: the numbers are those of CPUs. Where a core stands for several, the first threads of
+            all cores are numbered before the second ones, as Linux does it.
     """
     gpus = {hardware.gpu_index.get(number, -1) for number in marks.gpus}
-    numa_nodes = [hardware.core_numa.get(number, -1) for number in marks.cores]
+    cores, threads, each = marks.cores, hardware.threads, hardware.threads
+    if are_cpus and threads > 1:
+        count = len(hardware.core_numa)
+        cores = tuple(cpu % count if cpu < threads * count else -1 for cpu in cores)
+        each = 1
+    numa_nodes = [hardware.core_numa.get(number, -1) for number in cores]
     mask = None
     if len(gpus) == len(marks.gpus) and -1 not in gpus:
         mask = sum(1 << index for index in gpus)
     if -1 in numa_nodes:
         return mask, None
-    return mask, tuple(hardware.threads * numa_nodes.count(u) for u in range(width))
+    return mask, tuple(each * numa_nodes.count(u) for u in range(width))
 
 
 def is_daemon(pod: str) -> bool:

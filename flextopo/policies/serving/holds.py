@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any
 
 import httpx2
@@ -28,7 +29,7 @@ from lightkube.generic_resource import (
 from lightkube.models.meta_v1 import ObjectMeta
 
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.devices import count_gpus
+from flextopo.policies.serving.devices import count_gpus, is_simple, parts_of
 from flextopo.policies.serving.kube import http_status
 from flextopo.policies.serving.objects import ClaimObject
 from flextopo.policies.serving.records import PodRecord
@@ -56,6 +57,7 @@ class _Hold:
     devices: tuple[str, ...]
     until_s: float
     rules: list[str]
+    claims: tuple[str, ...]
     released: bool = False
 
 
@@ -95,7 +97,7 @@ class DeviceHolds:
         numbers = self.cache.hosts.numbers_of(node)
         devices = self.cache.hosts.devices.gpus_of(node)
         ids = tuple(gpu.id for gpu in devices if numbers[gpu.id] in chosen)
-        hold = _Hold(node, ids, self.clock() + HOLD_S, [])
+        hold = _Hold(node, ids, self.clock() + HOLD_S, [], pod.claims)
         self._holds[pod.uid] = hold
         for device in ids:
             await self._taint(kind, pod.uid, hold, device)
@@ -171,12 +173,14 @@ class DeviceHolds:
             return devices
         counts = [(request, count_gpus(request)) for request in claim.requests]
         needed = sum(count for _, count in counts)
-        if needed > len(devices) or any(not (r.exactly and count) for r, count in counts):
+        drivers = {parts_of(device)[0] for device in devices}
+        classes = {r.exactly.deviceClassName for r in claim.requests if r.exactly}
+        if needed > len(devices) or not is_simple(claim) or classes != drivers:
             return devices
         results, left = [], list(devices)
         for request, count in counts:
             for device in left[:count]:
-                driver, pool, name = device.split("/")
+                driver, pool, name = parts_of(device)
                 one = {"request": request.name, "driver": driver, "pool": pool, "device": name}
                 results.append(one)
             left = left[count:]
@@ -194,11 +198,14 @@ class DeviceHolds:
     async def _config(self, claim: ClaimObject) -> list[dict[str, Any]]:
         """Return what drivers are to be told: of the classes first, then of the claim."""
         found = []
-        classes = {r.exactly.deviceClassName: r.name for r in claim.requests if r.exactly}
-        for name, request in classes.items():
+        by_class: dict[str, list[str]] = {}
+        for request in claim.requests:
+            if request.exactly:
+                by_class.setdefault(request.exactly.deviceClassName, []).append(request.name)
+        for name, requests in by_class.items():
             of_class = await self.client.request("get", DeviceClass, name=name)
             for entry in (of_class.spec or {}).get("config") or ():
-                found.append({"source": "FromClass", "requests": [request], **entry})
+                found.append({"source": "FromClass", "requests": requests, **entry})
         own = (claim.spec.devices and claim.spec.devices.config) or ()
         return found + [{"source": "FromClaim", **entry} for entry in own]
 
@@ -222,8 +229,8 @@ class DeviceHolds:
         """Remove all rules of a hold, and count what became of it."""
         del self._holds[uid]
         await self._let_go(hold)
-        if pod is not None and not pod.node and hold.released:
-            await self._give_back(pod)
+        if hold.released and (pod is None or not pod.node):
+            await self._give_back(hold.claims)
         stolen = hold.released and self._held_by_others(uid, hold)
         result = "stolen" if stolen else "expired"
         if pod is None or pod.finished:
@@ -232,21 +239,21 @@ class DeviceHolds:
             result = "bound" if pod.node == hold.node else "elsewhere"
         self.telemetry.held(result)
 
-    async def _give_back(self, pod: PodRecord) -> None:
+    async def _give_back(self, claims: Sequence[str]) -> None:
         """Take back what was allocated to a pod that was not bound there after all."""
-        for key in pod.claims:
+        for key in claims:
             claim = self.cache.hosts.devices.claims.get(key)
             if claim is not None and claim.status.allocation is not None and not claim.users:
                 try:
                     await self._write_allocation(claim, None)
                 except httpx2.HTTPError as error:
-                    self.telemetry.log("hold_error", pod=pod.key, error=str(error)[:200])
+                    self.telemetry.log("hold_error", claim=key, error=str(error)[:200])
 
     async def _taint(
         self, kind: type[GenericGlobalResource], uid: str, hold: _Hold, device: str
     ) -> None:
-        driver, pool, name = device.split("/")
-        rule_name = f"flextopo-{uid[:13]}-{pool[:180]}-{name}".lower()
+        driver, pool, name = parts_of(device)
+        rule_name = f"flextopo-{uid[:13]}-{blake2b(device.encode(), digest_size=8).hexdigest()}"
         rule = kind(
             metadata=ObjectMeta(name=rule_name, labels={HELD: uid}),
             spec={

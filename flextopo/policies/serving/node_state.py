@@ -274,9 +274,9 @@ def _hold(
         free.gpus &= ~(1 << facts.hardware.gpu_index.get(number, MAX_GPUS))
     for record in records:
         holder = _holder(record, facts, names, width)
-        if record.held.shared:
+        if record.held.shared and holder.gpu_mask is not None:
             # It has part of them: whoever else has the rest, evicting this one frees none.
-            free.gpus &= ~(holder.gpu_mask or 0)
+            free.gpus &= ~holder.gpu_mask
             holder.gpu_mask = 0
         if holder.gpu_mask and holder.gpu_mask & ~free.gpus:
             holder.gpu_mask = None
@@ -311,8 +311,12 @@ def _what_is_broken(holders: Sequence[_Holder], offered: int) -> str:
     return f"pods hold {in_use} GPUs of {offered} that it offers" if in_use > offered else ""
 
 
-def _marks_of(record: PodRecord, facts: NodeFacts, names: Mapping[str, int]) -> Marks:
-    """Return what is said of a pod: by annotation or claim, else by FlexTopo under its name."""
+def _marks_of(record: PodRecord, facts: NodeFacts, names: Mapping[str, int]) -> tuple[Marks, bool]:
+    """Return what is said of a pod: by annotation or claim, else by FlexTopo under its name.
+
+    Returns:
+        The numbers, and whether those of cores are CPUs, as kubelet numbers them.
+    """
     found = facts.marks.get(record.key)
     # A bare name is the pod's only where no other pod of the node is called so.
     if found is None and names[record.name] == 1:
@@ -325,16 +329,16 @@ def _marks_of(record: PodRecord, facts: NodeFacts, names: Mapping[str, int]) -> 
         gpus = said.gpus
     elif said.ids is not None:
         gpus = tuple(facts.numbers.get(one, -1) for one in said.ids)
-    return Marks(cores, gpus)
+    return Marks(cores, gpus), said.cores is not None
 
 
 def _holder(record: PodRecord, facts: NodeFacts, names: Mapping[str, int], width: int) -> _Holder:
     """Find out what a pod holds."""
-    cores, gpus = _marks_of(record, facts, names)
+    (cores, gpus), are_cpus = _marks_of(record, facts, names)
     status = RUNNING if record.running else STARTING
     if record.terminating or record.uid in facts.doomed:
         status = TERMINATING
-    mask, held = held_by(facts.hardware, Marks(cores, gpus), width)
+    mask, held = held_by(facts.hardware, Marks(cores, gpus), width, are_cpus)
     if held is not None and sum(held) > _rounded_up(record.cores, facts.hardware.threads):
         held = None  # more than it can have been given: the mark is of another time, or wrong
     if not record.gpus:
@@ -353,8 +357,8 @@ def _by_zones(holders: Sequence[_Holder], free: _Free, hardware: Hardware) -> No
     """Give pods of which only the NUMA nodes are known any GPUs there: one is as good as another."""
     server = hardware.server
     for holder in holders:
-        zones = holder.record.held.zones
-        if zones is None or sum(zone.gpus for zone in zones) != holder.record.gpus:
+        zones, record = holder.record.held.zones, holder.record
+        if zones is None or sum(zone.gpus for zone in zones) != record.gpus:
             continue
         if any(not 0 <= zone.numa < server.num_numa_nodes for zone in zones):
             continue
@@ -366,7 +370,7 @@ def _by_zones(holders: Sequence[_Holder], free: _Free, hardware: Hardware) -> No
                 mask |= sum(1 << i for i in here)
             if mask.bit_count() == holder.record.gpus:
                 holder.gpu_mask, free.gpus = mask, free.gpus & ~mask
-        if holder.cores is None:
+        if holder.cores is None and sum(zone.cpus for zone in zones) == record.cores:
             cores = [0] * len(free.cores)
             for zone in zones:
                 cores[zone.numa] += zone.cpus

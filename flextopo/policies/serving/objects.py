@@ -451,6 +451,7 @@ class ExactRequest(msgspec.Struct):
     allocationMode: str = ""
     count: int | None = None
     adminAccess: bool | None = None
+    selectors: list[Any] | None = None
 
 
 class DeviceRequest(msgspec.Struct):
@@ -533,11 +534,13 @@ class ClaimObject(msgspec.Struct):
     @property
     def aligned(self) -> bool:
         """Say whether its devices must be near to each other."""
+        return any(name.rpartition("/")[2] in ("numaNode", "pcieRoot") for name in self.matched)
+
+    @property
+    def matched(self) -> list[str]:
+        """Return the attributes that its devices must have in common, empty for another constraint."""
         constraints = (self.spec.devices and self.spec.devices.constraints) or ()
-        return any(
-            (one.matchAttribute or "").rpartition("/")[2] in ("numaNode", "pcieRoot")
-            for one in constraints
-        )
+        return [one.matchAttribute or "" for one in constraints]
 
     @property
     def devices(self) -> list[str]:

@@ -89,6 +89,8 @@ class PodRecord:
         running: its phase is Running.
         held: what annotations and claims tell of what it holds.
         claims: `namespace/name` of its ResourceClaims.
+        one_numa: its claims want all GPUs on one NUMA node.
+        steerable: its claims ask for nothing but a number of GPUs, anywhere or on one NUMA node.
         version: the object's resource version.
         scheduler: name of the scheduler that is to place it.
         refused: why it is unschedulable, empty where it is not.
@@ -124,6 +126,8 @@ class PodRecord:
     running: bool
     held: Held
     claims: tuple[str, ...]
+    one_numa: bool
+    steerable: bool
     version: int
     scheduler: str
     refused: str
@@ -251,6 +255,8 @@ def read_pod(
         running=status.phase == "Running",
         held=held,
         claims=claimed.claims if claimed else (),
+        one_numa=claimed is not None and claimed.aligned,
+        steerable=claimed is None or claimed.simple,
         version=parse_version(meta.resourceVersion),
         scheduler=spec.schedulerName or "default-scheduler",
         refused=_refused(pod),

@@ -94,14 +94,20 @@ class Service:
             return self._close(name, begin, 503, f"{self._under_way} requests are under way")
         self._under_way += 1
         try:
+            return await self._answer(name, headers, receive, begin)
+        finally:
+            self._under_way -= 1
+
+    async def _answer(
+        self, name: str, headers: Headers, receive: Receive, begin: float
+    ) -> Response:
+        try:
             async with asyncio.timeout(self.limits.body_s):
                 body = await self._read(headers, receive)
         except TimeoutError:
             return self._close(name, begin, 408, f"no body after {self.limits.body_s:g} s")
         except ClientDisconnect:
             return self._close(name, begin, 400, "the client went away")
-        finally:
-            self._under_way -= 1
         if body is None:
             limit = self.limits.body_bytes
             return self._close(name, begin, 413, f"body over {limit} bytes; legal: up to that")

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.topology.captures.from_text import parse_cpu_list
 from flextopo.policies.serving.objects import GPU, ObjectError, ZonesObject, parse_quantity
 
@@ -22,6 +21,8 @@ NVSENTINEL = "dgxc.nvidia.com/devices"
 HAMI = "hami.io/vgpu-devices-allocated"
 KOORDINATOR_DEVICES = "scheduling.koordinator.sh/device-allocated"
 KOORDINATOR_CPUS = "scheduling.koordinator.sh/resource-status"
+MOST = 1 << 15
+"""Above the number of any GPU, CPU or NUMA node."""
 KAI = "kai.scheduler/numa-placement-observed"
 
 
@@ -60,11 +61,19 @@ def read_held(annotations: Mapping[str, str], where: str) -> Held:
     for name, read in READERS.items():
         if name in annotations:
             try:
-                found = _merged(found, read(annotations[name]))
-            except (msgspec.MsgspecError, ValueError, TypeError, FlextopoError) as error:
+                said = read(annotations[name])
+            except Exception as error:  # noqa: BLE001  anybody may write anything there
                 if name in (GPUS_HELD, CORES_HELD):
                     raise ObjectError(f"{where}: {name}: {error}") from None
+                continue
+            found = _merged(found, said) if _is_possible(said) else found
     return found
+
+
+def _is_possible(held: Held) -> bool:
+    """Say whether numbers and amounts are such as a server can have."""
+    amounts = [amount for zone in held.zones or () for amount in zone]
+    return all(0 <= number < MOST for number in [*(held.gpus or ()), *(held.cores or ()), *amounts])
 
 
 def read_zones(resource: ZonesObject) -> tuple[Zone, ...]:
