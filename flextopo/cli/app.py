@@ -18,6 +18,7 @@ import typer
 import flextopo
 from flextopo.cli import (
     ablate,
+    agent,
     compare,
     export,
     fit,
@@ -63,6 +64,7 @@ MAP: dict[str, dict[str, Callable[..., Any]]] = {
     "Serve": {
         "decide": serving.decide,
         "serve": serving.serve,
+        "agent": agent.agent,
         "shadow-report": serving.shadow_report,
     },
 }
