@@ -7,12 +7,15 @@ import re
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flextopo.cli.terminal import needing
 from flextopo.cluster.errors import FlextopoError
+
+if TYPE_CHECKING:
+    from flextopo.policies.agent.publishers import Publisher
 
 SOCKET = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
 WRITES = ("object", "annotations", "both")
@@ -90,9 +93,11 @@ def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     apiserver = Apiserver(find_access())
-    kinds = {"object": (ObjectPublisher,), "annotations": (AnnotationPublisher,)}
-    chosen = kinds.get(write, (ObjectPublisher, AnnotationPublisher))
-    publishers = [kind(apiserver, node_name) for kind in chosen]
+    publishers: list[Publisher] = []
+    if write != "annotations":
+        publishers.append(ObjectPublisher(apiserver, node_name))
+    if write != "object":
+        publishers.append(AnnotationPublisher(apiserver, node_name))
     Agent(node_name, observer, publishers, islands, alive, _log).run(interval_s, stop)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import ssl
+import time
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.agent.errors import ApiserverError
 
 TIMEOUT_S = 10.0
+IDLE_S = 10.0
+"""A connection that was not used for so long may be dead, and is made anew."""
 MERGE_PATCH = "application/merge-patch+json"
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -97,6 +100,7 @@ class Apiserver:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._connection: http.client.HTTPConnection | None = None
+        self._used_at = 0.0
 
     def get(self, path: str, kind: type[Kind], **headers: str) -> Kind | None:
         """Return an object as a struct; None where there is none.
@@ -142,9 +146,12 @@ class Apiserver:
     def _request(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> bytes:
         data = None if body is None else msgspec.json.encode(body)
         sent = {"Accept": "application/json", **self._access.headers(), **headers}
+        if time.monotonic() - self._used_at > IDLE_S:
+            self.close()
         try:
             if self._connection is None:
                 self._connection = self._connect()
+            self._used_at = time.monotonic()
             self._connection.request(method, self._prefix + path, data, sent)
             answer = self._connection.getresponse()
             content = answer.read()

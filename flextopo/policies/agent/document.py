@@ -147,14 +147,14 @@ def _gpu_numa_nodes(machine: Machine, allocatable: Allocatable) -> list[int | No
         indices.setdefault(numa_node, index)
     finder = GpuFinder(machine)
     told: dict[int, int | None] = {}
-    for device, numa_node in allocatable.numa_nodes.items():
+    for device, near in allocatable.numa_nodes.items():
         found = finder.find(Device(GPU, device))
-        if found and numa_node is not None:
-            told[found.gpu] = indices.get(numa_node)
+        if found and near is not None:
+            told[found.gpu] = indices.get(near)
     only = 0 if len(machine.domains) == 1 else None
-    near: list[int | None] = []
+    places: list[int | None] = []
     for i, gpu in enumerate(machine.gpus):
         by_kernel = None if gpu.numa_node is None else indices.get(gpu.numa_node)
         choices = (by_kernel, told.get(i), only)
-        near.append(next((index for index in choices if index is not None), None))
-    return near
+        places.append(next((index for index in choices if index is not None), None))
+    return places

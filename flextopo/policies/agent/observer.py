@@ -70,6 +70,7 @@ class Observer:
         self._connections = 0
         self._restarted_at: float | None = None
         self._own_seen = 0
+        self._unknown = False
 
     def observe(self) -> Facts:
         """Return what is so now.
@@ -108,13 +109,12 @@ class Observer:
             self._connections,
         )
         if before is not None and same:
-            recent = self._clock() - self._read_at < REREAD_S
+            if holdings != before.holdings:
+                self._unknown = bool(locate(before.machine, holdings).unknown)
             # Before its first use a GPU tells no UUID.
-            if (
-                recent
-                or holdings == before.holdings
-                or not locate(before.machine, holdings).unknown
-            ):
+            if not self._unknown or self._clock() - self._read_at < REREAD_S:
                 return before.machine
         self._read_at = self._clock()
-        return self._read_machine()
+        machine = self._read_machine()
+        self._unknown = bool(locate(machine, holdings).unknown)
+        return machine
