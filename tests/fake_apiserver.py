@@ -1,4 +1,4 @@
-"""A small kube-apiserver over real HTTP: list, watch, patch, eviction, and faults on demand.
+"""A small kube-apiserver over real HTTP: get, list, watch, create, patch, eviction, and faults on demand.
 
 It keeps resource versions, sends bookmarks, forgets old versions, and honours preconditions and
 disruption budgets. Nothing schedules or runs pods; the tests do.
@@ -135,14 +135,27 @@ class FakeApiserver:
             return self._list(request, plural)
         if verb == "watch":
             return self._watch(request, plural)
-        assert name is not None
+        key = f"{namespace}/{name}" if namespace else str(name)
+        if verb == "get":
+            found = self._objects.get((plural, key))
+            return JSONResponse(found) if found else _status(404, f"{name} not found")
         body = json.loads(await request.body())
         if resource == "pods/eviction":
-            return self._evict(f"{namespace}/{name}", body)
-        return self._patch(plural, f"{namespace}/{name}" if namespace else name, body)
+            return self._evict(key, body)
+        return self._patch(plural, key, body) if name else self._create(plural, body)
+
+    def _create(self, plural: str, document: Document) -> Response:
+        if (plural, _key(document)) in self._objects:
+            return _status(409, f"{_key(document)} already exists")
+        return JSONResponse(self._store("ADDED", plural, document), 201)
 
     def _list(self, request: Request, plural: str) -> Response:
-        found = [document for (kind, _), document in self._objects.items() if kind == plural]
+        node = request.query_params.get("fieldSelector", "").removeprefix("spec.nodeName=")
+        found = [
+            document
+            for (kind, _), document in self._objects.items()
+            if kind == plural and node in ("", document.get("spec", {}).get("nodeName"))
+        ]
         begin = int(request.query_params.get("continue", "0"))
         size = min(int(request.query_params.get("limit", "500")), 3)
         more = str(begin + size) if begin + size < len(found) else ""
@@ -194,7 +207,11 @@ class FakeApiserver:
             told = patch.get("metadata", {}).get(name)
             if told is not None and told != document["metadata"].get(name):
                 return _status(409, f"{name} is {document['metadata'].get(name)}, not {told}")
-        changed = _merged(deepcopy(document), {"status": patch["status"]})
+        # Of a status, only the status is changed, and the other way round.
+        parts = {key: patch[key] for key in ("metadata", "spec") if key in patch}
+        if "status" in patch:
+            parts = {"status": patch["status"]}
+        changed = _merged(deepcopy(document), parts)
         return JSONResponse(self._store("MODIFIED", plural, changed))
 
     def _evict(self, key: str, eviction: Document) -> Response:
@@ -226,6 +243,9 @@ def _covers(budget: Document, pod: Document) -> bool:
 
 def _merged(into: Document, patch: Document) -> Document:
     for key, value in patch.items():
+        if value is None:
+            into.pop(key, None)
+            continue
         into[key] = _merged(into.get(key, {}), value) if isinstance(value, dict) else value
     return into
 

@@ -89,15 +89,15 @@ def _run(
     from flextopo.policies.agent.loop import Agent
     from flextopo.policies.agent.publishers import AnnotationPublisher, ObjectPublisher
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     apiserver = Apiserver(find_access())
     publishers: list[Publisher] = []
     if write != "annotations":
         publishers.append(ObjectPublisher(apiserver, node_name))
     if write != "object":
         publishers.append(AnnotationPublisher(apiserver, node_name))
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     Agent(node_name, observer, publishers, islands, alive, _log).run(interval_s, stop)
 
 

@@ -90,7 +90,13 @@ class Agent:
         """Go round until told to stop."""
         while not stop.is_set():
             stop.wait(self.attempt(interval_s))
+        self.close()
+
+    def close(self) -> None:
+        """End the connections."""
         self.observer.kubelet.close()
+        for publisher in self.publishers:
+            publisher.close()
 
     def attempt(self, interval_s: float) -> float:
         """Go round once; return how long to wait for the next, in seconds."""

@@ -56,6 +56,9 @@ class Publisher(Protocol):
     def forget(self) -> None:
         """Read again, before the next write, what is there: somebody else may have changed it."""
 
+    def close(self) -> None:
+        """End the connection."""
+
 
 class ObjectPublisher:
     """Writes the node's FlexTopo object, which goes with its Node.
@@ -90,6 +93,10 @@ class ObjectPublisher:
             return 0
         self._there = wanted
         return 1
+
+    def close(self) -> None:
+        """End the connection."""
+        self._apiserver.close()
 
     def forget(self) -> None:
         """Read again before the next write, as `Publisher` says."""
@@ -144,6 +151,10 @@ class AnnotationPublisher:
         self._written = {pod: kept for pod, kept in self._written.items() if kept != _NOTHING}
         self._stale = False
         return writes
+
+    def close(self) -> None:
+        """End the connection."""
+        self._apiserver.close()
 
     def forget(self) -> None:
         """Read again before the next write, as `Publisher` says."""
