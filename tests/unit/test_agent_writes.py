@@ -22,12 +22,12 @@ pytest.importorskip("grpc")
 from fake_apiserver import FakeApiserver, running, until
 from fake_kubelet import UUIDS, FakeKubelet, allocatable, container, make_machine
 from fake_kubelet import pod as listed
-from kube_objects import NOW_S, make_cache, node, pod
+from kube_objects import make_cache, node, pod
 
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.agent import apiserver as connections
-from flextopo.policies.agent import loop, publishers
+from flextopo.policies.agent import loop
 from flextopo.policies.agent.apiserver import Access, Apiserver, find_access
 from flextopo.policies.agent.errors import ApiserverError
 from flextopo.policies.agent.kubeconfig import read_kubeconfig
@@ -41,7 +41,6 @@ from flextopo.policies.agent.publishers import (
     format_numbers,
 )
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.objects import FlexTopoObject
 
 GPUS, CORES = "flextopo/gpus", "flextopo/cores"
 
@@ -163,8 +162,6 @@ def test_the_service_reads_what_the_agent_writes(tmp_path: Path) -> None:
         assert state.counted.gpu_free == 0b1101
         assert cache.problems == {}
 
-    assert NOW_S
-    assert FlexTopoObject.KIND == "FlexTopo"
     play(tmp_path, scenario)
 
 
@@ -235,7 +232,7 @@ def test_waits_double_and_have_jitter_and_an_end() -> None:
     assert retry_s(3, 60, 0.999) == pytest.approx(2.0, rel=0.01)
 
 
-def annotations(server: FakeApiserver, name: str) -> dict[str, str]:
+def annotations_of(server: FakeApiserver, name: str) -> dict[str, str]:
     document = server.get("Pod", f"batch/{name}")
     assert document is not None
     return dict(document["metadata"]["annotations"])
@@ -257,10 +254,10 @@ def test_annotations_of_pods(tmp_path: Path) -> None:
         # Two pages, since the fake gives three a page.
         reads = ["list pods", "list pods"]
         assert await rig.round() == [*reads, "patch pods", "patch pods"]
-        assert annotations(rig.server, "a") == {GPUS: "0,2", CORES: "1-3,7"}
-        assert annotations(rig.server, "b") == {CORES: "5"}
-        assert annotations(rig.server, "slice") == annotations(rig.server, "idle") == {}
-        assert annotations(rig.server, "elsewhere") == {GPUS: "7"}
+        assert annotations_of(rig.server, "a") == {GPUS: "0,2", CORES: "1-3,7"}
+        assert annotations_of(rig.server, "b") == {CORES: "5"}
+        assert annotations_of(rig.server, "slice") == annotations_of(rig.server, "idle") == {}
+        assert annotations_of(rig.server, "elsewhere") == {GPUS: "7"}
         assert await rig.round() == []
         # Another agent finds them as they should be.
         rig.start(AnnotationPublisher)
@@ -268,7 +265,10 @@ def test_annotations_of_pods(tmp_path: Path) -> None:
         # A pod that holds nothing any more is said to, and once.
         rig.kubelet.pods = [listed("b", container(cpus=[6])), listed("a", container())]
         assert await rig.round() == [*reads, "patch pods", "patch pods"]
-        assert (annotations(rig.server, "a"), annotations(rig.server, "b")) == ({}, {CORES: "6"})
+        assert (annotations_of(rig.server, "a"), annotations_of(rig.server, "b")) == (
+            {},
+            {CORES: "6"},
+        )
         rig.kubelet.pods.pop()
         assert await rig.round() == []
 
@@ -286,7 +286,7 @@ def test_a_pod_that_has_become_another_is_left_alone(tmp_path: Path) -> None:
         rig.server.faults = {"patch pods": 404}
         assert await rig.attempt() == 1
         assert rig.held() == {"gpu-0": "batch/a"}
-        assert annotations(rig.server, "a") == {}
+        assert annotations_of(rig.server, "a") == {}
 
     play(tmp_path, scenario)
 
@@ -297,7 +297,6 @@ def test_numbers_are_written_as_the_service_reads_them() -> None:
     for numbers in ((), (3,), (0, 1, 2, 5), (0, 2, 3, 9, 10)):
         assert parse_cpu_list(format_numbers(numbers)) == numbers
     assert format_numbers((0, 1, 2, 5)) == "0-2,5"
-    assert publishers.CORES_HELD == CORES
 
 
 def test_inside_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +414,7 @@ def test_the_command_writes_until_it_is_told_to_end(tmp_path: Path) -> None:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            await until(lambda: annotations(rig.server, "a") == {GPUS: "0", CORES: "1"})
+            await until(lambda: annotations_of(rig.server, "a") == {GPUS: "0", CORES: "1"})
             rig.kubelet.pods = []
             await until(lambda: rig.held() == {})
         finally:
