@@ -208,9 +208,8 @@ class FakeApiserver:
             if told is not None and told != document["metadata"].get(name):
                 return _status(409, f"{name} is {document['metadata'].get(name)}, not {told}")
         # Of a status, only the status is changed, and the other way round.
-        parts = {key: patch[key] for key in ("metadata", "spec") if key in patch}
-        if "status" in patch:
-            parts = {"status": patch["status"]}
+        names = {"status"} if "status" in patch else {"metadata", "spec"}
+        parts = {key: value for key, value in patch.items() if key in names}
         changed = _merged(deepcopy(document), parts)
         return JSONResponse(self._store("MODIFIED", plural, changed))
 

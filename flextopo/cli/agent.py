@@ -43,7 +43,7 @@ def agent(
         bool, typer.Option("--dry-run", help="Print the FlexTopo object, and write nothing.")
     ] = False,
 ) -> None:
-    """Tell the service which pods hold which GPUs and CPUs of this node.
+    """Tell the service which GPUs and CPUs pods of this node hold.
 
     Reads kubelet's pod-resources and the machine; writes the node's FlexTopo object, until it is
     stopped.
