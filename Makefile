@@ -15,7 +15,7 @@ $(VENV)/.core: $(SOURCES)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,report,export,serve,kube,sweep,docs,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,report,export,serve,kube,agent,sweep,docs,dev]"
 	@touch $@
 
 install: $(VENV)/.dev  ## everything for development, in .venv

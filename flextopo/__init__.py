@@ -1,8 +1,9 @@
 """Topology-aware preemption: environment, baselines, learned victim selectors, serving."""
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from flextopo.on_import import register_on_import
 
 if TYPE_CHECKING:
     from flextopo.api import (
@@ -45,8 +46,5 @@ if not TYPE_CHECKING:  # or type checkers would take any name for one of ours
         return sorted({*globals(), *__all__})
 
 
-# A served artifact needs no gymnasium; everyone else gets the environments by importing us.
-if find_spec("gymnasium") is not None:
-    from flextopo.envs.registration import register_environments
-
-    register_environments()
+# Whoever imports gymnasium, too, gets the environments by importing us, in either order.
+register_on_import()

@@ -1,4 +1,4 @@
-"""A small kube-apiserver over real HTTP: list, watch, patch, eviction, and faults on demand.
+"""A small kube-apiserver over real HTTP: get, list, watch, create, patch, eviction, and faults on demand.
 
 It keeps resource versions, sends bookmarks, forgets old versions, and honours preconditions and
 disruption budgets. Nothing schedules or runs pods; the tests do.
@@ -183,7 +183,7 @@ class FakeApiserver:
             return self._evict(key, body)
         plural = resource.partition("/")[0]
         if verb == "patch":
-            return self._patch(plural, key, body)
+            return self._patch(resource, key, body)
         return self._write(plural, key.partition("/")[0], body)
 
     def _review(self, review: Document) -> Response:
@@ -194,10 +194,12 @@ class FakeApiserver:
 
     def _list(self, request: Request, plural: str, namespace: str | None) -> Response:
         label, equal, value = request.query_params.get("labelSelector", "").partition("=")
+        node = request.query_params.get("fieldSelector", "").removeprefix("spec.nodeName=")
         found = [
             document
             for (kind, _), document in self._objects.items()
             if kind == plural
+            and node in ("", document.get("spec", {}).get("nodeName"))
             and namespace in (None, document["metadata"].get("namespace"))
             and (not label or _has_label(document, label, value if equal else None))
         ]
@@ -255,7 +257,8 @@ class FakeApiserver:
             return _status(409, f"resourceVersion is not {told}")
         return JSONResponse(self._store("MODIFIED" if known else "ADDED", plural, body))
 
-    def _patch(self, plural: str, key: str, patch: Document) -> Response:
+    def _patch(self, resource: str, key: str, patch: Document) -> Response:
+        plural = resource.partition("/")[0]
         document = self._objects.get((plural, key))
         if document is None:
             return _status(404, f"{key} not found")
@@ -263,10 +266,13 @@ class FakeApiserver:
             told = patch.get("metadata", {}).get(name)
             if told is not None and told != document["metadata"].get(name):
                 return _status(409, f"{name} is {document['metadata'].get(name)}, not {told}")
-        # Beside the status, annotations can be written this way, and nothing else.
-        written = {"annotations": patch.get("metadata", {}).get("annotations", {})}
-        changed = {"status": patch.get("status", {}), "metadata": written}
-        changed = _merged(deepcopy(document), changed)
+        if resource.endswith("/status"):
+            # Beside the status, annotations can be written this way, and nothing else.
+            written = {"annotations": patch.get("metadata", {}).get("annotations", {})}
+            parts: Document = {"status": patch.get("status", {}), "metadata": written}
+        else:
+            parts = {key: value for key, value in patch.items() if key in ("metadata", "spec")}
+        changed = _merged(deepcopy(document), parts)
         return JSONResponse(self._store("MODIFIED", plural, changed))
 
     def _evict(self, key: str, eviction: Document) -> Response:
@@ -304,6 +310,9 @@ def _covers(budget: Document, pod: Document) -> bool:
 
 def _merged(into: Document, patch: Document) -> Document:
     for key, value in patch.items():
+        if value is None:
+            into.pop(key, None)
+            continue
         into[key] = _merged(into.get(key, {}), value) if isinstance(value, dict) else value
     return into
 

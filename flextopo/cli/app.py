@@ -18,6 +18,7 @@ import typer
 import flextopo
 from flextopo.cli import (
     ablate,
+    agent,
     compare,
     doctor,
     export,
@@ -65,6 +66,7 @@ MAP: dict[str, dict[str, Callable[..., Any]]] = {
     "Serve": {
         "decide": serving.decide,
         "serve": serving.serve,
+        "agent": agent.agent,
         "shadow-report": serving.shadow_report,
         "record": record.record,
         "what-if": record.what_if,

@@ -1,8 +1,6 @@
-"""The registered environment ids; this module imports nothing but gymnasium's registry."""
+"""The registered environment ids; gymnasium is imported when they are registered, and no sooner."""
 
 from __future__ import annotations
-
-from gymnasium.envs.registration import register
 
 ENVIRONMENTS: dict[str, tuple[str, str]] = {
     "flextopo/Preempt-RTX4090-v0": ("16*rtx4090", "16 servers of 8x RTX 4090, 8 NUMA nodes each"),
@@ -28,6 +26,8 @@ WORKLOADS: dict[str, dict[str, object]] = {
 
 def register_environments() -> None:
     """Register every id with gymnasium; the environment itself is imported when it is made."""
+    from gymnasium.envs.registration import register
+
     for name, (servers, _) in ENVIRONMENTS.items():
         register(
             id=name,

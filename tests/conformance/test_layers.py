@@ -13,7 +13,7 @@ import flextopo
 
 ROOT = Path(flextopo.__file__).parents[1]
 
-# `import flextopo` registers the environments, so a layer alone is imported without gymnasium.
+# A layer alone is imported without gymnasium.
 SCRIPT = """
 import importlib, json, sys
 class Hidden:
@@ -100,8 +100,59 @@ def test_configurations_and_names_load_nothing_heavy() -> None:
 def test_importing_the_package_is_light() -> None:
     names = loaded(["flextopo"], hidden=())
     heavy = {"torch", "stable_baselines3", "sb3_contrib", "matplotlib", "scipy", "numba"}
-    assert not heavy & names
-    assert "gymnasium" in names
+    assert not (heavy | {"gymnasium", "numpy"}) & names
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import flextopo, gymnasium",
+        "import gymnasium, flextopo",
+        "import flextopo; from gymnasium.envs.registration import registry; import gymnasium",
+        "import flextopo.envs.preemption, gymnasium",
+        "from flextopo.envs import registration; import gymnasium",
+    ],
+)
+def test_environments_are_registered_once_in_any_order(imports: str) -> None:
+    script = (
+        f"import warnings; warnings.simplefilter('error')\n{imports}\nimport sys, importlib\n"
+        "print(sum(name.startswith('flextopo/') for name in gymnasium.envs.registry))\n"
+        "assert not [f for f in sys.meta_path if type(f).__module__.startswith('flextopo')]\n"
+        "assert importlib.util.find_spec('gymnasium').loader is not None\n"
+        "env = gymnasium.make('flextopo/Preempt-RTX4090-v0', servers='2*rtx4090')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+
+
+def test_a_gymnasium_that_is_missing_or_broken_says_so(tmp_path: Path) -> None:
+    script = (
+        "import sys, flextopo\nfor error in sys.argv[1].split():\n"
+        "    try:\n        import gymnasium\n"
+        "    except Exception as found:\n        assert type(found).__name__ == error\n"
+        "    else:\n        raise SystemExit('it could be imported')\n"
+    )
+    for content, errors in ((None, "ModuleNotFoundError"), ("1 / 0", "ZeroDivisionError " * 2)):
+        if content is not None:
+            (tmp_path / "gymnasium.py").write_text(content)
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", script, errors],
+            env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_agent_loads_no_graph_no_kernel_and_no_command_line() -> None:
+    pytest.importorskip("grpc")
+    names = loaded(["flextopo.policies.agent.__main__"], hidden=())
+    foreign = {"gymnasium", "networkx", "numba", "scipy", "torch", "typer", "lightkube", "httpx2"}
+    assert not foreign & names
+    assert not {"flextopo.cli", "flextopo.train", "flextopo.baselines"} & names
 
 
 @pytest.mark.parametrize("name", ["envs", "policies", "baselines", "train"])

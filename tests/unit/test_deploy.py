@@ -1,10 +1,12 @@
 """The manifests: sound objects, and no more rights than the calls that the code makes."""
 
 import asyncio
+import json
 import re
 import shutil
 import ssl
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import pytest
 import typer
 import yaml
 from fake_apiserver import FakeApiserver, running, until
-from manifests import DEPLOY, documents, objects
+from kube_objects import node, pod
+from manifests import DEPLOY, Document, documents, objects
 
 import flextopo
 from flextopo.cli.app import app
+from flextopo.policies.agent.options import WRITES, AgentOptions
 
 pytest.importorskip("lightkube")
 
@@ -36,11 +40,14 @@ def without_empty(value: Any) -> Any:
     return [without_empty(item) for item in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("folder", ["base", "controller"])
+@pytest.mark.parametrize("folder", ["base", "controller", "agent", "agent-annotations", "crd"])
 def test_every_field_is_one_of_the_api(folder: str) -> None:
     for document in documents(folder):
         if document["kind"] == "Kustomization":
             continue
+        if document["kind"] == "CustomResourceDefinition":
+            # The library writes a field of the schema's under another name.
+            document = json.loads(json.dumps(document).replace("x-kubernetes-", "x_kubernetes_"))
         (typed,) = codecs.load_all_yaml(yaml.safe_dump(document))
         # A field that the API does not know would be lost on the way.
         known = typed.to_dict()  # type: ignore[no-untyped-call]
@@ -106,8 +113,8 @@ def test_api_groups_are_those_that_are_asked() -> None:
     assert asked == told
 
 
-def serve_options() -> set[str]:
-    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+def options_of(name: str) -> set[str]:
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     return {option for parameter in command.params for option in parameter.opts}
 
 
@@ -118,13 +125,13 @@ def test_arguments_are_options_of_serve() -> None:
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         command, *arguments = container["args"]
         assert command == "serve"
-        assert {argument.partition("=")[0] for argument in arguments} <= serve_options()
+        assert {argument.partition("=")[0] for argument in arguments} <= options_of("serve")
         ports = {port["containerPort"] for port in container["ports"]}
         told = {int(text) for text in re.findall(r"port=(\d+)", " ".join(arguments))}
         assert told == ports
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     for option in re.findall(r'"(--[a-z-]+)"', dockerfile):
-        assert option in serve_options()
+        assert option in options_of("serve")
 
 
 def test_pods_run_with_no_rights_on_their_machine() -> None:
@@ -279,6 +286,151 @@ def test_certificates_by_hand_let_kube_scheduler_in_and_nobody_else(by_hand: Pat
 
 
 @pytest.mark.parametrize("folder", ["base", "controller"])
+def test_the_agents_rights_are_exactly_the_calls_that_it_makes(tmp_path: Path) -> None:
+    pytest.importorskip("grpc")
+    from fake_kubelet import UUIDS, FakeKubelet, container, make_machine
+    from fake_kubelet import pod as listed
+
+    from flextopo.policies.agent.apiserver import Access, Apiserver
+    from flextopo.policies.agent.loop import Agent
+    from flextopo.policies.agent.machine import read_machine
+    from flextopo.policies.agent.observer import Observer
+    from flextopo.policies.agent.pod_resources import Kubelet
+    from flextopo.policies.agent.publishers import AnnotationPublisher, ObjectPublisher
+
+    make_machine(tmp_path)
+    kubelet = FakeKubelet(tmp_path / "kubelet.sock")
+
+    async def calls(kind: type[Any]) -> set[str]:
+        server = FakeApiserver()
+        for document in (node("n0"), pod("a", "n0")):
+            server.put(document)
+        observer = Observer(Kubelet(kubelet.socket), lambda: read_machine(tmp_path, lambda _: None))
+        async with running(server):
+            agent = Agent("n0", observer, [kind(Apiserver(Access(server.url)), "n0")])
+            for gpu in range(2):
+                kubelet.pods = [listed("a", container(UUIDS[gpu : gpu + 1]))]
+                await asyncio.to_thread(agent.round)
+            agent.close()
+        return set(server.calls)
+
+    assert asyncio.run(calls(ObjectPublisher)) == rights("agent")
+    assert asyncio.run(calls(AnnotationPublisher)) == rights("agent-annotations")
+    kubelet.close()
+
+
+def test_the_agent_runs_beside_its_kubelet() -> None:
+    (daemon,) = objects("DaemonSet", "agent")
+    (namespace,) = objects("Namespace", "agent")
+    (account,) = objects("ServiceAccount", "agent")
+    template = daemon["spec"]["template"]
+    spec = template["spec"]
+    (container,) = spec["containers"]
+    name = daemon["metadata"]["namespace"]
+    assert {namespace["metadata"]["name"], account["metadata"]["namespace"]} == {name}
+    assert spec["serviceAccountName"] == account["metadata"]["name"]
+    for binding in objects("ClusterRoleBinding", "agent", "agent-annotations"):
+        subject = {"kind": "ServiceAccount", **account["metadata"]}
+        assert binding["subjects"] == [subject]
+    # kubelet's socket is a hostPath, which only this level allows.
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
+    command, *arguments = container["args"]
+    assert command == "agent"
+    assert {argument.partition("=")[0] for argument in arguments} <= options_of("agent")
+    (alive,) = [a.partition("=")[2] for a in arguments if a.startswith("--alive=")]
+    assert alive in container["livenessProbe"]["exec"]["command"][-1]
+    # It sees the folder of the socket, which it may not write to, and nothing else of its machine.
+    paths = [volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume]
+    assert paths == [str(Path(AgentOptions().socket).parent)]
+    mounts = {
+        mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]
+    }
+    assert mounts == {paths[0]: True, "/tmp": False}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {entry["name"] for entry in container["env"]} == {
+        "NODE_NAME",
+        "POD_NAME",
+        "POD_NAMESPACE",
+    }
+    assert template["metadata"]["labels"] == daemon["spec"]["selector"]["matchLabels"]
+    (kustomization,) = objects("Kustomization", "agent-annotations")
+    (patch,) = yaml.safe_load(kustomization["patches"][0]["patch"])
+    assert patch["value"] in [f"--write={choice}" for choice in WRITES]
+
+
+def json_schema(schema: Document) -> Document:
+    """Return a schema of the apiserver's as plain JSON Schema."""
+    plain: Document = {}
+    for key, value in schema.items():
+        if key == "properties":
+            plain[key] = {name: json_schema(entry) for name, entry in value.items()}
+        elif key == "items":
+            plain[key] = json_schema(value)
+        elif key == "x-kubernetes-int-or-string":
+            plain["type"] = ["integer", "string"]
+        elif not key.startswith("x-") and key != "nullable":
+            plain[key] = value
+    if schema.get("nullable"):
+        kinds = plain["type"]
+        plain["type"] = [*(kinds if isinstance(kinds, list) else [kinds]), "null"]
+    return plain
+
+
+def schema_nodes(schema: Document) -> Iterator[Document]:
+    yield schema
+    for entry in [*schema.get("properties", {}).values(), *filter(None, [schema.get("items")])]:
+        yield from schema_nodes(entry)
+
+
+def test_the_custom_resource_is_what_is_watched_and_its_schema_tells_good_from_bad() -> None:
+    jsonschema = pytest.importorskip("jsonschema_rs")
+    from flextopo.cluster.topology.flextopo import build_graph
+    from flextopo.cluster.topology.model import preset
+    from flextopo.cluster.topology.resource import to_resource
+    from flextopo.policies.serving.kube import WatchedFlexTopo
+
+    (definition,) = objects("CustomResourceDefinition", "crd")
+    spec, info = definition["spec"], WatchedFlexTopo._api_info
+    (version,) = spec["versions"]
+    assert (spec["group"], version["name"], spec["names"]["kind"], spec["names"]["plural"]) == (
+        info.resource.group, info.resource.version, info.resource.kind, info.plural,
+    )  # fmt: skip
+    assert spec["scope"] == "Cluster"
+    assert definition["metadata"]["name"] == f"{info.plural}.{info.resource.group}"
+    schema = version["schema"]["openAPIV3Schema"]
+    for entry in schema_nodes(schema):
+        # A schema that is not structural is refused.
+        assert ("type" in entry) != ("x-kubernetes-int-or-string" in entry)
+        assert "additionalProperties" not in entry
+    check = jsonschema.validator_for(json_schema(schema)).is_valid
+    good = to_resource(build_graph(preset("a100+islands"), "n0"))
+    vertices = good["spec"]["nodes"]
+    vertices[-1]["attributes"] |= {"usedBy": None, "memoryTotal": 24564, "temperature": "40"}
+    vertices[-2]["attributes"] |= {"status": "shared", "usedBy": "a/b,c/d"}
+    assert check(good)
+    assert check({**good, "spec": {"nodes": [], "edges": None}})
+    for place, value in (
+        ("id", "core-01"), ("id", "core-1 "), ("type", "TPU"), ("attributes", {"status": "busy"}),
+        ("attributes", {"usedBy": 1.5}),
+    ):  # fmt: skip
+        assert not check({**good, "spec": {"nodes": [{**vertices[-1], place: value}], "edges": []}})
+    for spec in ({"nodes": []}, {"nodes": [], "edges": [{"source": "a", "target": "b"}]}, []):
+        assert not check({**good, "spec": spec})
+
+
+FOLDERS = {
+    "base": {"Deployment", "Service", "NetworkPolicy"},
+    "controller": {"Deployment", "Service", "NetworkPolicy"},
+    "agent": {"DaemonSet", "CustomResourceDefinition", "NetworkPolicy"},
+    "agent-annotations": {"DaemonSet", "CustomResourceDefinition", "NetworkPolicy"},
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_kustomize_builds_it(folder: str) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
@@ -289,4 +441,5 @@ def test_kustomize_builds_it(folder: str) -> None:
     found = list(yaml.safe_load_all(built.stdout))
     images = re.findall(r"image: (\S+)", built.stdout)
     assert set(images) == {f"flextopo:{flextopo.__version__}"}
-    assert {entry["kind"] for entry in found} >= {"Deployment", "Service", "NetworkPolicy"}
+    assert {entry["kind"] for entry in found} >= FOLDERS[folder]
+    assert ("--write=both" in built.stdout) == (folder == "agent-annotations")

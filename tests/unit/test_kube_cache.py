@@ -72,6 +72,24 @@ def without_gpu_marks(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+def test_reserved_cores_are_nobodys_and_a_shared_gpu_is_no_pods() -> None:
+    documents = full_node(count=6)
+    for vertex in documents[1]["spec"]["nodes"]:
+        if vertex["id"] in ("core-55", "core-63"):
+            vertex["attributes"] = {"status": "reserved"}
+        if vertex["attributes"].get("usedBy") == "n0-b0" and vertex["type"] == "GPU":
+            vertex["attributes"] |= {"status": "shared", "usedBy": "n0-b0"}
+    state = state_of(documents)
+    assert sum(state.hardware.server.numa_cores) == 62
+    assert state.counted.num_cores == 62 - 6 * 7
+    # The pod has a GPU, and nobody knows which: none is free for sure.
+    assert (state.unknown_gpus, state.sure.gpu_free, state.broken) == (1, 0, "")
+    # The same graph without reserved cores is another kind of server.
+    cache = make_cache([*documents, *full_node("n1")])
+    states = cache.nodes.states
+    assert states["n0"].hardware.model != states["n1"].hardware.model
+
+
 def test_gpus_of_one_pod_are_known_by_elimination_only_when_none_is_free() -> None:
     documents = full_node()
     for vertex in documents[1]["spec"]["nodes"]:

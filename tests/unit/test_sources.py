@@ -41,11 +41,15 @@ def test_what_each_of_them_says() -> None:
 
 
 BAD: list[tuple[str, Any]] = [
-    *[
-        (sources.NVSENTINEL, value)
-        for value in ({}, [], "x", {"devices": 1}, {"devices": {"a": 1}})
-    ],
-    *[(sources.HAMI, value) for value in ("", ";;;", ",,,", "::")],
+    (sources.NVSENTINEL, {}),
+    (sources.NVSENTINEL, []),
+    (sources.NVSENTINEL, "x"),
+    (sources.NVSENTINEL, {"devices": 1}),
+    (sources.NVSENTINEL, {"devices": {"a": 1}}),
+    (sources.HAMI, ""),
+    (sources.HAMI, ";;;"),
+    (sources.HAMI, ",,,"),
+    (sources.HAMI, "::"),
     (sources.KOORDINATOR_DEVICES, {"gpu": [{}]}),
     (sources.KOORDINATOR_DEVICES, {"gpu": [{"minor": 1, "resources": [1]}]}),
     (sources.KOORDINATOR_DEVICES, {"gpu": [{"minor": -1}]}),
@@ -138,3 +142,13 @@ def test_one_node_that_cannot_be_worked_out_takes_no_other_along(
         cache.put(read(pod(f"late-{name}", name, gpus=0)))
     assert set(cache.nodes.states) == {"n1"}
     assert "odd" in cache.problems["Node n0"]
+
+
+def test_no_cores_by_annotation_mean_the_shared_pool() -> None:
+    documents = [node("n0"), flextopo("n0", {})]
+    placed = pod("p", "n0", annotations={"flextopo/gpus": "0", "flextopo/cores": ""})
+    state = make_cache([*documents, placed]).nodes.states["n0"]
+    assert state.known
+    assert state.counted.num_cores == 64
+    told_less = pod("p", "n0", annotations={"flextopo/gpus": "0"})
+    assert not make_cache([*documents, told_less]).nodes.states["n0"].known

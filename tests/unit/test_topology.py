@@ -170,6 +170,20 @@ def test_mark_used_changes_all_or_nothing() -> None:
     assert allocations(graph)["a"].cores == (0, 1, 2)
 
 
+def test_what_is_shared_or_reserved_is_no_pods() -> None:
+    graph = build_graph(preset("a100"), "node")
+    graph.nodes["core-0"]["attributes"]["status"] = "reserved"
+    graph.nodes["gpu-0"]["attributes"].update(status="shared", usedBy="n/a,n/b")
+    graph = graph_from_resource(to_resource(graph))
+    assert allocations(graph) == {}
+    model, _ = server_model_from_graph(graph)
+    assert (model.numa_cores, model.cores[0][:2]) == ((63, 64), (1, 2))
+    assert model.num_gpus == 8
+    for cores, gpus, message in (([0], [], "core-0 is reserved"), ([], [0], "gpu-0 is shared")):
+        with pytest.raises(TopologyError, match=f"pod 'p': {message}; legal: free cores and GPUs"):
+            mark_used(graph, "p", cores, gpus)
+
+
 def test_the_domain_loads_no_yaml_and_no_xml_parser() -> None:
     code = (
         "import sys, flextopo.cluster.topology.captures.load, flextopo.cluster.topology.servers, flextopo.cluster.topology.detect\n"

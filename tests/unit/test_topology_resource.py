@@ -99,12 +99,22 @@ BAD_RESOURCES = {
     "status": (
         "spec.nodes[2].attributes",
         {"status": "busy"},
-        "spec.nodes[2].attributes.status: 'busy'; legal: free or used",
+        "spec.nodes[2].attributes.status: 'busy'; legal: free, used, shared, reserved",
     ),
     "used-by-nobody": (
         "spec.nodes[2].attributes",
         {"status": "used"},
         "spec.nodes[2].attributes.usedBy: missing although status is used; legal: a pod name",
+    ),
+    "shared-by-nobody": (
+        "spec.nodes[6].attributes",
+        {"status": "shared"},
+        "spec.nodes[6].attributes.usedBy: missing although status is shared; legal: a pod name",
+    ),
+    "reserved-but-held": (
+        "spec.nodes[2].attributes",
+        {"status": "reserved", "usedBy": "p"},
+        "spec.nodes[2].attributes.status: reserved although used by 'p'; legal: used",
     ),
     "free-but-held": (
         "spec.nodes[6].attributes",

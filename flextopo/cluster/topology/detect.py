@@ -58,7 +58,7 @@ def detect(root: str | Path = "/", run: Runner = run_command) -> tuple[ServerMod
         TopologyError: neither source tells of cores, or what they tell is contradictory.
     """
     system = Path(root) / "sys/devices/system"
-    hardware = _read_sys(system)
+    hardware = read_sys(system)
     if hardware is None:
         command = ("lscpu", "-p=CPU,Core,Socket,Node")
         listing = run(command)
@@ -91,8 +91,12 @@ def _with_gpu_kind(model: ServerModel, run: Runner) -> ServerModel:
     return replace(model, gpu_name=match[1], gpu_memory_mib=int(match[2]))
 
 
-def _read_sys(system: Path) -> Capture | None:
-    """Read cores and NUMA nodes from a `/sys/devices/system` folder, None if it has no cores."""
+def read_sys(system: Path) -> Capture | None:
+    """Read cores and NUMA nodes from a `/sys/devices/system` folder, None if it has no cores.
+
+    Raises:
+        TopologyError: a file in it has another form.
+    """
     node_of: dict[int, int] = {}
     without_cpus: list[int] = []
     for numa_node, folder in _numbered(system / "node", "node"):

@@ -17,6 +17,7 @@ import networkx as nx
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.graph import (
     EdgeType,
+    Status,
     VertexType,
     enclosing,
     gpu_numa_node,
@@ -197,6 +198,9 @@ def mark_used(
                 f"pod {pod!r}: node {graph.graph['name']!r} has no {vertex}; legal: "
                 f"its {len(graph)} vertices"
             )
+        status = graph.nodes[vertex]["attributes"]["status"]
+        if status in (Status.SHARED, Status.RESERVED):
+            raise TopologyError(f"pod {pod!r}: {vertex} is {status}; legal: free cores and GPUs")
         holder = _holder(graph, vertex, ignore)
         if holder not in ("", pod):
             raise TopologyError(

@@ -7,8 +7,13 @@ A vertex carries `type` (a `VertexType`) and `attributes` (map string to string)
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import networkx as nx
+if TYPE_CHECKING:  # an agent on every node pays for what is imported
+    import networkx as nx
+
+API_VERSION = "flextopo.baichuan-inc.com/v1alpha1"
+KIND = "FlexTopo"
 
 
 class VertexType(StrEnum):
@@ -19,6 +24,20 @@ class VertexType(StrEnum):
     CORE_GROUP = "CoreGroup"
     CORE = "CPUCore"
     GPU = "GPU"
+
+
+class Status(StrEnum):
+    """Who holds a core or a GPU.
+
+    `shared`: several pods hold parts of it (time slices, MIG), so it is none that a decision about
+    whole GPUs can count on. `reserved`: kubelet gives it to no pod, so it is no core of the server
+    as far as pods are concerned.
+    """
+
+    FREE = "free"
+    USED = "used"
+    SHARED = "shared"
+    RESERVED = "reserved"
 
 
 class EdgeType(StrEnum):

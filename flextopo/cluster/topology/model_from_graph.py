@@ -11,6 +11,7 @@ import networkx as nx
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.graph import (
     EdgeType,
+    Status,
     VertexType,
     enclosing,
     gpu_numa_node,
@@ -25,7 +26,7 @@ def server_model_from_graph(
 ) -> tuple[ServerModel, list[str]]:
     """Compile a graph into tables, assuming what it does not tell.
 
-    A GPU is located by its edge, else by `gpu_location`, else by the preset of the same shape and
+    A reserved core is none, since no pod can get it. A GPU is located by its edge, else by `gpu_location`, else by the preset of the same shape and
     GPU, else by spreading the GPUs over the NUMA nodes in order.
 
     Args:
@@ -124,7 +125,8 @@ def _numa_cores(
         numa_node = enclosing(graph, core, VertexType.NUMA_NODE)
         if numa_node is None:
             raise TopologyError(f"{where}: {core} is in no NUMANode; legal: one")
-        cores[numa_node].append(vertex_index(core))
+        if graph.nodes[core]["attributes"].get("status") != Status.RESERVED:
+            cores[numa_node].append(vertex_index(core))
     return tuple(map(tuple, cores.values()))
 
 

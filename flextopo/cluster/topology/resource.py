@@ -16,12 +16,7 @@ import networkx as nx
 
 from flextopo.cluster.errors import FlextopoError, TopologyError
 from flextopo.cluster.files import decode_input, read_input, write_whole
-from flextopo.cluster.topology.graph import EdgeType, VertexType
-
-API_VERSION = "flextopo.baichuan-inc.com/v1alpha1"
-KIND = "FlexTopo"
-STATUSES = ("free", "used")
-
+from flextopo.cluster.topology.graph import API_VERSION, KIND, EdgeType, Status, VertexType
 
 # "contain" is the paper's word, "contains" that of the published objects.
 _EDGE_TYPES = {edge.value: edge for edge in EdgeType} | {"contain": EdgeType.CONTAINS}
@@ -230,14 +225,17 @@ def _attributes(raw: Mapping[Any, Any], where: str) -> dict[str, str]:
 
 def _check_status(attributes: dict[str, str], where: str) -> None:
     """Require that `status` and `usedBy` say the same; a missing status means free."""
-    status = attributes.setdefault("status", "free")
-    if status not in STATUSES:
-        raise TopologyError(f"{where}.status: {status!r}; legal: {' or '.join(STATUSES)}")
+    status = attributes.setdefault("status", Status.FREE.value)
+    if status not in list(Status):
+        raise TopologyError(f"{where}.status: {status!r}; legal: {', '.join(Status)}")
     pod = attributes.get("usedBy", "")
-    if status == "used" and not pod:
-        raise TopologyError(f"{where}.usedBy: missing although status is used; legal: a pod name")
-    if status == "free" and pod:
-        raise TopologyError(f"{where}.status: free although used by {pod!r}; legal: used")
+    held = status in (Status.USED, Status.SHARED)
+    if held and not pod:
+        raise TopologyError(
+            f"{where}.usedBy: missing although status is {status}; legal: a pod name"
+        )
+    if pod and not held:
+        raise TopologyError(f"{where}.status: {status} although used by {pod!r}; legal: used")
     memory = attributes.get("memoryTotal", "")
     if memory and not re.fullmatch("[0-9]{1,9}", memory):
         raise TopologyError(f"{where}.memoryTotal: {memory!r}; legal: whole MiB")

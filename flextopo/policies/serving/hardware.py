@@ -11,10 +11,17 @@ import msgspec
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.flextopo import DAEMON_PODS
-from flextopo.cluster.topology.graph import VertexType, vertex_index, vertices_of
+from flextopo.cluster.topology.graph import (
+    API_VERSION,
+    KIND,
+    Status,
+    VertexType,
+    vertex_index,
+    vertices_of,
+)
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.cluster.topology.model_from_graph import server_model_from_graph
-from flextopo.cluster.topology.resource import API_VERSION, KIND, graph_from_resource
+from flextopo.cluster.topology.resource import graph_from_resource
 from flextopo.policies.serving.devices import GpuDevice
 from flextopo.policies.serving.objects import FlexTopoObject, FlexTopoSpec, ObjectError
 from flextopo.policies.serving.sources import Zone
@@ -203,6 +210,7 @@ class HardwareCatalogue:
 
 
 _DAEMONS = tuple(f"{daemon}-" for daemon in DAEMON_PODS)
+_NOBODYS = (Status.FREE, Status.SHARED, Status.RESERVED)
 _SPEC = msgspec.json.Decoder(FlexTopoSpec)
 
 
@@ -221,13 +229,17 @@ def read_spec(resource: FlexTopoObject) -> FlexTopoSpec:
 def read_marks(spec: FlexTopoSpec) -> dict[str, Marks]:
     """Return what each pod holds by its name as `usedBy` says it; daemons hold nothing.
 
+    What is shared or reserved is nobody's: a pod with a part of a GPU holds no GPU that is known.
+
     Raises:
         TopologyError: a core or GPU has no number.
     """
     used = [
         (attributes.usedBy, vertex)
         for vertex in spec.nodes
-        if (attributes := vertex.attributes) and attributes.usedBy and attributes.status != "free"
+        if (attributes := vertex.attributes)
+        and attributes.usedBy
+        and attributes.status not in _NOBODYS
     ]
     held: dict[str | int, tuple[list[int], list[int]]] = {}
     for pod, vertex in used:
@@ -296,7 +308,7 @@ def is_daemon(pod: str) -> bool:
 
 
 def _hardware_key(spec: FlexTopoSpec) -> object:
-    """Return all of an object but its name and who uses what."""
+    """Return all of an object but its name and which pod uses what."""
     vertices = [(vertex.id, vertex.type) for vertex in spec.nodes]
     gpus = [
         vertex.attributes
@@ -304,4 +316,9 @@ def _hardware_key(spec: FlexTopoSpec) -> object:
         for vertex in spec.nodes
         if vertex.type == "GPU"
     ]
-    return tuple(vertices), tuple(gpus), bytes(spec.edges)
+    reserved = [
+        vertex.id
+        for vertex in spec.nodes
+        if vertex.attributes and vertex.attributes.status == Status.RESERVED
+    ]
+    return tuple(vertices), tuple(gpus), tuple(reserved), bytes(spec.edges)

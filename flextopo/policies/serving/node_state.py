@@ -347,7 +347,7 @@ def _holder(record: PodRecord, facts: NodeFacts, names: Mapping[str, int], width
         mask = None
     if not facts.hardware.cores_located:
         held = (0,) * width
-    elif not cores and record.gpus and record.cores:
+    elif not cores and not are_cpus and record.gpus and record.cores:
         # A pod without GPUs and pinned cores runs in the shared pool and blocks no NUMA node.
         held = None
     return _Holder(record, mask, held, status)

@@ -94,7 +94,7 @@ def assemble(
         warnings.append(f"{hardware.source}: GPUs are not listed; the server counts as without GPU")
     places = listing.gpus or () if listing else ()
     needed = {place.numa_node for place in places}
-    domains, assumed = _domains(rows, hardware, needed)
+    domains, assumed = numa_domains(rows, hardware, needed)
     warnings += assumed
     cores = _physical_cores(rows, domains, hardware.source)
     where = listing.source if listing else hardware.source
@@ -153,7 +153,7 @@ def with_islands(
     return replace(model, gpu_island=tuple(numbers[key] for key in keys)), warnings
 
 
-def _domains(
+def numa_domains(
     rows: Iterable[CpuRow], hardware: Capture, needed: Iterable[int | None]
 ) -> tuple[list[Domain], list[str]]:
     """List the NUMA nodes of the model; one that spans sockets is cut, since a model cannot."""
