@@ -53,7 +53,7 @@ class _Finder(MetaPathFinder):
 
 def register_on_import() -> None:
     """Register the environments now if gymnasium is there, else as soon as it is."""
-    if NAME in sys.modules:
+    if sys.modules.get(NAME) is not None:
         _register()
-    else:
+    elif NAME not in sys.modules:  # None there says that it must not be imported
         sys.meta_path.insert(0, _Finder())

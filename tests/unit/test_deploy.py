@@ -285,7 +285,6 @@ def test_certificates_by_hand_let_kube_scheduler_in_and_nobody_else(by_hand: Pat
         shake_hands(server, client_context(ca, by_hand / "tls.crt", by_hand / "tls.key"), name)
 
 
-@pytest.mark.parametrize("folder", ["base", "controller"])
 def test_the_agents_rights_are_exactly_the_calls_that_it_makes(tmp_path: Path) -> None:
     pytest.importorskip("grpc")
     from fake_kubelet import UUIDS, FakeKubelet, container, make_machine

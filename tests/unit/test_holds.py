@@ -129,8 +129,8 @@ def test_what_was_allocated_in_vain_is_given_back(monkeypatch: pytest.MonkeyPatc
         await until(lambda: len(victims(server)) == 2)
         for name in victims(server):
             ended(server, name)
-        await until(lambda: bool(allocation(server)))
-        await until(lambda: allocation(server) is None)
+        written = "patch resourceclaims/status"
+        await until(lambda: server.calls.count(written) == 2 and allocation(server) is None)
         await until(lambda: b'holds_total{result="expired"} 1.0' in controller.telemetry.metrics())
 
     control(scenario)

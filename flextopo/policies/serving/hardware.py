@@ -34,10 +34,11 @@ class Hardware:
     Attributes:
         model: index into the models of the table.
         server: the model.
-        core_numa: NUMA node index by core number, as in `core-C`.
+        core_numa: NUMA node index by core number, as in `core-C`; reserved cores are left out.
         gpu_index: GPU index by GPU number, as in `gpu-I`.
         known: False where no FlexTopo tells where anything is.
         warnings: what had to be assumed.
+        num_core_ids: core numbers, those of reserved cores among them.
         threads: CPUs, as Kubernetes counts them, that a core number stands for.
         cores_located: False where nobody tells which CPUs a pod has; then they are only counted, on
             the node as a whole.
@@ -49,6 +50,7 @@ class Hardware:
     gpu_index: dict[int, int]
     known: bool = True
     warnings: tuple[str, ...] = ()
+    num_core_ids: int = 0
     threads: int = 1
     cores_located: bool = True
 
@@ -101,6 +103,7 @@ class HardwareCatalogue:
                 core_numa={core: u for u, cores in enumerate(server.cores) for core in cores},
                 gpu_index={number: i for i, number in enumerate(numbers)},
                 warnings=tuple(warnings),
+                num_core_ids=sum(vertex.type == VertexType.CORE for vertex in spec.nodes),
             )
             self._by_graph[key] = found
         return found
@@ -115,7 +118,7 @@ class HardwareCatalogue:
         Raises:
             TopologyError: more CPUs than a server model has.
         """
-        threads = -(-cpus // max(hardware.server.num_cores, 1))
+        threads = -(-cpus // max(hardware.num_core_ids, 1))
         if threads <= 1:
             return hardware
         found = self._threaded.get((hardware, threads))
@@ -290,7 +293,7 @@ def held_by(
     gpus = {hardware.gpu_index.get(number, -1) for number in marks.gpus}
     cores, threads, each = marks.cores, hardware.threads, hardware.threads
     if are_cpus and threads > 1:
-        count = len(hardware.core_numa)
+        count = hardware.num_core_ids
         cores = tuple(cpu % count if cpu < threads * count else -1 for cpu in cores)
         each = 1
     numa_nodes = [hardware.core_numa.get(number, -1) for number in cores]

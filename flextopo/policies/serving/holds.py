@@ -231,7 +231,8 @@ class DeviceHolds:
         await self._let_go(hold)
         if hold.released and (pod is None or not pod.node):
             await self._give_back(hold.claims)
-        stolen = hold.released and self._held_by_others(uid, hold)
+        held = self.cache.hosts.devices.held()
+        stolen = hold.released and any(held.get(one, "") not in ("", uid) for one in hold.devices)
         result = "stolen" if stolen else "expired"
         if pod is None or pod.finished:
             result = "gone"
