@@ -133,6 +133,18 @@ def test_claims_may_come_after_their_pods_and_go_before_them() -> None:
     assert cache.nodes.states["n0"].counted.num_gpus == 8
 
 
+def test_a_device_is_free_when_its_claim_is_gone_whichever_goes_first() -> None:
+    for first in ("Pod", "ResourceClaim"):
+        cache = make_cache(full())
+        documents = {one["kind"]: one for one in full() if one["metadata"]["name"] == "b0"}
+        assert cache.nodes.states["n0"].counted.num_gpus == 0
+        cache.remove(read(documents.pop(first)))
+        # Without its pod a claim still holds what it was given.
+        assert cache.nodes.states["n0"].counted.num_gpus == (first == "ResourceClaim")
+        cache.remove(read(documents.popitem()[1]))
+        assert cache.nodes.states["n0"].counted.num_gpus == 1
+
+
 def test_a_template_makes_a_claim_of_another_name() -> None:
     spec = {"resourceClaims": [{"name": "g", "resourceClaimTemplateName": "two"}]}
     status = {"resourceClaimStatuses": [{"name": "g", "resourceClaimName": "p-g-x7"}]}

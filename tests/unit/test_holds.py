@@ -136,6 +136,17 @@ def test_what_was_allocated_in_vain_is_given_back(monkeypatch: pytest.MonkeyPatc
     control(scenario)
 
 
+def test_nothing_is_held_for_a_pod_whose_victims_may_not_go() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        server.faults["create pods/eviction"] = 429
+        await until(lambda: server.calls.count("create pods/eviction") >= 2)
+        server.faults.clear()
+        await until(lambda: len(victims(server)) == 2)
+        assert b'holds_total{result="dropped"}' in controller.telemetry.metrics()
+
+    control(scenario)
+
+
 def test_a_preemptor_that_goes_away_leaves_no_rule() -> None:
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         await until(lambda: len(rules(server)) == 2)

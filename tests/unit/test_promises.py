@@ -217,6 +217,32 @@ def test_a_pod_that_was_let_in_is_bound_or_refused_and_forgotten() -> None:
     assert let_in(extender, preemptor(4, name="third"), "n0") == ["n0"]
 
 
+def test_a_pod_is_not_held_back_for_ever() -> None:
+    now_s = [0.0]
+    promises = reservations.Reservations(lambda: now_s[0], lambda name: None)
+    held = []
+    for _ in range(30):
+        promises.hold_back("p")
+        held.append(promises.is_held_back("p"))
+        now_s[0] += 1.0
+    assert held == [True] * reservations.HELD_BACK_MOST_S + [False] * 10
+    promises.forget("p")
+    promises.hold_back("p")
+    assert promises.is_held_back("p")
+
+
+def test_a_shadow_lets_stand_whatever_was_proposed() -> None:
+    protected = {"godel.bytedance.com/can-be-preempted": "false"}
+    documents = full_node()
+    documents[2] = pod("n0-b0", "n0", annotations=protected)
+    real = make_extender(make_cache(documents))
+    shadow = Extender(real.decider, real.telemetry, shadow=True)
+    for asking in (pod("cpu-only", gpus=0, priority=1000), preemptor(2)):
+        for where in ("n0", "nowhere"):
+            told = {where: ["uid-n0-b0"]}
+            assert preempt(shadow, asking, where, uids=("uid-n0-b0",)) == told
+
+
 def bound_at(seconds_ago: int) -> dict[str, Any]:
     at = f"2027-01-15T07:59:{60 - seconds_ago:02d}Z"
     return {"conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": at}]}

@@ -229,7 +229,7 @@ class ClusterCache:
         self._dirty |= self.hosts.devices.put_slice(obj)
 
     def _put_claim(self, obj: ClaimObject) -> None:
-        self.hosts.devices.put_claim(obj)
+        self._dirty |= self.hosts.devices.put_claim(obj)
         self._reread_claim(key_of(obj.metadata))
 
     def _reread(self, concerns: Callable[[PodObject], bool]) -> None:
@@ -335,7 +335,7 @@ class ClusterCache:
         self._dirty |= self.hosts.devices.remove_slice(name)
 
     def _remove_claim(self, key: str) -> None:
-        self.hosts.devices.remove_claim(key)
+        self._dirty |= self.hosts.devices.remove_claim(key)
         self._reread_claim(key)
 
     def replace(self, kind: type[KubeObject], objects: Iterable[KubeObject]) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import httpx2
 
 from flextopo.cluster.state.pods import TopologyRequirement
+from flextopo.policies.serving.cache import FRESH_S
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.holds import DeviceHolds
@@ -191,8 +192,10 @@ class Controller:
             return
         reach = self.decider.cache.reach_of(pod)
         nodes = [name for name in self.decider.cache.nodes.states if not reach.why_not(name)]
-        if self._is_unsettled(pod, nodes):
+        fresh = self.clock() - waiting.since < FRESH_S
+        if fresh and self._is_unsettled(pod, nodes):
             # Where pods are that were bound lately is about to be known: nobody has to go for that.
+            # Where some are bound all the time, that is no reason for ever.
             waiting.not_before = self.clock() + self.backoff_s[0]
             return
         decision = self._decide(pod, nodes)
@@ -247,6 +250,8 @@ class Controller:
             result = {409: "conflict", 429: "budget"}.get(status, "error")
             self.telemetry.evicted(result)
             self.telemetry.log("refused", pod=pod.key, status=status, error=str(error)[:200])
+            if self.holds is not None:
+                await self.holds.drop(pod.uid)
             self._back_off(waiting)
             return
         waiting.wait_s = 0.0

@@ -80,6 +80,7 @@ class DeviceBook:
         self.claims: dict[str, ClaimObject] = {}
         self.slices: dict[str, SliceObject] = {}
         self._gpus: dict[str, tuple[GpuDevice, ...]] | None = None
+        self._node_of: dict[str, str] = {}
         self._held: dict[str, str] | None = None
 
     def put_slice(self, obj: SliceObject) -> set[str]:
@@ -94,15 +95,32 @@ class DeviceBook:
         self._gpus = None
         return self.nodes_of(self.slices.pop(name, None))
 
-    def put_claim(self, obj: ClaimObject) -> None:
-        """Add or change a claim."""
-        self.claims[key_of(obj.metadata)] = obj
+    def put_claim(self, obj: ClaimObject) -> set[str]:
+        """Add or change a claim; return the nodes whose devices it had or has."""
+        key = key_of(obj.metadata)
+        before = self._nodes_with(self.claims.get(key))
+        self.claims[key] = obj
         self._held = None
+        return before | self._nodes_with(obj)
 
-    def remove_claim(self, key: str) -> None:
-        """Remove a claim."""
-        self.claims.pop(key, None)
+    def remove_claim(self, key: str) -> set[str]:
+        """Remove a claim; return the nodes whose devices it had."""
         self._held = None
+        return self._nodes_with(self.claims.pop(key, None))
+
+    def _nodes_with(self, claim: ClaimObject | None) -> set[str]:
+        devices = claim.devices if claim is not None else []
+        if not devices:
+            return set()
+        where = self._where()
+        return {where[device] for device in devices if device in where}
+
+    def _where(self) -> Mapping[str, str]:
+        """Return the node of each GPU."""
+        if self._gpus is None:
+            self._gpus = _by_node(self.slices.values())
+            self._node_of = {gpu.id: name for name, gpus in self._gpus.items() for gpu in gpus}
+        return self._node_of
 
     @staticmethod
     def nodes_of(obj: SliceObject | None) -> set[str]:
@@ -114,8 +132,8 @@ class DeviceBook:
 
     def gpus_of(self, node: str) -> tuple[GpuDevice, ...]:
         """Return a node's GPUs by their number; only pools whose newest generation is complete."""
-        if self._gpus is None:
-            self._gpus = _by_node(self.slices.values())
+        self._where()
+        assert self._gpus is not None
         return self._gpus.get(node, ())
 
     def held(self) -> Mapping[str, str]:

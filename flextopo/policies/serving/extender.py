@@ -113,7 +113,7 @@ class Extender:
         cache.reservations.forget_answer(preemptor.uid)
         if not stands:
             return None
-        self.decider.cache.reservations.answer(preemptor, node, uids)
+        cache.reservations.answer(preemptor, node, uids)
         count = self.decider.violations(uids)
         return _encode({node: MetaVictims([MetaPod(uid) for uid in uids], count)})
 
@@ -126,15 +126,15 @@ class Extender:
 
     def _that_stand(self, preemptor: PodRecord, proposed: ProposedVictims) -> bytes:
         """Answer what kube-scheduler sent, without the nodes that have a victim that may not go."""
-        return _as_proposed(
-            proposed,
-            [
-                name
-                for name in proposed
-                if (proposed[name] or not preemptor.gpus)
-                and self.decider.stands(preemptor, name, proposed[name])
-            ],
-        )
+        if self.shadow:
+            return _as_proposed(proposed, proposed)
+        stand = [
+            name
+            for name in proposed
+            if (proposed[name] or not preemptor.gpus)
+            and self.decider.stands(preemptor, name, proposed[name])
+        ]
+        return _as_proposed(proposed, stand)
 
     def filter(self, body: bytes) -> bytes:
         """Refuse nodes whose free resources do not align a guaranteed pod.

@@ -102,6 +102,13 @@ class DeviceHolds:
         for device in ids:
             await self._taint(kind, pod.uid, hold, device)
 
+    async def drop(self, uid: str) -> None:
+        """Let go of what is held for a pod whose victims were not evicted after all."""
+        hold = self._holds.pop(uid, None)
+        if hold is not None:
+            await self._let_go(hold)
+            self.telemetry.held("dropped")
+
     def holds_for(self, pod: PodRecord) -> bool:
         """Say whether devices are held for a pod, or allocated to it and not given back yet."""
         return pod.uid in self._holds

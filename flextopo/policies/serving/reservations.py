@@ -16,6 +16,8 @@ KEPT_S = 1.5
 """kube-scheduler has seen within so many seconds that a victim is gone."""
 HELD_BACK_S = 3
 """For so long nobody is evicted for a pod that was refused what is about to be known."""
+HELD_BACK_MOST_S = 20
+"""For longer in all a pod is not held back: where pods come all the time, something always is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +52,7 @@ class Reservations:
         self._answers: dict[str, _Answer] = {}
         self._on: dict[str, dict[str, _Answer]] = {}
         self._first_until_s = math.inf
-        self._held_back: dict[str, float] = {}
+        self._held_back: dict[str, tuple[float, float]] = {}
         self._kept: dict[str, tuple[str, float]] = {}
 
     def _until(self, seconds: float) -> float:
@@ -78,11 +80,15 @@ class Reservations:
 
     def hold_back(self, uid: str) -> None:
         """Remember that a pod was refused a node because of what is about to be known."""
-        self._held_back[uid] = self._until(HELD_BACK_S)
+        now_s = self._clock()
+        first_s, _ = self._held_back.get(uid, (now_s, 0.0))
+        self._held_back[uid] = first_s, now_s + HELD_BACK_S
 
     def is_held_back(self, uid: str) -> bool:
         """Say whether nobody is to be evicted for a pod yet."""
-        return self._held_back.get(uid, 0.0) > self._clock()
+        now_s = self._clock()
+        first_s, until_s = self._held_back.get(uid, (now_s, 0.0))
+        return until_s > now_s and now_s - first_s < HELD_BACK_MOST_S
 
     def keep(self, uid: str, node: str) -> None:
         """Remember that others are on their way out of a node for a pod."""
@@ -127,11 +133,10 @@ class Reservations:
         for uid, answer in list(self._answers.items()):
             if answer.until_s <= now_s:
                 self.forget_answer(uid)
-        self._held_back = {uid: s for uid, s in self._held_back.items() if s > now_s}
         self._kept = {uid: entry for uid, entry in self._kept.items() if entry[1] > now_s}
         self._let_in = {uid: entry for uid, entry in self._let_in.items() if entry.until_s > now_s}
         ends = [answer.until_s for answer in self._answers.values()]
-        ends += [*self._held_back.values(), *(s for _, s in self._kept.values())]
+        ends += [until_s for _, until_s in self._kept.values()]
         ends += [entry.until_s for entry in self._let_in.values()]
         self._first_until_s = min(ends, default=math.inf)
 

@@ -168,6 +168,8 @@ class Telemetry:
     def left_out(self) -> None:
         """Write a line for each object that cannot be used and was not told of yet."""
         problems = self._cache.problems if self._cache is not None else {}
+        if problems == self._told:
+            return
         for place in self._told.keys() - problems.keys():
             del self._told[place]
         for place, why in problems.items():
