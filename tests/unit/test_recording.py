@@ -154,6 +154,22 @@ def test_every_selector_is_asked_about_the_cluster_as_it_was(tmp_path: Path) -> 
     assert rows["the cluster itself"]["victims"] == 2
 
 
+def test_what_lies_as_near_as_the_server_allows_is_aligned(tmp_path: Path) -> None:
+    documents = [*full_node(), preemptor(8, status=REFUSED)]
+    path = recorded(tmp_path / "day.jsonl", [(0.0, "put", one) for one in documents])
+    (moment,) = what_if(path, {"a": make_selector("godel")}, make_selector("flextopo"))
+    assert moment.choices["a"].level == "cross_socket"
+    assert moment.choices["a"].aligned
+    # Kubernetes' choice of two pods on two sockets is not, where two on one would do.
+    spread = full_node()
+    for i, start in enumerate((9, 8, 7, 6, 5, 4, 3, 10)):
+        spread[2 + i]["status"]["startTime"] = f"2027-01-15T0{start % 10}:00:00Z"
+    documents = [*spread, preemptor(2, "none", status=REFUSED)]
+    path = recorded(tmp_path / "two.jsonl", [(0.0, "put", one) for one in documents])
+    (moment,) = what_if(path, {"a": make_selector("kubernetes")}, make_selector("flextopo"))
+    assert moment.choices["a"].aligned == (moment.choices["a"].level != "cross_socket")
+
+
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(day(tmp_path / "day.jsonl"))
     for command in ("what-if", "replay"):

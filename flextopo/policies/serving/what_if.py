@@ -39,6 +39,7 @@ class Choice:
         victims: keys of the pods.
         gpus: how many GPUs they held.
         level: alignment level that the pod would have got, `unknown` where nobody knows.
+        aligned: within one socket, or as near as such a server allows; None where nobody knows.
         lost_gpu_h: the decision's own loss in weighted GPU-hours.
         why: reasons, for people.
         next_best: the cheapest other victim set: node, victims, GPU-hours; None = there is none.
@@ -49,6 +50,7 @@ class Choice:
     victims: list[str]
     gpus: int = 0
     level: str | None = None
+    aligned: bool | None = None
     lost_gpu_h: float = 0.0
     why: list[str] = field(default_factory=list)
     next_best: dict[str, Any] | None = None
@@ -165,17 +167,18 @@ def _choose(decider: Decider, pod: PodRecord) -> Choice:
 def _compare(
     decider: Decider, pod: PodRecord, nodes: Sequence[str], decision: Decision, found: Choice
 ) -> None:
-    """Fill in the next best victim set, and why no smaller one suffices."""
+    """Fill in how it lies, the next best victim set, and why no smaller one suffices."""
     guaranteed = pod.requirement == TopologyRequirement.GUARANTEED
     states = decider.cache.states_of(nodes, pod)
     states = {n: s for n, s in states.items() if s.hardware.known or not guaranteed}
     view = decider.cache.view(pod, states, worst_case=guaranteed)
     own = (decision.node, {victim.key for victim in decision.victims})
-    others = [
-        candidate
-        for candidate in view.candidates(view.preemptor, guaranteed, CANDIDATES)
-        if (view.node_names[candidate.node], set(_names(view, candidate))) != own
-    ]
+    others = []
+    for candidate in view.candidates(view.preemptor, guaranteed, CANDIDATES):
+        if (view.node_names[candidate.node], set(_names(view, candidate))) != own:
+            others.append(candidate)
+        elif found.level != "unknown":
+            found.aligned = view.is_aligned(candidate, view.preemptor)
     if others:
         best = others[0]
         found.next_best = {
@@ -221,14 +224,14 @@ def summarise_moments(moments: Sequence[Moment]) -> list[dict[str, Any]]:
     for name in names:
         choices = [moment.choices[name] for moment in moments]
         acts = [one for one in choices if one.victims]
-        known = [one for one in acts if one.level not in (None, "unknown")]
+        known = [one.aligned for one in acts if one.aligned is not None]
         rows.append({
             "selector": name,
             "decisions": len(choices),
             "preempts": len(acts),
             "victims": sum(len(one.victims) for one in acts),
             "gpus": sum(one.gpus for one in acts),
-            "aligned": sum(one.level != "cross_socket" for one in known) / len(known) if known else None,
+            "aligned": sum(known) / len(known) if known else None,
             "lost_gpu_h": round(sum(one.lost_gpu_h for one in acts), 3),
         })  # fmt: skip
     acts_itself = [moment for moment in moments if moment.victims]
