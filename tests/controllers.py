@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from fake_apiserver import FakeApiserver
@@ -54,6 +56,18 @@ def make_controller(
     controller = Controller(decider, watch, telemetry, **{**quick, **more})
     watch.changed = controller.wake
     return controller
+
+
+async def beside(controller: Controller, scenario: Awaitable[None]) -> None:
+    """Run a scenario while a controller watches and attends."""
+    tasks = [asyncio.create_task(run()) for run in (controller.watch.follow, controller.attend)]
+    try:
+        await scenario
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
 
 
 def dying(server: FakeApiserver) -> list[str]:

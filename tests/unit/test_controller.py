@@ -10,7 +10,7 @@ from kube_objects import budget, pod, preemptor
 
 pytest.importorskip("lightkube")
 
-from controllers import REFUSED, WAITING, dying, make_controller, spread
+from controllers import REFUSED, WAITING, beside, dying, make_controller, spread
 
 from flextopo.policies.serving.controller import Controller
 
@@ -31,16 +31,7 @@ def control(
             server.put(document)
         async with running(server):
             controller = make_controller(server, lines, **more)
-            tasks = [
-                asyncio.create_task(run()) for run in (controller.watch.follow, controller.attend)
-            ]
-            try:
-                await scenario(server, controller)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
-                assert all(task.cancelled() for task in tasks)
+            await beside(controller, scenario(server, controller))
 
     asyncio.run(run())
 

@@ -10,7 +10,7 @@ from kube_devices import NUMA, claim, claiming, full
 
 pytest.importorskip("lightkube")
 
-from controllers import REFUSED, make_client, make_controller
+from controllers import REFUSED, beside, make_client, make_controller
 
 from flextopo.policies.serving import holds
 from flextopo.policies.serving.controller import Controller
@@ -49,16 +49,8 @@ def control(
             controller.holds = DeviceHolds(
                 make_client(server), controller.decider.cache, controller.telemetry
             )
-            tasks = [
-                asyncio.create_task(run()) for run in (controller.watch.follow, controller.attend)
-            ]
-            try:
-                await scenario(server, controller)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
-                await controller.holds.client.close()  # type: ignore[no-untyped-call]
+            await beside(controller, scenario(server, controller))
+            await controller.holds.client.close()  # type: ignore[no-untyped-call]
 
     asyncio.run(run())
 

@@ -436,12 +436,13 @@ class ClusterCache:
 
     def nominees(self, name: str) -> list[PodRecord]:
         """Return the pods that are nominated for a node, or were promised it a moment ago."""
-        return [*self._nominated.get(name, {}).values(), *self._planned(name)]
+        promised = self.reservations.planned(name)
+        if name not in self._nominated:
+            return promised
+        return [*self._nominated[name].values(), *self._planned(name)]
 
     def promised(self, name: str, preemptor: PodRecord) -> str:
         """Return a pod that was promised a node and comes before another, empty for none."""
-        if name not in self.reservations.nodes():
-            return ""
         ahead = (pod for pod in self._planned(name) if goes_before(pod, preemptor, False))
         return next((pod.key for pod in ahead), "")
 
@@ -455,7 +456,12 @@ class ClusterCache:
 
     def _as_found(self, name: str, preemptor: PodRecord) -> NodeState | None:
         nominees = self.nominees(name)
-        is_one = any(pod.uid == preemptor.uid for pod in nominees) or preemptor.nominated == name
+        is_one, some_after = preemptor.nominated == name, False
+        for pod in nominees:
+            is_one = is_one or pod.uid == preemptor.uid
+            some_after = some_after or pod.priority < preemptor.priority
+        if not is_one and not some_after:
+            return self._table.states.get(name)
         after = {pod.uid for pod in nominees if not goes_before(pod, preemptor, is_one)}
         return self._derive(name, without=after) if after else self._table.states.get(name)
 

@@ -142,7 +142,8 @@ class Reservations:
 
     def planned(self, node: str) -> list[PodRecord]:
         """Return the pods that were promised a node, as if they were nominated for it."""
-        return [answer.record for answer in self._on.get(node, {}).values()]
+        here = self._on.get(node)
+        return [answer.record for answer in here.values()] if here else []
 
     def nodes(self) -> set[str]:
         """Return the nodes that anybody was promised."""

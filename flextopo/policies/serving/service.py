@@ -200,6 +200,9 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self.service.answer(self.name, Headers(scope=scope), receive)
         await response(scope, receive, send)
+        # What an answer has changed is worked out now, while nobody waits for it.
+        if self.service.extender is not None:
+            self.service.extender.decider.cache.refresh()
 
 
 def make_app(service: Service) -> ASGIApp:
