@@ -13,8 +13,9 @@ from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.state.schema import TOTALS_FIELDS
 from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
+from flextopo.policies.serving.holders import ClusterFacts, NodeFacts
 from flextopo.policies.serving.node_book import NodeBook
-from flextopo.policies.serving.node_state import ClusterFacts, NodeFacts, NodeState, derive
+from flextopo.policies.serving.node_state import NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
     BudgetObject,
