@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from kube_objects import full_node, node, pod, preemptor
 
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
+from flextopo.policies.serving.connections import HEADER_S
 from flextopo.policies.serving.server import Listen
 from flextopo.policies.serving.snapshot_file import load_snapshot
 from flextopo.policies.serving.telemetry import Telemetry
@@ -307,6 +309,63 @@ def test_bad_snapshots_are_one_sentence(text: str, words: str, tmp_path: Path) -
         load_snapshot(tmp_path / "s")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def half_open(port: int, count: int) -> list[socket.socket]:
+    """Open connections that begin a request and never end it."""
+    found = []
+    for _ in range(count):
+        one = socket.create_connection(("127.0.0.1", port), timeout=5)
+        one.sendall(b"POST /preempt HTTP/1.1\r\nhost: x\r\n")
+        found.append(one)
+    return found
+
+
+def test_half_open_connections_take_neither_port_down(snapshot: Path) -> None:
+    health = free_port()
+    with serving("--snapshot", str(snapshot), "--health-port", str(health)) as (_, port):
+        url, beside = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{health}"
+        open_ones = half_open(port, 700)
+        try:
+            # More than a port takes: the oldest go first, and whoever comes with a request is answered.
+            for address in (url, beside):
+                assert httpx.get(f"{address}/healthz", timeout=5).status_code == 200
+            body = {"Pod": preemptor(2), "NodeNames": ["n0"]}
+            assert httpx.post(f"{url}/filter", json=body, timeout=5).status_code == 200
+            time.sleep(HEADER_S + 1)
+            for one in open_ones:
+                one.settimeout(1)
+                with suppress(ConnectionError):
+                    assert one.recv(1) == b""  # closed, and not just silent
+        finally:
+            for one in open_ones:
+                one.close()
+
+
+def test_health_answers_while_a_large_snapshot_is_decided_about(snapshot: Path) -> None:
+    hardware = {"gpu_numa": [0] * 4 + [1] * 4, "numa_socket": [0, 1], "numa_cores": [32, 32]}
+    names = [f"s{i}" for i in range(2000)]
+    pods: list[dict[str, Any]] = [
+        {"name": f"{name}-{i}", "gpus": 1, "cores": 7, "priority": 100, "node": name}
+        for name in names
+        for i in range(8)
+    ]
+    asking = {"name": "p", "gpus": 2, "cores": 14, "priority": 1000, "requirement": "guaranteed"}
+    servers = [{"name": name, "hardware": hardware} for name in names]
+    body = {"servers": servers, "pods": [*pods, asking], "preemptor": "p", "now_s": 10_000}
+    health = free_port()
+    with (
+        serving("--snapshot", str(snapshot), "--health-port", str(health)) as (_, port),
+        ThreadPoolExecutor(1) as beside,
+    ):
+        url = f"http://127.0.0.1:{port}/v1/decide"
+        deciding = beside.submit(httpx.post, url, json=body, timeout=60)
+        answered = 0
+        while not deciding.done():
+            assert httpx.get(f"http://127.0.0.1:{health}/healthz", timeout=5).status_code == 200
+            answered += 1
+        assert len(deciding.result().json()["victims"]) == 2
+        assert answered >= 3
 
 
 def test_odd_objects_are_left_out_and_told_of(tmp_path: Path) -> None:
