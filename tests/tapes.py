@@ -28,7 +28,7 @@ SERVERS = ("4*rtx4090", "4*a100", "2*rtx4090,2*a100")
 
 def make_tape(servers: str, seed: int, config: WorkloadConfig | None = None) -> tuple[Tape, Fleet]:
     """Return a generated tape and the servers it is for."""
-    fleet = Fleet(*parse_servers(servers))
+    fleet = parse_servers(servers)
     tape = generate_tape(
         config or BUSY,
         fleet.num_gpus,

@@ -134,7 +134,7 @@ class Core:
                 raise FlextopoError(f"{name} = {value}; legal: 1 or more")
         if tapes > len(TRAINING):
             raise FlextopoError(f"tapes = {tapes}; legal: 1 to {len(TRAINING)}")
-        self.fleet = servers if isinstance(servers, Fleet) else Fleet(*parse_servers(servers))
+        self.fleet = servers if isinstance(servers, Fleet) else parse_servers(servers)
         self.scenario = scenario or Scenario()
         self.source = tape_source or TapeSource(self.fleet, workload_of(workload), randomise)
         self.k, self.num_envs, self.tapes = k, num_envs, tapes

@@ -16,7 +16,6 @@ from flextopo.cluster.observation.features import (
     empty_observation,
     observed_width,
 )
-from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import randomised
 from flextopo.policies.runtime import score
@@ -68,7 +67,7 @@ class Committee:
         """Play the tape of a seed on servers; a tenth of the actions are random."""
         servers, seed = job
         rng = np.random.default_rng((seed, 23))
-        sim = tape_for(Fleet(*parse_servers(servers)), randomised(seed), seed)
+        sim = tape_for(parse_servers(servers), randomised(seed), seed)
         rows: list[Observation] = []
         losses: list[npt.NDArray[np.float32]] = []
         width = observed_width(self.servers)

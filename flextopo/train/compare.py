@@ -72,7 +72,7 @@ def servers_text(servers: str | Fleet) -> str:
 
 @lru_cache(maxsize=4)
 def _read_fleet(servers: str) -> Fleet:
-    return Fleet(*parse_servers(servers))
+    return parse_servers(servers)
 
 
 @lru_cache(maxsize=2)

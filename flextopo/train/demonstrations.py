@@ -121,7 +121,7 @@ class Demonstrator:
         tenth of the actions are random.
         """
         servers, seed = job
-        fleet = Fleet(*parse_servers(servers))
+        fleet = parse_servers(servers)
         rng = np.random.default_rng((seed, 17))
         sim = tape_for(fleet, randomised(seed), seed)
         behaviour = rng.choice(

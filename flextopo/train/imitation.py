@@ -30,7 +30,6 @@ from flextopo.cluster.files import make_folder
 from flextopo.cluster.observation.features import observed_width
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.state.selector import VictimSelector
-from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.cluster.workload.seeds import TRAINING, VALIDATION, take
@@ -61,7 +60,7 @@ def play_validation(
     """
     losses, success = [], []
     for i, seed in enumerate(take(VALIDATION, tapes, first)):
-        fleet = Fleet(*parse_servers(servers[i % len(servers)]))
+        fleet = parse_servers(servers[i % len(servers)])
         sim = tape_for(fleet, WorkloadConfig(), seed)
         sim.play(selector)
         metrics = episode_metrics(sim)

@@ -175,10 +175,10 @@ def pooled_profile(data: ReportData, name: str, taus: Floats) -> Profile | None:
 def num_servers(comparison: Comparison) -> tuple[str, int] | None:
     """Return the kinds of servers of a comparison and how many there are, None if not known."""
     try:
-        models, node_model = parse_servers(str(comparison.config["servers"]))
+        fleet = parse_servers(str(comparison.config["servers"]))
     except FlextopoError:  # a file of a server that is not here
         return None
-    return " + ".join(model.name for model in models), len(node_model)
+    return " + ".join(model.name for model in fleet.models), fleet.num_nodes
 
 
 def scaling(data: ReportData) -> dict[str, list[tuple[int, Comparison]]]:

@@ -37,7 +37,7 @@ from flextopo.train.rounds import Rounds, read_rounds, weights_of
 
 
 def losses(selector: VictimSelector, servers: str, count: int) -> float:
-    fleet = Fleet(*parse_servers(servers))
+    fleet = parse_servers(servers)
     found = []
     for seed in take(VALIDATION, count):
         tape = generate_tape(
@@ -102,7 +102,7 @@ def test_branches_under_a_policy_cost_what_playing_it_costs() -> None:
     """Take each action, then play on with the selector itself: the losses are those of the kernel."""
     weights = some_weights()
     policy = LearnedSelector("policy", weights, 8)
-    fleet = Fleet(*parse_servers("4*rtx4090"))
+    fleet = parse_servers("4*rtx4090")
     compared = 0
     for seed in take(TRAINING, 8):
         sim = tape_for(fleet, WorkloadConfig(online_peak_share=0.9), seed)

@@ -25,7 +25,7 @@ REPLICA = {"gpus": 1, "cores": 7, "requirement": 1, "depart_s": NEVER_S}
 def two_full_servers() -> Simulator:
     pods = [WHOLE, WHOLE, REPLICA | {"arrive_s": 100}, REPLICA | {"arrive_s": 101}]
     tape = tapes.hand_tape(pods, 7200, warmup_s=600)
-    return Simulator(tape, Fleet(*parse_servers("2*rtx4090")))
+    return Simulator(tape, parse_servers("2*rtx4090"))
 
 
 @pytest.mark.parametrize("name", [*SELECTORS, "deepset-imitation", "deepset-imitation@0"])
@@ -67,7 +67,7 @@ def test_kubernetes_takes_a_terminating_pod_for_a_victim_at_its_ordinary_price()
         REPLICA | {"arrive_s": 100},
         REPLICA | {"arrive_s": 101},
     ]
-    sim = Simulator(tapes.hand_tape(pods, 7200, warmup_s=600), Fleet(*parse_servers("2*rtx4090")))
+    sim = Simulator(tapes.hand_tape(pods, 7200, warmup_s=600), parse_servers("2*rtx4090"))
     first = sim.next_decision()
     assert first is not None
     sim.apply(sim.state.candidate(0, [0], first))  # the dearer one, by its scores
@@ -135,7 +135,7 @@ def test_nobody_counts_on_a_pod_of_which_no_end_is_known() -> None:
 def test_what_a_nominated_pod_leaves_behind_is_free_no_sooner_than_its_victims_are_gone() -> None:
     pods = [WHOLE, REPLICA | {"arrive_s": 100, "depart_s": 110}, WHOLE | {"arrive_s": 105}]
     tape = tapes.hand_tape(pods, 7200, warmup_s=600)
-    sim = Simulator(tape, Fleet(*parse_servers("1*rtx4090")))
+    sim = Simulator(tape, parse_servers("1*rtx4090"))
     sim.play(make_selector("greedy-cost"))
     live = sim.state.arrays.live
     assert live["status"][1] == DONE

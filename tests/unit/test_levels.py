@@ -120,7 +120,7 @@ def test_islands_are_off_until_they_are_asked_for(matrix: Path) -> None:
     assert told.gpu_island == (0, 0, 1, 2)
     assert told.domains[0] == (AlignmentLevel.ISLAND, 0b0011, (0,))
     with pytest.warns(TopologyWarning, match="lists only the CPUs of NUMA nodes"):
-        models, _ = parse_servers(f"2*{matrix}+islands")
+        models = parse_servers(f"2*{matrix}+islands")
     assert models[0].gpu_island == told.gpu_island
 
 
@@ -188,9 +188,9 @@ def test_illegal_islands(islands: tuple[int, ...], message: str) -> None:
 
 
 def test_a_preset_knows_its_islands_or_says_so() -> None:
-    (model,), _ = parse_servers("a100+islands")
+    (model,) = parse_servers("a100+islands").models
     assert model.gpu_island == (0, 0, 1, 1, 2, 2, 3, 3)
-    assert parse_servers("a100")[0] == (preset("a100"),)
+    assert parse_servers("a100").models == (preset("a100"),)
     with pytest.raises(TopologyError, match=r"no islands are known; legal: a100\+islands, or"):
         parse_servers("rtx4090+islands")
 

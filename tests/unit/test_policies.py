@@ -270,7 +270,7 @@ def test_a_limit_on_waiting_holds() -> None:
     free, never = find_selector("deepset-imitation"), find_selector("deepset-imitation@0")
     limited = find_selector("deepset-imitation@300")
     assert limited.name == "deepset-imitation@300"
-    fleet = Fleet(*parse_servers("4*rtx4090"))
+    fleet = parse_servers("4*rtx4090")
     waits = {0: 0, 300: 0, None: 0}
     longest = 0
     for limit, selector in ((0, never), (300, limited), (None, free)):

@@ -9,7 +9,9 @@ import pytest
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.topology.captures.load import TopologyWarning
 from flextopo.cluster.topology.flextopo import build_graph
-from flextopo.cluster.topology.model import ServerModel, preset
+from flextopo.cluster.topology.levels import NetworkLevel
+from flextopo.cluster.topology.model import Fleet, ServerModel, preset
+from flextopo.cluster.topology.network import Network
 from flextopo.cluster.topology.resource import write_resource
 from flextopo.cluster.topology.servers import MAX_SERVERS, check_servers, parse_servers
 
@@ -30,13 +32,13 @@ SMALL = ServerModel("small", (0,), (0,), (4,), gpu_name="T4")
     ],
 )
 def test_presets(text: str, models: tuple[ServerModel, ...], nodes: tuple[int, ...]) -> None:
-    assert parse_servers(text) == (models, nodes)
+    assert parse_servers(text) == Fleet(models, nodes)
 
 
 def test_a_file_among_presets(tmp_path: Path) -> None:
     path = tmp_path / "any.yaml"
     write_resource(build_graph(SMALL, "small"), path)
-    assert parse_servers(f"2*rtx4090,2*{path},{path}") == ((RTX, SMALL), (0, 0, 1, 1, 1))
+    assert parse_servers(f"2*rtx4090,2*{path},{path}") == Fleet((RTX, SMALL), (0, 0, 1, 1, 1))
 
 
 def test_a_file_without_ending_in_this_folder(
@@ -45,7 +47,7 @@ def test_a_file_without_ending_in_this_folder(
     write_resource(build_graph(SMALL, "small"), tmp_path / "any.yaml")
     (tmp_path / "any.yaml").rename(tmp_path / "any")
     monkeypatch.chdir(tmp_path)
-    assert parse_servers("any") == ((SMALL,), (0,))
+    assert parse_servers("any") == Fleet((SMALL,), (0,))
 
 
 def test_files_of_one_name_stay_apart(tmp_path: Path) -> None:
@@ -53,17 +55,17 @@ def test_files_of_one_name_stay_apart(tmp_path: Path) -> None:
     for folder, model in (("a", SMALL), ("b", other), ("c", SMALL)):
         (tmp_path / folder).mkdir()
         write_resource(build_graph(model, "small"), tmp_path / folder / "f.yaml")
-    models, nodes = parse_servers(",".join(f"{tmp_path}/{folder}/f.yaml" for folder in "abc"))
-    assert [model.name for model in models] == ["small", f"{tmp_path}/b/f.yaml"]
-    assert nodes == (0, 1, 0)
+    fleet = parse_servers(",".join(f"{tmp_path}/{folder}/f.yaml" for folder in "abc"))
+    assert [model.name for model in fleet.models] == ["small", f"{tmp_path}/b/f.yaml"]
+    assert fleet.node_model == (0, 1, 0)
 
 
 def test_a_file_called_like_a_preset_stays_apart(tmp_path: Path) -> None:
     path = tmp_path / "f.yaml"
     write_resource(build_graph(SMALL, "rtx4090"), path)
-    models, nodes = parse_servers(f"{path},rtx4090")
-    assert [model.name for model in models] == [str(path), "rtx4090"]
-    assert nodes == (0, 1)
+    fleet = parse_servers(f"{path},rtx4090")
+    assert [model.name for model in fleet.models] == [str(path), "rtx4090"]
+    assert fleet.node_model == (0, 1)
 
 
 def test_assumptions_are_warned_of(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_assumptions_are_warned_of(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown server 'lathe'"):
         check_servers(f"2*{path},lathe")
     with pytest.warns(TopologyWarning, match="GPUs are not listed"):
-        models, _ = parse_servers(f"3*{path}")
+        models = parse_servers(f"3*{path},rtx4090").models[:1]
     assert models == (ServerModel("host", (), (0,), (2,)),)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -117,4 +119,22 @@ def test_unknown_names(text: str) -> None:
 
 
 def test_the_largest_cluster() -> None:
-    assert len(parse_servers(f"{MAX_SERVERS}*a100")[1]) == MAX_SERVERS
+    assert parse_servers(f"{MAX_SERVERS}*a100").num_nodes == MAX_SERVERS
+
+
+def test_a_network_stands_behind_the_servers() -> None:
+    fleet = parse_servers("8*rtx4090,4*a100@leaf4")
+    assert fleet.network is not None
+    assert fleet.network.leaf == (0,) * 4 + (1,) * 4 + (2,) * 4
+    assert fleet.network.block == (0,) * 12
+    assert fleet.network.level_of([0, 0]) == NetworkLevel.SERVER
+    assert fleet.network.level_of([0, 3]) == NetworkLevel.LEAF
+    assert fleet.network.level_of([0, 4]) == NetworkLevel.BLOCK
+    assert parse_servers("4*a100").network is None
+
+
+def test_a_network_that_is_none_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="network 'leaf5'; legal: leaf4"):
+        parse_servers("8*a100@leaf5")
+    with pytest.raises(TopologyError, match="leaf 0 is in block 0 and in block 1"):
+        Network((0, 0), (0, 1))

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import UnknownNameError
-from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 
 PREEMPTOR_FEATURES: dict[str, str] = {
@@ -113,7 +112,7 @@ def candidate_features(islands: bool) -> tuple[str, ...]:
 
 def observed_width(servers: Iterable[str]) -> int:
     """Return how many features a candidate has on some clusters, the same on all of them."""
-    return len(candidate_features(any(Fleet(*parse_servers(text)).has_islands for text in servers)))
+    return len(candidate_features(any(parse_servers(text).has_islands for text in servers)))
 
 
 def feature_names(width: int = NUM_CANDIDATE) -> dict[str, list[str]]:

@@ -148,3 +148,58 @@ def level_deficit(level: int, best: int) -> int:
 def is_aligned(level: int, best: int) -> bool:
     """Say whether the guaranteed filter accepts a level where `best` is the best there is."""
     return level <= LAST_ALIGNED or level == best
+
+
+class NetworkLevel(IntEnum):
+    """Smallest part of the network that holds all servers of a gang; lower is better."""
+
+    SERVER = 0
+    LEAF = 1
+    BLOCK = 2
+    CLUSTER = 3
+
+
+class Tier(NamedTuple):
+    """What is said of a level of the network.
+
+    Fields: `name` in one word; `label` in a sentence: "within ..."; `speed`, the field of
+    `Sensitivity` with the speed of a gang that is no closer together though it could be, empty where
+    nothing is lost; `keys`, labels of nodes that say which one a node belongs to, the first that a node
+    has counts.
+    """
+
+    name: str
+    label: str
+    speed: str
+    keys: tuple[str, ...]
+
+
+TIERS: dict[NetworkLevel, Tier] = {
+    NetworkLevel.SERVER: Tier("server", "one server", "", ("kubernetes.io/hostname",)),
+    NetworkLevel.LEAF: Tier(
+        "leaf", "one leaf switch or rack", "",
+        (
+            "cloud.provider.com/topology-rack", "network.topology.nvidia.com/leaf",
+            "cloud.google.com/gce-topology-subblock", "topology.kubernetes.io/rack",
+        ),
+    ),
+    NetworkLevel.BLOCK: Tier(
+        "block", "one block of leaves", "off_leaf",
+        (
+            "cloud.provider.com/topology-block", "network.topology.nvidia.com/spine",
+            "cloud.google.com/gce-topology-block", "topology.kubernetes.io/zone",
+        ),
+    ),
+    NetworkLevel.CLUSTER: Tier("cluster", "the cluster", "off_block", ()),
+}  # fmt: skip
+"""Every level of the network from the closest to the widest. Gangs are not slower on one leaf than on
+one server: what is lost inside a server has its own table."""
+
+NUM_TIERS = len(TIERS)
+SERVER, LEAF, BLOCK, CLUSTER = (int(level) for level in NetworkLevel)
+"""The same as plain integers for the kernels."""
+
+
+def tier_deficit(level: int, best: int) -> int:
+    """Return 0 up to the level that a gang is content with, else the level, which prices it."""
+    return 0 if level <= best else int(level)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.topology.levels import AlignmentLevel, Domain, level_of, server_domains
+from flextopo.cluster.topology.network import Network
 
 MAX_GPUS = 16
 MAX_NUMA_NODES = 32
@@ -131,14 +132,20 @@ class Fleet:
     Attributes:
         models: the distinct server models.
         node_model: index into `models` of node 0, 1, ...
+        network: where each server hangs; None = nobody knows, and no gang can be placed.
     """
 
     models: tuple[ServerModel, ...]
     node_model: tuple[int, ...]
+    network: Network | None = None
 
     def __post_init__(self) -> None:
         if not self.node_model or not self.models:
             raise TopologyError("a cluster of 0 servers; legal: 1 or more")
+        if self.network is not None and len(self.network.leaf) != len(self.node_model):
+            raise TopologyError(
+                f"a network of {len(self.network.leaf)} servers; legal: {len(self.node_model)}"
+            )
         if not 0 <= min(self.node_model) <= max(self.node_model) < len(self.models):
             raise TopologyError(
                 f"node models {min(self.node_model)} to {max(self.node_model)}; "

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.topology.captures.load import TopologyWarning, load_server
-from flextopo.cluster.topology.model import ISLANDS, PRESETS, ServerModel, preset
+from flextopo.cluster.topology.model import ISLANDS, PRESETS, Fleet, ServerModel, preset
+from flextopo.cluster.topology.network import network_preset
 
 # The largest public GPU clusters have some ten thousand nodes.
 MAX_SERVERS = 100_000
@@ -17,16 +18,17 @@ MAX_SERVERS = 100_000
 _FORMS = "NAME, NAMExCOUNT, COUNT*NAME or COUNT*FILE, joined by commas"
 
 
-def parse_servers(text: str) -> tuple[tuple[ServerModel, ...], tuple[int, ...]]:
+def parse_servers(text: str) -> Fleet:
     """Parse the servers of a cluster.
 
     Args:
         text: `rtx4090x16`, `16*rtx4090`, `8*rtx4090,8*a100`, `8*rtx4090,8*server.xml`; a file is a
             FlexTopo resource or any capture that `load_server` reads. With `+islands` behind a name
-            or file, its GPUs are told apart by PCIe switch or NVLink island, too.
+            or file, its GPUs are told apart by PCIe switch or NVLink island, too. Behind all of
+            them may stand their network: `64*a100@leaf8`, see `network.NETWORKS`.
 
     Returns:
-        The distinct models in order of appearance, and for each node the index of its model.
+        The servers; the distinct models are in order of appearance.
 
     Raises:
         UnknownNameError: a name is neither a preset nor a file.
@@ -38,6 +40,7 @@ def parse_servers(text: str) -> tuple[tuple[ServerModel, ...], tuple[int, ...]]:
     """
     if not text.strip():
         raise TopologyError(f"no servers are given; legal: {_FORMS}")
+    text, at, network = text.rpartition("@") if "@" in text else (text, "", "")
     counted = [_count(item.strip()) for item in text.split(",")]
     total = sum(count for count, _ in counted)
     if total > MAX_SERVERS:
@@ -49,7 +52,8 @@ def parse_servers(text: str) -> tuple[tuple[ServerModel, ...], tuple[int, ...]]:
         if name not in indices:
             indices[name] = _add_model(models, _server(name), name)
         nodes += [indices[name]] * count
-    return tuple(models), tuple(nodes)
+    found = network_preset(network.strip(), total) if at else None
+    return Fleet(tuple(models), tuple(nodes), found)
 
 
 def check_servers(text: str) -> None:
