@@ -73,7 +73,7 @@ def test_assumptions_are_warned_of(tmp_path: Path) -> None:
     path.write_text("0,0,0,0\n1,1,0,0\n")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        check_servers(f"2*{path}")
+        check_servers(f"2*{path},rtx4090")
     assert not told
     with pytest.raises(UnknownNameError, match="unknown server 'lathe'"):
         check_servers(f"2*{path},lathe")
