@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fake_apiserver import FakeApiserver, running, until
-from kube_objects import budget, pod, preemptor
+from kube_objects import budget, node, pod, preemptor
 
 pytest.importorskip("lightkube")
 
@@ -191,6 +191,62 @@ def test_whom_it_leaves_alone(asking: dict[str, Any]) -> None:
         assert evictions(server) == 0
 
     control([*spread(), asking], scenario)
+
+
+ELSEWHERE = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."
+FULL_OF_VOLUMES = "0/1 nodes are available: 1 node(s) exceed max volume count."
+
+
+def with_volume(message: str, host: str) -> list[dict[str, Any]]:
+    """Return a pod that was refused, and its claim, bound to a volume on a host."""
+    terms = [{"matchExpressions": [{"key": "host", "operator": "In", "values": [host]}]}]
+    bound = {"pv.kubernetes.io/bind-completed": "yes"}
+    volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+    said = {"conditions": [{**REFUSED["conditions"][0], "message": message}]}
+    return [
+        node("n0", labels={"host": "here"}),
+        preemptor(2, status=said, spec={"volumes": volumes}),
+        {
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "data", "namespace": "batch", "annotations": bound},
+            "spec": {"volumeName": "v"},
+            "status": {"phase": "Bound"},
+        },
+        {
+            "kind": "PersistentVolume",
+            "metadata": {"name": "v"},
+            "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}},
+        },
+    ]
+
+
+def test_it_evicts_where_the_volumes_are_whatever_kube_scheduler_said() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(dying(server)) == 1)
+
+    control([*spread()[1:], *with_volume(ELSEWHERE, "here")], scenario)
+
+
+@pytest.mark.parametrize(
+    ("message", "host", "fault"),
+    [
+        (REFUSED["conditions"][0]["message"], "elsewhere", {}),
+        # Nobody tells where volumes are.
+        (ELSEWHERE, "here", {"list persistentvolumes": 403}),
+        # How many a node takes, nobody knows here.
+        (FULL_OF_VOLUMES, "here", {}),
+    ],
+)
+def test_nobody_is_evicted_for_a_pod_that_volumes_may_keep_away(
+    message: str, host: str, fault: dict[str, int | str]
+) -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        server.faults = dict(fault)
+        await until(controller.watch.ready)
+        await settle()
+        assert (evictions(server), nominated(server)) == (0, "")
+
+    control([*spread()[1:], *with_volume(message, host)], scenario)
 
 
 def test_it_waits_for_kube_schedulers_own_preemption() -> None:

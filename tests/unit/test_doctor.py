@@ -145,6 +145,13 @@ def test_a_sound_cluster_has_no_problem(tmp_path: Path, certificates: Path) -> N
     assert {call.split()[0] for call in server.calls} <= {"list", "get"}
 
 
+def test_who_may_not_look_at_volumes_sees_the_rest(tmp_path: Path, certificates: Path) -> None:
+    server = sound(certificates)
+    server.faults["persistentvolumes"] = server.faults["persistentvolumeclaims"] = 403
+    found = examined(server, scheduler_file(tmp_path, certificates, nothing))
+    assert [str(finding) for finding in found if finding.state != "ok"] == []
+
+
 def without(kind: str, key: str) -> Callable[[FakeApiserver], None]:
     return lambda server: server.delete(kind, key)
 

@@ -99,6 +99,25 @@ def test_a_cluster_without_custom_resources_is_ready_too() -> None:
     follow([node("n0"), pod("p", "n0")], scenario)
 
 
+def test_a_cluster_that_never_lets_a_kind_be_read_stays_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kube, "ABSENT_S", 0.1)
+
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        server.faults["list podgroups"] = server.faults["list persistentvolumes"] = 403
+        await until(watch.ready)
+        # It is asked for again and again, and refused each time.
+        await until(lambda: server.calls.count("list persistentvolumes") >= 3)
+        await asyncio.sleep(1.8)
+        assert watch.age_s() < 1.5
+        assert not known(watch).volumes.known
+        server.faults.clear()
+        await until(lambda: known(watch).volumes.known)
+
+    follow([node("n0"), pod("p", "n0")], scenario)
+
+
 def test_bookmarks_keep_a_quiet_watch_young_and_a_dead_one_grows_old() -> None:
     async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
         await until(watch.ready)

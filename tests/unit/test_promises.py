@@ -4,7 +4,17 @@ import json
 from typing import Any
 
 import pytest
-from kube_objects import REQUIREMENT, flextopo, full_node, make_cache, node, pod, preemptor, read
+from kube_objects import (
+    REQUIREMENT,
+    flextopo,
+    full_node,
+    make_cache,
+    node,
+    pod,
+    preemptor,
+    read,
+    read_record,
+)
 
 from flextopo.baselines.registry import make_selector
 from flextopo.policies.serving import reservations
@@ -215,6 +225,57 @@ def test_a_pod_that_was_let_in_is_bound_or_refused_and_forgotten() -> None:
     assert let_in(extender, preemptor(4, name="third"), "n0") == []
     cache.remove(read(preemptor(4, name="second")))
     assert let_in(extender, preemptor(4, name="third"), "n0") == ["n0"]
+
+
+def test_each_promise_ends_in_its_time() -> None:
+    now_s, changed = [0.0], list[str]()
+    promises = reservations.Reservations(lambda: now_s[0], changed.append)
+    low, high = (read_record(preemptor(1, name=n, priority=p)) for n, p in (("l", 1), ("h", 9)))
+    promises.answer(high, "n0", ["v"])
+    promises.let_in(low, ["n1"])
+    promises.keep(low.uid, "n2")
+    now_s[0] = 5.0
+    promises.answer(low, "n0", ["w"])
+    assert promises.least_priority("n0") == 1
+    promises.expire()
+    assert [*promises.coming_to("n1", "")] == []
+    assert not promises._let_in
+    assert not promises._kept
+    assert promises.doomed("n0") == {"v", "w"}
+    # Told again, it stays for as long again, whatever was to end before.
+    now_s[0] = 9.0
+    promises.answer(high, "n0", ["v"])
+    assert promises.least_priority("n0") == 1
+    now_s[0] = 10.0
+    promises.expire()
+    assert promises.doomed("n0") == {"v", "w"}
+    changed.clear()
+    now_s[0] = 15.0
+    promises.expire()
+    assert (promises.doomed("n0"), changed) == ({"v"}, ["n0"])
+    assert promises.least_priority("n0") == 9
+    now_s[0] = 19.0
+    promises.expire()
+    assert promises.answered(high.uid) is None
+    assert promises.least_priority("n0") == float("inf")
+
+
+def test_all_nodes_at_once_are_as_each_of_them_is_found() -> None:
+    names = [f"n{i}" for i in range(6)]
+    documents = [part for name in names for part in full_node(name, 4)]
+    cache = make_cache([*documents, nominated("watched", 2, "n4", priority=500)])
+    asking = read_record(preemptor(2, status={"nominatedNodeName": "n5"}))
+    others = {"n1": 500, "n2": 2000, "n3": 1000, "n5": 1000}
+    for name, priority in others.items():
+        told = read_record(preemptor(2, name=f"z-{name}", priority=priority))
+        cache.reservations.answer(told, name, [f"uid-{name}-b0"])
+    cache.reservations.answer(asking, "n2", ["uid-n2-b0"])
+    each = {name: cache.state_of(name, asking) for name in names}
+    together = cache.states_of(names, asking)
+    free = {name: state.counted.gpu_free for name, state in each.items() if state}
+    assert {name: state.counted.gpu_free for name, state in together.items()} == free
+    plain = {name: cache.nodes.states[name].counted.gpu_free for name in names}
+    assert {name for name in names if plain[name] != free[name]} == {"n1", "n2", "n4", "n5"}
 
 
 def test_a_pod_is_not_held_back_for_ever() -> None:

@@ -17,7 +17,7 @@ from kube_objects import NOW_S, budget, flextopo, full_node, node, pod, preempto
 from flextopo.baselines.registry import make_selector
 from flextopo.cli.app import main
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.objects import NodeObject, ObjectError, PodObject
+from flextopo.policies.serving.objects import Meta, NodeObject, ObjectError, PodObject, VolumeObject
 from flextopo.policies.serving.recording import Playback, Recorder
 from flextopo.policies.serving.records import CLASS_BANDS
 from flextopo.policies.serving.what_if import summarise_moments, what_if
@@ -110,6 +110,18 @@ def test_a_recording_decides_as_the_cluster_would(
         assert sorted(r.gpus for r in here.sure.records) == sorted(
             r.gpus for r in there.sure.records
         )
+
+
+def test_volumes_are_left_out() -> None:
+    out = io.BytesIO()
+    recorder = Recorder(out, lambda: float(NOW_S))
+    recorder.put(VolumeObject(Meta(name="secret")))
+    recorder.replace(VolumeObject, [VolumeObject(Meta(name="secret"))])
+    recorder.lack(VolumeObject)
+    volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "secret"}}]
+    recorder.put(read(pod("a", spec={"volumes": volumes})))
+    (_, line) = out.getvalue().splitlines()
+    assert "volumes" not in json.loads(line)["o"]["spec"]
 
 
 def test_what_did_not_change_is_not_written_and_lists_are_compared() -> None:

@@ -419,3 +419,44 @@ def test_the_shadow_report_compares_both(
     log.write_text("rubbish\n[1]\n")
     assert run("shadow-report", str(log)) == 2
     assert "no shadow decision" in capsys.readouterr().err
+
+
+WARMED_UP = """
+import json, sys
+from numba.core.dispatcher import Dispatcher
+from flextopo.baselines.registry import make_selector
+from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.extender import Extender
+from flextopo.policies.serving.server import warm_up
+from flextopo.policies.serving.snapshot_file import load_snapshot
+from flextopo.policies.serving.telemetry import Telemetry
+from pathlib import Path
+
+def compiled():
+    modules = [module for name, module in sys.modules.items() if name.startswith("flextopo")]
+    kernels = {id(one): one for module in modules for one in vars(module).values()}
+    return {
+        one.py_func.__name__: len(one.signatures)
+        for one in kernels.values()
+        if isinstance(one, Dispatcher)
+    }
+
+cache = load_snapshot(Path(sys.argv[1]))
+decider = Decider(cache, make_selector("greedy-cost"), make_selector("flextopo-best-effort"), 60.0)
+warm_up(decider)
+before = compiled()
+answer = Extender(decider, Telemetry(cache, write=len)).preempt(sys.argv[2].encode())
+cache.refresh()
+after = compiled()
+print([name for name in after if after[name] != before.get(name, 0)], answer.decode())
+"""
+
+
+def test_no_kernel_is_compiled_for_the_first_answer(snapshot: Path) -> None:
+    request = {**PREEMPT, "Pod": preemptor(2)}
+    command = [sys.executable, "-c", WARMED_UP, str(snapshot), json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    late, _, answer = done.stdout.partition(" ")
+    assert json.loads(answer)["NodeNameToMetaVictims"]["n0"]["Pods"]
+    assert late == "[]"

@@ -22,6 +22,8 @@ from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import load_policy
+from flextopo.policies.serving import reservations
+from flextopo.policies.serving import service as service_module
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
@@ -286,6 +288,24 @@ def test_fallbacks_are_counted_by_cause() -> None:
     service = make_service(make_cache(full_node()), selector=Rogue(RuntimeError("gone")))
     assert send(service, ("POST", "/preempt", encode(PREEMPT)))[0].status_code == 200
     assert metrics(service)['flextopo_fallbacks_total{cause="model_error"}'] == 1
+
+
+def test_an_answer_that_is_over_is_worked_out_while_nobody_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (reservations, service_module):
+        monkeypatch.setattr(module, "ANSWER_S", 0.05)
+    service = make_service(cache := make_cache(full_node()))
+
+    async def run() -> tuple[bool, ...]:
+        transport = httpx.ASGITransport(app=make_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.post("/preempt", content=encode(PREEMPT))
+            before = cache.reservations.answered("uid-online") is not None
+            await asyncio.sleep(0.3)
+            return before, cache.reservations.answered("uid-online") is not None
+
+    assert asyncio.run(run()) == (True, False)
 
 
 def test_where_nothing_can_be_decided_nobody_is_evicted() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from flextopo.policies.serving.node_book import NodeBook
 from flextopo.policies.serving.node_state import NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
+    VOLUME_KINDS,
     BudgetObject,
     ClaimObject,
     GangObject,
@@ -34,6 +36,7 @@ from flextopo.policies.serving.reach import Reach
 from flextopo.policies.serving.records import CLASS_BANDS, PodRecord, parse_version, read_pod
 from flextopo.policies.serving.reservations import Reservations
 from flextopo.policies.serving.view import ClusterView, Surroundings, build_view
+from flextopo.policies.serving.volumes import VolumeBook
 
 MAX_GONE = 100_000
 """Deleted pods that are remembered, so that a late event does not bring one back."""
@@ -107,6 +110,7 @@ class ClusterCache:
         problems: what is wrong with objects, by kind and name; such objects are left out.
         reservations: what was answered a moment ago.
         hosts: what is told of nodes.
+        volumes: PersistentVolumes, their claims and classes.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class ClusterCache:
         self._objects: dict[str, PodObject] = {}
         self._on_node: dict[str, dict[str, PodRecord]] = {}
         self.hosts = NodeBook()
+        self.volumes = VolumeBook()
         self.reservations = Reservations(time.monotonic, self._dirty_add)
         self.classes: dict[str, PriorityClassObject] = {}
         self._groups: dict[str, PodGroupObject] = {}
@@ -146,6 +151,7 @@ class ClusterCache:
             **dict.fromkeys(GROUP_KINDS, self._put_group),
             "ResourceSlice": self._put_slice,
             "ResourceClaim": self._put_claim,
+            **dict.fromkeys((kind.KIND for kind in VOLUME_KINDS), self.volumes.put),
         }
         self._removes: dict[str, Callable[[str], None]] = {
             "Pod": self._remove_pod,
@@ -157,6 +163,7 @@ class ClusterCache:
             **dict.fromkeys(GROUP_KINDS, self._remove_group),
             "ResourceSlice": self._remove_slice,
             "ResourceClaim": self._remove_claim,
+            **{kind.KIND: partial(self.volumes.remove, kind.KIND) for kind in VOLUME_KINDS},
         }
 
     @property
@@ -352,11 +359,17 @@ class ClusterCache:
             self._removes[word](found)
             self._versions.pop(f"{word} {found}", None)
             self.problems.pop(f"{word} {found}", None)
+        self.volumes.listed.add(kind)
         if kind is PodObject:
             for node, unread in self._unread.items():
                 for uid in unread.keys() - keep:
                     del unread[uid]
                     self._dirty.add(node)
+
+    def lack(self, kind: type[KubeObject]) -> None:
+        """Remember that nobody tells of a kind."""
+        self.replace(kind, [])
+        self.volumes.listed.discard(kind)
 
     def _forget(self, uid: str, node: str = "") -> None:
         if node in self._unread and self._unread[node].pop(uid, ""):
@@ -474,17 +487,20 @@ class ClusterCache:
     def states_of(self, names: Iterable[str], preemptor: PodRecord) -> dict[str, NodeState]:
         """Return those of the nodes that can be decided about, as `state_of` does."""
         self.refresh()
-        nominated, known = self._nominated_nodes(), self._table.states.get
+        nominated, known = self._nominated, self._table.states.get
+        least, told = self.reservations.least_priority, self.reservations.answered(preemptor.uid)
+        own = {preemptor.nominated, told[0] if told is not None else ""}
         return {
             name: state
             for name in names
-            if (state := self._as_found(name, preemptor) if name in nominated else known(name))
+            if (
+                state := self._as_found(name, preemptor)
+                # On most nodes nobody comes after the preemptor, and there may be hundreds.
+                if name in nominated or name in own or least(name) < preemptor.priority
+                else known(name)
+            )
             and not state.broken
         }
-
-    def _nominated_nodes(self) -> set[str]:
-        """Return the nodes that anybody is nominated for."""
-        return self._nominated.keys() | self.reservations.nodes()
 
     def kept_for(self, preemptor: PodRecord) -> str:
         """Return the node on which others are on their way out for a pod, empty for none.
@@ -516,7 +532,8 @@ class ClusterCache:
 
     def reach_of(self, pod: PodRecord) -> Reach:
         """Return which nodes a pending pod may go to."""
-        return Reach(pod, self.hosts.traits, self.pods.values(), self._shy.values())
+        volumes = self.volumes if self.volumes.known else None
+        return Reach(pod, self.hosts.traits, self.pods.values(), self._shy.values(), volumes)
 
     def view(
         self,

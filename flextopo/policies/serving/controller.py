@@ -31,8 +31,11 @@ from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
 
-VOLUMES = re.compile("persistentvolume|volume|unbound", re.IGNORECASE)
-"""What kube-scheduler says of pods whose volumes keep them from nodes; nobody here knows which ones."""
+VOLUMES = re.compile("volume|unbound|free storage", re.IGNORECASE)
+"""What kube-scheduler says of pods whose volumes keep them from nodes; without a watch of volumes nobody
+here knows which ones."""
+STORAGE = re.compile("max volume count|free storage", re.IGNORECASE)
+"""What it says where there is no room for volumes, which nobody here knows of at all."""
 ONE_NUMA = ("island", "numa")
 """Levels at which all GPUs are on one NUMA node."""
 DRA_SETTLE_S = 0.5
@@ -145,10 +148,11 @@ class Controller:
 
         Others are kube-scheduler's business.
         """
+        unseen = STORAGE if self.decider.cache.volumes.known else VOLUMES
         return bool(
             pod.gpus
             and pod.refused
-            and not VOLUMES.search(pod.refused)
+            and not unseen.search(pod.refused)
             and pod.steerable
             and not pod.terminating
             and pod.scheduler in self.schedulers

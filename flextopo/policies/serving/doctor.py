@@ -28,6 +28,7 @@ from flextopo.policies.serving.kube import (
 )
 from flextopo.policies.serving.leases import LEASE_S
 from flextopo.policies.serving.leases import NAME as LEASE
+from flextopo.policies.serving.objects import VOLUME_KINDS
 from flextopo.policies.serving.reader import Document, Reader
 from flextopo.policies.serving.rights import has_right, rights_needed
 from flextopo.policies.serving.scheduler_file import SchedulerFile, check_scheduler_file
@@ -114,7 +115,8 @@ class Doctor:
     async def _check_placements(self) -> None:
         cache = ClusterCache(lambda: int(self._now.timestamp()))
         watch = KubeWatch(self.reader.client, cache)
-        for kind in WATCHED:
+        # (Volumes say nothing of placements, and not everybody may look at them.)
+        for kind in [kind for kind, kept in WATCHED.items() if kept not in VOLUME_KINDS]:
             try:
                 await watch._list(kind)
             except httpx2.HTTPStatusError as error:

@@ -27,10 +27,18 @@ from lightkube.core.generic_client import ALL_NS, GenericAsyncClient, WatchDrive
 from lightkube.generic_resource import create_api_info
 from lightkube.models.core_v1 import ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import Node, Pod, PodEviction, PodStatus
+from lightkube.resources.core_v1 import (
+    Node,
+    PersistentVolume,
+    PersistentVolumeClaim,
+    Pod,
+    PodEviction,
+    PodStatus,
+)
 from lightkube.resources.events_v1 import Event
 from lightkube.resources.policy_v1 import PodDisruptionBudget
 from lightkube.resources.scheduling_v1 import PriorityClass
+from lightkube.resources.storage_v1 import StorageClass
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.serving.objects import (
@@ -44,7 +52,10 @@ from flextopo.policies.serving.objects import (
     PodObject,
     PriorityClassObject,
     SliceObject,
+    StorageClassObject,
     VolcanoGroupObject,
+    VolumeClaimObject,
+    VolumeObject,
     ZonesObject,
 )
 from flextopo.policies.serving.records import PodRecord
@@ -134,6 +145,24 @@ class WatchedZones(res.GlobalResource, ZonesObject):
     )
 
 
+class WatchedVolumeClaim(res.NamespacedResourceG, VolumeClaimObject):
+    """PersistentVolumeClaims of all namespaces."""
+
+    _api_info = PersistentVolumeClaim._api_info
+
+
+class WatchedVolume(res.GlobalResource, VolumeObject):
+    """PersistentVolumes."""
+
+    _api_info = PersistentVolume._api_info
+
+
+class WatchedStorageClass(res.GlobalResource, StorageClassObject):
+    """StorageClasses."""
+
+    _api_info = StorageClass._api_info
+
+
 class PatchedPod(res.NamespacedSubResource, PodObject):
     """The status of a pod."""
 
@@ -151,6 +180,9 @@ WATCHED: dict[type[Any], type[KubeObject]] = {
     WatchedPodGroup: PodGroupObject,
     WatchedGang: GangObject,
     WatchedVolcanoGroup: VolcanoGroupObject,
+    WatchedVolumeClaim: VolumeClaimObject,
+    WatchedVolume: VolumeObject,
+    WatchedStorageClass: StorageClassObject,
     WatchedPod: PodObject,
 }
 """What is listed and watched, and the kind it is kept as."""
@@ -190,6 +222,9 @@ class Store(Protocol):
     def replace(self, kind: type[KubeObject], objects: Iterable[KubeObject]) -> None:
         """Take a fresh list of all objects of a kind."""
 
+    def lack(self, kind: type[KubeObject]) -> None:
+        """Remember that nobody tells of a kind."""
+
     def refresh(self) -> None:
         """Work out what has changed."""
 
@@ -214,6 +249,7 @@ class KubeWatch:
     _version: dict[type[Any], str | None] = field(default_factory=dict)
     _alive_at: dict[type[Any], float] = field(default_factory=dict)
     _asked_at: dict[type[Any], float] = field(default_factory=dict)
+    _lacking: set[type[Any]] = field(default_factory=set)
     _since: float = field(default_factory=time.monotonic)
 
     def ready(self) -> bool:
@@ -253,9 +289,11 @@ class KubeWatch:
             except Exception as error:  # noqa: BLE001  nothing may end the watch
                 status = http_status(error)
                 # Rights for what the cluster may lack may be lacking as well.
-                absent = status == 404 or (status == 403 and kind not in self._alive_at)
+                unread = kind not in self._alive_at or kind in self._lacking
+                absent = status == 404 or (status == 403 and unread)
                 if absent and kind in OPTIONAL:
-                    self.cache.replace(WATCHED[kind], [])
+                    self._lacking.add(kind)
+                    self.cache.lack(WATCHED[kind])
                     self._alive(kind)
                     await self._sleep_as_absent(kind)
                     continue
@@ -284,6 +322,7 @@ class KubeWatch:
             objects += page
         self._version[kind] = pages[-1][0]
         self.cache.replace(WATCHED[kind], objects)
+        self._lacking.discard(kind)
         self._alive(kind)
         if self.ready():
             self.cache.refresh()

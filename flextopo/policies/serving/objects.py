@@ -173,6 +173,24 @@ class PodClaim(msgspec.Struct):
     resourceClaimTemplateName: str | None = None
 
 
+class VolumeClaimSource(msgspec.Struct):
+    """The PersistentVolumeClaim behind a volume of a pod."""
+
+    claimName: str = ""
+
+
+class EphemeralSource(msgspec.Struct):
+    """Says that a volume of a pod has a claim of its own, `POD-VOLUME`."""
+
+
+class PodVolume(msgspec.Struct):
+    """A volume of a pod; only what has a claim can keep the pod from nodes."""
+
+    name: str = ""
+    persistentVolumeClaim: VolumeClaimSource | None = None
+    ephemeral: EphemeralSource | None = None
+
+
 class SchedulingGroup(msgspec.Struct):
     """The PodGroup that a pod belongs to."""
 
@@ -197,6 +215,7 @@ class PodSpec(msgspec.Struct):
     topologySpreadConstraints: list[Spread] | None = None
     schedulingGates: list[Any] | None = None
     resourceClaims: list[PodClaim] | None = None
+    volumes: list[PodVolume] | None = None
     schedulingGroup: SchedulingGroup | None = None
 
 
@@ -583,6 +602,94 @@ class ZonesObject(msgspec.Struct):
     zones: list[Zone] | None = None
 
 
+class VolumeClaimSpec(msgspec.Struct):
+    """Which volume a claim has, or what it asks for."""
+
+    volumeName: str = ""
+    storageClassName: str | None = None
+    accessModes: list[str] | None = None
+    volumeMode: str | None = None
+    volumeAttributesClassName: str | None = None
+    selector: LabelSelector | None = None
+    resources: Resources | None = None
+
+
+class Phase(msgspec.Struct):
+    """What has become of a volume or a claim."""
+
+    phase: str = ""
+
+
+class VolumeClaimObject(msgspec.Struct):
+    """A PersistentVolumeClaim."""
+
+    KIND: ClassVar[str] = "PersistentVolumeClaim"
+
+    metadata: Meta
+    spec: VolumeClaimSpec = msgspec.field(default_factory=VolumeClaimSpec)
+    status: Phase = msgspec.field(default_factory=Phase)
+
+
+class VolumeAffinity(msgspec.Struct):
+    """Which nodes reach a volume."""
+
+    required: NodeSelector | None = None
+
+
+class ClaimReference(msgspec.Struct):
+    """The claim that a volume is for."""
+
+    namespace: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+class VolumeSpec(msgspec.Struct):
+    """What a volume offers, to whom."""
+
+    capacity: dict[str, str | int | float] | None = None
+    accessModes: list[str] | None = None
+    storageClassName: str | None = None
+    volumeMode: str | None = None
+    volumeAttributesClassName: str | None = None
+    claimRef: ClaimReference | None = None
+    nodeAffinity: VolumeAffinity | None = None
+
+
+class VolumeObject(msgspec.Struct):
+    """A PersistentVolume."""
+
+    KIND: ClassVar[str] = "PersistentVolume"
+
+    metadata: Meta
+    spec: VolumeSpec = msgspec.field(default_factory=VolumeSpec)
+    status: Phase = msgspec.field(default_factory=Phase)
+
+
+class TopologyExpression(msgspec.Struct):
+    """A label that a node must have, with one of these values."""
+
+    key: str = ""
+    values: list[str] | None = None
+
+
+class TopologyTerm(msgspec.Struct):
+    """One of the places in which a class makes volumes."""
+
+    matchLabelExpressions: list[TopologyExpression] | None = None
+
+
+class StorageClassObject(msgspec.Struct):
+    """A StorageClass."""
+
+    KIND: ClassVar[str] = "StorageClass"
+
+    metadata: Meta
+    provisioner: str = ""
+    volumeBindingMode: str | None = None
+    allowedTopologies: list[TopologyTerm] | None = None
+
+
 KubeObject = (
     PodObject
     | NodeObject
@@ -593,7 +700,13 @@ KubeObject = (
     | SliceObject
     | ClaimObject
     | ZonesObject
+    | VolumeClaimObject
+    | VolumeObject
+    | StorageClassObject
 )
+
+VOLUME_KINDS: tuple[type[KubeObject], ...] = (VolumeClaimObject, VolumeObject, StorageClassObject)
+"""Kinds that are watched, and in no snapshot or recording."""
 
 KINDS: dict[str, type[KubeObject]] = {
     kind.KIND: kind

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from flextopo.policies.serving.objects import (
     NodeSelector,
     PodAffinityTerm,
+    PodObject,
     PodSpec,
     Spread,
     Toleration,
@@ -29,6 +30,7 @@ class Placing:
         far: pods that must not.
         spread: how evenly pods like it are to lie, `DoNotSchedule` alone.
         ports: of the host.
+        volumes: `namespace/name` of the PersistentVolumeClaims behind its volumes.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -38,19 +40,22 @@ class Placing:
     far: Sequence[PodAffinityTerm] = ()
     spread: Sequence[Spread] = ()
     ports: frozenset[HostPort] = frozenset()
+    volumes: tuple[str, ...] = ()
 
 
 ANYWHERE = Placing()
 
 
-def read_placing(spec: PodSpec) -> Placing:
+def read_placing(pod: PodObject) -> Placing:
     """Return what a pod says of where it may go; of a pod that is bound, what keeps others away."""
-    affinity = spec.affinity
+    spec, affinity = pod.spec, pod.spec.affinity
     far = affinity.podAntiAffinity if affinity else None
     terms = (far.requiredDuringSchedulingIgnoredDuringExecution or ()) if far else ()
-    ports = _host_ports(spec)
+    ports, volumes = _host_ports(spec), _volumes(pod)
     if spec.nodeName:
-        return Placing(far=terms, ports=ports) if terms or ports else ANYWHERE
+        if not terms and not ports and not volumes:
+            return ANYWHERE
+        return Placing(far=terms, ports=ports, volumes=volumes)
     near = affinity.podAffinity if affinity else None
     nodes = affinity.nodeAffinity if affinity else None
     return Placing(
@@ -65,6 +70,7 @@ def read_placing(spec: PodSpec) -> Placing:
             if one.whenUnsatisfiable == "DoNotSchedule"
         ],
         ports=ports,
+        volumes=volumes,
     )
 
 
@@ -77,3 +83,13 @@ def _host_ports(spec: PodSpec) -> frozenset[HostPort]:
         for port in container.ports or ()
         if port.hostPort
     )
+
+
+def _volumes(pod: PodObject) -> tuple[str, ...]:
+    namespace, found = pod.metadata.namespace or "", []
+    for volume in pod.spec.volumes or ():
+        if volume.persistentVolumeClaim is not None:
+            found.append(f"{namespace}/{volume.persistentVolumeClaim.claimName}")
+        elif volume.ephemeral is not None:
+            found.append(f"{namespace}/{pod.metadata.name}-{volume.name}")
+    return tuple(found)

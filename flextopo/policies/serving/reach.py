@@ -2,7 +2,7 @@
 
 References:
     kubernetes v1.36, pkg/scheduler/framework/plugins: nodeunschedulable, tainttoleration,
-    nodeaffinity, nodeports, interpodaffinity, podtopologyspread. Volumes are not looked at.
+    nodeaffinity, nodeports, interpodaffinity, podtopologyspread; for volumes see `volumes`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flextopo.policies.serving.budgets import holds, matches
+from flextopo.policies.serving.affinity import matches_node
+from flextopo.policies.serving.budgets import matches
 from flextopo.policies.serving.objects import (
-    Expression,
     LabelSelector,
     NodeObject,
-    NodeSelectorTerm,
     PodAffinityTerm,
     Spread,
     Taint,
@@ -24,6 +23,7 @@ from flextopo.policies.serving.objects import (
 )
 from flextopo.policies.serving.placing import HostPort
 from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.volumes import VolumeBook
 
 HOLDING = ("NoSchedule", "NoExecute")
 """Effects of taints that keep pods away."""
@@ -63,6 +63,7 @@ class Reach:
         nodes: of the cluster, by name.
         pods: all pods; they are only walked for a pod that says which others it minds.
         shy: those of them that do not want to share a domain with some others.
+        volumes: of the cluster; None = nobody tells of them, and they keep nobody from a node.
     """
 
     def __init__(
@@ -71,12 +72,17 @@ class Reach:
         nodes: Mapping[str, NodeTraits],
         pods: Iterable[PodRecord],
         shy: Iterable[PodRecord],
+        volumes: VolumeBook | None = None,
     ) -> None:
         self._pod, self._nodes = pod, nodes
         placing = pod.placing
-        minds = placing.ports or placing.far or placing.near or placing.spread
+        self._needs = volumes.needs(placing.volumes) if volumes and placing.volumes else None
+        alone = self._needs.alone if self._needs else set()
+        minds = placing.ports or placing.far or placing.near or placing.spread or alone
         others = _others(pod, pods) if minds else []
         self._taken = _ports_in_use(others)
+        # (A victim that has the claim would give it back; nobody has to go for that here.)
+        self._lent = any(one.node and not alone.isdisjoint(one.placing.volumes) for one in others)
         self._blocked = self._domains_of_others(_others(pod, shy))
         self._near: list[tuple[str, set[str]]] = []
         if placing.far:
@@ -97,7 +103,13 @@ class Reach:
             return f"taint {taint.key}"
         if not _selects(pod, name, node):
             return "node selector or affinity"
-        return self._why_not_beside(name, node)
+        return self._why_no_volumes(name, node) or self._why_not_beside(name, node)
+
+    def _why_no_volumes(self, name: str, node: NodeTraits) -> str:
+        """Return which volume keeps the pod away, empty for none."""
+        if self._lent:
+            return "another pod has a claim that only one may have"
+        return self._needs.why_not(name, node.labels) if self._needs else ""
 
     def _why_not_beside(self, name: str, node: NodeTraits) -> str:
         """Return which pods keep the pod away, empty for none."""
@@ -185,30 +197,7 @@ def _selects(pod: PodRecord, name: str, node: NodeTraits) -> bool:
     placing = pod.placing
     if any(node.labels.get(key) != value for key, value in placing.labels.items()):
         return False
-    if placing.nodes is None:
-        return True
-    terms = placing.nodes.nodeSelectorTerms or ()
-    return any(_matches_term(term, name, node.labels) for term in terms)
-
-
-def _matches_term(term: NodeSelectorTerm, name: str, labels: Mapping[str, str]) -> bool:
-    """Say whether a node matches one alternative; an empty one matches none."""
-    if not term.matchExpressions and not term.matchFields:
-        return False
-    fields = {"metadata.name": name}
-    return all(_holds(one, labels) for one in term.matchExpressions or ()) and all(
-        _holds(one, fields) for one in term.matchFields or ()
-    )
-
-
-def _holds(expression: Expression, labels: Mapping[str, str]) -> bool:
-    if expression.operator not in ("Gt", "Lt"):
-        return holds(expression, labels)
-    try:
-        here, there = int(labels[expression.key]), int((expression.values or [""])[0])
-    except (KeyError, ValueError):
-        return False
-    return here > there if expression.operator == "Gt" else here < there
+    return placing.nodes is None or matches_node(placing.nodes, name, node.labels)
 
 
 def _untolerated(pod: PodRecord, node: NodeTraits) -> Taint | None:

@@ -2,7 +2,8 @@
 
 Names, namespaces, uids and the values of labels become hashes with a key that is thrown away, the same
 everywhere in one recording, so that selectors still select. Kept as they are: resources, times,
-priorities, conditions without their messages, hardware, and the annotations that decisions read.
+priorities, conditions without their messages, hardware, and the annotations that decisions read. Volumes
+are left out: a cluster that is read again has none, and they keep nobody from a node.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from flextopo.cluster.topology.flextopo import DAEMON_PODS
 from flextopo.policies.serving.cache import GROUP_KINDS, ClusterCache
 from flextopo.policies.serving.objects import (
     KINDS,
+    VOLUME_KINDS,
     FlexTopoObject,
     KubeObject,
     Meta,
@@ -163,7 +165,7 @@ class Anonymiser:
         return {
             name: one if name in literal else self._walk(name, one)
             for name, one in value.items()
-            if name not in ("message", "resourceVersion")
+            if name not in ("message", "resourceVersion", "volumes")
         }
 
     def _annotations(self, value: dict[str, str]) -> dict[str, str]:
@@ -206,6 +208,8 @@ class Recorder:
 
     def put(self, obj: KubeObject) -> None:
         """Write an object if it is new or has changed."""
+        if isinstance(obj, VOLUME_KINDS):
+            return
         document = self._anonymiser.written(obj)
         encoded = msgspec.json.encode(document)
         known = self._last.setdefault(_word(obj), {})
@@ -231,6 +235,10 @@ class Recorder:
             namespace, _, name = key.rpartition("/")
             meta = Meta(name=name, namespace=namespace or None, uid=key)
             self.remove(KINDS[word](metadata=meta))
+
+    def lack(self, kind: type[KubeObject]) -> None:
+        """Write that the objects of a kind are gone."""
+        self.replace(kind, [])
 
     def refresh(self) -> None:
         """Do nothing: a cache would work out its nodes now."""

@@ -260,7 +260,7 @@ def read_pod(
         version=parse_version(meta.resourceVersion),
         scheduler=spec.schedulerName or "default-scheduler",
         refused=_refused(pod),
-        placing=read_placing(spec),
+        placing=read_placing(pod),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 from flextopo.policies.serving.records import PodRecord
 
@@ -51,21 +52,22 @@ class Reservations:
         self._let_in: dict[str, _LetIn] = {}
         self._answers: dict[str, _Answer] = {}
         self._on: dict[str, dict[str, _Answer]] = {}
-        self._first_until_s = math.inf
+        self._least: dict[str, int] = {}
+        self._ends: list[tuple[float, str]] = []
         self._held_back: dict[str, tuple[float, float]] = {}
         self._kept: dict[str, tuple[str, float]] = {}
 
-    def _until(self, seconds: float) -> float:
-        """Return when something ends that is true for some seconds."""
+    def _until(self, uid: str, seconds: float) -> float:
+        """Return when something ends that is true of a pod for some seconds."""
         until_s = self._clock() + seconds
-        self._first_until_s = min(self._first_until_s, until_s)
+        heappush(self._ends, (until_s, uid))
         return until_s
 
     def let_in(self, pod: PodRecord, nodes: Iterable[str]) -> None:
         """Remember that a pod may be bound to any of some nodes; none takes that back."""
         names = frozenset(nodes)
         if names:
-            self._let_in[pod.uid] = _LetIn(pod, names, self._until(LET_IN_S))
+            self._let_in[pod.uid] = _LetIn(pod, names, self._until(pod.uid, LET_IN_S))
         else:
             self._let_in.pop(pod.uid, None)
 
@@ -92,7 +94,7 @@ class Reservations:
 
     def keep(self, uid: str, node: str) -> None:
         """Remember that others are on their way out of a node for a pod."""
-        self._kept[uid] = node, self._until(KEPT_S)
+        self._kept[uid] = node, self._until(uid, KEPT_S)
 
     def kept(self, uid: str, node: str) -> str:
         """Return the node if others were on their way out of it for the pod a moment ago."""
@@ -105,9 +107,10 @@ class Reservations:
         """Remember whom a pod was told to evict, on which node, and for how long that is so."""
         self.forget_answer(pod.uid)
         record = replace(pod, nominated=node)
-        until_s = self._until(ANSWER_S if seconds is None else seconds)
+        until_s = self._until(pod.uid, ANSWER_S if seconds is None else seconds)
         found = _Answer(record, tuple(victims), until_s)
         self._answers[pod.uid] = self._on.setdefault(node, {})[pod.uid] = found
+        self._least[node] = min(self._least.get(node, pod.priority), pod.priority)
         self._changed(node)
 
     def answered(self, uid: str) -> tuple[str, tuple[str, ...]] | None:
@@ -120,34 +123,38 @@ class Reservations:
         found = self._answers.pop(uid, None)
         if found is not None:
             node = found.record.nominated
-            del self._on[node][uid]
-            if not self._on[node]:
-                del self._on[node]
+            here = self._on[node]
+            del here[uid]
+            if here:
+                self._least[node] = min(answer.record.priority for answer in here.values())
+            else:
+                del self._on[node], self._least[node]
             self._changed(node)
 
     def expire(self) -> None:
         """Forget what was not carried out in time."""
-        now_s = self._clock()
-        if self._first_until_s > now_s:
-            return
-        for uid, answer in list(self._answers.items()):
-            if answer.until_s <= now_s:
-                self.forget_answer(uid)
-        self._kept = {uid: entry for uid, entry in self._kept.items() if entry[1] > now_s}
-        self._let_in = {uid: entry for uid, entry in self._let_in.items() if entry.until_s > now_s}
-        ends = [answer.until_s for answer in self._answers.values()]
-        ends += [until_s for _, until_s in self._kept.values()]
-        ends += [entry.until_s for entry in self._let_in.values()]
-        self._first_until_s = min(ends, default=math.inf)
+        now_s, ends = self._clock(), self._ends
+        while ends and ends[0][0] <= now_s:
+            self._end(heappop(ends)[1], now_s)
+
+    def _end(self, uid: str, now_s: float) -> None:
+        """Forget what is true of a pod no more."""
+        answer, let_in = self._answers.get(uid), self._let_in.get(uid)
+        if answer is not None and answer.until_s <= now_s:
+            self.forget_answer(uid)
+        if let_in is not None and let_in.until_s <= now_s:
+            del self._let_in[uid]
+        if uid in self._kept and self._kept[uid][1] <= now_s:
+            del self._kept[uid]
 
     def planned(self, node: str) -> list[PodRecord]:
         """Return the pods that were promised a node, as if they were nominated for it."""
         here = self._on.get(node)
         return [answer.record for answer in here.values()] if here else []
 
-    def nodes(self) -> set[str]:
-        """Return the nodes that anybody was promised."""
-        return set(self._on)
+    def least_priority(self, node: str) -> float:
+        """Return the lowest priority of the pods that were promised a node, infinite for none."""
+        return self._least.get(node, math.inf)
 
     def doomed(self, node: str) -> set[str]:
         """Return the uids of the victims that were named on a node."""

@@ -21,6 +21,7 @@ from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.openapi import openapi_document
 from flextopo.policies.serving.records import CLASS_BANDS
+from flextopo.policies.serving.reservations import ANSWER_S
 from flextopo.policies.serving.runner import SelectorRunner, UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
 from flextopo.policies.snapshot import decide, decode
@@ -200,9 +201,12 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self.service.answer(self.name, Headers(scope=scope), receive)
         await response(scope, receive, send)
-        # What an answer has changed is worked out now, while nobody waits for it.
+        # What an answer has changed is worked out now, and again when it is over, while nobody waits.
         if self.service.extender is not None:
-            self.service.extender.decider.cache.refresh()
+            refresh = self.service.extender.decider.cache.refresh
+            refresh()
+            if self.name == "preempt":
+                asyncio.get_running_loop().call_later(ANSWER_S, refresh)
 
 
 def make_app(service: Service) -> ASGIApp:
