@@ -160,7 +160,7 @@ def _play_jobs(
             f"load of {config.batch_load:g} of all GPUs",
             jobs.notes[i],
             f"{too_large[i]} larger than the cluster left out" if too_large[i] else "",
-            f"{groups[i]} are PodGroups" if groups[i] else "",
+            f"{groups[i]} of its jobs are PodGroups" if groups[i] else "",
             cut_notes(scaled.take(scaled.source == i), config),
         )
         for i, name in enumerate(jobs.sources)
