@@ -202,6 +202,8 @@ def find_jobs(pods: npt.NDArray[Any]) -> tuple[Ints, Bools]:
     alike = worker | (pods["group"] >= 0)
     for name in SHARED:
         alike[1:] &= pods[name][1:] == pods[name][:-1]
+    # The last pod of a PodGroup may have fewer GPUs than the others.
+    alike[1:] |= (pods["group"][1:] >= 0) & (pods["group"][1:] == pods["group"][:-1])
     alike[:1] = False
     job = np.cumsum(~alike) - 1
     return job, worker & (np.bincount(job)[job] > 1)

@@ -14,6 +14,7 @@ from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.files import make_folder
 from flextopo.cluster.topology.model import ISLANDS, PRESETS, ServerModel, preset
+from flextopo.cluster.topology.network import LEAVES_A_BLOCK, NETWORKS
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -46,35 +47,54 @@ Name = Annotated[
 
 @app.command(cls=Command)
 def presets(json_path: JsonPath = None) -> None:
-    """List the servers that are known by name.
+    """List the servers that are known by name, and the networks.
 
     Examples:
         flextopo topology presets
         flextopo topology presets --json
     """
     with results_to(json_path) as write:
-        write([_describe(model) for model in PRESETS.values()])
+        networks = [
+            {"name": name, "servers_a_leaf": size, "leaves_a_block": LEAVES_A_BLOCK}
+            for name, size in NETWORKS.items()
+        ]
+        write({"servers": [_describe(model) for model in PRESETS.values()], "networks": networks})
         for model in PRESETS.values():
             typer.echo(
                 f"{model.name:<10} {model.num_sockets} sockets, {model.num_numa_nodes} NUMA nodes, "
                 f"{model.num_cores} cores, {model.num_gpus} x {model.gpu_name} on NUMA nodes "
                 f"{' '.join(map(str, model.gpu_numa))}"
             )
+        for name, size in NETWORKS.items():
+            typer.echo(
+                f"@{name:<9} a network above servers: {size} on a leaf, {LEAVES_A_BLOCK} leaves a "
+                "block"
+            )
 
 
 @app.command(cls=Command)
 def show(
-    source: Source,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A preset, a file, `detect` for this machine, or SERVERS@NETWORK for the network "
+            "above servers: `64*a100@leaf8`, or a file of nodes, HyperNodes or leaves behind the @.",
+            autocompletion=completion.sources,
+        ),
+    ],
     png: Annotated[Path | None, typer.Option("--png", help="Draw to this PNG file.")] = None,
     json_path: JsonPath = None,
 ) -> None:
-    """Print a server as a tree, or draw it.
+    """Print a server, or the network above servers, as a tree, or draw it.
 
     Examples:
         flextopo topology show rtx4090
         flextopo topology show node.yaml --png node.png
         flextopo topology show detect --json
+        flextopo topology show "32*a100,32*rtx4090@leaf8"
     """
+    if "@" in source and not Path(source).exists():
+        return _show_network(source, png, json_path)
     from flextopo.cli.topology_drawing import draw_png
     from flextopo.cluster.topology.resource import to_resource
 
@@ -156,6 +176,21 @@ def _describe(model: ServerModel) -> dict[str, str | int | list[int]]:
         "numa_socket": list(model.numa_socket),
         "numa_cores": list(model.numa_cores),
     }
+
+
+def _show_network(servers: str, png: Path | None, json_path: Path | None) -> None:
+    from flextopo.cli.network_drawing import draw_network_png, network_document, network_text
+    from flextopo.cluster.topology.servers import parse_servers
+
+    fleet = parse_servers(servers)
+    if fleet.network is None:  # the text has an @
+        raise TopologyError(f"{servers}: no network; legal: SERVERS@NETWORK")
+    with results_to(json_path) as write:
+        write(network_document(fleet, fleet.network))
+        if png is None:
+            typer.echo(network_text(fleet, fleet.network), nl=False)
+        else:
+            draw_network_png(fleet, fleet.network, _place(png, ".png"))
 
 
 def _print_tree(graph: nx.DiGraph) -> None:

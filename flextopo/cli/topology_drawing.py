@@ -21,6 +21,7 @@ from flextopo.train.results import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COUNTED = {
     VertexType.SOCKET: ("socket", "sockets"),
@@ -32,7 +33,7 @@ _COUNTED = {
 # Okabe and Ito's colours, which stay apart for colour-blind readers; then pods share the last.
 POD_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _OTHER_COLOUR, _DAEMON_COLOUR, _FREE_COLOUR = "#7F7F7F", "#C9C9C9", "#FFFFFF"
-_OUTLINE, _SOCKET_FILL, _NUMA_FILL = "#444444", "#F1F3F5", "#E3E7EB"
+OUTLINE, _SOCKET_FILL, _NUMA_FILL = "#444444", "#F1F3F5", "#E3E7EB"
 
 # Lengths in cells: a core is one cell square, a GPU as wide as a row of eight cores.
 _ROW, _GAP, _TITLE = 8, 0.6, 1.1
@@ -126,24 +127,16 @@ def draw_png(graph: nx.DiGraph, path: Path, colours: Mapping[str, str] | None = 
         FlextopoError: matplotlib is not installed.
         TopologyError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise FlextopoError(
-            "drawing needs matplotlib, which is not installed; legal: pip install flextopo[report]"
-        ) from None
-    figure = Figure(layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure()
+    from matplotlib.patches import Patch
+
     held = _pod_colours(graph, colours or {})
     width, height = _draw_server(axes, graph, held)
     axes.set_xlim(-0.5, width + 0.5)
     axes.set_ylim(height + 0.5, -0.5)
-    axes.set_aspect("equal")
-    axes.axis("off")
     axes.set_title(graph.graph["name"], loc="left")
     legend = {**_legend(held), "free": _FREE_COLOUR}
-    handles = [Patch(facecolor=c, edgecolor=_OUTLINE, label=p) for p, c in legend.items()]
+    handles = [Patch(facecolor=c, edgecolor=OUTLINE, label=p) for p, c in legend.items()]
     # Pod names are long: two columns fit only below a wide picture.
     columns = 2 if width > 4 * _ROW else 1
     axes.legend(
@@ -152,6 +145,34 @@ def draw_png(graph: nx.DiGraph, path: Path, colours: Mapping[str, str] | None = 
     rows = -(-len(handles) // columns)
     inches = (width + 2) * _INCHES_PER_CELL, (height + 3 + 1.2 * rows) * _INCHES_PER_CELL
     figure.set_size_inches(max(inches[0], 5), inches[1])
+    save_png(figure, path)
+
+
+def new_figure() -> tuple[Figure, Axes]:
+    """Return a picture of boxes, without axes; a cell is as wide as it is high.
+
+    Raises:
+        FlextopoError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise FlextopoError(
+            "drawing needs matplotlib, which is not installed; legal: pip install flextopo[report]"
+        ) from None
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_aspect("equal")
+    axes.axis("off")
+    return figure, axes
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        TopologyError: the file cannot be written.
+    """
     try:
         save_figure(figure, path, dpi=120)
     except FlextopoError as error:
@@ -190,11 +211,11 @@ def _draw_server(axes: Axes, graph: nx.DiGraph, colours: dict[str, str]) -> tupl
             for numa_node in numa_nodes
         ]
         box = (_ROW + 2 * _GAP) * len(numa_nodes) + _GAP, max(heights, default=0) + _TITLE + _GAP
-        _box(axes, (left, top), box, _SOCKET_FILL)
+        draw_box(axes, (left, top), box, _SOCKET_FILL)
         axes.text(left + _GAP, top + _TITLE / 2, socket or "no socket", va="center", weight="bold")
         for position, numa_node in enumerate(numa_nodes):
             corner = left + _GAP + position * (_ROW + 2 * _GAP), top + _TITLE
-            _box(axes, corner, (_ROW + _GAP, max(heights)), _NUMA_FILL)
+            draw_box(axes, corner, (_ROW + _GAP, max(heights)), _NUMA_FILL)
             axes.text(corner[0] + _GAP / 2, corner[1] + _TITLE / 2, numa_node, va="center")
             inner = corner[0] + _GAP / 2, corner[1] + _TITLE
             parts = cores.get(numa_node, []), gpus.get(numa_node, [])
@@ -215,11 +236,11 @@ def _draw_parts(
     cores, gpus = parts
     for i, core in enumerate(cores):
         place = corner[0] + i % _ROW, corner[1] + i // _ROW
-        _box(axes, place, (1, 1), _colour(graph, core, colours), str(vertex_index(core)))
+        draw_box(axes, place, (1, 1), _colour(graph, core, colours), str(vertex_index(core)))
     top = corner[1] - (-len(cores) // _ROW) + _GAP / 2
     for i, gpu in enumerate(gpus):
         place = corner[0], top + i * (1.5 + _GAP / 2)
-        _box(axes, place, (_ROW, 1.5), _colour(graph, gpu, colours), gpu_label(graph, gpu))
+        draw_box(axes, place, (_ROW, 1.5), _colour(graph, gpu, colours), gpu_label(graph, gpu))
 
 
 def _draw_unplaced(
@@ -230,7 +251,7 @@ def _draw_unplaced(
         return top
     axes.text(0, top + _TITLE / 2, "GPUs without a NUMA node", va="center")
     for i, gpu in enumerate(gpus):
-        _box(axes, (i * 4.5, top + _TITLE), (4, 1.5), _colour(graph, gpu, colours), gpu)
+        draw_box(axes, (i * 4.5, top + _TITLE), (4, 1.5), _colour(graph, gpu, colours), gpu)
     return top + _TITLE + 1.5
 
 
@@ -238,12 +259,13 @@ def _colour(graph: nx.DiGraph, vertex: str, colours: dict[str, str]) -> str:
     return colours.get(graph.nodes[vertex]["attributes"].get("usedBy", ""), _FREE_COLOUR)
 
 
-def _box(
+def draw_box(
     axes: Axes, corner: tuple[float, float], size: tuple[float, float], fill: str, label: str = ""
 ) -> None:
+    """Draw a box, its label in the middle."""
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle(corner, *size, facecolor=fill, edgecolor=_OUTLINE, linewidth=0.6))
+    axes.add_patch(Rectangle(corner, *size, facecolor=fill, edgecolor=OUTLINE, linewidth=0.6))
     if label:
         dark = fill in (*POD_COLOURS[:1], _OTHER_COLOUR, "black")
         middle = corner[0] + size[0] / 2, corner[1] + size[1] / 2

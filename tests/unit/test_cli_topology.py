@@ -151,9 +151,59 @@ def test_detect_shows_and_writes_this_machine(tmp_path: Path) -> None:
 def test_presets_are_listed() -> None:
     lines = run("presets")[0].splitlines()
     assert lines[0].startswith("rtx4090    2 sockets, 8 NUMA nodes, 64 cores, 8 x NVIDIA GeForce")
-    rows = json.loads(run("presets", "--json")[0])
-    assert [row["name"] for row in rows] == ["rtx4090", "a100"]
-    assert rows[0]["gpu_numa"] == [3, 2, 1, 0, 7, 6, 5, 4]
+    assert lines[3] == "@leaf8     a network above servers: 8 on a leaf, 4 leaves a block"
+    found = json.loads(run("presets", "--json")[0])
+    assert [row["name"] for row in found["servers"]] == ["rtx4090", "a100"]
+    assert found["servers"][0]["gpu_numa"] == [3, 2, 1, 0, 7, 6, 5, 4]
+    assert found["networks"][1] == {"name": "leaf8", "servers_a_leaf": 8, "leaves_a_block": 4}
+
+
+MIXED = "17*a100,3*rtx4090@"
+TWO_BLOCKS = "blocks: {b1: {rack-1: 4, rack-2: 4, rack-3: 4}, b2: {rack-1: [x, y], rack-9: 6}}"
+
+
+def test_show_prints_the_network_above_servers(tmp_path: Path) -> None:
+    network = tmp_path / "network.yaml"
+    network.write_text(TWO_BLOCKS)
+    assert run("show", f"{MIXED}{network}")[0].splitlines() == [
+        "2 blocks, 5 leaves, 17 a100 + 3 rtx4090, 160 GPUs",
+        "b1: 3 leaves, 12 a100, 96 GPUs",
+        "└─ rack-1 ... rack-3  3 leaves of 4 a100 (servers 0-11)",
+        "b2: 2 leaves, 5 a100 + 3 rtx4090, 64 GPUs",
+        "├─ rack-1  2 a100 (servers 12-13)",
+        "└─ rack-9  3 a100 + 3 rtx4090 (servers 14-19)",
+    ]
+    found = json.loads(run("show", f"{MIXED}{network}", "--json")[0])
+    assert (found["servers"], found["gpus"]) == (20, 160)
+    assert found["kinds"] == {"a100": 17, "rtx4090": 3}
+    assert [[leaf["name"] for leaf in block["leaves"]] for block in found["blocks"]] == [
+        ["rack-1", "rack-2", "rack-3"],
+        ["rack-1", "rack-9"],
+    ]
+    assert found["blocks"][1]["leaves"][1] == {
+        "name": "rack-9",
+        "servers": [14, 15, 16, 17, 18, 19],
+        "kinds": {"a100": 3, "rtx4090": 3},
+    }
+
+
+def test_a_thousand_servers_stay_readable() -> None:
+    lines = run("show", "600*a100,400*rtx4090@leaf8")[0].splitlines()
+    assert lines[0] == "32 blocks, 125 leaves, 600 a100 + 400 rtx4090, 8000 GPUs"
+    assert len(lines) < 70
+    assert max(map(len, lines)) < 80
+
+
+def test_show_draws_the_network(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="drawing needs the report extra")
+    network, picture = tmp_path / "network.yaml", tmp_path / "network.png"
+    network.write_text(TWO_BLOCKS.replace("rack-9", "nn-" + "0" * 60))
+    assert run("show", f"{MIXED}{network}", "--png", picture)[0] == ""
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(TopologyError, match=r"--png: 5000 servers; legal: up to 4096, or --json"):
+        run("show", "5000*a100@leaf32", "--png", picture)
+    with pytest.raises(UnknownNameError, match="unknown network 'leaf5'"):
+        run("show", "8*a100@leaf5")
 
 
 def test_unknown_sources() -> None:

@@ -120,7 +120,7 @@ def test_islands_are_off_until_they_are_asked_for(matrix: Path) -> None:
     assert told.gpu_island == (0, 0, 1, 2)
     assert told.domains[0] == (AlignmentLevel.ISLAND, 0b0011, (0,))
     with pytest.warns(TopologyWarning, match="lists only the CPUs of NUMA nodes"):
-        models = parse_servers(f"2*{matrix}+islands")
+        models = parse_servers(f"2*{matrix}+islands").models
     assert models[0].gpu_island == told.gpu_island
 
 

@@ -180,11 +180,15 @@ def test_jobs_that_come_in_one_second_are_told_apart() -> None:
     alike = {"arrive_s": 5, "duration_s": 100, "gpus": 2}
     group = {**alike, "group": 0}
     tape = tapes.hand_tape(
-        [alike, alike, {**alike, "checkpoint_s": 60}, {**alike, "gpus": 4}, group, group], 1000
+        [
+            *(alike, alike, {**alike, "checkpoint_s": 60}, {**alike, "gpus": 4}),
+            *(group, group, {**group, "gpus": 1}, {**alike, "group": 1}),
+        ],
+        1000,
     )
     job, elastic = find_jobs(tape.pods)
-    assert job.tolist() == [0, 0, 1, 2, 3, 3]
-    assert elastic.tolist() == [True, True, False, False, False, False]
+    assert job.tolist() == [0, 0, 1, 2, 3, 3, 3, 4]
+    assert elastic.tolist() == [True, True] + [False] * 6
 
 
 def test_futures_have_long_elastic_and_guaranteed_jobs() -> None:

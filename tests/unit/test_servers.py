@@ -134,7 +134,7 @@ def test_a_network_stands_behind_the_servers() -> None:
 
 
 def test_a_network_that_is_none_is_refused() -> None:
-    with pytest.raises(UnknownNameError, match="network 'leaf5'; legal: leaf4"):
+    with pytest.raises(UnknownNameError, match="network 'leaf5'; legal: leaf16, leaf32, leaf4"):
         parse_servers("8*a100@leaf5")
     with pytest.raises(TopologyError, match="leaf 0 is in block 0 and in block 1"):
         Network((0, 0), (0, 1))

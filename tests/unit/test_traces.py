@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flextopo.cluster.errors import WorkloadError
-from flextopo.cluster.workload.batch_jobs import BatchJobs
+from flextopo.cluster.workload.batch_jobs import BatchJobs, join_jobs
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.cluster.workload.tape import Tape
 from flextopo.cluster.workload.trace_readers import ServiceRates
@@ -125,6 +128,8 @@ def test_jobs_over_eight_gpus_become_groups(tmp_path: Path, columns: str) -> Non
     jobs = read_jobs(write(tmp_path, f"{columns}\n0,104.0,8,64,960\n5,10.0,1,8,96\n9,7,2,12,1\n"))
     assert jobs.gpus.tolist() == [8, 8, 8]
     assert jobs.pods.tolist() == [8, 1, 2]
+    assert jobs.rest.tolist() == [0, 0, 4]
+    assert jobs.total_gpus.tolist() == [64, 8, 12]
 
 
 def test_reads_openb_as_published(tmp_path: Path) -> None:
@@ -330,6 +335,70 @@ def test_large_jobs_become_groups_or_are_left_out() -> None:
         rows = np.flatnonzero(tape.pods["group"] == group)
         np.testing.assert_array_equal(rows, rows[0] + np.arange(4))
         assert (tape.pods["gpus"][rows] == 4).all()
+
+
+def play_once(jobs: BatchJobs, num_gpus: int, gpus_per_server: int = 8) -> npt.NDArray[Any]:
+    """Return the pods of a day's jobs, each played once: the load asked for is theirs."""
+    load = float(jobs.gpu_s.sum()) / (num_gpus * DAY)
+    config = WorkloadConfig(
+        warmup_h=0, horizon_h=24, initial_jobs=False, batch_load=load, elastic_share=0.5
+    )
+    tape, report = tape_from_traces(
+        make_services(), jobs, config, num_gpus, 0, gpus_per_server=gpus_per_server
+    )
+    assert report.factor == pytest.approx(1)
+    return tape.pods[~tape.pods["online"]]
+
+
+def test_jobs_of_several_servers_ask_for_as_many_gpus_as_recorded(tmp_path: Path) -> None:
+    sizes = (9, 10, 12, 20, 8, 4)
+    rows = "".join(f"{3600 * i},3600,1,{gpus}\n" for i, gpus in enumerate(sizes))
+    jobs = read_jobs(write(tmp_path, "submit_s,duration_s,nodes,gpus\n" + rows))
+    pods = play_once(jobs, 64)
+    assert int((pods["gpus"] * pods["duration_s"]).sum()) == 63 * 3600
+    groups = [pods["gpus"][pods["group"] == group].tolist() for group in range(4)]
+    assert groups == [[8, 1], [8, 2], [8, 4], [8, 8, 4]]
+    assert (pods["cores"] == 7 * pods["gpus"]).all()
+
+
+def test_smaller_servers_split_the_rest_again(tmp_path: Path) -> None:
+    text = "submit_s,duration_s,nodes,gpus\n0,3600,2,9\n60,3600,3,20\n90,3600,1,6\n"
+    pods = play_once(read_jobs(write(tmp_path, text)), 32, gpus_per_server=4)
+    groups = [pods["gpus"][pods["group"] == group].tolist() for group in range(3)]
+    assert groups == [[4, 4, 1], [4, 4, 4, 4, 4], [4, 2]]
+
+
+@pytest.mark.parametrize(("num_gpus", "per_server", "fits"), [(24, 12, True), (16, 8, False)])
+def test_the_rest_of_a_job_needs_a_place_of_its_own(
+    num_gpus: int, per_server: int, fits: bool
+) -> None:
+    one = np.ones(1, np.int64)
+    large = BatchJobs(0 * one, 3600 * one, 8 * one, 3 * one, 0 * one, rest=4 * one)
+    small = BatchJobs(0 * one, 3600 * one, one, one, 0 * one)
+    config = WorkloadConfig(batch_load=0.1)
+    _, report = tape_from_traces(
+        make_services(), join_jobs(large, small), config, num_gpus, 0, gpus_per_server=per_server
+    )
+    assert ("1 of its jobs are PodGroups" if fits else "1 larger than the cluster left out") in report.jobs[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 64), min_size=1, max_size=8),
+    hours=st.integers(1, 5),
+    per_server=st.sampled_from([1, 3, 4, 8, 12, 16]),
+)
+def test_gpu_hours_of_a_trace_are_conserved(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], hours: int, per_server: int
+) -> None:
+    rows = "".join(f"{600 * i},{3600 * hours},1,{gpus}\n" for i, gpus in enumerate(sizes))
+    path = write(tmp_path_factory.mktemp("trace"), "submit_s,duration_s,nodes,gpus\n" + rows)
+    pods = play_once(read_jobs(path), 40 * per_server + 64, per_server)
+    assert int((pods["gpus"] * pods["duration_s"]).sum()) == sum(sizes) * hours * 3600
+    assert pods["gpus"].max() <= min(per_server, 8)
+    of_groups = pods[pods["group"] >= 0]
+    totals = np.bincount(of_groups["group"], of_groups["gpus"]).astype(int).tolist()
+    assert totals == [gpus for gpus in sizes if gpus > min(per_server, 8)]
 
 
 def test_a_cluster_smaller_than_every_job_is_named() -> None:

@@ -164,8 +164,8 @@ class Tier(NamedTuple):
 
     Fields: `name` in one word; `label` in a sentence: "within ..."; `speed`, the field of
     `Sensitivity` with the speed of a gang that is no closer together though it could be, empty where
-    nothing is lost; `keys`, labels of nodes that say which one a node belongs to, the first that a node
-    has counts.
+    nothing is lost; `keys`, labels of nodes that say which one a node belongs to. Leaf and block keys
+    in the same place go together, and the last block key stands in where a node has no other.
     """
 
     name: str
@@ -179,21 +179,34 @@ TIERS: dict[NetworkLevel, Tier] = {
     NetworkLevel.LEAF: Tier(
         "leaf", "one leaf switch or rack", "",
         (
-            "cloud.provider.com/topology-rack", "network.topology.nvidia.com/leaf",
-            "cloud.google.com/gce-topology-subblock", "topology.kubernetes.io/rack",
+            "cloud.provider.com/topology-rack", "fabric.topograph.run/tier-0",
+            "network.topology.nvidia.com/leaf", "cloud.google.com/gce-topology-subblock",
+            "topology.k8s.aws/network-node-layer-4", "topology.k8s.aws/network-node-layer-3",
+            "ib.coreweave.cloud/leafgroup",
         ),
     ),
     NetworkLevel.BLOCK: Tier(
         "block", "one block of leaves", "off_leaf",
         (
-            "cloud.provider.com/topology-block", "network.topology.nvidia.com/spine",
-            "cloud.google.com/gce-topology-block", "topology.kubernetes.io/zone",
+            "cloud.provider.com/topology-block", "fabric.topograph.run/tier-1",
+            "network.topology.nvidia.com/spine", "cloud.google.com/gce-topology-block",
+            "topology.k8s.aws/network-node-layer-3", "topology.k8s.aws/network-node-layer-2",
+            "ib.coreweave.cloud/superpod",
+            "topology.kubernetes.io/zone",
         ),
     ),
     NetworkLevel.CLUSTER: Tier("cluster", "the cluster", "off_block", ()),
 }  # fmt: skip
 """Every level of the network from the closest to the widest. Gangs are not slower on one leaf than on
-one server: what is lost inside a server has its own table."""
+one server: what is lost inside a server has its own table.
+
+References:
+    Kueue, concepts/topology_aware_scheduling (racks are named within their block);
+    docs.nvidia.com/topograph, node labels and annotations (`fabric.topograph.run` since 1.0, tier 0 next
+    to the node; `network.topology.nvidia.com` before); Google Cloud, schedule GKE workloads with
+    topology-aware scheduling; Amazon EKS, ml-workload-topology (layer 1 is the top, layer 4 only on
+    some instances); CoreWeave, InfiniBand labels; Kubernetes, well-known labels (a zone, and no rack).
+"""
 
 NUM_TIERS = len(TIERS)
 SERVER, LEAF, BLOCK, CLUSTER = (int(level) for level in NetworkLevel)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.topology.levels import NetworkLevel
+
+MAX_SERVERS = 100_000
+"""The largest public GPU clusters have some ten thousand nodes."""
 
 LEAVES_A_BLOCK = 4
 """Leaves of one block in presets: assumption."""
 
 NETWORKS = {f"leaf{size}": size for size in (4, 8, 16, 32)}
 """Presets by name: servers a leaf."""
+
+Labels = Mapping[str, str]
+"""Labels of a node."""
 
 
 @dataclass(frozen=True)
@@ -98,3 +105,66 @@ def network_preset(name: str, servers: int) -> Network:
     if name not in NETWORKS:
         raise UnknownNameError("network", name, list(NETWORKS))
     return even_network(servers, NETWORKS[name])
+
+
+class Place(NamedTuple):
+    """Where a node hangs; "" = nobody says, for the node's name, too."""
+
+    node: str
+    leaf: str
+    block: str
+
+
+def check_count(count: int, what: str, source: str) -> None:
+    """Raise where a file has more of something than the largest cluster has servers.
+
+    Raises:
+        TopologyError: it has.
+    """
+    if count > MAX_SERVERS:
+        raise TopologyError(f"{source}: more than {MAX_SERVERS} {what}; legal: up to {MAX_SERVERS}")
+
+
+def network_of(places: Sequence[Place], source: str) -> tuple[Network, list[str]]:
+    """Make a network of the places of nodes; leaves and blocks are numbered in their order.
+
+    Args:
+        places: one a node, one at least.
+        source: whose, for warnings.
+
+    Returns:
+        The network, and one warning for each assumption: a node without a leaf is a leaf of its own,
+        and a leaf without a block, where others have one, a block of its own.
+    """
+    some_block = any(place.block for place in places)
+    leaves: dict[tuple[str, str, str], int] = {}
+    blocks: dict[tuple[str, ...], int] = {}
+    leaf_names: list[str] = []
+    block_names: list[str] = []
+    leaf_of, block_of = [], []
+    for node, leaf, block in places:
+        # Who has no leaf is told by its own name, which another leaf may have, too.
+        key = (block, leaf, "" if leaf else node)
+        above = (block,) if block or not some_block else key
+        if key not in leaves:
+            leaf_names.append(leaf or node)
+        if above not in blocks:
+            block_names.append(block or leaf or node)
+        leaf_of.append(leaves.setdefault(key, len(leaves)))
+        block_of.append(blocks.setdefault(above, len(blocks)))
+    names = tuple(block_names) if some_block else ()
+    network = Network(tuple(leaf_of), tuple(block_of), tuple(leaf_names), names)
+    without_leaf = [place.node for place in places if not place.leaf]
+    without_block = [place.node for place in places if some_block and not place.block]
+    warnings = [
+        _assumed(source, found, len(places), what)
+        for found, what in ((without_leaf, "leaf"), (without_block, "block"))
+        if found
+    ]
+    return network, warnings
+
+
+def _assumed(source: str, nodes: Sequence[str], count: int, what: str) -> str:
+    named = ", ".join(nodes[:3]) + (", ..." if len(nodes) > 3 else "")
+    alone = "each is one of its own" if what == "leaf" else "each of their leaves is one of its own"
+    return f"{source}: {len(nodes)} of {count} nodes have no {what} ({named}); {alone}"

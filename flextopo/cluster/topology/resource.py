@@ -16,6 +16,7 @@ import networkx as nx
 
 from flextopo.cluster.errors import FlextopoError, TopologyError
 from flextopo.cluster.files import decode_input, read_input, write_whole
+from flextopo.cluster.topology.documents import mapping, parse_document, show, text_field
 from flextopo.cluster.topology.graph import API_VERSION, KIND, EdgeType, Status, VertexType
 
 # "contain" is the paper's word, "contains" that of the published objects.
@@ -116,46 +117,6 @@ def read_resource(path: str | Path) -> nx.DiGraph:
     return graph_from_resource(parse_document(decode_input(read_input(path), source), source), path)
 
 
-def parse_document(text: str, source: str) -> object:
-    """Parse YAML or JSON text without trusting it.
-
-    Raises:
-        TopologyError: it is neither; the message names the line.
-    """
-    if not text.lstrip().startswith("{"):
-        return _parse_yaml(text, source)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TopologyError(
-            f"{source}:{error.lineno}: {error.msg} in column {error.colno}; legal: JSON"
-        ) from None
-    except (ValueError, RecursionError):
-        raise TopologyError(
-            f"{source}: a number too long or nesting too deep; legal: a FlexTopo object"
-        ) from None
-
-
-def _parse_yaml(text: str, source: str) -> object:
-    import yaml
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            # Merge keys copy their aliases: a few lines of them can grow to gigabytes.
-            for key, _ in node.value:
-                if key.tag == "tag:yaml.org,2002:merge":
-                    raise yaml.MarkedYAMLError(problem="merge key", problem_mark=key.start_mark)
-
-    try:
-        return yaml.load(text, Loader=Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise TopologyError(f"{source}:{line}: {error.problem}; legal: plain YAML") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).partition("\n")[0] or "unreadable"
-        raise TopologyError(f"{source}: {reason}; legal: plain YAML") from None
-
-
 def graph_from_resource(document: object, source: str | Path = "resource") -> nx.DiGraph:
     """Check a parsed custom resource and turn it into a graph.
 
@@ -174,13 +135,13 @@ def graph_from_resource(document: object, source: str | Path = "resource") -> nx
         The public FlexTopo objects, whose attributes may be integers and whose GPUs have no edge.
     """
     where = f"{source}: "
-    resource = _mapping(document, f"{where}the document")
+    resource = mapping(document, f"{where}the document")
     for key, legal in (("apiVersion", API_VERSION), ("kind", KIND)):
         if resource.get(key) != legal:
-            raise TopologyError(f"{where}{key} is {_show(resource.get(key))}; legal: {legal}")
-    metadata = _mapping(resource.get("metadata"), f"{where}metadata")
-    graph = nx.DiGraph(name=_text(metadata, "name", f"{where}metadata"))
-    spec = _mapping(resource.get("spec"), f"{where}spec")
+            raise TopologyError(f"{where}{key} is {show(resource.get(key))}; legal: {legal}")
+    metadata = mapping(resource.get("metadata"), f"{where}metadata")
+    graph = nx.DiGraph(name=text_field(metadata, "name", f"{where}metadata"))
+    spec = mapping(resource.get("spec"), f"{where}spec")
     for i, entry in enumerate(_entries(spec, "nodes", where)):
         _add_vertex(graph, entry, f"{where}spec.nodes[{i}]")
     edges: Edges = {}
@@ -192,8 +153,8 @@ def graph_from_resource(document: object, source: str | Path = "resource") -> nx
 
 
 def _add_vertex(graph: nx.DiGraph, entry: object, where: str) -> None:
-    vertex = _mapping(entry, where)
-    name, kind = _text(vertex, "id", where), _text(vertex, "type", where)
+    vertex = mapping(entry, where)
+    name, kind = text_field(vertex, "id", where), text_field(vertex, "type", where)
     if kind not in list(VertexType):
         raise TopologyError(
             f"{where}.type: unknown vertex type {kind!r}; legal: {', '.join(VertexType)}"
@@ -204,7 +165,7 @@ def _add_vertex(graph: nx.DiGraph, entry: object, where: str) -> None:
     if name in graph:
         raise TopologyError(f"{where}.id: vertex {name!r} is listed twice; legal: once")
     raw = vertex.get("attributes")
-    attributes = {} if raw is None else _attributes(_mapping(raw, f"{where}.attributes"), where)
+    attributes = {} if raw is None else _attributes(mapping(raw, f"{where}.attributes"), where)
     if kind in (VertexType.CORE, VertexType.GPU):
         _check_status(attributes, f"{where}.attributes")
     graph.add_node(name, type=VertexType(kind), attributes=attributes)
@@ -217,7 +178,7 @@ def _attributes(raw: Mapping[Any, Any], where: str) -> dict[str, str]:
         is_integer = isinstance(value, int) and not isinstance(value, bool)
         if not (isinstance(value, str | None) or (is_integer and abs(value) < 2**63)):
             raise TopologyError(
-                f"{where}.attributes.{key}: {_show(value)}; legal: a string or an integer"
+                f"{where}.attributes.{key}: {show(value)}; legal: a string or an integer"
             )
         attributes[str(key)] = "" if value is None else str(value)
     return attributes
@@ -242,14 +203,14 @@ def _check_status(attributes: dict[str, str], where: str) -> None:
 
 
 def _add_edge(graph: nx.DiGraph, edges: Edges, entry: object, where: str) -> None:
-    edge = _mapping(entry, where)
-    ends = _text(edge, "source", where), _text(edge, "target", where)
+    edge = mapping(entry, where)
+    ends = text_field(edge, "source", where), text_field(edge, "target", where)
     for key, vertex in zip(("source", "target"), ends, strict=True):
         if vertex not in graph:
             raise TopologyError(
                 f"{where}.{key}: no vertex is called {vertex!r}; legal: an id of spec.nodes"
             )
-    kind = _EDGE_TYPES.get(_text(edge, "type", where))
+    kind = _EDGE_TYPES.get(text_field(edge, "type", where))
     if kind is None:
         raise TopologyError(
             f"{where}.type: unknown edge type {edge['type']!r}; legal: {', '.join(_EDGE_TYPES)}"
@@ -314,34 +275,11 @@ def _second_parent(vertex: str, first: str, second: str, place: str) -> Topology
     )
 
 
-def _mapping(value: object, where: str) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise TopologyError(f"{where}: {_show(value)}; legal: a map of fields")
-    return value
-
-
 def _entries(spec: Mapping[Any, Any], key: str, where: str) -> list[object]:
     value = spec.get(key)
     # A server without any edge is written as `edges: null` by Go clients.
     if value is None and key == "edges" and key in spec:
         return []
     if not isinstance(value, list):
-        raise TopologyError(f"{where}spec.{key}: {_show(value)}; legal: a list")
+        raise TopologyError(f"{where}spec.{key}: {show(value)}; legal: a list")
     return value
-
-
-def _text(mapping: Mapping[Any, Any], key: str, where: str) -> str:
-    value = mapping.get(key)
-    if not isinstance(value, str) or not value:
-        raise TopologyError(f"{where}.{key}: {_show(value)}; legal: a text that is not empty")
-    return value
-
-
-def _show(value: object) -> str:
-    """Quote a value in a message; never a list or map, which may be a whole document."""
-    if value is None:
-        return "missing"
-    if isinstance(value, Mapping | list):
-        return "a map" if isinstance(value, Mapping) else "a list"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

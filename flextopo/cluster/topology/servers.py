@@ -10,10 +10,8 @@ from pathlib import Path
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.topology.captures.load import TopologyWarning, load_server
 from flextopo.cluster.topology.model import ISLANDS, PRESETS, Fleet, ServerModel, preset
-from flextopo.cluster.topology.network import network_preset
-
-# The largest public GPU clusters have some ten thousand nodes.
-MAX_SERVERS = 100_000
+from flextopo.cluster.topology.network import MAX_SERVERS, NETWORKS, Network, network_preset
+from flextopo.cluster.topology.network_file import read_network
 
 _FORMS = "NAME, NAMExCOUNT, COUNT*NAME or COUNT*FILE, joined by commas"
 
@@ -25,18 +23,19 @@ def parse_servers(text: str) -> Fleet:
         text: `rtx4090x16`, `16*rtx4090`, `8*rtx4090,8*a100`, `8*rtx4090,8*server.xml`; a file is a
             FlexTopo resource or any capture that `load_server` reads. With `+islands` behind a name
             or file, its GPUs are told apart by PCIe switch or NVLink island, too. Behind all of
-            them may stand their network: `64*a100@leaf8`, see `network.NETWORKS`.
+            them may stand their network: a preset (`64*a100@leaf8`, see `network.NETWORKS`), or a
+            file (`64*a100@network.yaml`, see `network_file.read_network`).
 
     Returns:
         The servers; the distinct models are in order of appearance.
 
     Raises:
         UnknownNameError: a name is neither a preset nor a file.
-        TopologyError: no servers, more than 100,000, a count below 1, or a file that cannot be
-            read.
+        TopologyError: no servers, more than 100,000, a count below 1, a file that cannot be read, or
+            a network of more or fewer nodes.
 
     Warns:
-        TopologyWarning: something about a file's server had to be assumed.
+        TopologyWarning: something about a file's server, or its place, had to be assumed.
     """
     if not text.strip():
         raise TopologyError(f"no servers are given; legal: {_FORMS}")
@@ -52,7 +51,7 @@ def parse_servers(text: str) -> Fleet:
         if name not in indices:
             indices[name] = _add_model(models, _server(name), name)
         nodes += [indices[name]] * count
-    found = network_preset(network.strip(), total) if at else None
+    found = _network(network.strip(), total) if at else None
     return Fleet(tuple(models), tuple(nodes), found)
 
 
@@ -92,6 +91,17 @@ def _server(name: str) -> ServerModel:
     for warning in assumed:
         warnings.warn(warning, TopologyWarning, stacklevel=3)
     return model
+
+
+def _network(name: str, servers: int) -> Network:
+    if name in NETWORKS:
+        return network_preset(name, servers)
+    if not re.search(r"[./\\]", name) and not Path(name).is_file():
+        raise UnknownNameError("network", name, [*NETWORKS, "the path of a file"])
+    network, assumed = read_network(name, servers)
+    for warning in assumed:
+        warnings.warn(warning, TopologyWarning, stacklevel=3)
+    return network
 
 
 def _add_model(models: list[ServerModel], model: ServerModel, name: str) -> int:

@@ -41,6 +41,8 @@ class BatchJobs:
         notes: for each source what its reader changed or left out, "" = nothing.
         wanted_s: (J,) int64, run time before it was cut, and from the job's start where only the
             rest of it is played; not given = `duration_s`.
+        rest: (J,) int64, GPUs of the last pod of a PodGroup, fewer than the others have; 0 = as many;
+            not given = 0.
     """
 
     submit_s: Ints
@@ -51,18 +53,26 @@ class BatchJobs:
     sources: tuple[str, ...] = ("generator",)
     notes: tuple[str, ...] = ("",)
     wanted_s: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    rest: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         if len(self.wanted_s) != len(self.duration_s):
             object.__setattr__(self, "wanted_s", self.duration_s)
+        if len(self.rest) != len(self.duration_s):
+            object.__setattr__(self, "rest", np.zeros(len(self.duration_s), np.int64))
 
     def __len__(self) -> int:
         return len(self.submit_s)
 
     @property
+    def total_gpus(self) -> Ints:
+        """GPUs of all pods of each job, (J,) int64."""
+        return self.gpus * self.pods - np.where(self.rest > 0, self.gpus - self.rest, 0)
+
+    @property
     def gpu_s(self) -> Ints:
         """GPU-seconds that each job asks for, (J,) int64."""
-        return self.duration_s * self.gpus * self.pods
+        return self.duration_s * self.total_gpus
 
     def take(self, rows: Ints | npt.NDArray[np.bool_]) -> BatchJobs:
         """Return the chosen rows, in the order given."""
@@ -74,6 +84,7 @@ class BatchJobs:
             pods=self.pods[rows],
             source=self.source[rows],
             wanted_s=self.wanted_s[rows],
+            rest=self.rest[rows],
         )
 
 
@@ -211,7 +222,7 @@ def generate_jobs(
 
 def join_jobs(first: BatchJobs, second: BatchJobs) -> BatchJobs:
     """Return the rows of `first`, then those of `second`, which has the same sources."""
-    names = ("submit_s", "duration_s", "gpus", "pods", "source", "wanted_s")
+    names = ("submit_s", "duration_s", "gpus", "pods", "source", "wanted_s", "rest")
     both: dict[str, Any] = {
         name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names
     }
@@ -273,7 +284,7 @@ def jobs_in_progress(
         return pool.take(np.zeros(0, np.int64))
     weight = np.maximum(pool.duration_s, 1)
     chosen = rng.choice(len(pool), size=math.ceil(gpus) + 1, p=weight / weight.sum())
-    filled = np.cumsum(pool.gpus[chosen] * pool.pods[chosen])
+    filled = np.cumsum(pool.total_gpus[chosen])
     running = pool.take(chosen[: nearest_prefix(filled, gpus)])
     left = np.ceil(running.duration_s * (1 - rng.random(len(running)))).astype(np.int64)
     begin = np.full(len(running), begin_s, np.int64)

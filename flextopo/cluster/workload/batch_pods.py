@@ -98,7 +98,8 @@ def draw_attributes(
 def batch_columns(jobs: BatchJobs, attributes: BatchAttributes) -> dict[str, npt.NDArray[Any]]:
     """Return the columns of the jobs' pods, in the jobs' order; groups count from 0.
 
-    An elastic job becomes workers that share its run time but belong to no PodGroup.
+    An elastic job becomes workers that share its run time but belong to no PodGroup. The pod of a
+    PodGroup that has fewer GPUs is its last.
     """
     elastic = attributes.elastic
     gpus = np.where(elastic, WORKER_GPUS, jobs.gpus)
@@ -116,4 +117,7 @@ def batch_columns(jobs: BatchJobs, attributes: BatchAttributes) -> dict[str, npt
         "group": np.where(grouped, np.cumsum(grouped) - 1, -1),
         "pdb": attributes.pdb,
     }
-    return {name: np.repeat(column, pods) for name, column in columns.items()}
+    repeated = {name: np.repeat(column, pods) for name, column in columns.items()}
+    shorter = jobs.rest > 0
+    repeated["gpus"][np.cumsum(pods)[shorter] - 1] = jobs.rest[shorter]
+    return repeated

@@ -19,7 +19,7 @@ MAX_TIME_S = 1e11
 MAX_JOB_S = 1e9
 MAX_CELLS = 5 * 10**7
 POD_GPUS = 8
-"""GPUs of the largest server in the public traces; larger jobs have several pods."""
+"""GPUs of the largest server in the public traces; larger jobs have pods of it and one of the rest."""
 
 ONLINE_QOS = ("LS", "Guaranteed")
 """openb's latency-sensitive classes: long-running pods that belong to the online side."""
@@ -91,8 +91,9 @@ def read_jobs(path: str | Path) -> BatchJobs:
         path: csv or csv.gz; times in s.
 
     Returns:
-        Jobs by submission; pods of 8 GPUs at most. Shares of a GPU are rounded up to a whole one,
-        jobs without GPUs left out; `notes` counts both. Durations are not yet cut.
+        Jobs by submission; pods of 8 GPUs, the last one of a job of what is left: 20 = 8 + 8 + 4.
+        Shares of a GPU are rounded up to a whole one, jobs without GPUs left out; `notes` counts both.
+        Durations are not yet cut.
 
     Raises:
         WorkloadError: names file, line, value and what was legal, or no job is left.
@@ -253,6 +254,7 @@ def _batch_jobs(
         source=index.astype(np.int64),
         sources=tuple(sources.tolist()),
         notes=tuple(notes),
+        rest=np.where(pods > 1, whole % POD_GPUS, 0),
     )
     return jobs.take(np.argsort(jobs.submit_s, kind="stable"))
 

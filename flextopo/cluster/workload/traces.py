@@ -75,7 +75,7 @@ def tape_from_traces(
     Args:
         services: from `read_services`.
         jobs: from `read_jobs`; jobs larger than the cluster are left out, those larger than a
-            server become PodGroups.
+            server become PodGroups of whole servers and one pod of the rest: 20 = 8 + 8 + 4.
         config: shares, load, scale-down, start-up, window, attributes.
         num_gpus: GPUs of the whole cluster.
         seed: chooses stretches, thinning and attributes.
@@ -152,6 +152,7 @@ def _play_jobs(
         filled = config.batch_load * num_gpus
         running = jobs_in_progress(fitted, filled, begin_s, streams.in_progress)
         scaled = join_jobs(running, scaled)
+    groups = np.bincount(fitted.source[fitted.pods > 1], minlength=len(jobs.sources))
     sentences = tuple(
         _sentence(
             f"{name}: jobs from day {placed[i][1]} on, load "
@@ -159,6 +160,7 @@ def _play_jobs(
             f"load of {config.batch_load:g} of all GPUs",
             jobs.notes[i],
             f"{too_large[i]} larger than the cluster left out" if too_large[i] else "",
+            f"{groups[i]} of its jobs are PodGroups" if groups[i] else "",
             cut_notes(scaled.take(scaled.source == i), config),
         )
         for i, name in enumerate(jobs.sources)
@@ -174,22 +176,24 @@ def _fit_cluster(
     jobs: BatchJobs, config: WorkloadConfig, num_gpus: int, gpus_per_server: int
 ) -> tuple[BatchJobs, Ints]:
     """Cut durations, split pods over a server's size, drop jobs over the cluster's (counted)."""
-    total = jobs.gpus * jobs.pods
+    total = jobs.total_gpus
     fits = total <= num_gpus
-    # Whole servers of the cluster must hold all pods of a group at the same time.
     split = jobs.gpus > gpus_per_server
     gpus = np.where(split, gpus_per_server, jobs.gpus)
     pods = np.where(split, -(-total // gpus_per_server), jobs.pods)
-    fits &= pods <= np.maximum(num_gpus // gpus_per_server, 1) * (gpus_per_server // gpus)
+    rest = np.where(split, total % gpus_per_server, jobs.rest)
+    # Servers must hold all pods of a group at the same time; a last one may sit beside the others.
+    beside = (rest > 0) & (rest <= gpus_per_server % gpus)
+    slots = np.maximum(num_gpus // gpus_per_server, 1) * (gpus_per_server // gpus)
+    fits &= pods - beside <= slots
     counts = np.bincount(jobs.source[~fits], minlength=len(jobs.sources))
     if not fits.any():
         raise WorkloadError(
             f"traces: {len(jobs)} jobs of {min(total.tolist(), default=0)} GPUs or more for {num_gpus} "
             "GPUs; legal: one that fits at least"
         )
-    cut = cut_durations(jobs.duration_s, config)
-    wanted_s = jobs.duration_s
-    fitted = replace(jobs, duration_s=cut, gpus=gpus, pods=pods, wanted_s=wanted_s)
+    cut, wanted = cut_durations(jobs.duration_s, config), jobs.duration_s
+    fitted = replace(jobs, duration_s=cut, wanted_s=wanted, gpus=gpus, pods=pods, rest=rest)
     return fitted.take(fits), counts
 
 

@@ -31,9 +31,10 @@ from flextopo.cluster.topology.captures.from_text import (
     read_numa_config,
 )
 from flextopo.cluster.topology.captures.from_xml import parse_xml, read_hwloc, read_nccl
+from flextopo.cluster.topology.documents import parse_document
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.cluster.topology.model_from_graph import server_model_from_graph
-from flextopo.cluster.topology.resource import graph_from_resource, parse_document
+from flextopo.cluster.topology.resource import graph_from_resource
 
 __all__ = [
     "KINDS",
