@@ -112,7 +112,7 @@ class InformationState:
         online = np.flatnonzero(seen["online"] & (seen["service"] >= 0))
         gone = seen["online"] & (seen["depart_s"] <= now)
         left = seen["depart_s"][online]
-        fleet = Fleet(sim.state.models, tuple(c.nodes["model"].tolist()))
+        fleet = Fleet(sim.state.models, tuple(c.nodes["model"].tolist()), sim.network)
         return cls(
             now_s=now,
             begin_s=-sim.tape.warmup_s,

@@ -18,37 +18,44 @@ class Sensitivity(NamedTuple):
 
     Fields: `off_island`, on one NUMA node where one PCIe switch or NVLink island would do; `off_numa`,
     on one socket where one NUMA node would do; `off_socket`, across sockets where one would do;
-    `about`, what serves, and where the figures are from.
+    `off_leaf`, a gang whose servers hang on several leaves where one would do; `off_block`, on several
+    blocks; `about`, what serves, and where the figures are from.
     """
 
     off_island: float
     off_numa: float
     off_socket: float
+    off_leaf: float
+    off_block: float
     about: str
 
 
 SENSITIVITIES: dict[str, Sensitivity] = {
     "offload": Sensitivity(
-        1.0, 0.85, 0.67,
+        1.0, 0.85, 0.67, 0.95, 0.9,
         "weights or cache offloaded to the host's memory: 1.5 times slower across sockets (vLLM "
         "issue 30492); on one socket half of that, an assumption",
     ),
     "resident": Sensitivity(
-        1.0, 0.99, 0.98,
+        1.0, 0.99, 0.98, 0.98, 0.95,
         "decodes on the GPU alone: 0.7 to 1.9 % slower across sockets (vLLM issue 30492)",
     ),
     "linked": Sensitivity(
-        0.8, 0.8, 0.65,
+        0.8, 0.8, 0.65, 0.8, 0.65,
         "tensor-parallel over the links between GPUs: an NVLink pair serves 25 % more than one "
         "over PCIe at one request and 53 % more at four (nccl and vLLM measurements)",
     ),
     "host-heavy": Sensitivity(
-        1.0, 0.5, 0.2,
+        1.0, 0.5, 0.2, 0.95, 0.9,
         "speculative decoding with much work on the host: 5 times slower across NUMA domains "
         "(srt-slurm issue 332); on one socket an assumption",
     ),
 }  # fmt: skip
-"""Kinds of services by what misalignment does to them; a pod of which nobody says is the first."""
+"""Kinds of services by what misalignment does to them; a pod of which nobody says is the first.
+
+Between servers nothing was measured for these kinds. Taken here, as assumptions: stages of a pipeline that
+hand over activations lose 2 to 5 % beyond their leaf and 5 to 10 % beyond their block; what is linked
+loses there what it loses inside a server."""
 
 NUM_SENSITIVITIES = len(SENSITIVITIES)
 

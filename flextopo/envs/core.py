@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.observation.features import (
+    NUM_CANDIDATE,
     NUM_CLUSTER,
     NUM_PREEMPTOR,
     Observation,
@@ -66,9 +67,8 @@ UNUSED = _holders(empty_observations(1, 1, 1))
 """What `_holders` counts where only the buffer itself holds its arrays."""
 
 
-def observation_space(k: int, islands: bool = False) -> spaces.Dict:
-    """Return the space of one environment's observations with K candidates."""
-    width = len(candidate_features(islands))
+def observation_space(k: int, width: int = NUM_CANDIDATE) -> spaces.Dict:
+    """Return the space of one environment's observations with K candidates of so many features."""
     return spaces.Dict(
         {
             "preemptor": spaces.Box(-1.0, 1.0, (NUM_PREEMPTOR,), np.float32),
@@ -108,6 +108,7 @@ class Core:
         fleet: the servers.
         batch: the arrays; replaced when a tape needs larger rows.
         k: candidates shown.
+        width: features of each.
     """
 
     def __init__(
@@ -138,10 +139,11 @@ class Core:
         self.scenario = scenario or Scenario()
         self.source = tape_source or TapeSource(self.fleet, workload_of(workload), randomise)
         self.k, self.num_envs, self.tapes = k, num_envs, tapes
+        self.width = len(candidate_features(self.fleet))
         self._settings = BatchSettings(
             num_envs=num_envs,
             k=k,
-            width=len(candidate_features(self.fleet.has_islands)),
+            width=self.width,
             threads=threads,
             allow_wait=allow_wait,
             autoreset=autoreset,

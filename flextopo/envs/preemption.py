@@ -99,7 +99,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
         self.strict = strict
         self.render_mode = render_mode
         self.action_space = spaces.Discrete(k + 1)
-        self.observation_space = observation_space(k, self.core.fleet.has_islands)
+        self.observation_space = observation_space(k, self.core.width)
         self._all = np.ones(1, np.bool_)
         self._action = np.zeros(1, np.int64)
 

@@ -10,6 +10,14 @@ ENVIRONMENTS: dict[str, tuple[str, str]] = {
         "100*rtx4090",
         "the paper's cluster: pods of 1 and 2 cards, 7 cores a card, priorities 1000 and 500",
     ),
+    "flextopo/Preempt-Gang-v0": (
+        "64*a100@leaf8",
+        "64 servers of 8x A100 on 8 leaves: replicas of up to 16 servers beside single pods",
+    ),
+    "flextopo/Preempt-Gang1k-v0": (
+        "1000*a100@leaf16",
+        "1,000 servers of 8x A100 on 63 leaves, as above",
+    ),
 }
 """Environment id to (servers, what it is)."""
 
@@ -20,6 +28,8 @@ WORKLOADS: dict[str, dict[str, object]] = {
         "low_class_share": 0.0,
         "group_share": 0.0,
     },
+    "flextopo/Preempt-Gang-v0": {"gang_share": 0.25},
+    "flextopo/Preempt-Gang1k-v0": {"gang_share": 0.25},
 }
 """Environment id to the fields of its workload that are not `WorkloadConfig`'s defaults."""
 

@@ -88,7 +88,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         self.render_mode = None
         self.metadata = {"autoreset_mode": mode, "render_modes": []}
         self.single_action_space = spaces.Discrete(k + 1)
-        self.single_observation_space = observation_space(k, self.core.fleet.has_islands)
+        self.single_observation_space = observation_space(k, self.core.width)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._random: list[np.random.Generator] = []

@@ -17,25 +17,18 @@ from flextopo.cluster.observation.features import Observation, empty_observation
 from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.simulation.lookahead import Branches, begin_branch, rules_ahead
-from flextopo.cluster.simulation.scheduler import (
-    END,
-    Rules,
-    advance,
-    decline,
-    may_wait,
-    must_align,
-    preempt,
-)
+from flextopo.cluster.simulation.rules import Rules, must_align
+from flextopo.cluster.simulation.scheduler import END, advance, carry_out, decline, may_wait
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import Cluster
 from flextopo.cluster.state.candidates import (
     CandidateArrays,
     Workspace,
     candidate_arrays,
-    find_candidates,
     workspace,
 )
 from flextopo.cluster.state.loss import Costs, weighted_gpu_s
+from flextopo.cluster.state.preemption import find_candidates
 
 Array = npt.NDArray[np.float32]
 
@@ -216,7 +209,7 @@ def _run_policy(net: Net, c: Cluster, e: Events, rules: Rules, costs: Costs, vie
         if action == count:
             decline(c, e, rules, bool(count > 0))
         else:
-            preempt(c, e, rules, found.node[action], found.slots[action])
+            carry_out(c, e, rules, found, action)
 
 
 @copying_kernel

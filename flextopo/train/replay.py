@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from flextopo.cluster.simulation.events import time_of
 from flextopo.cluster.simulation.metrics import episode_metrics
-from flextopo.cluster.simulation.scheduler import END, Rules, advance
+from flextopo.cluster.simulation.rules import Rules
+from flextopo.cluster.simulation.scheduler import END, advance
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.loss import LOSS_TERMS, loss_terms
 from flextopo.cluster.state.selector import VictimSelector

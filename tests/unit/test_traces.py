@@ -379,7 +379,9 @@ def test_the_rest_of_a_job_needs_a_place_of_its_own(
     _, report = tape_from_traces(
         make_services(), join_jobs(large, small), config, num_gpus, 0, gpus_per_server=per_server
     )
-    assert ("1 of its jobs are PodGroups" if fits else "1 larger than the cluster left out") in report.jobs[0]
+    assert (
+        "1 of its jobs are PodGroups" if fits else "1 larger than the cluster left out"
+    ) in report.jobs[0]
 
 
 @settings(max_examples=30, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
+from flextopo.cluster.jit.generated import define
 from flextopo.cluster.jit.plain import SWITCH, is_switched_on, plain, warn_once
 
 P = ParamSpec("P")
@@ -87,6 +89,44 @@ def stage(function: Callable[P, R]) -> Callable[P, R]:
 def copying_kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a kernel that copies whole arrays, which needs numba's run time."""
     return _compile(function, {"nogil": True})
+
+
+def with_network(otherwise: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a kernel one that clusters without a network never compile: there it is `otherwise`.
+
+    Its first argument is a `Cluster`, whose array `network` is of another type where there is one. So
+    nobody who has no gangs waits for what gangs need.
+    """
+
+    def gate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = ", ".join(inspect.signature(function).parameters)
+        compiled = kernel(function)
+        name, first = function.__name__, parameters.partition(",")[0]
+        entry = define(
+            name,
+            parameters,
+            [
+                f"return compiled({parameters}) if len({first}.network) else otherwise",
+            ],
+            __file__,
+            compiled=compiled,
+            otherwise=otherwise,
+        )
+        there = define(
+            name, parameters, [f"return compiled({parameters})"], __file__, compiled=compiled
+        )
+        nowhere = define(name, parameters, ["return otherwise"], __file__, otherwise=otherwise)
+
+        def choose(cluster: Any) -> Callable[..., Any]:
+            network = cluster.types[cluster.fields.index("network")]
+            return nowhere if network.dtype == types.int8 else there
+
+        picked = define("picked", parameters, [f"return choose({first})"], __file__, choose=choose)
+        overload(entry, strict=False)(picked)
+        entry.__doc__ = function.__doc__
+        return entry
+
+    return gate
 
 
 def fetch_and_add(counter: npt.NDArray[np.int64]) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import UnknownNameError
+from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.topology.servers import parse_servers
 
 PREEMPTOR_FEATURES: dict[str, str] = {
@@ -93,10 +94,21 @@ ISLAND_FEATURES: dict[str, str] = {
 }
 """Further features of a candidate, where servers tell islands apart; they follow the others."""
 
+GANG_FEATURES: dict[str, str] = {
+    "members": "members of the gang / 16; a single pod is one of 1",
+    "gang_gpus": "GPUs asked for by all of them / 128",
+    "gang_servers": "servers that they would be on / 16",
+    "tier": "level of the network that holds all: 0 one server, 1/3 a leaf, 2/3 a block, 1 the cluster",
+    "tier_lost": "share of its speed that the gang loses by that",
+    "leaf_free_after": "share of the GPUs of their leaves that are free afterwards",
+    "leaf_empty": "share of the servers of these leaves with no GPU in use now",
+}
+"""Further features of a candidate, where servers have a network; they follow all others."""
+
 FEATURES: dict[str, dict[str, str]] = {
     "preemptor": PREEMPTOR_FEATURES,
     "cluster": CLUSTER_FEATURES,
-    "candidates": {**CANDIDATE_FEATURES, **ISLAND_FEATURES},
+    "candidates": {**CANDIDATE_FEATURES, **ISLAND_FEATURES, **GANG_FEATURES},
 }
 """Everything that can be observed, by part of the observation."""
 
@@ -105,14 +117,16 @@ NUM_CLUSTER = len(CLUSTER_FEATURES)
 NUM_CANDIDATE = len(CANDIDATE_FEATURES)
 
 
-def candidate_features(islands: bool) -> tuple[str, ...]:
-    """Return the names of a candidate's features, on servers with or without islands."""
-    return (*CANDIDATE_FEATURES, *(ISLAND_FEATURES if islands else ()))
+def candidate_features(fleet: Fleet) -> tuple[str, ...]:
+    """Return the names of a candidate's features on some servers."""
+    if fleet.network is not None:
+        return tuple(FEATURES["candidates"])
+    return (*CANDIDATE_FEATURES, *(ISLAND_FEATURES if fleet.has_islands else ()))
 
 
 def observed_width(servers: Iterable[str]) -> int:
     """Return how many features a candidate has on some clusters, the same on all of them."""
-    return len(candidate_features(any(parse_servers(text).has_islands for text in servers)))
+    return max(len(candidate_features(parse_servers(text))) for text in servers)
 
 
 def feature_names(width: int = NUM_CANDIDATE) -> dict[str, list[str]]:
@@ -149,7 +163,8 @@ P, C, F = _positions("preemptor"), _positions("cluster"), _positions("candidates
 class Observation(NamedTuple):
     """One decision in numbers; K candidates.
 
-    Fields: `preemptor` (9,), `cluster` (16,), `candidates` (K, 33), with islands (K, 34), all
+    Fields: `preemptor` (9,), `cluster` (16,), `candidates` (K, 33), with islands (K, 34), with a
+    network (K, 41), all
     float32; `mask` (K + 1,) int8, 1 = legal; the last action is "do not preempt now".
     """
 

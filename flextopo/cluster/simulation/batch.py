@@ -163,7 +163,17 @@ def decision_of(b: Batch, i: int, thread: int) -> Decision:
         rules_of(b.running, i),
         costs_of(b.running, i),
         Workspace(w.eligible[thread], w.need[thread], w.path[thread]),
-        CandidateArrays(f.node[i], f.slots[i], f.level[i], f.deficit[i], f.wait_s[i], f.cost[i]),
+        CandidateArrays(
+            f.node[i],
+            f.slots[i],
+            f.level[i],
+            f.deficit[i],
+            f.wait_s[i],
+            f.cost[i],
+            f.tier[i],
+            f.seat_node[i],
+            f.seat_slots[i],
+        ),
         Observation(o.preemptor[i], o.cluster[i], o.candidates[i], o.mask[i]),
     )
 

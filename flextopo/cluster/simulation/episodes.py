@@ -12,7 +12,7 @@ from flextopo.cluster.jit.generated import define
 from flextopo.cluster.jit.kernels import stage
 from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.simulation.events import Events, empty_events
-from flextopo.cluster.simulation.scheduler import Rules
+from flextopo.cluster.simulation.rules import Rules
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import Cluster
 from flextopo.cluster.state.loss import Costs, compile_costs

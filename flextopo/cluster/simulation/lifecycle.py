@@ -25,7 +25,8 @@ from flextopo.cluster.state.arrays import (
     lost_work_s,
     release,
 )
-from flextopo.cluster.state.loss import misaligned_at
+from flextopo.cluster.state.gangs import is_leader
+from flextopo.cluster.state.loss import misaligned_at, network_row
 from flextopo.cluster.state.placement import best_level, is_aligned, level_deficit
 from flextopo.cluster.topology.levels import CROSS_SOCKET
 from flextopo.cluster.workload.tape import MAX_BACKOFF_S
@@ -41,13 +42,16 @@ def _count_misaligned(c: Cluster, pod: int, sign: int) -> None:
     if deficit > 0:
         at = misaligned_at(spec["sensitivity"], deficit)
         c.totals[0]["misaligned_gpus"][at] += sign * spec["gpus"]
+    if c.live[pod]["tier"] > 0:
+        at = misaligned_at(spec["sensitivity"], network_row(c.live[pod]["tier"]))
+        c.totals[0]["misaligned_gpus"][at] += sign * spec["gpus"]
 
 
 @stage
 def _count_serving(c: Cluster, pod: int, sign: int) -> None:
-    """Enter or leave the account of replicas that serve."""
+    """Enter or leave the account of replicas that serve; a gang is one."""
     _count_misaligned(c, pod, sign)
-    if c.pods[pod]["service"] >= 0:
+    if c.pods[pod]["service"] >= 0 and is_leader(c, pod):
         c.serving[c.pods[pod]["service"]] += sign
 
 
@@ -103,17 +107,23 @@ def stop(c: Cluster, e: Events, pod: int) -> None:
 
 
 @stage
-def set_level(c: Cluster, e: Events, pod: int, level: int, by_preemption: bool) -> None:
-    """Record how well an online pod was placed; preemptions after time 0 are counted."""
+def record_level(c: Cluster, pod: int, level: int, by_preemption: bool) -> int:
+    """Write how well a pod sits on its node, and return the best level that it could have there."""
     spec = c.pods[pod]
     best = best_level(c.models, c.nodes[c.live[pod]["node"]]["model"], spec["gpus"], spec["cores"])
     c.live[pod]["level"] = level
     c.live[pod]["deficit"] = level_deficit(level, best)
     c.live[pod]["by_preemption"] = by_preemption
-    if not spec["online"]:
-        return
-    c.totals[0]["online_gpus"] += spec["gpus"]
-    if c.totals[0]["now_s"] < 0:
+    if spec["online"]:
+        c.totals[0]["online_gpus"] += spec["gpus"]
+    return best
+
+
+@stage
+def set_level(c: Cluster, e: Events, pod: int, level: int, by_preemption: bool) -> None:
+    """Record how well an online pod was placed; preemptions after time 0 are counted."""
+    spec, best = c.pods[pod], record_level(c, pod, level, by_preemption)
+    if not spec["online"] or c.totals[0]["now_s"] < 0:
         return
     a = e.account[0]
     guaranteed = spec["requirement"] == GUARANTEED

@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import copying_kernel, program, stage
 from flextopo.cluster.simulation.events import Events, copy_events
-from flextopo.cluster.simulation.scheduler import END, Rules, advance, decline, must_align, preempt
-from flextopo.cluster.state.arrays import Cluster, copy_cluster
-from flextopo.cluster.state.candidates import CandidateArrays, Workspace, find_candidates
+from flextopo.cluster.simulation.rules import Rules, must_align
+from flextopo.cluster.simulation.scheduler import END, advance, carry_out, decline
+from flextopo.cluster.state.arrays import Cluster, as_index, copy_cluster
+from flextopo.cluster.state.candidates import CandidateArrays, Workspace
 from flextopo.cluster.state.loss import Costs, weighted_gpu_s
+from flextopo.cluster.state.preemption import find_candidates
 
 
 def warm_up(
@@ -30,7 +32,7 @@ def warm_up(
         if find_candidates(c, costs, pod, must_align(c, rules, pod), w, one) == 0:
             decline(c, e, rules, bool(np.bool_(False)))
         else:
-            preempt(c, e, rules, one.node[0], one.slots[0])
+            carry_out(c, e, rules, one, as_index(0))
 
 
 run_greedy = program(warm_up)
@@ -83,7 +85,7 @@ def begin_branch(b: Branches, ahead: Rules, i: int) -> None:
     copy_cluster(b.cluster, b.scratch_cluster)
     copy_events(b.events, b.scratch_events)
     if i < b.num_branched:
-        preempt(b.scratch_cluster, b.scratch_events, ahead, b.found.node[i], b.found.slots[i])
+        carry_out(b.scratch_cluster, b.scratch_events, ahead, b.found, i)
     else:
         decline(b.scratch_cluster, b.scratch_events, ahead, bool(b.num_branched > 0))
 

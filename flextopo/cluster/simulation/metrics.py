@@ -19,7 +19,9 @@ from flextopo.cluster.state.arrays import (
     PENDING,
     TERMINATING,
     Cluster,
+    as_index,
 )
+from flextopo.cluster.state.gangs import is_leader
 from flextopo.cluster.state.loss import Costs, weighted_gpu_s, write_terms
 from flextopo.cluster.state.schema import NEVER_PLACED_S
 
@@ -58,12 +60,18 @@ METRICS: dict[str, str] = {
     "evictions_p99": "99th percentile of how often a batch job was evicted",
     "evictions_max": "how often the batch job was evicted that was evicted most",
     "starvation_h": "longest time in hours that a batch job was without resources",
+    "gang_preemptions": "gangs placed by evicting others",
+    "gang_hit_rate": "share of them that lie as close as they ask, every member at its best level",
+    "gang_wait_p50_s": "median time in seconds that gangs were pending, over all that arrived",
+    "gang_wait_p99_s": "its 99th percentile",
 }
 """Every metric of a run with its meaning; tables and results files iterate over it."""
 
 
 BOUND_S = 600
 """Shorter jobs count as of this length in slowdowns, or those of seconds would be all one sees."""
+
+ALL_PODS, PREEMPTORS, GANGS = range(3)
 
 PER_MILLE = 1000
 """Slowdowns are sorted as whole numbers of this unit."""
@@ -138,7 +146,7 @@ def _wait_s(c: Cluster, pod: int) -> int:
     """Return how long an online pod was pending so far; -1 for pods that do not count."""
     spec, live = c.pods[pod], c.live[pod]
     status = live["status"]
-    if not spec["online"] or spec["arrive_s"] < 0 or status == FUTURE:
+    if not spec["online"] or spec["arrive_s"] < 0 or status == FUTURE or not is_leader(c, pod):
         return -1
     if status == PENDING or status == NOMINATED:
         return int(live["wait_s"] + c.totals[0]["now_s"] - live["queued_s"])
@@ -146,14 +154,17 @@ def _wait_s(c: Cluster, pod: int) -> int:
 
 
 @stage
-def _collect_waits(
-    c: Cluster, only_preemptors: bool, waits: npt.NDArray[np.int64]
-) -> tuple[int, int]:
-    """Sort the waits above 0 of online pods into `waits`; return how many they are, and of how many."""
+def _collect_waits(c: Cluster, whose: int, waits: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Sort the waits above 0 of online pods into `waits`; return how many they are, and of how many.
+
+    A gang counts once. `whose`: ALL_PODS, PREEMPTORS or GANGS alone.
+    """
     size, counted = 0, 0
     for pod in range(c.pods.shape[0]):
         wait = _wait_s(c, pod)
-        if wait >= 0 and (c.live[pod]["preemptor"] or not only_preemptors):
+        counts = whose == ALL_PODS or (whose == PREEMPTORS and c.live[pod]["preemptor"])
+        counts = counts or (whose == GANGS and c.pods[pod]["next_member"] != pod)
+        if wait >= 0 and counts:
             counted += 1
             if wait > 0:
                 waits[size] = wait
@@ -266,7 +277,7 @@ def measure(
     out[11] = a["evicted_gpus"] * per_day
     out[12] = a["victims"] * per_day
     out[13] = a["discarded"] / 3600.0 * per_day
-    size, counted = _collect_waits(c, bool(np.bool_(False)), values)
+    size, counted = _collect_waits(c, as_index(ALL_PODS), values)
     out[14] = _percentile(values, size, counted, 0, 0.5)
     out[15] = _percentile(values, size, counted, 0, 0.99)
     out[16] = (a["batch"] - a["discarded"]) / capacity
@@ -274,7 +285,7 @@ def measure(
     out[18] = a["decisions"]
     out[19] = a["preemptions"]
     out[20] = a["drained"]
-    size, counted = _collect_waits(c, bool(np.bool_(True)), values)
+    size, counted = _collect_waits(c, as_index(PREEMPTORS), values)
     out[21] = _percentile(values, size, counted, 0, 0.5)
     out[22] = _percentile(values, size, counted, 0, 0.99)
     out[23] = _most(values, size, counted)
@@ -284,6 +295,11 @@ def measure(
     out[27] = (a["discarded"] - a["discarded_low"]) / 3600.0 * per_day
     _measure_slowdown(c, values, out[28:30])
     _measure_evictions(c, values, out[30:33])
+    out[33] = a["gang_preemptions"]
+    out[34] = _share(a["gang_hits"], a["gang_preemptions"])
+    size, counted = _collect_waits(c, as_index(GANGS), values)
+    out[35] = _percentile(values, size, counted, 0, 0.5)
+    out[36] = _percentile(values, size, counted, 0, 0.99)
 
 
 def episode_metrics(sim: Simulator) -> dict[str, float]:

@@ -8,12 +8,9 @@ is being freed, could help: that is a decision. Batch pods never preempt.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, stage
+from flextopo.cluster.jit.kernels import kernel, stage
 from flextopo.cluster.simulation.backfill import (
     ANY,
     clear_reservations,
@@ -28,14 +25,16 @@ from flextopo.cluster.simulation.events import (
     schedule_event,
     time_of,
 )
+from flextopo.cluster.simulation.gangs import all_pending, preempt_gang, start_gang
 from flextopo.cluster.simulation.lifecycle import (
     GUARANTEED,
     bind,
     depart,
-    evict,
     finish_event,
     set_level,
 )
+from flextopo.cluster.simulation.placing import evict_all, hand_over, place_on
+from flextopo.cluster.simulation.rules import BLIND, Rules, longest_wait_s, must_align
 from flextopo.cluster.state.arrays import (
     NOMINATED,
     PENDING,
@@ -47,50 +46,23 @@ from flextopo.cluster.state.arrays import (
     as_index,
     release,
     replicas_row,
-    set_free_gpus,
 )
-from flextopo.cluster.state.candidates import count_preemptible, freed, victim_slots
+from flextopo.cluster.state.candidates import CandidateArrays, freed, victim_slots
+from flextopo.cluster.state.gangs import is_gang
 from flextopo.cluster.state.placement import best_level, find_node, is_aligned, place
+from flextopo.cluster.state.preemption import count_places
 from flextopo.cluster.state.schema import NEVER_S, NUM_MISALIGNED
-
-BLIND, OWN, ALL_GUARANTEED = range(3)
-"""Whom the guaranteed filter binds: no pod, guaranteed pods, every online pod."""
 
 END = -1
 """What `advance` returns at the end of the tape."""
 
 
-class Rules(NamedTuple):
-    """How the simulated scheduler works.
-
-    Fields: `filter` one of BLIND, OWN, ALL_GUARANTEED; `restricted` 1 = a node refuses a guaranteed
-    pod that it cannot align; `hard` 1 = nobody may leave a pod pending beyond its deadline by choice;
-    `backfill` one of `backfill`'s ANY, EASY, RESERVE; `max_wait_s`, after which no pod is left pending by choice;
-    `grace_s`, `restart_s`, `backoff_s`, `end_s` as in the tape.
-    """
-
-    filter: int
-    restricted: int
-    hard: int
-    backfill: int
-    max_wait_s: int
-    grace_s: int
-    restart_s: int
-    backoff_s: int
-    end_s: int
-
-
-@inlined
-def longest_wait_s(c: Cluster, rules: Rules, pod: int) -> int:
-    """Return for how long a pod may be left pending by choice, if it has a candidate."""
-    if rules.hard:
-        return int(min(rules.max_wait_s, c.pods[pod]["deadline_s"] - rules.grace_s))
-    return rules.max_wait_s
-
-
 SPARE_NODES = 4
 """How many nodes must be left to preempt on beyond one for each pod in the queue, before a hard deadline
 lets a pod wait by choice: others may take them meanwhile."""
+
+SPARE_PARTS = 2
+"""The same for gangs, in parts of the network that could hold it."""
 
 
 @stage
@@ -103,15 +75,9 @@ def may_wait(c: Cluster, rules: Rules, pod: int) -> bool:
         return True
     asked = as_index(max(c.pods[pod]["gpus"], 1))
     spare = SPARE_NODES + c.totals[0]["wait_gpus"] // asked
-    return bool(count_preemptible(c, pod, must_align(c, rules, pod), spare) >= spare)
-
-
-@stage
-def must_align(c: Cluster, rules: Rules, pod: int) -> bool:
-    """Say whether the guaranteed filter binds this pod."""
-    if not c.pods[pod]["online"] or rules.filter == BLIND:
-        return False
-    return rules.filter == ALL_GUARANTEED or c.pods[pod]["requirement"] == GUARANTEED
+    if is_gang(c, pod):
+        spare = as_index(SPARE_PARTS)
+    return bool(count_places(c, pod, must_align(c, rules, pod), spare) >= spare)
 
 
 @stage
@@ -148,23 +114,9 @@ def _accrue(c: Cluster, e: Events, until_s: int) -> None:
 
 
 @stage
-def _place_on(c: Cluster, pod: int, node: int, taken: npt.NDArray[np.int16]) -> tuple[int, int]:
-    """Return level and GPU mask of a pod among a node's free resources; `taken` gets the cores."""
-    return place(
-        c.models,
-        c.nodes[node]["model"],
-        c.nodes[node]["gpu_free"],
-        c.cores_free[node],
-        c.pods[pod]["gpus"],
-        c.pods[pod]["cores"],
-        taken,
-    )
-
-
-@stage
 def _start(c: Cluster, e: Events, pod: int, node: int) -> None:
     """Place a pending pod on a node where it fits and start it at once."""
-    level, mask = _place_on(c, pod, node, c.scratch[1])
+    level, mask = place_on(c, pod, node, c.scratch[1])
     dequeue(c, e, pod)
     allocate(c, pod, node, mask, c.scratch[1])
     set_level(c, e, pod, level, False)
@@ -177,7 +129,7 @@ def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
     spec = c.pods[pod]
     if rules.restricted == 0 or spec["requirement"] != GUARANTEED:
         return False
-    level, _ = _place_on(c, pod, node, c.scratch[1])
+    level, _ = place_on(c, pod, node, c.scratch[1])
     best = best_level(c.models, c.nodes[node]["model"], spec["gpus"], spec["cores"])
     if is_aligned(level, best):
         return False
@@ -196,7 +148,7 @@ def _start_group(c: Cluster, e: Events, rules: Rules, first: int) -> bool:
         node = find_batch_node(c, member, rules.backfill)
         if node < 0:
             break
-        level, mask = _place_on(c, member, node, c.scratch[1])
+        level, mask = place_on(c, member, node, c.scratch[1])
         allocate(c, member, node, mask, c.scratch[1])
         c.live[member]["level"] = level
         placed += 1
@@ -272,12 +224,43 @@ def _wait_for_protection(c: Cluster, e: Events, pod: int) -> None:
 
 
 @stage
+def _pass_by(c: Cluster, e: Events, pod: int) -> None:
+    """Move the cursor on behind an online pod that stays pending, and behind its gang."""
+    clock = e.clock[0]
+    clock["cursor"] += 1
+    if is_gang(c, pod):
+        while clock["cursor"] < clock["queue_size"]:
+            if c.pods[e.queue[clock["cursor"]]]["group"] != c.pods[pod]["group"]:
+                break
+            clock["cursor"] += 1
+            clock["online_left"] -= 1
+
+
+@stage
+def _gang_needs_decision(c: Cluster, e: Events, rules: Rules, pod: int) -> bool:
+    """Start a gang if it fits; say whether it does not, and a decision could help."""
+    if all_pending(c, pod):
+        aligned = must_align(c, rules, pod)
+        restricted = rules.restricted and c.pods[pod]["requirement"] == GUARANTEED
+        if start_gang(c, e, pod, bool(aligned or restricted)):
+            return False
+        c.live[pod]["preemptor"] = 1
+        if count_places(c, pod, aligned, as_index(1)) > 0:
+            return True
+        _wait_for_protection(c, e, pod)
+    _pass_by(c, e, pod)
+    return False
+
+
+@stage
 def _needs_decision(c: Cluster, e: Events, rules: Rules, pod: int) -> bool:
     """Start an online pod if it fits; say whether it does not, and a decision could help.
 
     The cursor moves on where neither is so.
     """
     aligned = must_align(c, rules, pod)
+    if is_gang(c, pod):
+        return _gang_needs_decision(c, e, rules, pod)
     by_alignment = rules.filter != BLIND and c.pods[pod]["requirement"] > 0
     node = find_node(c, pod, aligned, by_alignment)
     if node >= 0 and not _refused(c, e, rules, pod, node):
@@ -285,7 +268,7 @@ def _needs_decision(c: Cluster, e: Events, rules: Rules, pod: int) -> bool:
         return False
     if node < 0:
         c.live[pod]["preemptor"] = 1
-        if count_preemptible(c, pod, aligned, as_index(1)) > 0:
+        if count_places(c, pod, aligned, as_index(1)) > 0:
             return True
         _wait_for_protection(c, e, pod)
     e.clock[0]["cursor"] += 1
@@ -400,69 +383,12 @@ def decline(c: Cluster, e: Events, rules: Rules, by_choice: bool) -> None:
     """
     pod = as_index(e.clock[0]["asked"])
     e.clock[0]["asked"] = -1
-    e.clock[0]["cursor"] += 1
+    _pass_by(c, e, pod)
     if by_choice:
         c.live[pod]["declined"] = 1
         until = c.live[pod]["queued_s"] + longest_wait_s(c, rules, pod)
         if c.totals[0]["now_s"] < until < NEVER_S:
             schedule_event(c, e, pod, until)
-
-
-@stage
-def _hand_over(
-    c: Cluster, pod: int, node: int, slots: int, gpu_mask: int, taken: npt.NDArray[np.int16]
-) -> int:
-    """Give the preemptor its share of what is free and of what pods that are leaving hold.
-
-    Uses `taken` up: what is left in it at the end comes from the free cores.
-
-    Returns:
-        When the last of those is gone that gave something; the present if none did.
-    """
-    free_s = as_index(c.totals[0]["now_s"])
-    for u in range(taken.shape[0]):
-        c.pod_cores[pod, u] = taken[u]
-    from_victims = 0
-    for slot in range(c.nodes[node]["num_pods"]):
-        if not (slots >> slot) & 1:
-            continue
-        victim = as_index(c.node_pods[node, slot])
-        gives = (c.live[victim]["gpu_mask"] & gpu_mask) != 0
-        from_victims |= c.live[victim]["gpu_mask"] & gpu_mask
-        c.live[victim]["gpu_mask"] &= ~gpu_mask
-        for u in range(taken.shape[0]):
-            given = min(taken[u], c.pod_cores[victim, u])
-            c.pod_cores[victim, u] -= given
-            taken[u] -= given
-            gives = gives or given > 0
-        if gives:
-            free_s = max(free_s, c.live[victim]["next_s"])
-    free_part = gpu_mask & ~from_victims
-    set_free_gpus(c, node, c.nodes[node]["gpu_free"] & ~free_part)
-    c.live[pod]["gpu_mask"] = gpu_mask
-    for u in range(taken.shape[0]):
-        c.cores_free[node, u] -= taken[u]
-        c.nodes[node]["cores_free"] -= taken[u]
-    return free_s
-
-
-@stage
-def _evict_all(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> int:
-    """Evict the pods in `slots`, and their PodGroups; return how many are in `slots`."""
-    count = 0
-    while slots != 0:
-        victim = as_index(c.node_pods[node, lowest_bit(slots)])
-        slots &= slots - 1
-        count += 1
-        member = victim
-        while True:
-            status = c.live[member]["status"]
-            if status == RUNNING or status == STARTING:
-                evict(c, e, member, rules.grace_s, rules.restart_s)
-            member = as_index(c.pods[member]["next_member"])
-            if member == victim:
-                break
-    return count
 
 
 @kernel
@@ -479,7 +405,7 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
     cores, taken = c.scratch[0], c.scratch[1]
     gpu_free = freed(c, node, slots, cores)
     level, mask = place(c.models, model, gpu_free, cores, spec["gpus"], spec["cores"], taken)
-    count = _evict_all(c, e, rules, node, victim_slots(c, node, slots))
+    count = evict_all(c, e, rules, node, victim_slots(c, node, slots))
     best = best_level(c.models, model, spec["gpus"], spec["cores"])
     e.clock[0]["asked"] = -1
     if rules.restricted and spec["requirement"] == GUARANTEED and not is_aligned(level, best):
@@ -487,7 +413,7 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
             e.account[0]["refusals"] += 1
         e.clock[0]["cursor"] += 1
         return
-    free_s = _hand_over(c, pod, node, slots, mask, taken)
+    free_s = hand_over(c, pod, node, slots, mask, taken)
     add_to_node(c, pod, node)
     dequeue(c, e, pod)
     set_level(c, e, pod, level, count > 0)
@@ -498,3 +424,12 @@ def preempt(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> None:
         schedule_event(c, e, pod, free_s)
     else:
         bind(c, e, pod)
+
+
+@kernel
+def carry_out(c: Cluster, e: Events, rules: Rules, found: CandidateArrays, i: int) -> None:
+    """Take a candidate for the pod that was asked about: see `preempt`, `preempt_gang`."""
+    if is_gang(c, as_index(e.clock[0]["asked"])):
+        preempt_gang(c, e, rules, found, i)
+    else:
+        preempt(c, e, rules, found.node[i], found.slots[i])

@@ -18,30 +18,29 @@ from flextopo.cluster.simulation.lookahead import (
     run_greedy,
     warm_up,
 )
+from flextopo.cluster.simulation.rules import Rules
 from flextopo.cluster.simulation.scheduler import (
     END,
-    Rules,
     advance,
+    carry_out,
     decline,
     may_wait,
     preempt,
 )
-from flextopo.cluster.state.arrays import Cluster, empty_cluster, may_evict
-from flextopo.cluster.state.candidates import (
-    CandidateArrays,
-    candidate_arrays,
-    find_candidates,
-    workspace,
-)
+from flextopo.cluster.state.arrays import MAX_MEMBERS, Cluster, empty_cluster, may_evict
+from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
+from flextopo.cluster.state.gang_seats import gang_seats
+from flextopo.cluster.state.gangs import find_part, gang_name
 from flextopo.cluster.state.loss import compile_costs, weighted_gpu_s
 from flextopo.cluster.state.placement import best_level
-from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.state.preemption import find_candidates
 from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.state.storage import branch_of
-from flextopo.cluster.topology.levels import NO_FIT
+from flextopo.cluster.topology.levels import NO_FIT, NetworkLevel
 from flextopo.cluster.topology.model import Fleet, compile_models
 from flextopo.cluster.workload.tape import Tape
 
@@ -84,6 +83,7 @@ class Simulator:
             backoff_s=tape.backoff_s,
             end_s=tape.end_s,
         )
+        self.network = fleet.network
         self._one = candidate_arrays(1)
         self._workspace = workspace()
         self._scratch: tuple[Cluster, Events] | None = None
@@ -116,13 +116,16 @@ class Simulator:
         if candidate is None:
             self._leave_pending(pod)
             return
-        slots = self.state.slots_of(candidate.node, candidate.victims)
         for victim in candidate.victims:
             if not may_evict(self.state.arrays, victim, pod.priority):
                 raise PodError(
                     f"victim {self.state.name(victim)!r} may not be evicted for {pod.name!r}; "
                     "legal: running, preemptible, unprotected pods of lower priority"
                 )
+        if self.state.is_gang(pod):
+            self._seat(pod, candidate)
+            return
+        slots = self.state.slots_of(candidate.node, candidate.victims)
         found = self.state.candidate(candidate.node, candidate.victims, pod)
         if found is None:
             raise PodError(
@@ -133,13 +136,32 @@ class Simulator:
         slots |= self.state.leaving_slots(candidate.node, wait_s)
         preempt(self.state.arrays, self.events, self.rules, candidate.node, slots)
 
+    def _seat(self, pod: Pod, candidate: Candidate) -> None:
+        """Carry out a decision for a gang.
+
+        Raises:
+            PodError: it is none for this gang, or not all members fit.
+        """
+        nodes = {seat.pod: seat.node for seat in candidate.seats}
+        if self.state.gang_candidate(pod, nodes, candidate.victims) is None:
+            raise PodError(
+                f"the gang of {pod.name!r} does not fit on nodes {sorted(set(nodes.values()))} "
+                f"without the victims {candidate.victims}"
+            )
+        found = gang_seats(self.state, self.state.gang(pod), nodes, candidate.victims)
+        assert found is not None
+        for i, seat in enumerate(found.seats):
+            self._one.seat_node[0, i] = seat.node
+            self._one.seat_slots[0, i] = found.slots[seat.node]
+        carry_out(self.state.arrays, self.events, self.rules, self._one, 0)
+
     def _leave_pending(self, pod: Pod) -> None:
         """Leave the pod that was asked about pending, if it may be."""
         c, e = self.state.arrays, self.events
         aligned = AlignmentFilter(self.rules.filter).binds(pod)
         count = find_candidates(c, self.costs, pod.index, aligned, self._workspace, self._one)
         if count > 0 and not self.may_wait(pod):
-            preempt(c, e, self.rules, self._one.node[0], self._one.slots[0])
+            carry_out(c, e, self.rules, self._one, 0)
         else:
             decline(c, e, self.rules, bool(count > 0))
 
@@ -179,7 +201,7 @@ class Simulator:
 
     def with_arrays(self, cluster: Cluster, events: Events) -> Simulator:
         """Return a simulation by the same rules over other arrays."""
-        fleet = Fleet(self.state.models, tuple(cluster.nodes["model"].tolist()))
+        fleet = Fleet(self.state.models, tuple(cluster.nodes["model"].tolist()), self.network)
         filter_ = AlignmentFilter(self.rules.filter)
         found = Simulator(self.tape, fleet, filter_, self.scenario, (cluster, events))
         found.rules = self.rules
@@ -261,7 +283,7 @@ def _load(tape: Tape, fleet: Fleet) -> Cluster:
     tables = compile_models(fleet.models)
     services = int(tape.pods["service"].max(initial=-1)) + 1
     cluster = empty_cluster(
-        tables, node_model, tape.num_pods, len(tape.pdb_allowed), num_services=services
+        tables, node_model, tape.num_pods, len(tape.pdb_allowed), services, fleet.network
     )
     cluster.pods[:] = tape.pods
     link_groups(cluster)
@@ -279,7 +301,41 @@ def _load(tape: Tape, fleet: Fleet) -> Cluster:
                 f"a pod asks for {gpus} GPUs and {cores} cores; legal: what one of the servers "
                 f"{', '.join(model.name for model in fleet.models)} has"
             )
+    _check_gangs(cluster)
     return cluster
+
+
+def _check_gangs(cluster: Cluster) -> None:
+    """Let no gang require or prefer to lie closer than the empty cluster can hold it.
+
+    Raises:
+        WorkloadError: the empty cluster does not hold it at all.
+    """
+    pods, best = cluster.pods, dict[Any, int]()
+    members = np.arange(len(pods)) != pods["next_member"]
+    gangs, first = np.unique(
+        np.where(pods["online"] & members, pods["group"], -1), return_index=True
+    )
+    for pod in (int(at) for group, at in zip(gangs, first, strict=True) if group >= 0):
+        if not len(cluster.network):
+            raise WorkloadError(
+                f"pod {pod} is a member of a gang; legal: on servers with a network, such as 64*a100@leaf8"
+            )
+        here = pods["group"][pod : pod + MAX_MEMBERS]
+        ring = pod + np.flatnonzero(here == pods["group"][pod])
+        aligned = bool(pods[pod]["requirement"] == TopologyRequirement.GUARANTEED)
+        kind = (aligned, tuple(sorted(pods[ring][["gpus", "cores"]].tolist())))
+        if kind not in best:
+            pods["required_tier"][pod], asked = NetworkLevel.CLUSTER, pods["required_tier"][pod]
+            part = int(find_part(cluster, pod, aligned))
+            pods["required_tier"][pod] = asked
+            if part < 0:
+                raise WorkloadError(
+                    f"a gang of {gang_name(cluster, pod)}; legal: what the empty cluster holds"
+                )
+            best[kind] = part & 3
+        for name in ("required_tier", "preferred_tier"):
+            pods[name][ring] = np.maximum(pods[name][ring], best[kind])
 
 
 def _empty_events(tape: Tape) -> Events:

@@ -8,18 +8,12 @@ from flextopo.cluster.jit.kernels import stage
 from flextopo.cluster.observation.features import Observation
 from flextopo.cluster.observation.observe import observe, observe_end
 from flextopo.cluster.simulation.events import Events
-from flextopo.cluster.simulation.scheduler import (
-    END,
-    Rules,
-    advance,
-    decline,
-    may_wait,
-    must_align,
-    preempt,
-)
+from flextopo.cluster.simulation.rules import Rules, must_align
+from flextopo.cluster.simulation.scheduler import END, advance, carry_out, decline, may_wait
 from flextopo.cluster.state.arrays import Cluster, as_index
-from flextopo.cluster.state.candidates import CandidateArrays, Workspace, find_candidates
+from flextopo.cluster.state.candidates import CandidateArrays, Workspace
 from flextopo.cluster.state.loss import Costs
+from flextopo.cluster.state.preemption import find_candidates
 
 
 class Decision(NamedTuple):
@@ -70,7 +64,7 @@ def act(d: Decision, count: int, action: int) -> bool:
         d.events.account[0]["decisions"] += 1
         d.events.account[0]["invalid_actions"] += invalid
         if action < count:
-            preempt(d.cluster, d.events, d.rules, d.found.node[action], d.found.slots[action])
+            carry_out(d.cluster, d.events, d.rules, d.found, action)
         else:
             decline(d.cluster, d.events, d.rules, bool(count > 0))
     return invalid

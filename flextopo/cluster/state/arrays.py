@@ -24,8 +24,58 @@ from flextopo.cluster.state.schema import (
 )
 from flextopo.cluster.state.storage import Array, Kind, allocate_arrays, copy_lines
 from flextopo.cluster.topology.model import MAX_GPUS, MODEL_DTYPE
+from flextopo.cluster.topology.network import Network
 
 MAX_PODS_PER_NODE = 64
+
+MAX_MEMBERS = 16
+"""Members of a gang, of two sizes at most."""
+
+STATES = (MAX_MEMBERS // 2 + 1) ** 2
+"""How many members of each size have a place: so many cases at most."""
+
+WAYS = 4
+"""Ways to place so many members that are followed up, the cheapest."""
+
+OPTIONS_A_NODE = 64
+"""Ways to place members on one node that are followed up."""
+
+MAX_FEATURES = 64
+"""Features of a candidate at most, where there is a network."""
+
+MARKS = 320
+"""Scratch numbers of `gang_candidates`."""
+
+OPTION_DTYPE = np.dtype(
+    [
+        ("cost", "f8"),  # of victims and of misalignment inside the server
+        ("misaligned", "f8"),  # the latter alone
+        ("slots", "i8"),  # as in `CandidateArrays`
+        ("wait_s", "i8"),
+        ("rank", "i4"),  # of the node, see `Cluster.network`
+        ("step", "i4"),  # members placed there: first size * stride + second size
+        ("level", "i4"),  # worst of the members
+        ("deficit", "i4"),
+    ]
+)
+"""One way to place some members of a gang on one node."""
+
+GANG_NODE_DTYPE = np.dtype(
+    [
+        ("begin", "i4"),  # its options
+        ("end", "i4"),
+        ("kept_begin", "i4"),  # the same while others are tried
+        ("kept_end", "i4"),
+        ("first", "i4"),  # members of each size that are placed there
+        ("second", "i4"),
+        ("used", "i4"),  # 1 = among the nodes that the cheapest ways can use
+        ("seen", "i4"),  # the last step that it is among the cheapest for
+        ("part", "i4"),  # by node, not by rank: where the part of the network in hand begins
+    ]
+)
+WAY_DTYPE = np.dtype([("cost", "f8"), ("trail", "i8")])
+TRAIL_DTYPE = np.dtype([("option", "i4"), ("before", "i4")])
+"""How a way came about: its last option, and the entry before it; -1 = none."""
 
 FUTURE, PENDING, NOMINATED, STARTING, RUNNING, TERMINATING, DONE, BACKING_OFF = range(8)
 """Pod status. NOMINATED holds resources and waits for others' grace period to end, STARTING holds
@@ -42,10 +92,11 @@ class Cluster(NamedTuple):
     `pod_cores` (P, U) int16 cores held in each NUMA node; `nodes` (N,) NODE_DTYPE; `cores_free`
     (N, U) int16; `node_pods` (N, 64) int32 pods holding resources, the first `num_pods` count;
     `by_free` (17, W + 1) int64, row f: bit n % 32 of entry n // 32 = node n has f free GPUs; the
-    last entry counts them; `pdb_left` (B,) int64 disruptions allowed; `serving` (S,) int32 replicas
+    last entry counts them; `network` (N, 3) int32, empty where no network is known: the node that
+    comes r-th by block and leaf, and leaf and block of node r; `pdb_left` (B,) int64 disruptions allowed; `serving` (S,) int32 replicas
     of each service that serve; `totals` (1,) TOTALS_DTYPE;
     `scratch` (2, U) int16, scratch memory of the kernels: free cores of the node in hand, and cores
-    taken.
+    taken; what begins with `gang_` is scratch memory of `gangs`, empty without a network.
     """
 
     models: Annotated[Records, Array(MODEL_DTYPE, ("models",), Kind.HARDWARE)]
@@ -56,22 +107,41 @@ class Cluster(NamedTuple):
     cores_free: Annotated[npt.NDArray[np.int16], Array(np.int16, ("nodes", "numa_nodes"))]
     node_pods: Annotated[npt.NDArray[np.int32], Array(np.int32, ("nodes", "slots"), blank=-1)]
     by_free: Annotated[npt.NDArray[np.int64], Array(np.int64, ("free_gpus", "words"))]
+    network: Annotated[npt.NDArray[np.int32], Array(np.int32, ("hosts", "columns"), Kind.HARDWARE)]
     pdb_left: Annotated[npt.NDArray[np.int64], Array(np.int64, ("budgets",))]
     serving: Annotated[npt.NDArray[np.int32], Array(np.int32, ("services",))]
     totals: Annotated[Records, Array(TOTALS_DTYPE, ("one",))]
     scratch: Annotated[
         npt.NDArray[np.int16], Array(np.int16, ("scratch_rows", "numa_nodes"), Kind.SCRATCH)
     ]
+    gang_options: Annotated[Records, Array(OPTION_DTYPE, ("options",), Kind.SCRATCH)]
+    gang_nodes: Annotated[Records, Array(GANG_NODE_DTYPE, ("hosts",), Kind.SCRATCH)]
+    gang_ways: Annotated[Records, Array(WAY_DTYPE, ("ways",), Kind.SCRATCH)]
+    gang_trail: Annotated[Records, Array(TRAIL_DTYPE, ("trail",), Kind.SCRATCH)]
+    gang_features: Annotated[
+        npt.NDArray[np.float64], Array(np.float64, ("features",), Kind.SCRATCH)
+    ]
+    gang_marks: Annotated[npt.NDArray[np.int64], Array(np.int64, ("marks",), Kind.SCRATCH)]
 
 
 SCRATCH_ROWS = 2
 
+NO_NETWORK = np.zeros((0, 3), np.int8)
+"""`Cluster.network` where none is known; its type tells kernels so, see `with_network`."""
+
 
 def cluster_sizes(
-    models: Records, nodes: int, pods: int, budgets: int, services: int = 0
+    models: Records, nodes: int, pods: int, budgets: int, services: int = 0, hosts: int = 0
 ) -> dict[str, int]:
-    """Return the length of every axis of a cluster's arrays."""
+    """Return the length of every axis of a cluster's arrays; `hosts` are its nodes in a network."""
     return {
+        "hosts": hosts,
+        "columns": 3,
+        "options": (hosts + 1) * OPTIONS_A_NODE if hosts else 0,
+        "ways": STATES * WAYS if hosts else 0,
+        "trail": 64 * hosts + 4096 if hosts else 0,
+        "marks": MARKS if hosts else 0,
+        "features": MAX_FEATURES if hosts else 0,
         "models": len(models),
         "pods": pods,
         "numa_nodes": int(models["num_numa"].max()),
@@ -92,12 +162,20 @@ def empty_cluster(
     num_pods: int,
     num_pdbs: int,
     num_services: int = 0,
+    network: Network | None = None,
 ) -> Cluster:
     """Return a cluster with all resources free and `num_pods` blank pods."""
-    sizes = cluster_sizes(models, len(node_model), num_pods, num_pdbs, num_services)
+    hosts = 0 if network is None else len(node_model)
+    sizes = cluster_sizes(models, len(node_model), num_pods, num_pdbs, num_services, hosts)
     gpus = models["num_gpus"][node_model].astype(np.int64)
     cores = models["numa_cores"][node_model, : sizes["numa_nodes"]]
-    c = allocate_arrays(Cluster, sizes, models=models, by_free=index_by_free(gpus))
+    c = allocate_arrays(
+        Cluster,
+        sizes,
+        models=models,
+        by_free=index_by_free(gpus),
+        network=NO_NETWORK if network is None else network_table(network),
+    )
     c.nodes["model"] = node_model
     c.nodes["gpu_free"] = (1 << gpus) - 1
     c.nodes["cores_free"] = cores.sum(1)
@@ -105,6 +183,13 @@ def empty_cluster(
     c.totals["gpus"] = c.totals["free_gpus"] = gpus.sum()
     c.totals["free_counts"] = free_counts(c.by_free)
     return c
+
+
+def network_table(network: Network) -> npt.NDArray[np.int32]:
+    """Return `Cluster.network`, (N, 3) int32."""
+    leaf, block = np.array(network.leaf, np.int32), np.array(network.block, np.int32)
+    order = np.lexsort((np.arange(len(leaf)), leaf, block)).astype(np.int32)
+    return np.stack([order, leaf, block], axis=1)
 
 
 def index_by_free(free: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:

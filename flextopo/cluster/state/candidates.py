@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
 from flextopo.cluster.state.arrays import (
+    MAX_MEMBERS,
     MAX_PODS_PER_NODE,
     TERMINATING,
     Cluster,
@@ -50,7 +51,9 @@ class CandidateArrays(NamedTuple):
     Fields: `node` (K,) int64; `slots` (K,) int64, bit i = the pod in place i of the node's list is
     a victim, or is terminating and its resources count; `level` and `deficit` (K,) int64; `wait_s`
     (K,) int64, until the pod has its place; `cost` (K,) float64, the decision's own loss in
-    GPU-seconds.
+    GPU-seconds. Of a gang the first two are those of its leader, level and deficit the worst of a
+    member, and `tier` (K,) int64 the `NetworkLevel` that holds all; `seat_node` and `seat_slots`
+    (K, 16) int64 are node and places of each member, in the order of the ring from the leader on.
     """
 
     node: npt.NDArray[np.int64]
@@ -59,6 +62,9 @@ class CandidateArrays(NamedTuple):
     deficit: npt.NDArray[np.int64]
     wait_s: npt.NDArray[np.int64]
     cost: npt.NDArray[np.float64]
+    tier: npt.NDArray[np.int64]
+    seat_node: npt.NDArray[np.int64]
+    seat_slots: npt.NDArray[np.int64]
 
 
 ELIGIBLE_DTYPE = np.dtype(
@@ -101,6 +107,9 @@ def candidate_arrays(k: int) -> CandidateArrays:
         deficit=np.zeros(k, np.int64),
         wait_s=np.zeros(k, np.int64),
         cost=np.zeros(k, np.float64),
+        tier=np.zeros(k, np.int64),
+        seat_node=np.zeros((k, MAX_MEMBERS), np.int64),
+        seat_slots=np.zeros((k, MAX_MEMBERS), np.int64),
     )
 
 
@@ -197,7 +206,7 @@ def _measure_need(
 
 
 @stage
-def _gather(
+def gather(
     c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: Workspace
 ) -> tuple[int, bool]:
     """Collect a node's eligible pods, largest first, and what each would free in each domain.
@@ -319,7 +328,7 @@ def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> in
 
 
 @stage
-def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
+def added_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
     """Return what taking pod i adds: nothing when a member of its PodGroup is taken already."""
     group = c.pods[w.eligible[i]["pod"]]["group"]
     if group >= 0:
@@ -330,7 +339,7 @@ def _add_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
 
 
 @stage
-def _budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
+def budget_left(c: Cluster, w: Workspace, depth: int, i: int) -> bool:
     """Say whether the disruption budget of pod i allows it beside the pods taken."""
     pdb = c.pods[w.eligible[i]["pod"]]["pdb"]
     if pdb < 0:
@@ -398,8 +407,8 @@ def _search_domain(
             and i < count
         ):
             useful = one["gpus"][domain] > 0 or one["cores"][domain] > 0
-            if useful and _budget_left(c, w, depth, i):
-                w.path[depth + 1]["cost"] = path["cost"] + _add_cost(c, w, depth, i)
+            if useful and budget_left(c, w, depth, i):
+                w.path[depth + 1]["cost"] = path["cost"] + added_cost(c, w, depth, i)
                 path["taken"] = i
                 depth += 1
                 need_gpus -= one["gpus"][domain]
@@ -456,7 +465,7 @@ def _offer_leaving(
 
 
 @kernel
-def find_candidates(
+def find_for_pod(
     c: Cluster, costs: Costs, pod: int, aligned: bool, w: Workspace, out: CandidateArrays
 ) -> int:
     """Find the minimal victim sets that let a pod start, the cheapest first.
@@ -499,7 +508,7 @@ def find_candidates(
             cost = misalignment_cost(c, costs, pod, deficit)
             kept = _keep(out, kept, Offer(node, nobody, level, deficit, nobody, cost))
             continue
-        count, some_leave = _gather(c, costs, pod, node, by_socket, w)
+        count, some_leave = gather(c, costs, pod, node, by_socket, w)
         search = Search(pod, node, count, domains, best, nobody, grace_s, waiting)
         if some_leave:
             gone = leaving(c, node, costs.grace_s)

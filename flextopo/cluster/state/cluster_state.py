@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
 
 from flextopo.cluster.errors import PodError
 from flextopo.cluster.scenario import LossWeights
@@ -15,26 +17,30 @@ from flextopo.cluster.state.candidates import (
     CandidateArrays,
     Workspace,
     candidate_arrays,
-    find_candidates,
     freed,
     last_gone_s,
     leaving,
     workspace,
 )
-from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.decision import Candidate, Seat
+from flextopo.cluster.state.gang_seats import gang_seats, seating_cost, tier_over
+from flextopo.cluster.state.gangs import is_gang
 from flextopo.cluster.state.loss import (
     Costs,
     compile_costs,
     eviction_cost,
     misaligned_at,
     misalignment_cost,
+    network_row,
     waiting_cost,
 )
 from flextopo.cluster.state.placement import place
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.preemption import find_candidates
 from flextopo.cluster.state.schema import ENDLESS_S, NUM_MISALIGNED, POD_FIELDS
 from flextopo.cluster.topology.levels import NO_FIT, AlignmentLevel, is_aligned
 from flextopo.cluster.topology.model import ServerModel, compile_models
+from flextopo.cluster.topology.network import Network
 
 POD_COLUMNS: dict[str, type] = {
     name: kind
@@ -92,6 +98,7 @@ class ClusterState:
         weights: LossWeights | None = None,
         grace_s: int = 30,
         restart_s: int = 60,
+        network: Network | None = None,
     ) -> ClusterState:
         """Build a snapshot in which every pod is pending; `start` puts pods on nodes.
 
@@ -99,7 +106,9 @@ class ClusterState:
             PodError: pod indices are not 0, 1, ... or two pods have one name.
         """
         tables = compile_models(models)
-        state = arrays.empty_cluster(tables, np.asarray(node_model), len(pods), len(pdb_allowed))
+        state = arrays.empty_cluster(
+            tables, np.asarray(node_model), len(pods), len(pdb_allowed), network=network
+        )
         state.pdb_left[:] = pdb_allowed
         state.totals["now_s"] = now_s
         names: dict[str, int] = {}
@@ -248,6 +257,10 @@ class ClusterState:
         ends = {max(end_s - self.now_s, 0) for end_s in self._leaving(node).values()}
         return {-1: 0} | {wait_s: self.leaving_slots(node, wait_s) for wait_s in sorted(ends)}
 
+    def free_s(self, node: int, slots: int) -> int:
+        """Return the seconds until the last of some terminating pods of a node is gone."""
+        return max(int(last_gone_s(self.arrays, node, slots)) - self.now_s, 0)
+
     def leaving_slots(self, node: int, wait_s: int) -> int:
         """Return the places of a node's terminating pods that are gone after some time, as bits."""
         until_s = self.now_s + wait_s
@@ -271,7 +284,7 @@ class ClusterState:
         c = self.arrays
         wait_s = int(self.costs.grace_s) if victims else 0
         if not victims and slots:
-            wait_s = max(int(last_gone_s(c, node, slots)) - self.now_s, 0)
+            wait_s = self.free_s(node, slots)
         cores = np.zeros(c.cores_free.shape[1], np.int16)
         taken = np.zeros_like(cores)
         gpu_free = freed(c, node, slots, cores)
@@ -295,6 +308,54 @@ class ClusterState:
             wait_s=wait_s,
         )
 
+    def is_gang(self, preemptor: Pod) -> bool:
+        """Say whether a pod is a member of a gang, for all of which it is decided together."""
+        return bool(is_gang(self.arrays, preemptor.index))
+
+    def gang(self, preemptor: Pod) -> tuple[int, ...]:
+        """Return all members of a gang, the leader first; the pod alone if it has none."""
+        c = self.arrays
+        members = [preemptor.index]
+        while (other := int(c.pods[members[-1]]["next_member"])) != members[0]:
+            members.append(other)
+        leader = members.index(min(members))
+        return tuple(members[leader:] + members[:leader])
+
+    def gang_candidate(
+        self, preemptor: Pod, seats: Mapping[int, int], victims: Sequence[int]
+    ) -> Candidate | None:
+        """Return the candidate of a victim set for a gang; see `gang_seats`.
+
+        Args:
+            preemptor: a member.
+            seats: node of each member.
+            victims: on those nodes.
+
+        Returns:
+            None if a member does not fit, or they lie further apart than they may.
+
+        Raises:
+            PodError: a member has no node, there is no such node, or a victim is not on them.
+        """
+        members = self.gang(preemptor)
+        if set(seats) != set(members):
+            raise PodError(f"seats for pods {sorted(seats)}; legal: for {sorted(members)}")
+        placed = gang_seats(self, members, seats, victims)
+        tier = tier_over(self.arrays.network, [seats[member] for member in members])
+        if placed is None or tier > self.arrays.pods[preemptor.index]["required_tier"]:
+            return None
+        leader, worst = placed.seats[0], max(seat.level for seat in placed.seats)
+        return Candidate(
+            node=leader.node,
+            victims=tuple(sorted(map(int, victims), key=self.importance)),
+            gpu_mask=leader.gpu_mask,
+            cores=leader.cores,
+            level=worst,
+            wait_s=placed.wait_s,
+            seats=placed.seats,
+            tier=tier,
+        )
+
     def may_wait(self, preemptor: Pod) -> bool:
         """Say whether a pod that has a candidate may be left pending now."""
         waited_s = self.now_s - int(self.arrays.live[preemptor.index]["queued_s"])
@@ -310,8 +371,15 @@ class ClusterState:
 
     def is_aligned(self, candidate: Candidate, preemptor: Pod) -> bool:
         """Say whether the guaranteed filter accepts the candidate's placement."""
+        if candidate.seats:
+            return all(self._is_aligned(seat) for seat in candidate.seats)
         best = self.model(candidate.node).best_level(preemptor.gpus, preemptor.cores)
         return best is not None and is_aligned(candidate.level, best)
+
+    def _is_aligned(self, seat: Seat) -> bool:
+        pod = self.arrays.pods[seat.pod]
+        best = self.model(seat.node).best_level(int(pod["gpus"]), int(pod["cores"]))
+        return best is not None and is_aligned(seat.level, best)
 
     def levels_below(self, candidate: Candidate, preemptor: Pod) -> int:
         """Return how many levels the candidate's placement is below the best of that server."""
@@ -327,8 +395,11 @@ class ClusterState:
         if candidate.cost_gpu_s == candidate.cost_gpu_s:  # not NaN: the kernel found it
             return candidate.cost_gpu_s
         c, costs, pod = self.arrays, self.costs, preemptor.index
-        total = float(misalignment_cost(c, costs, pod, self.deficit_of(candidate, preemptor)))
-        total += float(waiting_cost(c, costs, pod, float(candidate.wait_s)))
+        if candidate.seats:
+            total = seating_cost(self, candidate)
+        else:
+            total = float(misalignment_cost(c, costs, pod, self.deficit_of(candidate, preemptor)))
+            total += float(waiting_cost(c, costs, pod, float(candidate.wait_s)))
         counted: set[int] = set()
         for victim in candidate.victims:
             if victim not in counted:
@@ -371,6 +442,17 @@ class ClusterState:
 
     def candidate_at(self, found: CandidateArrays, i: int, preemptor: Pod) -> Candidate:
         """Return entry `i` of the kernel's arrays as a `Candidate`."""
+        if self.is_gang(preemptor):
+            seats = dict(zip(self.gang(preemptor), found.seat_node[i].tolist(), strict=False))
+            places = dict(zip(seats.values(), found.seat_slots[i].tolist(), strict=False))
+            pods = [
+                int(self.arrays.node_pods[node, s]) for node in places for s in _bits(places[node])
+            ]
+            victims = [p for p in pods if self.arrays.live[p]["status"] != arrays.TERMINATING]
+            gang = self.gang_candidate(preemptor, seats, victims)
+            if gang is None:
+                raise PodError(f"candidate {i} does not let the gang of {preemptor.name!r} fit")
+            return replace(gang, cost_gpu_s=float(found.cost[i]))
         node, slots = int(found.node[i]), int(found.slots[i])
         pods = [int(self.arrays.node_pods[node, s]) for s in _bits(slots)]
         victims = [pod for pod in pods if self.arrays.live[pod]["status"] != arrays.TERMINATING]
@@ -425,23 +507,17 @@ class ClusterState:
         holds = np.isin(status, (arrays.NOMINATED, arrays.STARTING, arrays.RUNNING))
         waits = np.isin(status, (arrays.PENDING, arrays.NOMINATED))
         serving = online & (status == arrays.RUNNING)
-        worse = serving & (c.live["deficit"] > 0)
-        replicas = np.bincount(c.pods["service"][serving & (c.pods["service"] >= 0)])
+        stands = np.diff(c.pods["group"], prepend=-1) != 0
+        stands |= c.pods["group"] < 0
+        stands &= serving & (c.pods["service"] >= 0)
+        replicas = np.bincount(c.pods["service"][stands])
         if (c.serving[: len(replicas)] != replicas).any() or c.serving[len(replicas) :].any():
             raise PodError(f"replicas that serve {c.serving.tolist()}; true: {replicas.tolist()}")
         true = {
             "free_gpus": sum(int(mask).bit_count() for mask in c.nodes["gpu_free"]),
             "online_gpus": c.pods["gpus"][online & holds].sum(),
             "batch_gpus": c.pods["gpus"][~online & holds].sum(),
-            "misaligned_gpus": np.bincount(
-                [
-                    misaligned_at(c.pods[pod]["sensitivity"], c.live[pod]["deficit"])
-                    for pod in np.flatnonzero(worse)
-                ]
-                or np.zeros(0, np.int64),
-                c.pods["gpus"][worse],
-                NUM_MISALIGNED,
-            ),
+            "misaligned_gpus": self._misaligned_gpus(serving),
         }
         if self.simulator is not None:
             true["wait_gpus"] = c.pods["gpus"][online & waits].sum()
@@ -460,6 +536,17 @@ class ClusterState:
             gpus = int(c.live[pod]["gpu_mask"]).bit_count()
             if gpus != c.pods[pod]["gpus"] or cores != held:
                 raise PodError(f"pod {self.name(int(pod))!r} holds {gpus} GPUs and {held} cores")
+
+    def _misaligned_gpus(self, serving: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Return what the totals should have of pods that serve below their best."""
+        c, found = self.arrays, np.zeros(NUM_MISALIGNED, np.int64)
+        for pod in np.flatnonzero(serving):
+            spec, live = c.pods[pod], c.live[pod]
+            if live["deficit"]:
+                found[misaligned_at(spec["sensitivity"], live["deficit"])] += spec["gpus"]
+            if live["tier"]:
+                found[misaligned_at(spec["sensitivity"], network_row(live["tier"]))] += spec["gpus"]
+        return found
 
 
 def _bits(mask: int) -> list[int]:

@@ -18,7 +18,7 @@ from flextopo.cluster.state.arrays import (
     replicas_row,
 )
 from flextopo.cluster.state.schema import NUM_MISALIGNED, NUM_REPLICAS, REPLICAS
-from flextopo.cluster.topology.levels import LEVELS, NUM_LEVELS
+from flextopo.cluster.topology.levels import LEVELS, NUM_DEFICITS, TIERS, tier_row
 
 LOSS_TERMS = ("waiting", "misalignment", "discarded", "eviction", "idle")
 """The terms of the weighted loss, in the order of tables."""
@@ -76,14 +76,16 @@ def size_row(gpus: int) -> int:
 
 
 def speeds_of(kind: Sensitivity) -> tuple[float, ...]:
-    """Return the speed of a service of a kind by deficit."""
-    return tuple(getattr(kind, about.speed) if about.speed else 1.0 for about in LEVELS.values())
+    """Return the speed of a service of a kind by deficit, `levels.NUM_DEFICITS` of them."""
+    inside = (getattr(kind, about.speed) if about.speed else 1.0 for about in LEVELS.values())
+    above = (getattr(kind, tier.speed) for tier in TIERS.values() if tier.speed)
+    return (*inside, *above)
 
 
 @inlined
 def misaligned_at(sensitivity: int, deficit: int) -> int:
     """Return where `Costs`, account and totals have a service's kind at a deficit."""
-    return as_index(sensitivity) * NUM_LEVELS + as_index(deficit)
+    return as_index(sensitivity) * NUM_DEFICITS + as_index(deficit)
 
 
 @inlined
@@ -177,3 +179,7 @@ def misalignment_cost(c: Cluster, costs: Costs, pod: int, deficit: int) -> float
     spec = c.pods[pod]
     rate = costs.misaligned[misaligned_at(spec["sensitivity"], deficit)]
     return float(spec["gpus"] * costs.service_s * rate)
+
+
+network_row = inlined(tier_row)
+"""The rule of the table of levels, compiled."""

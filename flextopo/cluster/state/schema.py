@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.scenario import NUM_SENSITIVITIES
-from flextopo.cluster.topology.levels import NUM_LEVELS
+from flextopo.cluster.topology.levels import CLUSTER, NUM_DEFICITS
 
 DEADLINE_S = 60
 """How long an online pod may wait for its place, where nobody says otherwise."""
 
-NUM_MISALIGNED = NUM_SENSITIVITIES * NUM_LEVELS
+NUM_MISALIGNED = NUM_SENSITIVITIES * NUM_DEFICITS
 
 REPLICAS = (0, 1, 2, 4, 8)
 """A service with so many replicas that serve, but fewer than the next number: how much it misses
@@ -101,6 +101,15 @@ POD_FIELDS: dict[str, Field] = {
         "i4", "", "ring of the PodGroup's members; itself when it has none", 0, _COUNT,
         snapshot=Snapshot(0, "the view writes which rows belong together"),
     ),
+    "required_tier": Field(
+        "i1", "", "a `NetworkLevel`: within one such part of the network all members of an online "
+        "PodGroup must lie", CLUSTER, (0, CLUSTER),
+        snapshot=Snapshot(CLUSTER, "decisions look at one replica at a time"),
+    ),
+    "preferred_tier": Field(
+        "i1", "", "within one such part they lose no speed", CLUSTER, (0, CLUSTER),
+        snapshot=Snapshot(CLUSTER, "decisions look at one replica at a time"),
+    ),
     "pdb": Field("i4", "", "PodDisruptionBudget; -1 = none", -1, _INDEX),
     "service": Field(
         "i4", "", "the online service it is a replica of; -1 for batch pods", -1, _INDEX,
@@ -153,6 +162,10 @@ LIVE_FIELDS: dict[str, Field] = {
     "status": Field("i1", "", "see `arrays`"),
     "level": Field("i1", "", "its `AlignmentLevel`", snapshot=_PAST),
     "deficit": Field("i1", "", "0 = the best level for that server, else `level`", snapshot=_PAST),
+    "tier": Field(
+        "i1", "", "0 = its gang lies close enough, else the `NetworkLevel` that it is spread over",
+        snapshot=_PAST,
+    ),
     "disrupted": Field("i1", "", "1 = counts against its disruption budget", snapshot=_PAST),
     "preemptor": Field("i1", "", "1 = once fitted nowhere", snapshot=_PAST),
     "by_preemption": Field("i1", "", "1 = holds what victims gave up", snapshot=_PAST),
@@ -251,6 +264,10 @@ ACCOUNT_FIELDS: dict[str, Field] = {
     "cross_socket": Field("i8", "", "preemptions placed across sockets where a socket would do"),
     "violations": Field("i8", "", "guaranteed pods placed unaligned"),
     "refusals": Field("i8", "", "guaranteed pods refused at the node (restricted admission)"),
+    "gang_preemptions": Field("i8", "", "gangs placed by evicting others"),
+    "gang_hits": Field(
+        "i8", "", "those of them that lie close enough, with every member at its best level"
+    ),
     "invalid_actions": Field("i8", "", "actions that no candidate stood behind"),
 }  # fmt: skip
 """Sums since time 0, whole numbers, so that equal histories give equal bits."""

@@ -208,9 +208,16 @@ References:
     some instances); CoreWeave, InfiniBand labels; Kubernetes, well-known labels (a zone, and no rack).
 """
 
-NUM_TIERS = len(TIERS)
 SERVER, LEAF, BLOCK, CLUSTER = (int(level) for level in NetworkLevel)
 """The same as plain integers for the kernels."""
+
+NUM_DEFICITS = NUM_LEVELS + len([tier for tier in TIERS.values() if tier.speed])
+"""Ways to sit badly: the levels inside a server, then those of the network that cost speed."""
+
+
+def tier_row(tier: int) -> int:
+    """Return the number among the deficits of a gang that is spread over a level of the network."""
+    return NUM_LEVELS + tier - BLOCK
 
 
 def tier_deficit(level: int, best: int) -> int:

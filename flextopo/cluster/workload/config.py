@@ -15,6 +15,9 @@ from flextopo.cluster.workload.tape import MAX_BACKOFF_S
 REPLICA_GPUS = (1, 2, 4, 8)
 """GPUs of an online replica or a batch pod, in the order of the mixes."""
 
+GANG_MEMBERS = (2, 4, 8, 16)
+"""Members of a replica over several servers, in the order of `gang_mix`."""
+
 CHECKPOINT_S = (900, 1800, 3600, 0)
 """Checkpoint intervals of batch jobs in the order of `checkpoint_mix`; 0 = none."""
 
@@ -95,6 +98,17 @@ class WorkloadConfig:
     replica_gpu_mix: tuple[float, ...] = _shares(
         (0.4, 0.3, 0.2, 0.1), "share of services with 1, 2, 4, 8 GPUs a replica: assumption"
     )
+    gang_share: float = _number(
+        0.0, 0, 1, "share of services whose replicas are gangs of whole servers; no public trace says: "
+        "assumption where it is not 0", (0, 0.4),
+    )  # fmt: skip
+    gang_mix: tuple[float, ...] = _shares(
+        (0.5, 0.3, 0.15, 0.05), "share of those with 2, 4, 8, 16 members: assumption"
+    )
+    pair_share: float = _number(
+        0.25, 0, 1, "share of them that are groups of prefill and decode: half of the members have half of "
+        "the GPUs: assumption",
+    )  # fmt: skip
     guaranteed_share: float = _number(0.5, 0, 1, "share of services with requirement guaranteed")
     none_share: float = _number(0.0, 0, 1, "share of services without one; the rest best-effort")
     deadline_min_s: int = _number(

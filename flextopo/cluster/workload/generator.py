@@ -9,6 +9,7 @@ import numpy as np
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.state.schema import DEADLINE_S, NEVER_S, pod_table
+from flextopo.cluster.topology.levels import NetworkLevel
 from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.cluster.workload.batch_jobs import BatchJobs, cut_notes, generate_jobs
 from flextopo.cluster.workload.batch_pods import BatchAttributes, batch_columns, draw_attributes
@@ -47,11 +48,14 @@ class Streams(NamedTuple):
     sensitivities: np.random.Generator
     elastic: np.random.Generator
     spot: np.random.Generator
+    gangs: np.random.Generator
 
     @property
     def of_replicas(self) -> list[np.random.Generator]:
         """What `replica_pods` draws from."""
-        return [self.services, self.seconds, self.start_up, self.deadlines, self.sensitivities]
+        return [
+            self.services, self.seconds, self.start_up, self.deadlines, self.sensitivities, self.gangs,
+        ]  # fmt: skip
 
     @property
     def of_attributes(self) -> list[np.random.Generator]:
@@ -171,6 +175,7 @@ def _columns(online: OnlinePods, jobs: BatchJobs, attributes: BatchAttributes) -
     """Return the tape's arrays before sorting: replicas, then the pods of jobs."""
     batch = batch_columns(jobs, attributes)
     replicas, pods = len(online.service), len(batch["gpus"])
+    gangs = int(online.group.max(initial=-1)) + 1
 
     def join(replica: Any, pod: Any) -> Any:
         both = np.empty(replicas + pods, np.asarray(pod).dtype)
@@ -192,7 +197,9 @@ def _columns(online: OnlinePods, jobs: BatchJobs, attributes: BatchAttributes) -
         "protection_s": join(0, batch["protection_s"]),
         "batch_class": join(0, batch["batch_class"]),
         "checkpoint_s": join(0, batch["checkpoint_s"]),
-        "group": join(-1, batch["group"]),
+        "group": join(online.group, np.where(batch["group"] < 0, -1, batch["group"] + gangs)),
+        "required_tier": join(online.required_tier, NetworkLevel.CLUSTER),
+        "preferred_tier": join(online.preferred_tier, NetworkLevel.CLUSTER),
         "pdb": join(-1, batch["pdb"]),
         "service": join(online.service, -1),
     }

@@ -13,7 +13,8 @@ from flextopo.cluster.jit.kernels import kernel
 from flextopo.cluster.scenario import SENSITIVITIES
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.state.schema import NEVER_S
-from flextopo.cluster.workload.config import REPLICA_GPUS, WorkloadConfig
+from flextopo.cluster.topology.levels import NetworkLevel
+from flextopo.cluster.workload.config import GANG_MEMBERS, REPLICA_GPUS, WorkloadConfig
 
 STEP_S = 600
 """Rates are means over 10 minutes, the window of the public service traces."""
@@ -40,6 +41,9 @@ class OnlinePods:
         requirement: (R,) int64, a `TopologyRequirement`.
         deadline_s: (R,) int64, by when it should have its place.
         sensitivity: (R,) int64, a row of `scenario.SENSITIVITIES`.
+        group: (R,) int64, number of the gang, whose members stand next to each other; -1 = none.
+        required_tier: (R,) int64, a `NetworkLevel`, see `schema.POD_FIELDS`.
+        preferred_tier: (R,) int64, the same.
     """
 
     service: Ints
@@ -50,6 +54,9 @@ class OnlinePods:
     requirement: Ints
     deadline_s: Ints
     sensitivity: Ints
+    group: Ints
+    required_tier: Ints
+    preferred_tier: Ints
 
 
 DAY_STEPS = 86400 // STEP_S
@@ -220,6 +227,23 @@ def _replica_gpus(
     return gpus
 
 
+def _gang_members(
+    config: WorkloadConfig, gpus: Ints, limit: float, per_server: int, rng: np.random.Generator
+) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Draw the members of a replica of each service, 1 = no gang, and whether it has two sizes."""
+    services = len(gpus)
+    chosen = rng.permutation(services) < math.floor(config.gang_share * services + 0.5)
+    sizes = np.array(GANG_MEMBERS)[_mixed(config.gang_mix, services, rng)]
+    members: Ints = np.where(chosen, sizes, 1).astype(np.int64)
+    paired = chosen & (rng.random(services) < config.pair_share) & (per_server > 1)
+    # As for single pods: half of the peak is left to scale in.
+    while (np.where(members > 1, per_server, gpus) * members).sum() > limit / 2:
+        if members.max(initial=1) == 1:
+            break
+        members[int(members.argmax())] //= 2
+    return members, paired & (members > 1)
+
+
 def _requirements(config: WorkloadConfig, services: int, rng: np.random.Generator) -> Ints:
     guaranteed = math.floor(config.guaranteed_share * services + 0.5)
     none = min(math.floor(config.none_share * services + 0.5), services - guaranteed)
@@ -260,8 +284,8 @@ def replica_pods(
         config: peak share, scale-down, start-up, mixes.
         num_gpus: GPUs of the cluster.
         gpus_per_server: no replica has more.
-        rng: five generators: service attributes, seconds inside a step, start-up times, deadlines,
-            sensitivities.
+        rng: six generators: service attributes, seconds inside a step, start-up times, deadlines,
+            sensitivities, gangs.
 
     Returns:
         The replicas of the whole tape.
@@ -269,22 +293,39 @@ def replica_pods(
     services = len(rates)
     limit = config.online_peak_share * num_gpus
     gpus = _replica_gpus(config, services, limit, gpus_per_server, rng[0])
+    members, paired = _gang_members(config, gpus, limit, gpus_per_server, rng[5])
+    gpus = np.where(members > 1, gpus_per_server, gpus)
     requirement = _requirements(config, services, rng[0])
-    n_max = common_n_max(rates, gpus, limit, config)
+    whole = np.where(paired, gpus * 3 // 4, gpus) * members
+    n_max = common_n_max(rates, whole, limit, config)
     replicas = desired_replicas(rates, n_max, config.scale_down_s)
     service, arrive_s, depart_s = _lifo_runs(replicas, num_steps(config)[0], rng[1])
     sigma = math.log(config.start_p90_s / config.start_p50_s) / P90_Z if config.start_p50_s else 0.0
     start = np.exp(sigma * rng[2].standard_normal(len(service)))
     start *= config.start_p50_s * config.start_factor
+    # One row a replica becomes one a member; what was drawn for the replica holds for all of them.
+    rows = np.repeat(np.arange(len(service)), members[service])
+    in_gang = members[service] > 1
+    gang = np.where(in_gang, np.cumsum(in_gang) - 1, -1)[rows]
+    service = service[rows]
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    smaller = paired[service] & (place >= members[service] // 2)
+    guaranteed = requirement[service] == TopologyRequirement.GUARANTEED
+    required = np.where((gang >= 0) & guaranteed, NetworkLevel.LEAF, NetworkLevel.CLUSTER)
     return OnlinePods(
         service=service,
-        arrive_s=arrive_s,
-        depart_s=depart_s,
-        start_s=np.rint(start).astype(np.int64),
-        gpus=gpus[service],
+        arrive_s=arrive_s[rows],
+        depart_s=depart_s[rows],
+        start_s=np.rint(start).astype(np.int64)[rows],
+        gpus=np.where(smaller, gpus[service] // 2, gpus[service]),
         requirement=requirement[service],
         deadline_s=_deadlines(config, services, rng[3])[service],
         sensitivity=_sensitivities(config, gpus, rng[4])[service],
+        group=gang.astype(np.int64),
+        required_tier=required.astype(np.int64),
+        preferred_tier=np.where(gang >= 0, NetworkLevel.LEAF, NetworkLevel.CLUSTER).astype(
+            np.int64
+        ),
     )
 
 

@@ -1,0 +1,625 @@
+"""Victim sets for a gang: the cheapest ways to place its members over a part of the network.
+
+For every server and every number of members that it might take, the cheapest two victim sets are sought
+(one where both sizes meet there). Over a part of the network they are then put together by a dynamic
+programme whose state is how many members of each size have a place; each state keeps the cheapest
+`WAYS`. That goes over each leaf, each block and the cluster, as far as the gang may be spread.
+
+What the programme adds up is what victims lose, and misalignment inside servers. Waiting and the network
+are priced when a way is complete, and so is a victim group on several servers, which is lost once: groups
+with members on two servers of the part are tried as paid for already, all combinations of up to three,
+else each by itself and the cheapest 2, 3, ... of them together.
+
+Bounds: in a part of more than 64 servers only those are put together that are among the cheapest 16 +
+`WAYS` for some number of members, which changes none of the kept ways, since a gang uses 16 servers at
+most; a node offers `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a disruption budget over
+several servers makes a way illegal only when it is complete.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from flextopo.cluster.jit.kernels import kernel, lowest_bit, popcount, stage, with_network
+from flextopo.cluster.state.arrays import (
+    MAX_MEMBERS,
+    MAX_PODS_PER_NODE,
+    OPTIONS_A_NODE,
+    WAYS,
+    Cluster,
+    as_index,
+    is_eligible,
+)
+from flextopo.cluster.state.candidates import (
+    MAX_STEPS,
+    CandidateArrays,
+    Workspace,
+    added_cost,
+    budget_left,
+    freed,
+    gather,
+    last_gone_s,
+    leaving,
+    victim_slots,
+)
+from flextopo.cluster.state.gangs import (
+    Gang,
+    gang_of,
+    has_first_size,
+    node_at,
+    part_end,
+    tier_shortfall,
+    widen,
+)
+from flextopo.cluster.state.loss import (
+    Costs,
+    eviction_cost,
+    misalignment_cost,
+    network_row,
+    waiting_cost,
+)
+from flextopo.cluster.state.placement import best_level, is_aligned, level_deficit, place
+from flextopo.cluster.topology.levels import CLUSTER, LEAF, NO_FIT, SERVER
+
+MAX_PAID = 8
+"""Victim groups of a part that are tried as paid for."""
+
+LARGE_PART = 64
+"""Servers of a part from which on the dear ones are left out."""
+
+KEPT_NODES = MAX_MEMBERS + WAYS
+PAID, GROUPS, BUDGETS, SEATS = 0, 2 * MAX_PAID, 144, 272
+"""Where in `gang_marks` stand the groups that are paid for, those whose loss a way has counted, its budgets, and its seats."""
+
+TRIED, COUNTED = MAX_PAID, SEATS + 2 * MAX_MEMBERS
+"""Where the groups stand that are tried, by a member, and how many GPUs each frees."""
+
+NEVER = 1e300
+
+
+@stage
+def _seat_all(
+    c: Cluster, costs: Costs, g: Gang, node: int, slots: int, first: int, second: int
+) -> tuple[float, int, int]:
+    """Place members on a node without some pods.
+
+    Returns:
+        Expected loss of their misalignment, -1 where they do not fit; worst level and deficit.
+    """
+    model, total, worst, deficit = c.nodes[node]["model"], 0.0, as_index(0), as_index(0)
+    cores, taken = c.scratch[0], c.scratch[1]
+    free = freed(c, node, slots, cores)
+    for size in range(2):
+        gpus, wanted = g.gpus[size], g.cores[size]
+        best = best_level(c.models, model, gpus, wanted)
+        for _ in range(first if size == 0 else second):
+            level, mask = place(c.models, model, free, cores, gpus, wanted, taken)
+            if level == NO_FIT or (g.aligned and not is_aligned(level, best)):
+                return -1.0, worst, deficit
+            free &= ~mask
+            for u in range(cores.shape[0]):
+                cores[u] -= taken[u]
+            below = as_index(level_deficit(level, best))
+            worst, deficit = max(worst, as_index(level)), max(deficit, below)
+            total += misalignment_cost(c, costs, g.member[size], below)
+    return total, worst, deficit
+
+
+class Step(NamedTuple):
+    """Some members of a gang that a server is to take.
+
+    Fields: `rank` of the server; `first` and `second`, how many members of each size; `eligible` pods
+    there that may be victims; `soon`, places of those that are gone before a victim would be; `begin`,
+    where options of this step begin in `gang_options`, and `start`, where those of the server do; `sets`,
+    how many victim sets are kept.
+    """
+
+    rank: int
+    first: int
+    second: int
+    eligible: int
+    soon: int
+    begin: int
+    start: int
+    sets: int
+
+
+class Option(NamedTuple):
+    """What a server can do; fields as in OPTION_DTYPE."""
+
+    cost: float
+    misaligned: float
+    slots: int
+    wait_s: int
+    level: int
+    deficit: int
+
+
+@stage
+def _add_option(c: Cluster, g: Gang, s: Step, end: int, option: Option) -> int:
+    """Insert an option among those of its step, the cheapest first; return where they end."""
+    at, begin, cost = end, s.begin, option.cost
+    if end - begin == s.sets:
+        at = end - 1
+        if cost >= c.gang_options[at]["cost"]:
+            return end
+    elif end < s.start + OPTIONS_A_NODE:
+        end += 1
+    else:
+        return end
+    while at > begin and c.gang_options[at - 1]["cost"] > cost:
+        before, here = c.gang_options[at - 1], c.gang_options[at]
+        here["cost"], here["misaligned"] = before["cost"], before["misaligned"]
+        here["slots"], here["wait_s"] = before["slots"], before["wait_s"]
+        here["rank"], here["step"] = before["rank"], before["step"]
+        here["level"], here["deficit"] = before["level"], before["deficit"]
+        at -= 1
+    here = c.gang_options[at]
+    here["cost"], here["misaligned"], here["slots"] = cost, option.misaligned, option.slots
+    here["wait_s"], here["level"], here["deficit"] = option.wait_s, option.level, option.deficit
+    here["rank"], here["step"] = s.rank, s.first * (g.second + 1) + s.second
+    return end
+
+
+@stage
+def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> int:
+    """Find the cheapest victim sets with which a node takes some members; return where they end.
+
+    Walks the sets depth first, and leaves a path at the first set that suffices, unless one more victim
+    could align the members better.
+    """
+    node, first, second, eligible = node_at(c, s.rank), s.first, s.second, s.eligible
+    need_gpus = first * g.gpus[0] + second * g.gpus[1] - popcount(c.nodes[node]["gpu_free"])
+    need_cores = first * g.cores[0] + second * g.cores[1] - c.nodes[node]["cores_free"]
+    gone, nobody, now = s.soon, as_index(0), c.totals[0]["now_s"]
+    if need_gpus <= 0 and need_cores <= 0:
+        cost, level, deficit = _seat_all(c, costs, g, node, nobody, first, second)
+        if cost >= 0.0:
+            return _add_option(c, g, s, s.begin, Option(cost, cost, nobody, nobody, level, deficit))
+    while gone != 0:
+        other = as_index(c.node_pods[node, lowest_bit(gone)])
+        gone &= gone - 1
+        need_gpus -= popcount(c.live[other]["gpu_mask"])
+        for u in range(c.pod_cores.shape[1]):
+            need_cores -= c.pod_cores[other, u]
+    w.eligible[eligible]["rest_gpus"] = w.eligible[eligible]["rest_cores"] = 0
+    for i in range(eligible - 1, -1, -1):
+        one, behind = w.eligible[i], w.eligible[i + 1]
+        one["rest_gpus"] = behind["rest_gpus"] + one["gpus"][0]
+        one["rest_cores"] = behind["rest_cores"] + one["cores"][0]
+    end, depth, i, fresh = s.begin, 0, 0, True
+    w.path[0]["cost"] = 0.0
+    for _ in range(MAX_STEPS):
+        path = w.path[depth]
+        done = end - s.begin == s.sets and path["cost"] >= c.gang_options[end - 1]["cost"]
+        if fresh and not done and need_gpus <= 0 and need_cores <= 0:
+            slots = s.soon
+            for j in range(depth):
+                slots |= 1 << w.eligible[w.path[j]["taken"]]["slot"]
+            cost, level, deficit = _seat_all(c, costs, g, node, slots, first, second)
+            if cost >= 0.0:
+                wait_s = as_index(int(costs.grace_s))
+                if depth == 0:
+                    wait_s = max(as_index(0), last_gone_s(c, node, slots) - now)
+                total = path["cost"] + cost
+                end = _add_option(c, g, s, end, Option(total, cost, slots, wait_s, level, deficit))
+                done = cost == 0.0
+        fresh = False
+        one = w.eligible[i]
+        if (
+            not done
+            and i < eligible
+            and one["rest_gpus"] >= need_gpus
+            and one["rest_cores"] >= need_cores
+        ):
+            if budget_left(c, w, depth, i):
+                w.path[depth + 1]["cost"] = path["cost"] + added_cost(c, w, depth, i)
+                path["taken"] = i
+                depth += 1
+                need_gpus -= one["gpus"][0]
+                need_cores -= one["cores"][0]
+                fresh = True
+            i += 1
+            continue
+        if depth == 0:
+            break
+        depth -= 1
+        i = w.path[depth]["taken"]
+        need_gpus += w.eligible[i]["gpus"][0]
+        need_cores += w.eligible[i]["cores"][0]
+        i += 1
+    return end
+
+
+@kernel
+def _search_node(
+    c: Cluster, costs: Costs, g: Gang, rank: int, paid: int, w: Workspace, start: int
+) -> int:
+    """Write what a node can do for a gang from a place of `gang_options` on; return where that ends.
+
+    The first `paid` groups in `gang_marks` cost nothing more.
+    """
+    node, end, by_socket = node_at(c, rank), start, bool(np.bool_(False))
+    eligible, some_leave = gather(c, costs, g.leader, node, by_socket, w)
+    soon, room = as_index(0), MAX_PODS_PER_NODE - c.nodes[node]["num_pods"]
+    if some_leave:
+        soon = leaving(c, node, costs.grace_s).soon
+    for i in range(eligible):
+        group = c.pods[w.eligible[i]["pod"]]["group"]
+        for j in range(paid):
+            if group >= 0 and group == c.gang_marks[j]:
+                w.eligible[i]["cost"] = 0.0
+    model = c.nodes[node]["model"]
+    gpus, cores = c.models[model]["num_gpus"], 0
+    for u in range(c.models[model]["num_numa"]):
+        cores += c.models[model]["numa_cores"][u]
+    for first in range(g.first + 1):
+        for second in range(g.second + 1):
+            if first + second == 0 or first + second > room:
+                continue
+            if first * g.gpus[0] + second * g.gpus[1] > gpus:
+                break
+            if first * g.cores[0] + second * g.cores[1] > cores:
+                break
+            sets = as_index(1 if first > 0 and second > 0 else 2)
+            a, b = as_index(first), as_index(second)
+            end = _search_step(c, costs, g, Step(rank, a, b, eligible, soon, end, start, sets), w)
+    return end
+
+
+@stage
+def _push(
+    c: Cluster, state: int, ways: int, cost: float, option: int, before: int, used: int
+) -> int:
+    """Keep a way of a state if it is among the cheapest; return how long the trail is."""
+    base = state * WAYS
+    at = base + ways - 1
+    if cost >= c.gang_ways[at]["cost"] or used == c.gang_trail.shape[0]:
+        return used
+    while at > base and c.gang_ways[at - 1]["cost"] > cost:
+        c.gang_ways[at]["cost"] = c.gang_ways[at - 1]["cost"]
+        c.gang_ways[at]["trail"] = c.gang_ways[at - 1]["trail"]
+        at -= 1
+    c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = cost, used
+    c.gang_trail[used]["option"], c.gang_trail[used]["before"] = option, before
+    return used + 1
+
+
+@kernel
+def _choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
+    """Mark the servers of a part that its cheapest ways can use: see the bounds above."""
+    everybody = end - begin <= LARGE_PART
+    for rank in range(begin, end):
+        c.gang_nodes[rank]["used"] = everybody
+        c.gang_nodes[rank]["seen"] = 0
+    if everybody:
+        return
+    for step in range(1, (g.first + 1) * (g.second + 1)):
+        for _ in range(KEPT_NODES):
+            least, chosen = NEVER, as_index(-1)
+            for rank in range(begin, end):
+                here = c.gang_nodes[rank]
+                if here["seen"] == step:
+                    continue
+                for at in range(here["begin"], here["end"]):
+                    option = c.gang_options[at]
+                    if option["step"] == step and option["cost"] < least:
+                        least, chosen = option["cost"], as_index(rank)
+            if chosen < 0:
+                break
+            c.gang_nodes[chosen]["used"], c.gang_nodes[chosen]["seen"] = 1, step
+
+
+@kernel
+def _combine(c: Cluster, g: Gang, begin: int, end: int, ways: int) -> None:
+    """Put the options of the chosen servers of a part together: `gang_ways` gets the cheapest."""
+    stride = g.second + 1
+    states = (g.first + 1) * stride
+    for at in range(states * WAYS):
+        c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = NEVER, -1
+    c.gang_ways[0]["cost"] = 0.0
+    used = as_index(0)
+    for rank in range(begin, end):
+        here = c.gang_nodes[rank]
+        if here["used"] == 0 or here["begin"] == here["end"]:
+            continue
+        for state in range(states - 1, 0, -1):
+            first, second = state // stride, state % stride
+            for at in range(here["begin"], here["end"]):
+                step = as_index(c.gang_options[at]["step"])
+                if step > state or step // stride > first or step % stride > second:
+                    continue
+                base = (state - step) * WAYS
+                for way in range(ways):
+                    so_far = c.gang_ways[base + way]
+                    if so_far["cost"] >= NEVER:
+                        break
+                    cost = so_far["cost"] + c.gang_options[at]["cost"]
+                    used = _push(
+                        c,
+                        as_index(state),
+                        ways,
+                        cost,
+                        as_index(at),
+                        as_index(so_far["trail"]),
+                        used,
+                    )
+
+
+@stage
+def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
+    """Return what the victims of a way lose, each PodGroup once; `NEVER` where a budget forbids it."""
+    total, groups, budgets = 0.0, as_index(GROUPS), as_index(BUDGETS)
+    while trail >= 0:
+        option = c.gang_options[c.gang_trail[trail]["option"]]
+        trail = as_index(c.gang_trail[trail]["before"])
+        node, slots = node_at(c, as_index(option["rank"])), as_index(option["slots"])
+        slots = victim_slots(c, node, slots)
+        while slots != 0:
+            victim = as_index(c.node_pods[node, lowest_bit(slots)])
+            slots &= slots - 1
+            group, pdb = c.pods[victim]["group"], c.pods[victim]["pdb"]
+            seen = False
+            for at in range(GROUPS, groups):
+                seen = seen or c.gang_marks[at] == group
+            if group >= 0 and not seen and groups < BUDGETS:
+                c.gang_marks[groups] = group
+                groups += 1
+            if not seen or group < 0:
+                total += eviction_cost(c, victim, costs)
+            if pdb >= 0 and budgets < SEATS:
+                c.gang_marks[budgets] = pdb
+                budgets += 1
+                uses = 0
+                for at in range(BUDGETS, budgets):
+                    uses += c.gang_marks[at] == pdb
+                if uses > c.pdb_left[pdb]:
+                    return NEVER
+    return total
+
+
+@stage
+def _write_seats(c: Cluster, g: Gang, trail: int) -> None:
+    """Write node and places of each member of a way behind `SEATS` in `gang_marks`."""
+    member, firsts, seconds = g.leader, 0, 0
+    for seat in range(g.first + g.second):
+        is_first = has_first_size(c, g, member)
+        left, at = (firsts if is_first else seconds) + 1, trail
+        while at >= 0:
+            option = c.gang_options[c.gang_trail[at]["option"]]
+            step = as_index(option["step"])
+            left -= step // (g.second + 1) if is_first else step % (g.second + 1)
+            if left <= 0:
+                c.gang_marks[SEATS + seat] = node_at(c, as_index(option["rank"]))
+                c.gang_marks[SEATS + MAX_MEMBERS + seat] = option["slots"]
+                break
+            at = as_index(c.gang_trail[at]["before"])
+        firsts += is_first
+        seconds += not is_first
+        member = as_index(c.pods[member]["next_member"])
+
+
+@stage
+def _are_kept(c: Cluster, g: Gang, out: CandidateArrays, kept: int, cost: float) -> bool:
+    """Say whether a kept candidate has the seats in `gang_marks`."""
+    for i in range(kept):
+        if out.cost[i] != cost:
+            continue
+        same = True
+        for seat in range(g.first + g.second):
+            same = same and out.seat_node[i, seat] == c.gang_marks[SEATS + seat]
+            same = same and out.seat_slots[i, seat] == c.gang_marks[SEATS + MAX_MEMBERS + seat]
+        if same:
+            return True
+    return False
+
+
+@stage
+def _offer(c: Cluster, costs: Costs, g: Gang, trail: int, out: CandidateArrays, kept: int) -> int:
+    """Price a complete way, and keep it if it is among the cheapest; return how many are kept."""
+    lost = _lost_by_victims(c, costs, trail)
+    if lost >= NEVER:
+        return kept
+    misaligned, level, deficit, wait_s = 0.0, as_index(0), as_index(0), as_index(0)
+    at, tier, first_node = trail, as_index(SERVER), as_index(-1)
+    while at >= 0:
+        option = c.gang_options[c.gang_trail[at]["option"]]
+        at = as_index(c.gang_trail[at]["before"])
+        misaligned += option["misaligned"]
+        level, deficit = (
+            max(level, as_index(option["level"])),
+            max(deficit, as_index(option["deficit"])),
+        )
+        wait_s = max(wait_s, as_index(option["wait_s"]))
+        node = node_at(c, as_index(option["rank"]))
+        if first_node < 0:
+            first_node = node
+        tier = widen(c, tier, first_node, node)
+    if tier > c.pods[g.leader]["required_tier"]:
+        return kept
+    cost, below, member = lost + misaligned, tier_shortfall(c, g.leader, tier), g.leader
+    for _ in range(g.first + g.second):
+        cost += waiting_cost(c, costs, member, float(wait_s))
+        if below > 0:
+            cost += misalignment_cost(c, costs, member, network_row(below))
+        member = as_index(c.pods[member]["next_member"])
+    capacity, at = out.cost.shape[0], kept
+    if kept == capacity:
+        if cost >= out.cost[kept - 1]:
+            return kept
+        at = kept - 1
+    _write_seats(c, g, trail)
+    if _are_kept(c, g, out, kept, cost):  # a leaf, its block and the cluster give the same
+        return kept
+    while at > 0 and out.cost[at - 1] > cost:
+        _move_back(out, at)
+        at -= 1
+    out.level[at], out.deficit[at], out.tier[at] = level, deficit, tier
+    out.wait_s[at], out.cost[at] = wait_s, cost
+    for seat in range(g.first + g.second):
+        out.seat_node[at, seat] = c.gang_marks[SEATS + seat]
+        out.seat_slots[at, seat] = c.gang_marks[SEATS + MAX_MEMBERS + seat]
+    out.node[at], out.slots[at] = out.seat_node[at, 0], out.seat_slots[at, 0]
+    return as_index(min(kept + 1, capacity))
+
+
+@stage
+def _move_back(out: CandidateArrays, at: int) -> None:
+    """Move the candidate before a place into it."""
+    out.node[at], out.slots[at] = out.node[at - 1], out.slots[at - 1]
+    out.level[at], out.deficit[at] = out.level[at - 1], out.deficit[at - 1]
+    out.wait_s[at], out.cost[at] = out.wait_s[at - 1], out.cost[at - 1]
+    out.tier[at] = out.tier[at - 1]
+    for seat in range(MAX_MEMBERS):
+        out.seat_node[at, seat] = out.seat_node[at - 1, seat]
+        out.seat_slots[at, seat] = out.seat_slots[at - 1, seat]
+
+
+@stage
+def _find_groups(c: Cluster, g: Gang, begin: int, end: int) -> int:
+    """Write a member of each PodGroup that could lose members on two servers of a part at once.
+
+    Returns:
+        How many they are: those that free the most GPUs there, `MAX_PAID` at most.
+    """
+    count, priority = as_index(0), c.pods[g.leader]["priority"]
+    tier = CLUSTER if end - begin > 1 else SERVER
+    for rank in range(begin, end):
+        node = node_at(c, as_index(rank))
+        for slot in range(c.nodes[node]["num_pods"]):
+            pod = as_index(c.node_pods[node, slot])
+            if c.pods[pod]["next_member"] == pod or not is_eligible(c, pod, priority):
+                continue
+            gpus, elsewhere, is_first, other = as_index(0), False, True, pod
+            while True:
+                there = as_index(c.live[other]["node"])
+                if there >= 0 and c.gang_nodes[there]["part"] == begin:
+                    gpus += c.pods[other]["gpus"]
+                    elsewhere = elsewhere or there != node
+                    is_first = is_first and other >= pod
+                other = as_index(c.pods[other]["next_member"])
+                if other == pod:
+                    break
+            if not elsewhere or not is_first or tier == SERVER:
+                continue
+            at = count if count < MAX_PAID else as_index(MAX_PAID - 1)
+            if count == MAX_PAID and gpus <= c.gang_marks[COUNTED + at]:
+                continue
+            while at > 0 and c.gang_marks[COUNTED + at - 1] < gpus:
+                c.gang_marks[COUNTED + at] = c.gang_marks[COUNTED + at - 1]
+                c.gang_marks[TRIED + at] = c.gang_marks[TRIED + at - 1]
+                at -= 1
+            c.gang_marks[COUNTED + at], c.gang_marks[TRIED + at] = gpus, pod
+            count = min(count + 1, as_index(MAX_PAID))
+    return count
+
+
+class Part(NamedTuple):
+    """Servers of a part of the network, by block and leaf, and the first place for further options."""
+
+    begin: int
+    end: int
+    free: int
+
+
+@stage
+def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, paid: int, w: Workspace) -> None:
+    """Search the servers anew that hold members of the groups that are paid for."""
+    free = part.free
+    for rank in range(part.begin, part.end):
+        node, here = node_at(c, as_index(rank)), c.gang_nodes[rank]
+        here["kept_begin"], here["kept_end"] = here["begin"], here["end"]
+        holds = False
+        for slot in range(c.nodes[node]["num_pods"]):
+            group = c.pods[as_index(c.node_pods[node, slot])]["group"]
+            for j in range(paid):
+                holds = holds or (group >= 0 and group == c.gang_marks[PAID + j])
+        if holds and free + OPTIONS_A_NODE <= c.gang_options.shape[0]:
+            here["begin"] = free
+            free = _search_node(c, costs, g, as_index(rank), paid, w, free)
+            here["end"] = free
+
+
+@stage
+def _take_paid(c: Cluster, groups: int, which: int) -> int:
+    """Write the groups of an attempt to those that are paid for; return how many."""
+    paid = as_index(0)
+    for j in range(groups):
+        if groups <= 3:
+            chosen = ((which + 1) >> j) & 1 == 1
+        else:
+            chosen = j == which if which < groups else j <= which - groups + 1
+        if chosen:
+            c.gang_marks[PAID + paid] = c.pods[as_index(c.gang_marks[TRIED + j])]["group"]
+            paid += 1
+    return paid
+
+
+@kernel
+def _search_part(
+    c: Cluster, costs: Costs, g: Gang, part: Part, w: Workspace, out: CandidateArrays, kept: int
+) -> int:
+    """Find ways for a gang within a part of the network; return how many candidates are kept."""
+    most, begin, end = as_index(0), part.begin, part.end
+    for rank in range(begin, end):
+        here = c.gang_nodes[rank]
+        c.gang_nodes[node_at(c, as_index(rank))]["part"] = begin
+        most += here["end"] - here["begin"]
+    if most == 0:
+        return kept
+    ways = as_index(min(WAYS, out.cost.shape[0]))
+    groups = _find_groups(c, g, begin, end)
+    attempts = (1 << groups) - 1 if groups <= 3 else 2 * groups - 1
+    for which in range(-1, attempts):
+        if which >= 0:
+            paid = _take_paid(c, groups, as_index(which))
+            _search_again(c, costs, g, part, paid, w)
+        _choose_nodes(c, g, begin, end)
+        _combine(c, g, begin, end, ways)
+        last = ((g.first + 1) * (g.second + 1) - 1) * WAYS
+        for way in range(ways):
+            if c.gang_ways[last + way]["cost"] < NEVER:
+                kept = _offer(c, costs, g, as_index(c.gang_ways[last + way]["trail"]), out, kept)
+        if which >= 0:
+            for rank in range(begin, end):
+                here = c.gang_nodes[rank]
+                here["begin"], here["end"] = here["kept_begin"], here["kept_end"]
+    return kept
+
+
+@with_network(otherwise=0)
+def find_for_gang(
+    c: Cluster, costs: Costs, pod: int, aligned: bool, w: Workspace, out: CandidateArrays
+) -> int:
+    """Find victim sets that let all members of a gang start, the cheapest first.
+
+    Args:
+        c: the cluster, of which only scratch memory is modified.
+        costs: the loss in GPU-seconds.
+        pod: a member of the gang.
+        aligned: only aligned places inside servers are legal.
+        w: scratch memory.
+        out: memory for the candidates.
+
+    Returns:
+        Number of candidates in `out`.
+    """
+    g = gang_of(c, pod, aligned)
+    free, kept, nobody = as_index(0), as_index(0), as_index(0)
+    for rank in range(c.network.shape[0]):
+        here = c.gang_nodes[rank]
+        here["begin"], here["part"] = free, -1
+        free = _search_node(c, costs, g, as_index(rank), nobody, w, free)
+        here["end"] = free
+    required = as_index(c.pods[pod]["required_tier"])
+    tier = min(required, as_index(LEAF))
+    while tier <= required:
+        begin = as_index(0)
+        while begin < c.network.shape[0]:
+            end = part_end(c, tier, begin)
+            kept = _search_part(c, costs, g, Part(begin, end, free), w, out, kept)
+            begin = end
+        tier += 1
+    return kept
