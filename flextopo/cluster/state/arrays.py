@@ -67,10 +67,13 @@ GANG_NODE_DTYPE = np.dtype(
         ("first", "i4"),  # members of each size that are placed there
         ("second", "i4"),
         ("used", "i4"),  # 1 = among the nodes that the cheapest ways can use
-        ("seen", "i4"),  # the last step that it is among the cheapest for
         ("part", "i4"),  # by node, not by rank: where the part of the network in hand begins
     ]
 )
+KEPT_NODES = MAX_MEMBERS + WAYS
+"""Servers of a large part that are looked at for each number of members, the cheapest."""
+
+TOP_DTYPE = np.dtype([("cost", "f8"), ("rank", "i8")])
 WAY_DTYPE = np.dtype([("cost", "f8"), ("trail", "i8")])
 TRAIL_DTYPE = np.dtype([("option", "i4"), ("before", "i4")])
 """How a way came about: its last option, and the entry before it; -1 = none."""
@@ -114,6 +117,7 @@ class Cluster(NamedTuple):
     ]
     gang_options: Annotated[Records, Array(OPTION_DTYPE, ("options",), Kind.SCRATCH)]
     gang_nodes: Annotated[Records, Array(GANG_NODE_DTYPE, ("hosts",), Kind.SCRATCH)]
+    gang_top: Annotated[Records, Array(TOP_DTYPE, ("top",), Kind.SCRATCH)]
     gang_ways: Annotated[Records, Array(WAY_DTYPE, ("ways",), Kind.SCRATCH)]
     gang_trail: Annotated[Records, Array(TRAIL_DTYPE, ("trail",), Kind.SCRATCH)]
     gang_features: Annotated[
@@ -137,6 +141,7 @@ def cluster_sizes(
         "columns": 3,
         "options": (hosts + 1) * OPTIONS_A_NODE if hosts else 0,
         "ways": STATES * WAYS if hosts else 0,
+        "top": STATES * KEPT_NODES if hosts else 0,
         "trail": 64 * hosts + 4096 if hosts else 0,
         "marks": MARKS if hosts else 0,
         "features": MAX_FEATURES if hosts else 0,

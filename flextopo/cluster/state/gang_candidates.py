@@ -1,7 +1,7 @@
 """Victim sets for a gang: the cheapest ways to place its members over a part of the network.
 
 For every server and every number of members that it might take, the cheapest two victim sets are sought
-(one where both sizes meet there). Over a part of the network they are then put together by a dynamic
+(one for gangs of two sizes). Over a part of the network they are then put together by a dynamic
 programme whose state is how many members of each size have a place; each state keeps the cheapest
 `WAYS`. That goes over each leaf, each block and the cluster, as far as the gang may be spread.
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from flextopo.cluster.jit.kernels import kernel, lowest_bit, popcount, stage, with_network
 from flextopo.cluster.state.arrays import (
+    KEPT_NODES,
     MAX_PODS_PER_NODE,
     OPTIONS_A_NODE,
     WAYS,
@@ -69,7 +70,6 @@ MAX_PAID = 8
 LARGE_PART = 64
 """Servers of a part from which on the dear ones are left out."""
 
-KEPT_NODES = MAX_MEMBERS + WAYS
 PAID, GROUPS, BUDGETS, SEATS = 0, 2 * MAX_PAID, 144, 272
 """Where in `gang_marks` stand the groups that are paid for, those whose loss a way has counted, its budgets, and its seats."""
 
@@ -263,7 +263,7 @@ def _search_node(
                 break
             if first * g.cores[0] + second * g.cores[1] > cores:
                 break
-            sets = as_index(1 if first > 0 and second > 0 else 2)
+            sets = as_index(1 if g.second > 0 else 2)
             a, b = as_index(first), as_index(second)
             end = _search_step(c, costs, g, Step(rank, a, b, eligible, soon, end, start, sets), w)
     return end
@@ -293,40 +293,73 @@ def _choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
     everybody = end - begin <= LARGE_PART
     for rank in range(begin, end):
         c.gang_nodes[rank]["used"] = everybody
-        c.gang_nodes[rank]["seen"] = 0
     if everybody:
         return
-    for step in range(1, (g.first + 1) * (g.second + 1)):
-        for _ in range(KEPT_NODES):
-            least, chosen = NEVER, as_index(-1)
-            for rank in range(begin, end):
-                here = c.gang_nodes[rank]
-                if here["seen"] == step:
-                    continue
-                for at in range(here["begin"], here["end"]):
-                    option = c.gang_options[at]
-                    if option["step"] == step and option["cost"] < least:
-                        least, chosen = option["cost"], as_index(rank)
-            if chosen < 0:
-                break
-            c.gang_nodes[chosen]["used"], c.gang_nodes[chosen]["seen"] = 1, step
+    states = (g.first + 1) * (g.second + 1)
+    for at in range(states * KEPT_NODES):
+        c.gang_top[at]["cost"], c.gang_top[at]["rank"] = NEVER, -1
+    for rank in range(begin, end):
+        here, last = c.gang_nodes[rank], -1
+        for at in range(here["begin"], here["end"]):
+            option = c.gang_options[at]
+            if option["step"] == last:  # the first of a step is its cheapest
+                continue
+            last = option["step"]
+            base = last * KEPT_NODES
+            place_ = base + KEPT_NODES - 1
+            if option["cost"] >= c.gang_top[place_]["cost"]:
+                continue
+            while place_ > base and c.gang_top[place_ - 1]["cost"] > option["cost"]:
+                before = c.gang_top[place_ - 1]
+                c.gang_top[place_]["cost"], c.gang_top[place_]["rank"] = (
+                    before["cost"],
+                    before["rank"],
+                )
+                place_ -= 1
+            c.gang_top[place_]["cost"], c.gang_top[place_]["rank"] = option["cost"], rank
+    for at in range(states * KEPT_NODES):
+        if c.gang_top[at]["rank"] >= 0:
+            c.gang_nodes[c.gang_top[at]["rank"]]["used"] = 1
 
 
 @kernel
-def _combine(c: Cluster, g: Gang, begin: int, end: int, ways: int) -> None:
-    """Put the options of the chosen servers of a part together: `gang_ways` gets the cheapest."""
+def _combine(c: Cluster, g: Gang, begin: int, end: int, ways: int, limit: float) -> None:
+    """Put the options of the chosen servers of a part together: `gang_ways` gets the cheapest.
+
+    Nothing that costs the limit already is followed up.
+    """
     stride = g.second + 1
     states = (g.first + 1) * stride
     for at in range(states * WAYS):
         c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = NEVER, -1
     c.gang_ways[0]["cost"] = 0.0
-    used = as_index(0)
+    used, left_first, left_second = as_index(0), 0, 0
+    for rank in range(begin, end):
+        here = c.gang_nodes[rank]
+        here["first"] = here["second"] = 0
+        if here["used"]:
+            for at in range(here["begin"], here["end"]):
+                step = as_index(c.gang_options[at]["step"])
+                here["first"] = max(here["first"], step // stride)
+                here["second"] = max(here["second"], step % stride)
+        left_first += here["first"]
+        left_second += here["second"]
+    so_far_first, so_far_second = 0, 0
     for rank in range(begin, end):
         here = c.gang_nodes[rank]
         if here["used"] == 0 or here["begin"] == here["end"]:
             continue
-        for state in range(states - 1, 0, -1):
+        left_first -= here["first"]
+        left_second -= here["second"]
+        so_far_first += here["first"]
+        so_far_second += here["second"]
+        # States that the servers so far cannot reach, or those to come cannot complete, are left out.
+        top = min(g.first, so_far_first) * stride + min(g.second, so_far_second)
+        bottom = max(max(0, g.first - left_first) * stride, 1)
+        for state in range(top, bottom - 1, -1):
             first, second = state // stride, state % stride
+            if second > so_far_second or second < g.second - left_second:
+                continue
             for at in range(here["begin"], here["end"]):
                 step = as_index(c.gang_options[at]["step"])
                 if step > state or step // stride > first or step % stride > second:
@@ -337,6 +370,8 @@ def _combine(c: Cluster, g: Gang, begin: int, end: int, ways: int) -> None:
                     if so_far["cost"] >= NEVER:
                         break
                     cost = so_far["cost"] + c.gang_options[at]["cost"]
+                    if cost >= limit:
+                        break
                     used = _push(
                         c,
                         as_index(state),
@@ -517,11 +552,16 @@ def _find_groups(c: Cluster, g: Gang, begin: int, end: int) -> int:
 
 
 class Part(NamedTuple):
-    """Servers of a part of the network, by block and leaf, and the first place for further options."""
+    """A part of the network.
+
+    Fields: `begin` and `end` of its servers by block and leaf; `free`, the first place for further
+    options; `ways` that are followed up.
+    """
 
     begin: int
     end: int
     free: int
+    ways: int
 
 
 @stage
@@ -562,14 +602,13 @@ def _search_part(
     c: Cluster, costs: Costs, g: Gang, part: Part, w: Workspace, out: CandidateArrays, kept: int
 ) -> int:
     """Find ways for a gang within a part of the network; return how many candidates are kept."""
-    most, begin, end = as_index(0), part.begin, part.end
+    most, begin, end, ways = as_index(0), part.begin, part.end, part.ways
     for rank in range(begin, end):
         here = c.gang_nodes[rank]
         c.gang_nodes[node_at(c, as_index(rank))]["part"] = begin
         most += here["end"] - here["begin"]
     if most == 0:
         return kept
-    ways = as_index(min(WAYS, out.cost.shape[0]))
     groups = _find_groups(c, g, begin, end)
     attempts = (1 << groups) - 1 if groups <= 3 else 2 * groups - 1
     for which in range(-1, attempts):
@@ -577,7 +616,8 @@ def _search_part(
             paid = _take_paid(c, groups, as_index(which))
             _search_again(c, costs, g, part, paid, w)
         _choose_nodes(c, g, begin, end)
-        _combine(c, g, begin, end, ways)
+        limit = out.cost[kept - 1] if kept == out.cost.shape[0] else NEVER
+        _combine(c, g, begin, end, ways, limit)
         last = ((g.first + 1) * (g.second + 1) - 1) * WAYS
         for way in range(ways):
             if c.gang_ways[last + way]["cost"] < NEVER:
@@ -616,10 +656,15 @@ def find_for_gang(
     required = as_index(c.pods[pod]["required_tier"])
     tier = min(required, as_index(LEAF))
     while tier <= required:
-        begin = as_index(0)
+        begin, parts = as_index(0), 0
+        while begin < c.network.shape[0]:
+            begin = part_end(c, tier, begin)
+            parts += 1
+        # All parts together are to give as many candidates as there is room for.
+        ways, begin = as_index(min(WAYS, -(-out.cost.shape[0] // parts))), as_index(0)
         while begin < c.network.shape[0]:
             end = part_end(c, tier, begin)
-            kept = _search_part(c, costs, g, Part(begin, end, free), w, out, kept)
+            kept = _search_part(c, costs, g, Part(begin, end, free, ways), w, out, kept)
             begin = end
         tier += 1
     return kept
