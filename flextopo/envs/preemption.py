@@ -30,7 +30,8 @@ class PreemptionEnv(gym.Env[Any, Any]):
     ## Description
     A cluster of GPU servers runs online services (high priority, diurnal) and batch jobs. Whenever
     an online pod fits nowhere, the agent picks one of K candidates: a node and a minimal set of
-    lower-priority pods to evict there. Between decisions the simulator runs by itself. An episode
+    lower-priority pods to evict there. Where servers have a network, replicas may be gangs: one decision
+    then seats all members, on several servers. Between decisions the simulator runs by itself. An episode
     is one day; before its first decision the cluster warms up for half a day.
 
     ## Action Space
@@ -42,7 +43,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
 
     ## Observation Space
     `Dict` of float32 boxes within [-1, 1]: `preemptor` (9,), `cluster` (16,), `candidates` (K, 33),
-    and `action_mask` (K + 1,) int8, 1 = legal. `flextopo.cluster.observation.features` names every entry.
+    with a network (K, 41), and `action_mask` (K + 1,) int8, 1 = legal. `flextopo.cluster.observation.features` names every entry.
 
     ## Rewards
     The weighted loss since the last decision, negative, in GPU-hours per 100 GPUs. What is lost before
