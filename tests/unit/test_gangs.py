@@ -9,6 +9,12 @@ import pytest
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import PodError, WorkloadError
+from flextopo.cluster.observation.features import (
+    NUM_CANDIDATE,
+    candidate_features,
+    empty_observation,
+)
+from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.scenario import SENSITIVITIES, LossWeights
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
@@ -168,6 +174,24 @@ def test_gangs_need_a_network_and_room() -> None:
 def test_tapes_with_wrong_gangs_are_refused(pods: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(WorkloadError, match=message):
         tapes.hand_tape(pods, 7200, warmup_s=600)
+
+
+def test_a_policy_trained_without_gangs_sees_what_it_knows() -> None:
+    sim = play(
+        *[batch()] * 8, *gang(8, 8), batch(1, arrive_s=150, priority=1000, depart_s=900, online=1)
+    )
+    for _ in range(2):
+        pod = sim.next_decision()
+        assert pod is not None
+        found, count = sim.state.find(pod, True, 4)
+        full = empty_observation(4, len(candidate_features(FLEET)))
+        observe(sim.state.arrays, sim.costs, pod.index, found, count, full)
+        rows = np.full((5, NUM_CANDIDATE), 7.0, np.float32)  # the last is not the kernel's
+        few = empty_observation(4)._replace(candidates=rows[:4])
+        observe(sim.state.arrays, sim.costs, pod.index, found, count, few)
+        assert (rows[4] == 7.0).all()
+        assert (few.candidates == full.candidates[:, :NUM_CANDIDATE]).all()
+        sim.apply(sim.state.candidate_at(found, 0, pod))
 
 
 def test_a_generated_gang_day_keeps_every_invariant() -> None:
