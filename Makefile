@@ -142,6 +142,9 @@ bench-serve: $(VENV)/.dev  ## latencies of the extender under load
 bench: $(VENV)/.dev  ## speeds, as ratios measured in one run
 	$(BIN)/python benchmarks/speed.py --out docs/results
 
+bench-gangs: $(VENV)/.dev  ## the search for victims of gangs, by the size of the cluster
+	$(BIN)/python benchmarks/gangs.py $(ARGS)
+
 bench-peers: $(VENV)/.dev  ## other scheduling environments in the same run, each installed by itself
 	$(BIN)/python benchmarks/peers.py $(ARGS)
 

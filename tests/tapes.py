@@ -99,6 +99,9 @@ def hand_tape(
             pdb=column("pdb", -1, -1),
             service=column("service", 0, -1),
             deadline_s=column("deadline_s", 60, 60),
+            sensitivity=column("sensitivity"),
+            required_tier=column("required_tier", 3, 3),
+            preferred_tier=column("preferred_tier", 3, 3),
         ),
         pdb_allowed=np.array(pdb_allowed, np.int64),
     )

@@ -13,7 +13,7 @@ from flextopo.cluster.state.arrays import RUNNING, STARTING, TERMINATING, is_eli
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import NEVER_S, REPLICAS
-from flextopo.cluster.topology.levels import LEVELS, NO_FIT, AlignmentLevel
+from flextopo.cluster.topology.levels import LEVELS, NO_FIT, NUM_DEFICITS, AlignmentLevel
 from flextopo.cluster.topology.model import ServerModel
 
 
@@ -133,7 +133,7 @@ def decision_cost(state: ClusterState, found: Found, preemptor: Pod) -> float:
     """Return a decision's own loss in GPU-seconds."""
     costs = state.costs
     below = deficit(found.level, empty_level(state.model(found.node), preemptor))
-    rate = costs.misaligned[preemptor.sensitivity * len(LEVELS) + below]
+    rate = costs.misaligned[preemptor.sensitivity * NUM_DEFICITS + below]
     misalignment = preemptor.gpus * costs.service_s * rate
     wait = waiting(state, preemptor, found.wait_s)
     return wait + own_loss(state, found.victims) + misalignment

@@ -82,7 +82,7 @@ SCRATCH = """    scratch: Annotated[
 MARKS = """    marks: Annotated[npt.NDArray[np.int64], Array(np.int64, ("nodes",), Kind.SCRATCH)]
 """
 FIELD = """    "batch_class": Field("i1","""
-COLUMN = """        "group": join(-1, batch["group"]),
+COLUMN = """        "pdb": join(-1, batch["pdb"]),
 """
 FEATURE = """CANDIDATE_FEATURES: dict[str, str] = {
 """
@@ -105,7 +105,7 @@ ADDED = {
         ),
     ),
     "cluster/observation/features.py": ((FEATURE, f'{FEATURE}    "answer": "always a half",\n'),),
-    "cluster/observation/observe.py": ((WRITE, f"{WRITE}    f[F.answer] = 0.5\n"),),
+    "cluster/observation/observe_candidate.py": ((WRITE, f"{WRITE}    f[F.answer] = 0.5\n"),),
     "cluster/workload/generator.py": ((COLUMN, f'{COLUMN}        "tenant": join(1, 2),\n'),),
 }
 

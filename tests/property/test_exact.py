@@ -77,6 +77,7 @@ def test_greedy_cost_is_the_minimum_on_99_of_100_decisions() -> None:
     same = [
         hit
         for servers, _ in ENVIRONMENTS.values()
+        if "@" not in servers
         for walk in ("greedy-cost", "random")
         for seed in range(8)
         for hit in compare(servers, seed, walk, WorkloadConfig())

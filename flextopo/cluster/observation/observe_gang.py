@@ -18,11 +18,12 @@ from flextopo.cluster.observation.observe_candidate import (
     unlog_gpu_s,
 )
 from flextopo.cluster.scenario import SENSITIVITIES
-from flextopo.cluster.state.arrays import MAX_MEMBERS, Cluster, as_index
+from flextopo.cluster.state.arrays import Cluster, as_index
 from flextopo.cluster.state.candidates import CandidateArrays, freed, victim_slots
 from flextopo.cluster.state.gangs import Gang, gang_of, has_first_size, is_gang, tier_shortfall
 from flextopo.cluster.state.loss import Costs, network_row, speeds_of
 from flextopo.cluster.state.placement import place
+from flextopo.cluster.state.schema import MAX_MEMBERS
 from flextopo.cluster.topology.levels import BELOW, CLUSTER, NUM_DEFICITS
 
 LOST = tuple(1.0 - speed for kind in SENSITIVITIES.values() for speed in speeds_of(kind))

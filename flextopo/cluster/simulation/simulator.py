@@ -27,7 +27,7 @@ from flextopo.cluster.simulation.scheduler import (
     may_wait,
     preempt,
 )
-from flextopo.cluster.state.arrays import MAX_MEMBERS, Cluster, empty_cluster, may_evict
+from flextopo.cluster.state.arrays import Cluster, empty_cluster, may_evict
 from flextopo.cluster.state.candidates import CandidateArrays, candidate_arrays, workspace
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
@@ -37,7 +37,7 @@ from flextopo.cluster.state.loss import compile_costs, weighted_gpu_s
 from flextopo.cluster.state.placement import best_level
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.state.preemption import find_candidates
-from flextopo.cluster.state.schema import NEVER_S
+from flextopo.cluster.state.schema import MAX_MEMBERS, NEVER_S
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.state.storage import branch_of
 from flextopo.cluster.topology.levels import NO_FIT, NetworkLevel

@@ -16,6 +16,7 @@ from flextopo.cluster.jit.generated import define
 from flextopo.cluster.jit.kernels import copying_kernel, inlined, popcount, stage
 from flextopo.cluster.state.schema import (
     LIVE_DTYPE,
+    MAX_MEMBERS,
     NODE_DTYPE,
     NUM_REPLICAS,
     POD_DTYPE,
@@ -27,9 +28,6 @@ from flextopo.cluster.topology.model import MAX_GPUS, MODEL_DTYPE
 from flextopo.cluster.topology.network import Network
 
 MAX_PODS_PER_NODE = 64
-
-MAX_MEMBERS = 16
-"""Members of a gang, of two sizes at most."""
 
 STATES = (MAX_MEMBERS // 2 + 1) ** 2
 """How many members of each size have a place: so many cases at most."""

@@ -24,7 +24,6 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
 from flextopo.cluster.state.arrays import (
-    MAX_MEMBERS,
     MAX_PODS_PER_NODE,
     TERMINATING,
     Cluster,
@@ -38,7 +37,7 @@ from flextopo.cluster.state.placement import (
     is_aligned,
     level_deficit,
 )
-from flextopo.cluster.state.schema import NEVER_S
+from flextopo.cluster.state.schema import MAX_MEMBERS, NEVER_S
 from flextopo.cluster.topology.levels import LAST_ALIGNED, NO_FIT
 
 MAX_STEPS = 1 << 17

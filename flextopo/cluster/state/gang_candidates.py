@@ -24,7 +24,6 @@ import numpy as np
 
 from flextopo.cluster.jit.kernels import kernel, lowest_bit, popcount, stage, with_network
 from flextopo.cluster.state.arrays import (
-    MAX_MEMBERS,
     MAX_PODS_PER_NODE,
     OPTIONS_A_NODE,
     WAYS,
@@ -61,6 +60,7 @@ from flextopo.cluster.state.loss import (
     waiting_cost,
 )
 from flextopo.cluster.state.placement import best_level, is_aligned, level_deficit, place
+from flextopo.cluster.state.schema import MAX_MEMBERS
 from flextopo.cluster.topology.levels import CLUSTER, LEAF, NO_FIT, SERVER
 
 MAX_PAID = 8

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.state.arrays import Cluster
 from flextopo.cluster.state.decision import Candidate, Seat
 from flextopo.cluster.state.gangs import tier_shortfall
-from flextopo.cluster.state.loss import misalignment_cost, network_row, waiting_cost
+from flextopo.cluster.state.loss import Costs, misalignment_cost, network_row, waiting_cost
 from flextopo.cluster.state.placement import place
 from flextopo.cluster.topology.levels import (
     NO_FIT,
@@ -18,9 +19,34 @@ from flextopo.cluster.topology.levels import (
     NetworkLevel,
     level_deficit,
 )
+from flextopo.cluster.topology.model import ServerModel
 
-if TYPE_CHECKING:
-    from flextopo.cluster.state.cluster_state import ClusterState
+
+class Nodes(Protocol):
+    """What is asked of a `ClusterState` here."""
+
+    arrays: Cluster
+    costs: Costs
+
+    def model(self, node: int) -> ServerModel:
+        """Return the server model of a node."""
+        ...
+
+    def slots_of(self, node: int, victims: Sequence[int]) -> int:
+        """Return the places of victims on a node, as bits."""
+        ...
+
+    def leaving_slots(self, node: int, wait_s: int) -> int:
+        """Return those of pods that are gone after some time."""
+        ...
+
+    def free_s(self, node: int, slots: int) -> int:
+        """Return the seconds until they are gone."""
+        ...
+
+    def freed(self, node: int, slots: int) -> tuple[int, list[int]]:
+        """Return the GPUs and cores free without some pods."""
+        ...
 
 
 class Seating(NamedTuple):
@@ -44,7 +70,7 @@ def tier_over(network: npt.NDArray[np.int32], nodes: Sequence[int]) -> NetworkLe
 
 
 def gang_seats(
-    cluster: ClusterState, members: Sequence[int], nodes: Mapping[int, int], victims: Sequence[int]
+    cluster: Nodes, members: Sequence[int], nodes: Mapping[int, int], victims: Sequence[int]
 ) -> Seating | None:
     """Place members on nodes without some victims; None if one of them does not fit.
 
@@ -76,9 +102,7 @@ def gang_seats(
     return Seating(tuple(seats[member] for member in members), places, wait_s)
 
 
-def seats_on(
-    cluster: ClusterState, node: int, pods: Sequence[int], slots: int
-) -> dict[int, Seat] | None:
+def seats_on(cluster: Nodes, node: int, pods: Sequence[int], slots: int) -> dict[int, Seat] | None:
     """Place pods on a node, one after the other, without those in some places; None if one does not fit."""
     c = cluster.arrays
     gpu_free, free = cluster.freed(node, slots)
@@ -100,7 +124,7 @@ def seats_on(
     return seats
 
 
-def seating_cost(cluster: ClusterState, candidate: Candidate) -> float:
+def seating_cost(cluster: Nodes, candidate: Candidate) -> float:
     """Return what the seats of a gang cost in weighted GPU-seconds: waiting, misalignment, the network."""
     c, costs, total = cluster.arrays, cluster.costs, 0.0
     below = int(tier_shortfall(c, candidate.seats[0].pod, int(candidate.tier)))

@@ -12,15 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flextopo.cluster.jit.kernels import inlined, kernel, popcount, stage, with_network
-from flextopo.cluster.state.arrays import (
-    MAX_MEMBERS,
-    MAX_PODS_PER_NODE,
-    Cluster,
-    as_index,
-    is_eligible,
-)
+from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, Cluster, as_index, is_eligible
 from flextopo.cluster.state.candidates import freed, is_leaving
 from flextopo.cluster.state.placement import best_level, is_aligned, place
+from flextopo.cluster.state.schema import MAX_MEMBERS
 from flextopo.cluster.topology.levels import BLOCK, CLUSTER, LEAF, NO_FIT, SERVER
 from flextopo.cluster.topology.model import MAX_GPUS
 

@@ -27,6 +27,9 @@ one more."""
 
 NUM_REPLICAS = len(REPLICAS)
 
+MAX_MEMBERS = 16
+"""Members of a gang, of two sizes at most."""
+
 NEVER_S = 2**61
 """A time that no tape reaches: departure of a pod that leaves only when its work is done."""
 

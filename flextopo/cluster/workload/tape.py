@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import WorkloadError
-from flextopo.cluster.state.schema import POD_DTYPE, POD_FIELDS
+from flextopo.cluster.state.schema import MAX_MEMBERS, POD_DTYPE, POD_FIELDS
 
 ONLINE_PRIORITY = 1000
 BATCH_PRIORITIES = (100, 500)
@@ -17,6 +17,13 @@ BATCH_PRIORITIES = (100, 500)
 
 MAX_BACKOFF_S = 360
 """The longest back-off after an eviction, as Kubernetes' job controller has it."""
+
+
+SHARED_BY_GANGS = (
+    "arrive_s", "depart_s", "start_s", "priority", "requirement", "deadline_s", "service",
+    "sensitivity", "required_tier", "preferred_tier",
+)  # fmt: skip
+"""What all members of a gang have in common."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,39 @@ class Tape:
         self._check_pods("duration_s", endless, "above 0 for batch pods")
         empty = (pods["gpus"] == 0) & (pods["cores"] == 0)
         self._check_pods("gpus", empty, "a GPU or a core at least")
+        self._check_gangs()
         budgets = len(self.pdb_allowed)
         self._check_pods("pdb", pods["pdb"] >= budgets, f"below {budgets}")
+
+    def _check_gangs(self) -> None:
+        """Check that the members of each online PodGroup are one gang."""
+        pods = self.pods
+        gangs = pods["online"] & (pods["group"] >= 0)
+        if not gangs.any():
+            return
+        at = np.flatnonzero(gangs)
+        group = pods["group"][at]
+        begins = np.append(True, (np.diff(at) > 1) | (np.diff(group) != 0))
+        twice = np.zeros(len(pods), np.bool_)
+        starts = at[begins]
+        _, first = np.unique(pods["group"][starts], return_index=True)
+        twice[np.delete(starts, first)] = True
+        self._check_pods("group", twice, "members of a gang next to each other")
+        leader = starts[np.cumsum(begins) - 1]
+        for name in SHARED_BY_GANGS:
+            wrong = np.zeros(len(pods), np.bool_)
+            wrong[at] = pods[name][at] != pods[name][leader]
+            self._check_pods(name, wrong, "the same for all members of a gang")
+        for start, members in zip(
+            starts, np.diff(np.append(np.flatnonzero(begins), len(at))), strict=True
+        ):
+            ring = pods[start : start + members]
+            sizes = len(set(ring[["gpus", "cores"]].tolist()))
+            if members > MAX_MEMBERS or sizes > 2:
+                raise WorkloadError(
+                    f"tape: pod {start}: a gang of {members} members of {sizes} sizes; "
+                    f"legal: up to {MAX_MEMBERS} of two sizes"
+                )
 
     def _check(self, name: str, ok: bool, value: object, legal: str) -> None:
         if not ok:
