@@ -16,6 +16,7 @@ from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import NetworkLevel
 from flextopo.cluster.topology.model import preset
 from flextopo.cluster.topology.network import Network
+from flextopo.policies.selectors import find_selector
 
 ONE = Network((0,), (0,))
 LEAF = Network((0, 0), (0, 0))
@@ -59,7 +60,7 @@ def answer(
     for pod, run in enumerate(runs):
         cluster.start(pod, run.node)
         cluster.arrays.live[pod]["since_s"] = NOW_S - run.ago_s
-    found = make_selector(rule).select(cluster, cluster.pod(first))
+    found = find_selector(rule).select(cluster, cluster.pod(first))
     if found is None:
         return None
     return {cluster.name(v) for v in found.victims}, [seat.node for seat in found.seats]
@@ -211,3 +212,10 @@ def test_exact_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(FlextopoError, match=r"pip install 'flextopo\[exact\]'"):
         answer("exact", [Runs("a", 0, 8)], (4, 4))
+
+
+@pytest.mark.parametrize("gang", [(2, 2), (2,)])
+def test_a_policy_that_knows_no_gangs_reads_what_it_knows(gang: tuple[int, ...]) -> None:
+    """Trained where servers have no network, it observes too few features for those of gangs."""
+    found = answer("deepset-imitation", [Runs("a", 0, 8)], gang)
+    assert found is None or found[0] == {"a"}
