@@ -2,7 +2,7 @@
 
 Plain Python that shares nothing with the candidate kernel: it is what `greedy-cost` is measured
 against. Unlike the kernel it also looks at sets that are not minimal, since one more victim may
-align the preemptor better.
+align the preemptor better. Gangs: `exact_gang`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from flextopo.baselines.exact_gang import gang_minimum
 from flextopo.baselines.residents import NodeView, Resident
 from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE
 from flextopo.cluster.state.cluster_state import ClusterState
@@ -159,7 +160,14 @@ class Exact:
     filter: AlignmentFilter = AlignmentFilter.OWN
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
-        """Choose the cheapest victim set; None where there is none."""
+        """Choose the cheapest victim set; None where there is none.
+
+        Raises:
+            FlextopoError: a gang asks, and OR-tools is missing; see `exact_gang`.
+        """
+        if cluster.is_gang(preemptor):
+            found = gang_minimum(cluster, preemptor, self.filter.binds(preemptor))
+            return None if found is None else cluster.gang_candidate(preemptor, *found)
         best = minimum(cluster, preemptor, self.filter.binds(preemptor))
         if best is None:
             return None

@@ -56,12 +56,13 @@ class Gfs:
         running = max(int(np.sum((c.live["status"] == RUNNING) & ~c.pods["online"])), 1)
         whole = max(int(c.totals[0]["gpus"]), 1)
         wanted = demand_growth(cluster)
+        needed = sum(int(c.pods[member]["gpus"]) for member in cluster.gang(preemptor))
 
         def cost(candidate: Candidate) -> tuple[float, float]:
             gone = {m for v in candidate.victims for m in (v, *cluster.members_of(v))}
             gpus = {pod: int(c.pods[pod]["gpus"]) for pod in gone}
             waste = sum(gpus[pod] * int(lost_work_s(c, pod)) for pod in gone) / HOUR_S
-            surplus = max(0, sum(gpus.values()) - preemptor.gpus - wanted)
+            surplus = max(0, sum(gpus.values()) - needed - wanted)
             own = cluster.cost_of(candidate, preemptor)
             return (waste + surplus) / whole + len(gone) / running, own
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from flextopo.baselines.gang_members import NodeRule, NodeSearch, seat_by_member
 from flextopo.baselines.requeue import RequeueAware, costs_of, unpriced
 from flextopo.baselines.residents import (
     NodeOption,
@@ -36,9 +37,6 @@ from flextopo.cluster.state.loss import Costs
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.state.selector import VictimSelector
-
-NodeSearch = Callable[[NodeView, Pod, Sequence[int], bool], list[NodeOption]]
-"""Searches one node: view, preemptor, disruptions left a budget, must it be aligned."""
 
 
 def godel_search(
@@ -82,7 +80,7 @@ def flextopo_search(
 
 @dataclass(frozen=True)
 class PreemptionPolicy:
-    """Search every node, order what is found, take the first.
+    """Search every node, order what is found, take the first; for a gang, member by member.
 
     Attributes:
         name: as in the registry.
@@ -104,6 +102,10 @@ class PreemptionPolicy:
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose victims; None where no node has any set that works."""
         aligned = self.filter.binds(preemptor)
+        if cluster.is_gang(preemptor):
+            locality, leaving = self.gpu_locality, self.terminating
+            rule = NodeRule(self.search, self.scores, aligned, locality, leaving)
+            return seat_by_member(cluster, preemptor, rule)
         allowed = disruptions_left(cluster)
         options: list[NodeOption] = []
         for node in range(cluster.num_nodes):

@@ -56,6 +56,18 @@ SELECTORS: dict[str, Entry] = {
     "flextopo": Entry(
         f"{_POLICIES}:FlexTopo", "the paper's algorithms, following each pod's own requirement"
     ),
+    "kubernetes-workload": Entry(
+        "flextopo.baselines.kubernetes_workload:KubernetesWorkload",
+        "gangs by workload-aware preemption of kube-scheduler 1.37, single pods as kubernetes",
+    ),
+    "kueue": Entry(
+        "flextopo.baselines.kueue:Kueue",
+        "gangs by Kueue's topology-aware scheduling and preemption, single pods as kubernetes",
+    ),
+    "volcano": Entry(
+        "flextopo.baselines.volcano:Volcano",
+        "gangs node by node, none that requires a part of the network; single pods as kubernetes",
+    ),
     "greedy-cost": Entry(f"{_POLICIES}:GreedyCost", "the candidate with the least loss of its own"),
     "requeue-aware": Entry(
         "flextopo.baselines.requeue:RequeueAware",
@@ -89,8 +101,12 @@ BUILT_IN = tuple(SELECTORS)
 LOOKAHEAD = ("oracle-lookahead", "rollout", "lookahead")
 """Selectors that branch a simulation: no snapshot will do, and they take their time."""
 
-COMPARED = tuple(name for name in BUILT_IN if name != "rollout")
-"""Selectors of a comparison that names none; `rollout` costs more than all the others."""
+GANG_RULES = ("kubernetes-workload", "kueue", "volcano")
+"""Selectors that differ from `kubernetes` for gangs alone."""
+
+COMPARED = tuple(name for name in BUILT_IN if name not in ("rollout", *GANG_RULES))
+"""Selectors of a comparison that names none: `rollout` costs more than all the others, and most days have
+no gangs."""
 
 
 def make_selector(name: str, seed: int = 0) -> VictimSelector:

@@ -21,7 +21,9 @@ import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.observation.features import (
+    ISLAND_FEATURES,
     NUM_CANDIDATE,
+    NUM_OBSERVED,
     Observation,
     columns_of,
     empty_observation,
@@ -122,8 +124,9 @@ class LearnedSelector:
 
     @cached_property
     def width(self) -> int:
-        """How many features of a candidate must be observed."""
-        return max([NUM_CANDIDATE, *(at + 1 for at in columns_of(self.names)["candidates"])])
+        """How many features of a candidate must be observed; those of gangs all at once."""
+        most = max([NUM_CANDIDATE, *(at + 1 for at in columns_of(self.names)["candidates"])])
+        return most if most <= NUM_CANDIDATE + len(ISLAND_FEATURES) else NUM_OBSERVED
 
     @cached_property
     def _columns(self) -> dict[str, list[int]]:

@@ -7,7 +7,7 @@ import pytest
 import tapes
 import twin
 
-from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
+from flextopo.baselines.registry import GANG_RULES, LOOKAHEAD, SELECTORS, make_selector
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import may_evict
@@ -61,7 +61,7 @@ def test_contract(name: str, servers: str) -> None:
             assert len(set(victims)) == len(victims)
             assert set(victims) <= {other.index for other in sim.state.pods_on(node)}
             assert all(may_evict(sim.state.arrays, v, pod.priority) for v in victims)
-            assert name == "kubernetes" or twin.within_budgets(sim.state, victims)
+            assert name in ("kubernetes", *GANG_RULES) or twin.within_budgets(sim.state, victims)
             ranks = [(-sim.state.pod(v).priority, sim.state.pod(v).start_s) for v in victims]
             assert ranks == sorted(ranks)
             aligned = must_align(selector.filter, pod)

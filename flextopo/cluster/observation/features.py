@@ -115,6 +115,8 @@ FEATURES: dict[str, dict[str, str]] = {
 NUM_PREEMPTOR = len(PREEMPTOR_FEATURES)
 NUM_CLUSTER = len(CLUSTER_FEATURES)
 NUM_CANDIDATE = len(CANDIDATE_FEATURES)
+NUM_OBSERVED = len(FEATURES["candidates"])
+"""Features of a candidate that there is room for where gangs are told of."""
 
 
 def candidate_features(fleet: Fleet) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ def gang_seats(
         attempts = [(slots | soon, grace_s)] if on_node else [(0, 0)]
         if not on_node and soon:
             attempts.append((soon, cluster.free_s(node, soon)))
-        found = [(_seats_on(cluster, node, here, gone), gone, end_s) for gone, end_s in attempts]
+        found = [(seats_on(cluster, node, here, gone), gone, end_s) for gone, end_s in attempts]
         fitting = next((each for each in found if each[0] is not None), None)
         if fitting is None or fitting[0] is None:
             return None
@@ -102,7 +102,8 @@ def gang_seats(
     return Seating(tuple(seats[member] for member in members), places, wait_s)
 
 
-def _seats_on(cluster: Nodes, node: int, pods: Sequence[int], slots: int) -> dict[int, Seat] | None:
+def seats_on(cluster: Nodes, node: int, pods: Sequence[int], slots: int) -> dict[int, Seat] | None:
+    """Place pods on a node, one after the other, without those in some places; None if one does not fit."""
     c = cluster.arrays
     gpu_free, free = cluster.freed(node, slots)
     cores = np.zeros(c.cores_free.shape[1], np.int16)
