@@ -20,7 +20,11 @@ from flextopo.envs.preemption import PreemptionEnv
 from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.envs.vector import PreemptionVectorEnv
 
-every_id = pytest.mark.parametrize("id_", ENVIRONMENTS)
+# A day of 1,000 servers takes minutes in all of these.
+every_id = pytest.mark.parametrize(
+    "id_",
+    [pytest.param(id_, marks=pytest.mark.slow) if "1k" in id_ else id_ for id_ in ENVIRONMENTS],
+)
 SMALL = "2*rtx4090,2*a100"
 STEPS, NUM_ENVS = 10_000, 8
 
