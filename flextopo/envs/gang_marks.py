@@ -47,8 +47,9 @@ def in_gang(state: ClusterState) -> npt.NDArray[np.bool_]:
     c = state.arrays
     if not len(c.network):
         return np.zeros(len(c.pods), np.bool_)
-    others: npt.NDArray[np.bool_] = c.pods["next_member"] != np.arange(len(c.pods))
-    return others & (c.pods["online"] == 1)
+    found: npt.NDArray[np.bool_] = c.pods["next_member"] != np.arange(len(c.pods))
+    found &= c.pods["online"] == 1
+    return found
 
 
 def gang_marks(state: ClusterState) -> list[GangMark]:
