@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
+import textwrap
 
 import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.topology.network import Network
+from flextopo.envs.arrangement import LEAF_EDGE, leaves_of, state_network
+from flextopo.envs.gang_marks import GANG_COLOURS, gang_marks, in_gang, where
+from flextopo.envs.glyphs import ADVANCE, HEIGHT, glyph
 from flextopo.envs.scene import (
     LEGEND,
     LETTERS,
     THEMES,
     Box,
     Colour,
+    Scene,
     Use,
     first_gpus,
     make_scene,
@@ -28,13 +33,6 @@ THEME = "light"
 
 MIN_WIDTH = 640
 """A picture of few servers is enlarged, by a whole factor, to about this many pixels."""
-
-_GLYPHS = (
-    "111101101101111", "010110010010111", "111001111100111", "111001111001111",
-    "101101111001001", "111100111001111", "111100111101111", "111001001010010",
-    "111101111101111", "111101111001111",
-)  # fmt: skip
-"""The digits, 3 pixels wide and 5 high, row by row."""
 
 
 def gpu_uses(state: ClusterState, node: int) -> list[str]:
@@ -54,7 +52,11 @@ def gpu_order(state: ClusterState, node: int) -> list[list[int]]:
 
 
 def print_cluster(state: ClusterState) -> str:
-    """Draw the cluster as text of at most 80 columns: a letter a GPU, `|` between sockets."""
+    """Draw the cluster as text of at most 80 columns: a letter a GPU, `|` between sockets.
+
+    Where a network is known, the servers stand below the names of their leaves and blocks, and the gangs
+    that hold GPUs are listed.
+    """
     day, second = divmod(state.now_s, 86400)
     totals = state.arrays.totals[0]
     clock = f"{second // 3600:02d}:{second % 3600 // 60:02d}"
@@ -69,41 +71,95 @@ def print_cluster(state: ClusterState) -> str:
         cells.append(f"{node:>5} {'|'.join(sockets)}")
     width = max(map(len, cells)) + 2
     across = max(1, COLUMNS // width)
-    for at in range(0, len(cells), across):
-        lines.append("".join(cell.ljust(width) for cell in cells[at : at + across]).rstrip())
+    network = state_network(state)
+    for name, nodes in _text_parts(state, network):
+        lines += [name] if name else []
+        listed = [cells[node] for node in nodes]
+        for at in range(0, len(listed), across):
+            lines.append("".join(cell.ljust(width) for cell in listed[at : at + across]).rstrip())
+    if network is not None:
+        lines += _text_gangs(state, network)
     legend = [f"{letter} {use.meaning}" for letter, use in LEGEND.items()]
     rows = (legend[:3], legend[3:5], legend[5:])
     return "\n".join([*lines, *map(", ".join, rows)])
 
 
+def _text_parts(state: ClusterState, network: Network | None) -> list[tuple[str, list[int]]]:
+    """Return the heading of each leaf and its servers; all servers without a heading if there are none."""
+    leaves = leaves_of(network)
+    if not leaves:
+        return [("", list(range(state.num_nodes)))]
+    named = [(f"{leaf.block}, {leaf.name}", list(leaf.nodes)) for leaf in leaves]
+    return [(name[:COLUMNS], nodes) for name, nodes in named]
+
+
+def _text_gangs(state: ClusterState, network: Network) -> list[str]:
+    lines: list[str] = []
+    for mark in gang_marks(state):
+        place = where(network, mark.level, mark.nodes[0])
+        nodes = " ".join(map(str, mark.nodes))
+        text = f"gang {mark.group}: {mark.name} {place}, nodes {nodes}"
+        lines += textwrap.wrap(text, COLUMNS, subsequent_indent="  ")
+    return lines
+
+
 def draw_cluster(state: ClusterState) -> npt.NDArray[np.uint8]:
     """Draw the cluster as a picture, laid out by `make_scene`.
+
+    Where a network is known, leaves have frames and names, and the GPUs of gangs an edge in a colour of
+    their own, with the number of the gang above them.
 
     Returns:
         (H, W, 3) uint8; H and W are even, as video encoders want it, and depend on the servers
         alone.
     """
-    scene = make_scene(state.models, state.arrays.nodes["model"].tolist())
+    nodes = state.arrays.nodes["model"].tolist()
+    scene = make_scene(state.models, nodes, state_network(state))
     theme = THEMES[THEME]
-    columns = scene.columns()
-    rows = math.ceil(state.num_nodes / columns)
-    width = scene.gap + columns * (scene.tile_width + scene.gap)
-    height = scene.gap + rows * (scene.tile_height + scene.gap)
+    made = scene.arrange(scene.columns())
+    width, height = made.width + 2 * scene.gap, made.height + 2 * scene.gap
     picture = np.full((height + height % 2, width + width % 2, 3), theme["page"], np.uint8)
-    first, uses = first_gpus(state), occupants(state)[1]
-    for node in range(state.num_nodes):
-        left, top = scene.origin(node, columns)
-        view = picture[top : top + scene.tile_height, left : left + scene.tile_width]
-        view[:] = theme["server"]
-        _write_number(view, node, theme["label"])
-        tile = scene.tiles[scene.node_model[node]]
-        for kind, boxes in (("socket", tile.sockets), ("numa_node", tile.numa_nodes)):
-            for box in boxes:
-                _cut(view, box)[:] = theme[kind]
-        for box, use in zip(tile.gpus, uses[first[node] : first[node + 1]], strict=True):
-            _draw_gpu(_cut(view, box), LEGEND[LETTERS[use]])
+    inside = picture[scene.gap :, scene.gap :]
+    for frame, leaf in zip(made.frames, scene.leaves, strict=True):
+        view = _cut(inside, frame)
+        view[:] = theme["leaf"]
+        _write(view, LEAF_EDGE, 3, f"{leaf.name}  {leaf.block}", theme["label"])
+    first, (pods, uses) = first_gpus(state), occupants(state)
+    gangs = np.where(in_gang(state), state.arrays.pods["group"], -1)
+    group = np.where(pods >= 0, gangs[pods], -1)
+    for node, (left, top) in enumerate(made.origins):
+        view = _cut(inside, (left, top, scene.tile_width, scene.tile_height))
+        gpus = slice(first[node], first[node + 1])
+        _draw_server(view, scene, node, uses[gpus], group[gpus])
     factor = max(1, round(MIN_WIDTH / picture.shape[1]))
     return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def _draw_server(
+    view: npt.NDArray[np.uint8],
+    scene: Scene,
+    node: int,
+    uses: npt.NDArray[np.uint8],
+    group: npt.NDArray[np.int32],
+) -> None:
+    """Draw a server with the use of each GPU and the gang that holds it, -1 = none."""
+    theme, tile = THEMES[THEME], scene.tiles[scene.node_model[node]]
+    view[:] = theme["server"]
+    _write(view, 3, 2, str(node), theme["label"])
+    for kind, boxes in (("socket", tile.sockets), ("numa_node", tile.numa_nodes)):
+        for box in boxes:
+            _cut(view, box)[:] = theme[kind]
+    at = scene.tile_width
+    for number in sorted(set(group[group >= 0].tolist()), reverse=True):
+        colour, text = GANG_COLOURS[number % len(GANG_COLOURS)][0], f"G{number}"
+        at -= ADVANCE * len(text) + 2
+        if at > 3 + ADVANCE * len(str(node)):
+            _write(view, at, 2, text, colour)
+        for gpu in np.flatnonzero(group == number):
+            x, y, width, height = tile.gpus[gpu]
+            _cut(view, (x - 2, y - 2, width + 4, height + 4))[:] = colour
+    for box, use in zip(tile.gpus, uses, strict=True):
+        _draw_gpu(_cut(view, box), LEGEND[LETTERS[use]])
 
 
 def _cut(view: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
@@ -122,8 +178,9 @@ def _draw_gpu(cell: npt.NDArray[np.uint8], use: Use) -> None:
                 cell[i, j] = paper
 
 
-def _write_number(view: npt.NDArray[np.uint8], number: int, colour: Colour) -> None:
-    for place, digit in enumerate(str(number)):
-        glyph = np.array([bit == "1" for bit in _GLYPHS[int(digit)]]).reshape(5, 3)
-        cell = view[2:7, 3 + 4 * place : 6 + 4 * place]
-        cell[glyph[:, : cell.shape[1]]] = colour
+def _write(view: npt.NDArray[np.uint8], left: int, top: int, text: str, colour: Colour) -> None:
+    """Write text into a picture; what does not fit is cut off."""
+    for place, character in enumerate(text):
+        x = left + ADVANCE * place
+        cell = view[top : top + HEIGHT, x : x + 3]
+        cell[glyph(character)[:, : cell.shape[1]]] = colour

@@ -1,11 +1,11 @@
 """What a drawn cluster looks like: where every GPU is, and the colours; for pictures and pages.
 
 A server is a tile: its number, then a row for each socket, in it the NUMA nodes, in them the GPUs.
+Where a network is known, the tiles of a leaf stand in a frame with its name, block by block.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +17,18 @@ from flextopo.cluster.state.arrays import NOMINATED, TERMINATING
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.model import MAX_GPUS, Fleet, ServerModel
+from flextopo.cluster.topology.network import Network
+from flextopo.envs.arrangement import (
+    BLOCK_GAP,
+    LEAF_EDGE,
+    LEAF_LABEL,
+    Arrangement,
+    Leaf,
+    arrange,
+    leaves_of,
+    square_columns,
+)
+from flextopo.envs.gang_marks import GANG_COLOURS
 
 Colour = tuple[int, int, int]
 
@@ -57,6 +69,7 @@ LETTERS = "".join(LEGEND)
 THEMES: dict[str, dict[str, Colour]] = {
     "light": {
         "page": (250, 250, 251),
+        "leaf": (228, 226, 218),
         "server": (236, 239, 243),
         "socket": (219, 224, 231),
         "numa_node": (193, 200, 211),
@@ -64,6 +77,7 @@ THEMES: dict[str, dict[str, Colour]] = {
     },
     "dark": {
         "page": (18, 20, 25),
+        "leaf": (46, 43, 36),
         "server": (28, 32, 39),
         "socket": (40, 46, 56),
         "numa_node": (62, 70, 84),
@@ -97,13 +111,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Scene:
-    """The drawing of a cluster: equal tiles in rows.
+    """The drawing of a cluster: equal tiles in rows, or in the frames of leaves.
 
     Attributes:
         tile_width, tile_height: of every server, so that mixed clusters keep a grid.
         tiles: by server model.
         node_model: index into `tiles` of node 0, 1, ...
         gap: between tiles and around them.
+        leaves: frames with their servers; none without a network.
     """
 
     tile_width: int
@@ -111,30 +126,39 @@ class Scene:
     tiles: tuple[Tile, ...]
     node_model: tuple[int, ...]
     gap: int = TILE_GAP
+    leaves: tuple[Leaf, ...] = ()
 
     def columns(self) -> int:
         """Return how many tiles a row of a picture that is nearly square has."""
-        shape = (self.tile_height + self.gap) / (self.tile_width + self.gap)
-        return max(1, math.ceil(math.sqrt(len(self.node_model) * shape)))
+        tile = self.tile_width, self.tile_height
+        return square_columns(tile, self.gap, len(self.node_model), self.leaves)
+
+    def arrange(self, columns: int) -> Arrangement:
+        """Return where all tiles and frames are with so many tiles side by side."""
+        tile = self.tile_width, self.tile_height
+        return arrange(tile, self.gap, len(self.node_model), self.leaves, columns)
 
     def origin(self, node: int, columns: int) -> tuple[int, int]:
-        """Return left and top of a node's tile."""
-        row, column = divmod(node, columns)
-        return (
-            self.gap + column * (self.tile_width + self.gap),
-            self.gap + row * (self.tile_height + self.gap),
-        )
+        """Return left and top of a node's tile in a picture, which has a margin of one gap."""
+        left, top = self.arrange(columns).origins[node]
+        return self.gap + left, self.gap + top
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything a page needs to draw the same, colours included."""
-        return {
+        drawn = {
             **asdict(self),
             "uses": [{"letter": letter, **asdict(use)} for letter, use in LEGEND.items()],
             "themes": THEMES,
         }
+        if self.leaves:
+            drawn["leaf_label"], drawn["leaf_edge"] = LEAF_LABEL, LEAF_EDGE
+            drawn["block_gap"], drawn["gang_colours"] = BLOCK_GAP, len(GANG_COLOURS)
+        return drawn
 
 
-def make_scene(models: Sequence[ServerModel], node_model: Sequence[int]) -> Scene:
+def make_scene(
+    models: Sequence[ServerModel], node_model: Sequence[int], network: Network | None = None
+) -> Scene:
     """Lay out a cluster of these servers."""
     sockets = [[_groups(model, s) for s in range(model.num_sockets)] for model in models]
     widths = [max(map(_row_width, rows)) for rows in sockets]
@@ -148,12 +172,13 @@ def make_scene(models: Sequence[ServerModel], node_model: Sequence[int]) -> Scen
         tile_height=LABEL_HEIGHT + max(heights),
         tiles=tuple(tiles),
         node_model=tuple(map(int, node_model)),
+        leaves=leaves_of(network),
     )
 
 
 def fleet_scene(fleet: Fleet) -> Scene:
     """Lay out a cluster of a fleet's servers."""
-    return make_scene(fleet.models, fleet.node_model)
+    return make_scene(fleet.models, fleet.node_model, fleet.network)
 
 
 _NUMA_HEIGHT = CELL + 2 * EDGE

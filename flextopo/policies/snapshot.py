@@ -1,23 +1,24 @@
 """A cluster as one JSON document, and a decision about it as another: no cluster needed.
 
 {"servers": [{"name", "model"}], "pods": [...], "budgets": [...], "now_s", "preemptor"}; `Snapshot`
-states every field. Nothing here imports torch or gymnasium.
+states every field. With several pods in "preemptor" the decision is about a gang. Nothing here imports torch or gymnasium.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-import msgspec
-
-from flextopo.cluster.errors import FlextopoError, PodError
+from flextopo.baselines.policies import GreedyCost
+from flextopo.cluster.errors import PodError
 from flextopo.cluster.state.arrays import may_evict
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.levels import TIERS
 from flextopo.cluster.topology.model import ServerModel, preset
 from flextopo.policies.serving.records import CLASS_BANDS, REQUIREMENTS, batch_class
 from flextopo.policies.serving.runner import (
@@ -26,6 +27,24 @@ from flextopo.policies.serving.runner import (
     SelectorTimeoutError,
     UndecidableError,
 )
+from flextopo.policies.snapshot_format import (
+    Hardware,
+    Server,
+    Snapshot,
+    SnapshotError,
+    SnapshotPod,
+    decode,
+)
+from flextopo.policies.snapshot_gang import (
+    check_gang,
+    gang_answer,
+    gang_members,
+    join_gang,
+    set_levels,
+    snapshot_network,
+)
+
+__all__ = ["Snapshot", "SnapshotError", "build_state", "check", "decide", "decode"]
 
 POD_BITS = {
     "gpus": 15,
@@ -38,82 +57,24 @@ POD_BITS = {
 }
 """Bits that hold a pod's numbers; larger ones are refused."""
 
+COMPILE_S = 120.0
+"""Seconds that a selector may take for the first gang of a process."""
 
-class SnapshotError(FlextopoError):
-    """Report a snapshot that is not one, with the path of the field."""
+SMALL_GANG = Snapshot(
+    servers=[Server(f"n{i}", "a100", leaf="leaf") for i in range(2)],
+    pods=[
+        SnapshotPod("b", 8, 8, 0, node="n0"),
+        *(SnapshotPod(f"g{i}", 8, 8, 1, online=True) for i in range(2)),
+    ],
+    preemptor=["g0", "g1"],
+)
+"""What kernels are compiled with."""
 
-
-class Server(msgspec.Struct, forbid_unknown_fields=True):
-    """A node: its name, and a preset's name or the server itself in `hardware`."""
-
-    name: str
-    model: str = ""
-    hardware: Hardware | None = None
-
-
-class Hardware(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where a server's GPUs and cores are; see `ServerModel`."""
-
-    gpu_numa: tuple[int, ...]
-    numa_socket: tuple[int, ...]
-    numa_cores: tuple[int, ...]
-    gpu_island: tuple[int, ...] = ()
-
-
-class SnapshotPod(msgspec.Struct, forbid_unknown_fields=True):
-    """A pod; with `node` it runs there, on `gpus_held` or where the node would have put it.
-
-    Without a `batch_class` its priority tells, by bands.
-    """
-
-    name: str
-    gpus: int
-    cores: int
-    priority: int
-    node: str = ""
-    gpus_held: tuple[int, ...] | None = None
-    requirement: str = "none"
-    online: bool = False
-    preemptible: bool = True
-    protection_s: int = 0
-    checkpoint_s: int = 0
-    batch_class: int | None = None
-    group: str = ""
-    budget: str = ""
-    start_s: int = 0
-
-
-class Budget(msgspec.Struct, forbid_unknown_fields=True):
-    """A disruption budget: how many of its pods may still be disrupted."""
-
-    name: str
-    disruptions_allowed: int
-
-
-class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
-    """Nodes, pods, the pending pod in question, and the time in seconds."""
-
-    servers: list[Server]
-    pods: list[SnapshotPod]
-    preemptor: str
-    budgets: list[Budget] = []
-    now_s: int = 0
-
-
-def decode(body: bytes) -> Snapshot:
-    """Read a snapshot.
-
-    Raises:
-        SnapshotError: not JSON, or a field is missing, unknown or of another type.
-    """
-    try:
-        return msgspec.json.decode(body, type=Snapshot)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SnapshotError(f"snapshot: {error}") from None
+_compiled: set[str] = set()
 
 
 def build_state(snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS) -> tuple[ClusterState, Pod]:
-    """Return the cluster and the pending pod that a snapshot describes.
+    """Return the cluster and the pending pod that a snapshot describes; of a gang, its first member.
 
     Args:
         snapshot: the cluster.
@@ -128,6 +89,8 @@ def build_state(snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS) -> tuple
     for i, budget in enumerate(snapshot.budgets):
         _check_size(f"budgets[{i}].disruptions_allowed", budget.disruptions_allowed, 31)
     names = _index("pod", [pod.name for pod in snapshot.pods])
+    network = snapshot_network(snapshot.servers)
+    snapshot = join_gang(snapshot, network)
     groups = {pod.group: i for i, pod in enumerate(snapshot.pods)}
     models: dict[str | Hardware, ServerModel] = {}
     kind_of = [_kind(server, models) for server in snapshot.servers]
@@ -141,16 +104,20 @@ def build_state(snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS) -> tuple
         pods,
         pdb_allowed=[budget.disruptions_allowed for budget in snapshot.budgets],
         now_s=snapshot.now_s,
+        network=network,
     )
+    set_levels(state, snapshot.pods)
     # Pods on known GPUs first: what the others got can only be guessed from what is left.
     for i, pod in sorted(enumerate(snapshot.pods), key=lambda item: item[1].gpus_held is None):
         if pod.node:
             state.start(i, _find("server", pod.node, nodes), pod.gpus_held)
             state.arrays.live[i]["since_s"] = pod.start_s
-    preemptor = _find("pod", snapshot.preemptor, names)
-    if snapshot.pods[preemptor].node:
-        raise SnapshotError(f"preemptor {snapshot.preemptor!r} runs already; legal: a pending pod")
-    return state, state.pod(preemptor)
+    preemptors = [_find("pod", name, names) for name in gang_members(snapshot)]
+    for row in preemptors:
+        if snapshot.pods[row].node:
+            name = snapshot.pods[row].name
+            raise SnapshotError(f"preemptor {name!r} runs already; legal: a pending pod")
+    return state, state.pod(min(preemptors))
 
 
 def decide(
@@ -166,7 +133,8 @@ def decide(
     Args:
         snapshot: the cluster.
         selector: decides.
-        fallback: decides where the selector fails or answers what is not allowed.
+        fallback: decides where the selector fails or answers what is not allowed; about gangs, which
+            the rules of schedulers do not know, `greedy-cost` does.
         runner: keeps the selector within its time; a new one by default.
         budget_s: seconds that the selector may take, and a fifth of those of the fallback.
         bands: see `build_state`.
@@ -174,15 +142,21 @@ def decide(
     Returns:
         `node` (None = do not preempt now), `victims` by descending importance, `gpus`, `level`,
         `selector`, `fallback` (None or why the fallback answered), `cause` (the same in a word),
-        `reasons`, `elapsed_ms`.
+        `reasons`, `elapsed_ms`. Of a gang node and GPUs are those of its first member, the level is the
+        worst, and there are `members` with name, node, GPUs, cores of each NUMA node and level,
+        `network_level`, `cost_gpu_s` and `wait_s`.
 
     Raises:
         FlextopoError: the snapshot is not legal.
         UndecidableError: the fallback failed too.
     """
+    runner = runner or SelectorRunner()
+    is_gang = not isinstance(snapshot.preemptor, str)
+    if is_gang:
+        fallback = GreedyCost()
+        _compile_for_gangs(selector, runner)
     begin = time.perf_counter()
     state, preemptor = build_state(snapshot, bands)
-    runner = runner or SelectorRunner()
     used, why, cause = selector, None, ""
     try:
         candidate = runner.select(selector, state, preemptor, budget_s)
@@ -209,6 +183,9 @@ def decide(
             "gpus": [gpu for gpu in range(64) if candidate.gpu_mask >> gpu & 1],
             "level": candidate.level.name.lower(),
         }
+    if is_gang:
+        servers = [server.name for server in snapshot.servers]
+        answer |= gang_answer(state, preemptor, candidate, servers)
     return {
         **answer,
         "selector": used.name,
@@ -219,6 +196,17 @@ def decide(
     }
 
 
+def _compile_for_gangs(selector: VictimSelector, runner: SelectorRunner) -> None:
+    """Let a selector and the baseline decide about a small gang, once: kernels compile for that."""
+    state, preemptor = build_state(SMALL_GANG)
+    for each in (GreedyCost(), selector):
+        if each.name in _compiled:
+            continue
+        _compiled.add(each.name)
+        with suppress(Exception):  # it will fail again where that is answered for
+            runner.select(each, state, preemptor, COMPILE_S)
+
+
 def check(state: ClusterState, preemptor: Pod, candidate: Candidate | None) -> None:
     """Refuse a decision that must not be carried out.
 
@@ -227,6 +215,9 @@ def check(state: ClusterState, preemptor: Pod, candidate: Candidate | None) -> N
             does not fit, is guaranteed and not aligned, or would fit with one victim less.
     """
     if candidate is None:
+        return
+    if state.is_gang(preemptor):
+        check_gang(state, preemptor, candidate)
         return
     victims = candidate.victims
     state.slots_of(candidate.node, victims)  # refuses what is not there before a kernel reads it
@@ -250,6 +241,9 @@ def _reasons(state: ClusterState, candidate: Candidate | None) -> list[str]:
     if candidate is None:
         return ["no victim set that is worth it, or none at all"]
     reasons = [f"placed on {candidate.level.name.lower()} level"]
+    if candidate.seats:
+        reasons = [f"{len(candidate.seats)} members within {TIERS[candidate.tier].label}"]
+        reasons += [f"the worst of them placed on {candidate.level.name.lower()} level"]
     for victim in map(state.pod, candidate.victims):
         run = state.now_s - (victim.start_s or 0)
         reasons.append(

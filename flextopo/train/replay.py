@@ -219,8 +219,10 @@ def _differs(a: Recording, b: Recording, moment: Moment) -> str:
     if x is None or y is None:
         name = b.name if x is None else a.name
         return f"only {name} needs a decision"
-    if x.taken == y.taken:
+    if x.taken == y.taken and x.nodes == y.nodes:
         return ""
     if x.taken is None or y.taken is None:
         return f"{a.name if x.taken is None else b.name} waits, the other preempts"
-    return "different nodes" if x.taken[0] != y.taken[0] else "different victims on one node"
+    if x.nodes != y.nodes:
+        return "different nodes"
+    return f"different victims on {'one node' if len(x.nodes) == 1 else 'the same nodes'}"

@@ -25,7 +25,7 @@ from flextopo.baselines.residents import NodeOption, NodeView, disruptions_left
 from flextopo.baselines.rollout import Lookahead, Rollout
 from flextopo.cluster.state.arrays import lost_work_s
 from flextopo.cluster.state.cluster_state import ClusterState
-from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.decision import Candidate, Seat
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.state.selector import VictimSelector
@@ -37,6 +37,19 @@ SHOWN = 8
 
 LOOKED_AT = 64
 """Candidates searched for, where a selector does not say how many it looks at."""
+
+
+@dataclass(frozen=True)
+class ShownSeat:
+    """The place of a gang's member: index of the pod and of its node, GPUs, level, and levels below
+    the best, as in `Shown`.
+    """
+
+    pod: int
+    node: int
+    gpu_mask: int
+    level: int
+    below: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,10 @@ class Shown:
         cost_gpu_s: its own loss in weighted GPU-seconds.
         discarded_gpu_s: GPU-seconds of work lost or repeated.
         score: by the selector, None where it gives none.
+        wait_s: until the preemptor has its place.
+        tier: a `NetworkLevel`, of a gang.
+        seats: of the members of a gang; empty for a single pod, whose place is `node` and so on.
+        victim_nodes: node of each victim of a gang, then of each pod stopped with them.
     """
 
     node: int
@@ -64,6 +81,15 @@ class Shown:
     cost_gpu_s: float
     discarded_gpu_s: int
     score: float | None
+    wait_s: int = 0
+    tier: int = 0
+    seats: tuple[ShownSeat, ...] = ()
+    victim_nodes: tuple[int, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Node of each member, or of the single pod."""
+        return tuple(seat.node for seat in self.seats) or (self.node,)
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,11 @@ class Choice:
         if self.chosen is None:
             return None
         return self.shown[self.chosen].node, frozenset(self.shown[self.chosen].victims)
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Node of each member that gets one."""
+        return () if self.chosen is None else self.shown[self.chosen].nodes
 
 
 @dataclass(frozen=True)
@@ -175,9 +206,15 @@ def _rank(selector: VictimSelector, state: ClusterState, pod: Pod) -> _Ranked:
 
 def _find(candidates: Sequence[Candidate], taken: Candidate) -> int | None:
     for i, candidate in enumerate(candidates):
-        if candidate.node == taken.node and set(candidate.victims) == set(taken.victims):
+        if (candidate.node, _seat_nodes(candidate)) == (taken.node, _seat_nodes(taken)) and set(
+            candidate.victims
+        ) == set(taken.victims):
             return i
     return None
+
+
+def _seat_nodes(candidate: Candidate) -> list[tuple[int, int]]:
+    return [(seat.pod, seat.node) for seat in candidate.seats]
 
 
 def _score(ranked: _Ranked, i: int) -> float | None:
@@ -188,6 +225,9 @@ def _show(state: ClusterState, pod: Pod, candidate: Candidate, score: float | No
     victims = set(candidate.victims)
     stopped = {m for victim in victims for m in state.members_of(victim)} | victims
     c, discarded = state.arrays, 0
+    seats = tuple(_show_seat(state, seat) for seat in candidate.seats)
+    others = tuple(sorted(stopped - victims))
+    gone = (*candidate.victims, *others) if seats else ()
     for row in stopped:
         if not c.pods[row]["online"]:
             lost_s = int(lost_work_s(c, row)) + int(state.costs.restart_s)
@@ -195,14 +235,25 @@ def _show(state: ClusterState, pod: Pod, candidate: Candidate, score: float | No
     return Shown(
         node=candidate.node,
         victims=candidate.victims,
-        stopped=tuple(sorted(stopped - victims)),
+        stopped=others,
         gpu_mask=candidate.gpu_mask,
         level=int(candidate.level),
-        below=state.levels_below(candidate, pod),
+        below=max(seat.below for seat in seats) if seats else state.levels_below(candidate, pod),
         cost_gpu_s=state.cost_of(candidate, pod),
         discarded_gpu_s=discarded,
         score=score,
+        wait_s=candidate.wait_s,
+        tier=int(candidate.tier),
+        seats=seats,
+        victim_nodes=tuple(int(c.live[row]["node"]) for row in gone),
     )
+
+
+def _show_seat(state: ClusterState, seat: Seat) -> ShownSeat:
+    spec = state.arrays.pods[seat.pod]
+    best = state.model(seat.node).best_level(int(spec["gpus"]), int(spec["cores"]))
+    below = 0 if best is None else int(seat.level) - int(best)
+    return ShownSeat(seat.pod, seat.node, seat.gpu_mask, int(seat.level), below)
 
 
 def _reason(

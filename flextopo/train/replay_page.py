@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.loss import LOSS_TERMS
-from flextopo.cluster.topology.levels import LEVELS
+from flextopo.cluster.topology.levels import LEVELS, TIERS
+from flextopo.cluster.topology.network import Network
+from flextopo.envs.arrangement import state_network
+from flextopo.envs.gang_marks import GANG_COLOURS, in_gang
 from flextopo.envs.scene import LEGEND, THEMES, Colour, make_scene
 from flextopo.train.compare import check, make_tape, open_episode, servers_text
 from flextopo.train.config import ComparisonConfig
@@ -25,7 +29,15 @@ from flextopo.train.replay_decision import Choice, Shown
 
 ASSETS = Path(__file__).parent / "replay_assets"
 
-SCRIPTS = ("recording.js", "drawing.js", "timeline.js", "panels.js", "player.js")
+SCRIPTS = (
+    "recording.js",
+    "arrangement.js",
+    "drawing.js",
+    "timeline.js",
+    "gangs.js",
+    "panels.js",
+    "player.js",
+)
 """Joined into one script, in this order."""
 
 MAX_SELECTORS = 2
@@ -42,6 +54,9 @@ SHOWN_COLUMNS = (
     "score",
 )
 """Of the rows that describe candidates."""
+
+GANG_COLUMNS = ("wait_s", "tier", "seats", "victim_nodes")
+"""Of these rows, too, where a network is known; a seat is pod, node, GPUs, level, levels below."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +161,14 @@ def page_data(
 ) -> dict[str, Any]:
     """Return what the page's script reads; times and losses are differences from frame to frame."""
     state, pods = sim.state, sim.state.arrays.pods
-    scene = make_scene(state.models, state.arrays.nodes["model"].tolist())
+    network = state_network(state)
+    scene = make_scene(state.models, state.arrays.nodes["model"].tolist(), network)
     asked = ("gpus", "cores", "priority", "online", "requirement", "batch_class")
-    columns = (*asked, "checkpoint_s", "preemptible", "group", "pdb")
-    return {
+    columns: tuple[str, ...] = (*asked, "checkpoint_s", "preemptible", "group", "pdb")
+    gang_columns = GANG_COLUMNS if network else ()
+    if network:
+        columns += ("required_tier", "preferred_tier")
+    made = {
         "end_s": sim.tape.end_s,
         "demanded_gpu_s": sim.tape.demanded_gpu_s(),
         "terms": LOSS_TERMS,
@@ -165,13 +184,28 @@ def page_data(
         ],
         "levels": [{"name": level.name, "label": level.label} for level in LEVELS.values()],
         "pods": {name: pods[name].tolist() for name in columns},
-        "shown_columns": SHOWN_COLUMNS,
-        "sides": [_side(recording) for recording in recordings],
+        "shown_columns": SHOWN_COLUMNS + gang_columns,
+        "sides": [_side(recording, bool(network)) for recording in recordings],
         "differences": [[*difference.moment, difference.about] for difference in found],
+    }
+    if network:
+        made["network"] = _network(network, in_gang(state))
+    return made
+
+
+def _network(network: Network, gangs: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return what a page with a network has beside the others: names, and who is in a gang."""
+    return {
+        "leaf": network.leaf,
+        "block": network.block,
+        "leaf_names": [network.leaf_name(leaf) for leaf in range(network.num_leaves)],
+        "block_names": [network.block_name(block) for block in range(network.num_blocks)],
+        "tiers": [tier.label for tier in TIERS.values()],
+        "members": np.flatnonzero(gangs).tolist(),
     }
 
 
-def _side(recording: Recording) -> dict[str, Any]:
+def _side(recording: Recording, with_gangs: bool) -> dict[str, Any]:
     frames = recording.frames
     times = np.array([frame.time_s for frame in frames])
     losses = np.round([frame.loss_gpu_s for frame in frames]).astype(np.int64)
@@ -186,12 +220,14 @@ def _side(recording: Recording) -> dict[str, Any]:
         "loss_gpu_s": np.diff(losses, axis=0, prepend=0 * losses[:1]).ravel().tolist(),
         "online_wait": [frame.online_wait for frame in frames],
         "batch_wait": [frame.batch_wait for frame in frames],
-        "choices": [_choice(at[m], choice) for m, choice in sorted(recording.choices.items())],
+        "choices": [
+            _choice(at[m], choice, with_gangs) for m, choice in sorted(recording.choices.items())
+        ],
         "weighted_loss": _number(recording.metrics["weighted_loss"]),
     }
 
 
-def _choice(frame: int, choice: Choice) -> dict[str, Any]:
+def _choice(frame: int, choice: Choice, with_gangs: bool) -> dict[str, Any]:
     return {
         "frame": frame,
         "pod": choice.pod,
@@ -200,8 +236,19 @@ def _choice(frame: int, choice: Choice) -> dict[str, Any]:
         "chosen": choice.chosen,
         "wait_score": _number(choice.wait_score),
         "reason": choice.reason,
-        "shown": [_shown(candidate) for candidate in choice.shown],
+        "shown": [
+            _shown(candidate) + (_shown_gang(candidate) if with_gangs else [])
+            for candidate in choice.shown
+        ],
     }
+
+
+def _shown_gang(candidate: Shown) -> list[Any]:
+    """Return the rest of a row in `GANG_COLUMNS`."""
+    seats = [
+        [seat.pod, seat.node, seat.gpu_mask, seat.level, seat.below] for seat in candidate.seats
+    ]
+    return [candidate.wait_s, candidate.tier, seats, candidate.victim_nodes]
 
 
 def _shown(candidate: Shown) -> list[Any]:
@@ -226,9 +273,11 @@ def _number(value: float | None) -> float | None:
 def _colour_rules() -> str:
     """Return the scene's colours as CSS variables, such as `--use-0` and `--numa_node`, for both themes."""
     uses = list(enumerate(LEGEND.values()))
-    light = _variables({f"use-{i}": use.light for i, use in uses} | THEMES["light"])
-    dark = _variables({f"use-{i}": use.dark for i, use in uses} | THEMES["dark"])
-    return f":root{{{light}}}\n@media(prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
+    gangs = list(enumerate(GANG_COLOURS))
+    light = {f"use-{i}": use.light for i, use in uses} | {f"gang-{i}": c[0] for i, c in gangs}
+    dark = {f"use-{i}": use.dark for i, use in uses} | {f"gang-{i}": c[1] for i, c in gangs}
+    day, night = _variables(light | THEMES["light"]), _variables(dark | THEMES["dark"])
+    return f":root{{{day}}}\n@media(prefers-color-scheme:dark){{:root{{{night}}}}}\n"
 
 
 def _variables(colours: dict[str, Colour]) -> str:

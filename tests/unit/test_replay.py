@@ -335,7 +335,8 @@ def test_saved_results_give_their_configuration_back(tmp_path: Path) -> None:
     assert config_of(results, path) == config
     seed = interesting_seed(results, ("greedy-cost",))
     sim, selector = open_episode(config_of(results, path), "greedy-cost", seed)
-    assert record(sim, selector).metrics == scores["greedy-cost"][seed]
+    # Some metrics are of gangs alone: NaN where there are none.
+    assert repr(record(sim, selector).metrics) == repr(scores["greedy-cost"][seed])
     for key, words in (("servers", "lacks 'servers'"), ("workload", "no 'magic'; legal")):
         broken = {**results, "config": {**results["config"]}}
         del broken["config"][key]

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 import flextopo
-from flextopo.cluster.topology.levels import AlignmentLevel
+from flextopo.cluster.topology.levels import TIERS, AlignmentLevel
 from flextopo.policies.serving.wire import NodesRequest, PreemptRequest
-from flextopo.policies.snapshot import Snapshot
+from flextopo.policies.snapshot_format import Snapshot
 
 DECISION: dict[str, Any] = {
     "type": "object",
@@ -29,6 +29,38 @@ DECISION: dict[str, Any] = {
         "elapsed_ms": {"type": "number"},
     },
 }  # fmt: skip
+
+GANG: dict[str, Any] = {
+    "members": {
+        "type": "array",
+        "description": "empty = do not preempt now",
+        "items": {
+            "type": "object",
+            "required": ["name", "node", "gpus", "cores", "level"],
+            "properties": {
+                "name": {"type": "string"},
+                "node": {"type": "string"},
+                "gpus": {"type": "array", "items": {"type": "integer"}},
+                "cores": {
+                    "type": "array",
+                    "description": "of each NUMA node",
+                    "items": {"type": "integer"},
+                },
+                "level": {"enum": [level.name.lower() for level in AlignmentLevel]},
+            },
+        },
+    },
+    "network_level": {"enum": [*(tier.name for tier in TIERS.values()), None]},
+    "cost_gpu_s": {"type": ["number", "null"]},
+    "wait_s": {"type": ["integer", "null"]},
+}
+"""What an answer about a gang has beside the others."""
+
+GANG_DECISION: dict[str, Any] = {
+    "type": "object",
+    "required": [*DECISION["required"], *GANG],
+    "properties": DECISION["properties"] | GANG,
+}
 
 ERROR = {
     "type": "object",
@@ -98,6 +130,7 @@ def openapi_document() -> dict[str, Any]:
     )
     components |= {
         "Decision": DECISION,
+        "GangDecision": GANG_DECISION,
         "Error": ERROR,
         "PreemptResult": PREEMPT_RESULT,
         "FilterResult": FILTER_RESULT,
@@ -108,7 +141,9 @@ def openapi_document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "flextopo", "version": flextopo.__version__},
         "paths": {
-            "/v1/decide": _post("Decide about a snapshot of a cluster.", snapshot, "Decision"),
+            "/v1/decide": _post(
+                "Decide about a snapshot of a cluster.", snapshot, "Decision", "GangDecision"
+            ),
             "/preempt": _post("Extender verb: choose victims.", preempt, "PreemptResult"),
             "/filter": _post("Extender verb: refuse nodes.", nodes, "FilterResult"),
             "/prioritize": _post("Extender verb: score nodes.", nodes, "PrioritizeResult"),
@@ -119,7 +154,7 @@ def openapi_document() -> dict[str, Any]:
     }
 
 
-def _post(about: str, body: dict[str, Any], result: str) -> dict[str, Any]:
+def _post(about: str, body: dict[str, Any], *results: str) -> dict[str, Any]:
     errors = {
         "400": "the body is not legal",
         "408": "the body did not come in time",
@@ -132,7 +167,7 @@ def _post(about: str, body: dict[str, Any], result: str) -> dict[str, Any]:
             "summary": about,
             "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
             "responses": {
-                "200": _response("the answer", result),
+                "200": _response("the answer", *results),
                 **{status: _response(why, "Error") for status, why in errors.items()},
             },
         }
@@ -147,6 +182,7 @@ def _get(about: str) -> dict[str, Any]:
     return {"get": {"summary": about, "responses": responses}}
 
 
-def _response(about: str, schema: str) -> dict[str, Any]:
-    found = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
-    return {"description": about, "content": {"application/json": found}}
+def _response(about: str, *schemas: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = [{"$ref": f"#/components/schemas/{name}"} for name in schemas]
+    schema = found[0] if len(found) == 1 else {"anyOf": found}
+    return {"description": about, "content": {"application/json": {"schema": schema}}}

@@ -25,16 +25,15 @@ class ClusterDrawing {
   fit(width) {
     const { scene, numNodes } = this.tape;
     const highest = Math.max(300, 0.52 * window.innerHeight);
-    const wide = scene.tile_width + scene.gap, high = scene.tile_height + scene.gap;
-    let columns = 0, scale, rows;
+    let columns = 1, made, next = arrange(scene, numNodes, 1), scale;
     do {
-      columns++;
-      scale = Math.min(LARGEST, width / (columns * wide - scene.gap));
-      rows = Math.ceil(numNodes / columns);
-    } while (columns < numNodes && rows * high * scale > highest && width / ((columns + 1) * wide - scene.gap) > SMALLEST);
+      made = next;
+      scale = Math.min(LARGEST, width / made.width);
+      next = arrange(scene, numNodes, ++columns);
+    } while (columns <= numNodes && (made.height + scene.gap) * scale > highest && width / next.width > SMALLEST);
     this.ratio = window.devicePixelRatio || 1;
-    Object.assign(this, { scale, columns });
-    const across = (columns * wide - scene.gap) * scale, down = (rows * high - scene.gap) * scale;
+    Object.assign(this, { scale, made });
+    const across = made.width * scale, down = made.height * scale;
     this.canvas.style.width = `${across}px`;
     this.canvas.style.height = `${down}px`;
     this.canvas.width = Math.round(across * this.ratio);
@@ -42,9 +41,7 @@ class ClusterDrawing {
   }
 
   origin(node) {
-    const { scene } = this.tape;
-    const row = Math.floor(node / this.columns), column = node % this.columns;
-    return [column * (scene.tile_width + scene.gap), row * (scene.tile_height + scene.gap)];
+    return this.made.origins[node];
   }
 
   // A box of the scene in whole device pixels.
@@ -54,7 +51,7 @@ class ClusterDrawing {
     return [...at, Math.round((left + x + width) * s) - at[0], Math.round((top + y + height) * s) - at[1]];
   }
 
-  // `marked` is {node, gpuMask, victims}; `other` is the side to compare with. Either may be missing.
+  // `marked` is {seats: [{node, gpuMask}], victims}; `other` is the side to compare with. Either may be missing.
   draw(marked, other) {
     const { context, tape, recording } = this, { scene, first } = tape;
     const colour = colours();
@@ -64,6 +61,7 @@ class ClusterDrawing {
     context.fillRect(0, 0, this.canvas.width, this.canvas.height);
     context.font = `${Math.max(7, 7.5 * this.scale) * this.ratio}px system-ui, sans-serif`;
     context.textBaseline = "middle";
+    this.drawLeaves(colour("leaf"), paint.label);
     for (let node = 0; node < tape.numNodes; node++) {
       const tile = scene.tiles[scene.node_model[node]], origin = this.origin(node);
       context.fillStyle = paint.server;
@@ -75,6 +73,7 @@ class ClusterDrawing {
         context.fillStyle = paint[kind];
         for (const box of boxes) context.fillRect(...this.place(origin, box));
       }
+      this.drawGangs(node, tile, origin, colour);
       tile.gpus.forEach((box, gpu) => {
         const at = first[node] + gpu, use = recording.uses[at], cell = this.place(origin, box);
         context.fillStyle = uses[use];
@@ -84,6 +83,39 @@ class ClusterDrawing {
       });
     }
     if (marked) this.drawChoice(marked, paint);
+  }
+
+  drawLeaves(fill, label) {
+    const { context, tape } = this;
+    this.made.frames.forEach((frame, i) => {
+      const { name, block } = tape.scene.leaves[i], [x, y] = this.place(frame, [tape.scene.leaf_edge, 5, 0, 0]);
+      context.fillStyle = fill;
+      context.fillRect(...this.place([0, 0], frame));
+      context.fillStyle = label;
+      context.fillText(`${name}, ${block}`, x, y);
+    });
+  }
+
+  // An edge around the GPUs of gangs, and their numbers beside that of the server.
+  drawGangs(node, tile, origin, colour) {
+    const { context, tape, recording } = this, begin = tape.first[node], held = new Map();
+    if (!tape.members.size) return;
+    tile.gpus.forEach((box, gpu) => {
+      const gang = tape.gangOf(recording.pods[begin + gpu]);
+      if (gang >= 0) held.set(gang, [...(held.get(gang) ?? []), box]);
+    });
+    let [right, y] = this.place(origin, [tape.scene.tile_width - 3, 5, 0, 0]);
+    context.textAlign = "right";
+    for (const [gang, boxes] of held) {
+      const number = `G${gang}`;
+      context.fillStyle = colour(`gang-${gang % tape.scene.gang_colours}`);
+      context.fillText(number, right, y);
+      right -= context.measureText(`${number} `).width;
+      for (const [left, top, width, height] of boxes) {
+        context.fillRect(...this.place(origin, [left - 2, top - 2, width + 4, height + 4]));
+      }
+    }
+    context.textAlign = "left";
   }
 
   drawMark(mark, [x, y, width, height], paper) {
@@ -116,9 +148,9 @@ class ClusterDrawing {
     context.fillRect(x + width - size, y + height - size, size, size);
   }
 
-  drawChoice({ node, gpuMask, victims }, paint) {
+  drawChoice({ seats, victims }, paint) {
     const { context, tape, recording } = this, { scene, first } = tape;
-    const origin = this.origin(node), tile = scene.tiles[scene.node_model[node]];
+    let origin;
     const frame = (box, grow, thickness) => {
       const [x, y, width, height] = this.place(origin, box), d = grow * this.ratio;
       context.strokeStyle = paint.ink;
@@ -134,8 +166,11 @@ class ClusterDrawing {
       this.cross(cell, paint["dot-edge"], Math.max(2, cell[2] / 4), inset);
       this.cross(cell, paint.dot, Math.max(1, cell[2] / 9), inset);
     });
-    tile.gpus.forEach((box, gpu) => { if ((gpuMask >> gpu) & 1) frame(box, 0.5, 2); });
-    frame([0, 0, scene.tile_width, scene.tile_height], -0.75, 1.5);
+    for (const { node, gpuMask } of seats) {
+      origin = this.origin(node);
+      scene.tiles[scene.node_model[node]].gpus.forEach((box, gpu) => { if ((gpuMask >> gpu) & 1) frame(box, 0.5, 2); });
+      frame([0, 0, scene.tile_width, scene.tile_height], -0.75, 1.5);
+    }
   }
 
   // Bring a node into view where the cluster is higher than its frame.
@@ -151,9 +186,9 @@ class ClusterDrawing {
   gpuAt(clientX, clientY) {
     const { tape } = this, { scene, first } = tape, rect = this.canvas.getBoundingClientRect();
     const x = (clientX - rect.left) / this.scale, y = (clientY - rect.top) / this.scale;
-    const column = Math.floor(x / (scene.tile_width + scene.gap));
-    const node = Math.floor(y / (scene.tile_height + scene.gap)) * this.columns + column;
-    if (column >= this.columns || node < 0 || node >= tape.numNodes) return -1;
+    const node = this.made.origins.findIndex(
+      ([left, top]) => x >= left && x < left + scene.tile_width && y >= top && y < top + scene.tile_height);
+    if (node < 0) return -1;
     const [left, top] = this.origin(node);
     const gpu = scene.tiles[scene.node_model[node]].gpus.findIndex(
       ([bx, by, w, h]) => x - left >= bx - 1 && x - left < bx + w + 1 && y - top >= by - 1 && y - top < by + h + 1);

@@ -80,13 +80,13 @@ class Panel {
   draw() {
     const choice = this.choiceHere();
     const candidate = choice && choice.shown[this.pointed ?? choice.chosen ?? -1];
+    const single = candidate && [{ node: candidate.node, gpuMask: candidate.gpu_mask }];
     const marked = candidate && {
-      node: candidate.node,
-      gpuMask: candidate.gpu_mask,
+      seats: candidate.seats?.length ? candidate.seats.map(([, node, gpuMask]) => ({ node, gpuMask })) : single,
       victims: [...candidate.victims, ...candidate.stopped],
     };
     this.drawing.draw(marked, this.other);
-    if (marked) this.drawing.reveal(marked.node);
+    if (marked) this.drawing.reveal(candidate.node);
   }
 
   writeCaption() {
@@ -101,7 +101,8 @@ class Panel {
     }
     const node = tape.nodeOf(hovered), gpu = hovered - tape.first[node];
     const model = tape.models[tape.scene.node_model[node]], numa = model.gpu_numa[gpu];
-    const where = `node ${node} (${model.name}), socket ${model.numa_socket[numa]}, NUMA node ${numa}${model.gpu_island.length ? `, island ${model.gpu_island[gpu]}` : ""}, GPU ${gpu}`;
+    const leaf = tape.network ? `${tape.network.leaf_names[tape.network.leaf[node]]}, ` : "";
+    const where = `${leaf}node ${node} (${model.name}), socket ${model.numa_socket[numa]}, NUMA node ${numa}${model.gpu_island.length ? `, island ${model.gpu_island[gpu]}` : ""}, GPU ${gpu}`;
     const pod = side.pods[hovered], use = tape.scene.uses[side.uses[hovered]].meaning;
     this.caption.textContent = pod < 0 ? `${where}: free` : `${where}: ${tape.podName(pod)}, ${use}; ${tape.describePod(pod)}`;
   }
@@ -132,28 +133,41 @@ class Panel {
       element("p", { class: "ask" }, this.question(choice)),
       element("p", { class: "answer" }, this.answer(choice)),
       element("p", { class: "reason" }, choice.reason),
+      ...this.seats(choice),
       ...(choice.shown.length ? [this.table(choice, now)] : []));
   }
 
   question(choice) {
     const pod = choice.pod, waited = choice.waited_s > 0 ? `, pending for ${duration(choice.waited_s)}` : "";
+    if (this.tape.gangOf(pod) >= 0) return gangQuestion(this.tape, choice, waited);
     return `${this.tape.podName(pod)} fits nowhere${waited}: ${this.tape.describePod(pod, false)}.`;
   }
 
   answer(choice) {
     if (choice.chosen === null) return "Waits: nobody is evicted now.";
     const taken = choice.shown[choice.chosen], { tape } = this;
-    const place = `on node ${taken.node}, ${tape.levels[taken.level].label} (${below(taken.below)})`;
-    if (!taken.victims.length) return `Starts ${place}; nobody is evicted.`;
+    const network = taken.seats?.length ? within(tape, taken.tier, taken.node) : `on node ${taken.node}`;
+    const place = `${network}, ${tape.levels[taken.level].label} (${below(taken.below)})`;
+    const after = tape.network ? `, after ${duration(taken.wait_s)}` : "";
+    if (!taken.victims.length) return `Starts ${place}${after}; nobody is evicted.`;
     const gone = [...taken.victims, ...taken.stopped];
     const gpus = gone.reduce((sum, pod) => sum + tape.pods.gpus[pod], 0);
-    return `Evicts ${count(gone.length, "pod")} with ${count(gpus, "GPU")} and starts ${place}.`;
+    return `Evicts ${count(gone.length, "pod")} with ${count(gpus, "GPU")} and starts ${place}${after}.`;
+  }
+
+  // What happens on each server of a gang.
+  seats(choice) {
+    const taken = choice.shown[choice.chosen ?? -1];
+    return taken?.seats?.length ? [seatTable(this.tape, taken, `seats-${"ab"[this.index]}`)] : [];
+  }
+
+  columns() {
+    const wait = this.tape.network ? ["wait"] : [];
+    return ["node", "victims", "level", ...wait, "discarded", "cost", ...(this.side.scores ? [this.side.scores] : [])];
   }
 
   table(choice, now) {
-    const columns = ["node", "victims", "level", "discarded", "cost"];
-    if (this.side.scores) columns.push(this.side.scores);
-    const head = element("tr", {}, ...columns.map((name) => element("th", { scope: "col" }, name.replace(/ (?=\S+$)/, "\u00a0"))));
+    const head = element("tr", {}, ...this.columns().map((name) => element("th", { scope: "col" }, name.replace(/ (?=\S+$)/, "\u00a0"))));
     const rows = choice.shown.map((candidate, i) => this.row(choice, candidate, i, now));
     if (choice.wait_score !== null) rows.push(this.waitRow(choice));
     const rest = choice.candidates - choice.shown.length;
@@ -164,14 +178,17 @@ class Panel {
   }
 
   row(choice, candidate, i, now) {
-    const chosen = i === choice.chosen;
+    const chosen = i === choice.chosen, gang = candidate.seats?.length > 0;
+    const nodes = gang ? runs(candidate.seats.map(([, node]) => node)) : String(candidate.node);
     const name = chosen ? element("span", { class: "chosen" }, "taken") : "";
-    const node = element("button", { type: "button", title: "Show this candidate", "aria-label": `Show the candidate on node ${candidate.node}`, disabled: now ? null : "" }, String(candidate.node));
+    const node = element("button", { type: "button", title: "Show this candidate", "aria-label": `Show the candidate on node ${nodes}`, disabled: now ? null : "" }, nodes);
+    const network = gang ? [element("span", { class: "within" }, within(this.tape, candidate.tier, candidate.node))] : [];
     const point = (to) => { if (now) { this.pointed = to; this.draw(); } };
     const cells = [
-      element("th", { scope: "row" }, node, " ", name),
+      element("th", { scope: "row" }, node, " ", name, ...network),
       element("td", { class: "victims" }, this.victims(candidate)),
       element("td", { class: "words" }, this.tape.levels[candidate.level].name, candidate.below ? element("span", { class: "minus", title: below(candidate.below) }, ` −${candidate.below}`) : ""),
+      ...(this.tape.network ? [element("td", {}, duration(candidate.wait_s).replace(" ", "\u00a0"))] : []),
       element("td", {}, candidate.discarded_gpu_h.toFixed(2)),
       element("td", {}, candidate.cost_gpu_h.toFixed(2)),
     ];
@@ -196,7 +213,7 @@ class Panel {
 
   waitRow(choice) {
     const chosen = choice.chosen === null;
-    const name = element("th", { scope: "row", colspan: "5" }, "do not preempt now ", chosen ? element("span", { class: "chosen" }, "taken") : "");
+    const name = element("th", { scope: "row", colspan: String(this.columns().length - 1) }, "do not preempt now ", chosen ? element("span", { class: "chosen" }, "taken") : "");
     return element("tr", { class: chosen ? "taken" : null, "aria-current": chosen ? "true" : null }, name, element("td", {}, choice.wait_score.toFixed(2)));
   }
 }
@@ -206,6 +223,10 @@ function writeLegend(list, tape) {
     const swatch = element("span", { class: `swatch ${use.mark}`, style: `background:var(--use-${i})`, "aria-hidden": "true" });
     list.append(element("li", {}, swatch, use.meaning));
   });
+  if (tape.network) {
+    list.append(element("li", {}, element("span", { class: "swatch gang", "aria-hidden": "true" }), "edge and number: one gang"));
+    document.querySelector(".note").append(" A frame is a leaf; a gang is decided as a whole, and all of its places are framed.");
+  }
   if (tape.sides.length > 1) {
     list.append(element("li", {}, element("span", { class: "swatch dot", "aria-hidden": "true" }), "held by another pod on the other side"));
   }

@@ -93,6 +93,8 @@ class Tape {
     this.pods = data.pods;
     this.models = data.models;
     this.levels = data.levels;
+    this.network = data.network ?? null;
+    this.members = new Set(this.network ? this.network.members : []);
     this.first = [0];
     for (const model of this.scene.node_model) {
       this.first.push(this.first.at(-1) + this.scene.tiles[model].gpus.length);
@@ -143,6 +145,11 @@ class Tape {
     return lastWhere(this.first.length, (node) => this.first[node] <= gpu);
   }
 
+  // The number of the gang that a pod belongs to, -1 = none.
+  gangOf(pod) {
+    return this.members.has(pod) ? this.pods.group[pod] : -1;
+  }
+
   podName(pod) {
     return `${this.pods.online[pod] ? "online" : "batch"}/${pod}`;
   }
@@ -158,7 +165,8 @@ class Tape {
       const every = checkpoint_s[pod];
       parts.push(every ? `checkpoint every ${every / 60} min` : "no checkpoints");
     }
-    if (this.pods.group[pod] >= 0) parts.push(`PodGroup ${this.pods.group[pod]}`);
+    if (this.gangOf(pod) >= 0) parts.push(`gang ${this.gangOf(pod)}`);
+    else if (this.pods.group[pod] >= 0) parts.push(`PodGroup ${this.pods.group[pod]}`);
     if (this.pods.pdb[pod] >= 0) parts.push("disruption budget");
     if (withEviction && !preemptible[pod]) parts.push("never a victim");
     return parts.join(", ");
