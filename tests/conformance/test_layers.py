@@ -124,7 +124,7 @@ def test_environments_are_registered_once_in_any_order(imports: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
 
 
 def test_a_gymnasium_that_is_missing_or_broken_says_so(tmp_path: Path) -> None:

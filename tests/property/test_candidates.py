@@ -105,7 +105,10 @@ def test_candidates_are_placed_legally_at_the_best_level(small: Small, aligned: 
         assert candidate.gpu_mask.bit_count() == preemptor.gpus
         assert sum(candidate.cores) == preemptor.cores
         assert all(0 <= got <= there for got, there in zip(candidate.cores, cores, strict=True))
-        assert candidate.level == twin.level_of(model, free, cores, preemptor)
+        levels = {twin.level_of(model, free, cores, preemptor)}
+        if candidate.wait_s == 0:  # a pod that ends this very second may count as gone, or not
+            levels.add(twin.level_of(model, *twin.without(state, candidate.node, set()), preemptor))
+        assert candidate.level in levels
         used = {u for u, taken in enumerate(candidate.cores) if taken}
         assert any(
             domain.level == candidate.level

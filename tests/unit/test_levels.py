@@ -30,6 +30,7 @@ from flextopo.cluster.topology.levels import (
     LAST_ALIGNED,
     LEVELS,
     NO_FIT,
+    NUM_DEFICITS,
     POINTS,
     AlignmentLevel,
     level_of,
@@ -65,7 +66,10 @@ def test_the_table_is_in_the_order_of_the_numbers_and_prices_get_worse() -> None
     for kind in SENSITIVITIES.values():
         speeds = speeds_of(kind)
         assert speeds[0] == 1.0
-        assert list(speeds) == sorted(speeds, reverse=True)
+        assert len(speeds) == NUM_DEFICITS
+        inside, above = speeds[:NO_FIT], (1.0, *speeds[NO_FIT:])
+        assert list(inside) == sorted(inside, reverse=True)
+        assert list(above) == sorted(above, reverse=True)
     assert compile_costs(LossWeights(), 30, 60).misaligned[0] == 0.0
 
 

@@ -21,9 +21,11 @@ def test_every_array_says_when_it_changes() -> None:
     assert kinds["models"] == Kind.HARDWARE
     assert kinds["pods"] == Kind.GIVEN
     assert kinds["scratch"] == Kind.SCRATCH
-    assert {kind for name, kind in kinds.items() if name not in ("models", "pods", "scratch")} == {
-        Kind.STATE
-    }
+    assert kinds["network"] == Kind.HARDWARE
+    known = {"models", "network", "pods", "scratch"}
+    others = {name: kind for name, kind in kinds.items() if name not in known}
+    assert {kind for name, kind in others.items() if name.startswith("gang_")} == {Kind.SCRATCH}
+    assert {kind for name, kind in others.items() if not name.startswith("gang_")} == {Kind.STATE}
 
 
 def test_a_field_that_is_added_reaches_tapes_simulations_and_rows(
@@ -46,7 +48,7 @@ def test_records_begin_as_the_table_says() -> None:
     assert live["node"].tolist() == live["heap_at"].tolist() == live["tried"].tolist() == [-1, -1]
     assert live["since_s"].tolist() == [schema.NEVER_PLACED_S] * 2
     assert not live["evictions"].any()
-    assert (schema.POD_DTYPE.itemsize, schema.LIVE_DTYPE.itemsize) == (80, 96)
+    assert (schema.POD_DTYPE.itemsize, schema.LIVE_DTYPE.itemsize) == (88, 96)
 
 
 @pytest.mark.parametrize(

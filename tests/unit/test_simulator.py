@@ -73,7 +73,7 @@ def test_a_day_by_hand() -> None:
         # X and Z in their grace periods; while X and, beside it, Y start up.
         "waiting": [2 * 30 + 2 * 10, 0, 0, 0, 0],
         "starting": [2 * 100, 2 * 100, 0, 0, 0],
-        "misaligned": [0, 0, 0, 2 * (8500 - 5600), *[0] * 12],  # Y once it has started up
+        "misaligned": [0, 0, 0, 2 * (8500 - 5600), *[0] * 20],  # Y once it has started up
         "discarded": 2 * (500 + 60) + 4 * (50 + 60),
         "discarded_low": 2 * (500 + 60),
         "discarded_weighted": 2 * (500 + 60) + 4 * (50 + 60) * 2,
@@ -148,7 +148,7 @@ def test_a_blind_selector_violates_a_guarantee() -> None:
     assert account["discarded"] == 999 + 997 + 2 * 60
     assert account["violations"] == account["cross_socket"] == account["preemptions"] == 1
     assert "hits" not in account
-    assert account["misaligned"] == [0, 0, 0, 2 * (2500 - 1030), *[0] * 12]
+    assert account["misaligned"] == [0, 0, 0, 2 * (2500 - 1030), *[0] * 20]
     assert account["waiting"] == [2 * 30, 0, 0, 0, 0]
 
 
@@ -208,7 +208,7 @@ def test_one_level_worse_is_charged_after_start_up() -> None:
     )
     sim = Simulator(hand_tape(pods, end_s=1000), Fleet((server,), (0,)))
     assert sim.next_decision() is None
-    assert sim.events.account[0]["misaligned"].tolist() == [0, 0, 500 - 50, *[0] * 13]
+    assert sim.events.account[0]["misaligned"].tolist() == [0, 0, 500 - 50, *[0] * 21]
     assert sim.state.arrays.live["level"][2] == AlignmentLevel.SOCKET
 
 

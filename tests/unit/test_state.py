@@ -218,7 +218,10 @@ def test_weights_and_their_units() -> None:
     assert 600 * 2 * costs.late_growth == pytest.approx(32.0)
     assert costs.missing == pytest.approx((4.0, 2.5, 2.0, 1.6, 1 + 3 / 9))
     kinds = [SENSITIVITIES[name] for name in ("offload", "resident", "linked", "host-heavy")]
-    rates = [(0, 1 - k.off_island, 1 - k.off_numa, 1 - k.off_socket) for k in kinds]
+    rates = [
+        (0, 1 - k.off_island, 1 - k.off_numa, 1 - k.off_socket, 1 - k.off_leaf, 1 - k.off_block)
+        for k in kinds
+    ]
     assert costs.misaligned == pytest.approx(3 * np.array(rates).ravel())
     state = running()
     c = state.arrays

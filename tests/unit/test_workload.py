@@ -142,7 +142,7 @@ def test_common_factor_is_the_largest_that_fits() -> None:
 def test_newest_replica_leaves_first() -> None:
     rates = np.array([[1.0, 3.0, 2.0, 3.0, 1.0, 1.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0]])
     config = replace(FLAT, scale_down_s=0, replica_gpu_mix=(1.0, 0.0, 0.0, 0.0))
-    pods = replica_pods(rates, config, 5, 8, generators(5))
+    pods = replica_pods(rates, config, 5, 8, generators(6))
     step = np.where(pods.depart_s == NEVER_S, -1, pods.depart_s // 600)
     spans = sorted(zip((pods.arrive_s // 600).tolist(), step.tolist(), strict=True))
     # Wanted are 1, 3, 2, 3, 1, 1, 3, ...: the share allows 3 GPUs, that is 3 replicas of one.

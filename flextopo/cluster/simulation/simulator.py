@@ -116,16 +116,17 @@ class Simulator:
         if candidate is None:
             self._leave_pending(pod)
             return
+        gang = self.state.is_gang(pod)
+        slots = 0 if gang else self.state.slots_of(candidate.node, candidate.victims)
         for victim in candidate.victims:
             if not may_evict(self.state.arrays, victim, pod.priority):
                 raise PodError(
                     f"victim {self.state.name(victim)!r} may not be evicted for {pod.name!r}; "
                     "legal: running, preemptible, unprotected pods of lower priority"
                 )
-        if self.state.is_gang(pod):
+        if gang:
             self._seat(pod, candidate)
             return
-        slots = self.state.slots_of(candidate.node, candidate.victims)
         found = self.state.candidate(candidate.node, candidate.victims, pod)
         if found is None:
             raise PodError(

@@ -100,7 +100,7 @@ class WorkloadConfig:
     )
     gang_share: float = _number(
         0.0, 0, 1, "share of services whose replicas are gangs of whole servers; no public trace says: "
-        "assumption where it is not 0", (0, 0.4),
+        "assumption where it is not 0; needs servers with a network",
     )  # fmt: skip
     gang_mix: tuple[float, ...] = _shares(
         (0.5, 0.3, 0.15, 0.05), "share of those with 2, 4, 8, 16 members: assumption"
