@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 
 from flextopo.cluster.errors import PodError
+from flextopo.cluster.state.arrays import may_evict
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
-from flextopo.cluster.state.schema import MAX_MEMBERS, may_evict
+from flextopo.cluster.state.schema import MAX_MEMBERS
 from flextopo.cluster.topology.levels import TIERS, NetworkLevel
 from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.cluster.topology.network import Network, Place, network_of
