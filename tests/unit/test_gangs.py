@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tapes
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import PodError, WorkloadError
@@ -25,7 +26,6 @@ from flextopo.cluster.topology.levels import AlignmentLevel, NetworkLevel
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.cluster.workload.tape import Tape
-from tests import tapes
 
 FLEET = parse_servers("8*a100@leaf4")
 

@@ -11,9 +11,9 @@ from flextopo.cluster.topology.captures.load import TopologyWarning
 from flextopo.cluster.topology.flextopo import build_graph
 from flextopo.cluster.topology.levels import NetworkLevel
 from flextopo.cluster.topology.model import Fleet, ServerModel, preset
-from flextopo.cluster.topology.network import Network
+from flextopo.cluster.topology.network import MAX_SERVERS, Network
 from flextopo.cluster.topology.resource import write_resource
-from flextopo.cluster.topology.servers import MAX_SERVERS, check_servers, parse_servers
+from flextopo.cluster.topology.servers import check_servers, parse_servers
 
 RTX, A100 = preset("rtx4090"), preset("a100")
 SMALL = ServerModel("small", (0,), (0,), (4,), gpu_name="T4")

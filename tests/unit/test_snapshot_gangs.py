@@ -16,7 +16,7 @@ from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import NetworkLevel
-from flextopo.policies.selectors import load_policy
+from flextopo.policies.runtime import load_policy
 from flextopo.policies.serving.openapi import openapi_document
 from flextopo.policies.serving.service import Service, make_app
 from flextopo.policies.serving.telemetry import Telemetry
@@ -56,7 +56,9 @@ def snapshot() -> dict[str, Any]:
 
 
 def post(document: dict[str, Any]) -> Any:
-    service = Service(GreedyCost(), FALLBACK, Telemetry(None, write=[].append), budget_s=60.0)
+    written: list[bytes] = []
+    telemetry = Telemetry(None, write=written.append)
+    service = Service(GreedyCost(), FALLBACK, telemetry, budget_s=60.0)
     return TestClient(make_app(service)).post("/v1/decide", content=json.dumps(document))
 
 

@@ -347,7 +347,8 @@ def play_once(jobs: BatchJobs, num_gpus: int, gpus_per_server: int = 8) -> npt.N
         make_services(), jobs, config, num_gpus, 0, gpus_per_server=gpus_per_server
     )
     assert report.factor == pytest.approx(1)
-    return tape.pods[~tape.pods["online"]]
+    pods: npt.NDArray[Any] = tape.pods[~tape.pods["online"]]
+    return pods
 
 
 def test_jobs_of_several_servers_ask_for_as_many_gpus_as_recorded(tmp_path: Path) -> None:
