@@ -209,10 +209,10 @@ def test_a_victim_that_is_not_needed_is_refused() -> None:
     assert found["cause"] == "guard"
 
 
-@pytest.mark.parametrize("name", ["godel", "kubernetes", "flextopo"])
-def test_rules_for_single_pods_leave_gangs_to_the_baseline(name: str) -> None:
+@pytest.mark.parametrize("name", ["godel", "kubernetes", "flextopo", "kueue"])
+def test_rules_of_schedulers_answer_for_gangs(name: str) -> None:
     found = answer_to(snapshot(), make_selector(name))
-    assert (found["selector"], found["cause"]) == ("greedy-cost", "guard")
+    assert found["selector"] == name
     assert len(found["members"]) == 2
 
 
