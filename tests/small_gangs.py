@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain, combinations, product
 
 from hypothesis import strategies as st
@@ -14,16 +15,19 @@ from flextopo.cluster.topology.network import Network
 
 NETWORK = Network((0, 0, 1), (0, 0, 0))
 SIZES = ((2, 4, 2), (4, 4), (8,), (4,), (2, 2, 2), ())
+FULL = ((2, 4, 2), (4, 4), (8,))
 NOW_S = 100_000
 
 
 @st.composite
-def clusters(draw: st.DrawFn) -> tuple[ClusterState, Pod, bool]:
-    """Draw three full or half full servers on two leaves, and a gang that is pending."""
+def clusters(
+    draw: st.DrawFn, full: bool = False, budgets: bool = False
+) -> tuple[ClusterState, Pod, bool]:
+    """Draw three servers on two leaves, full ones or also others, and a gang that is pending."""
     model = preset(draw(st.sampled_from(("a100", "rtx4090"))))
     pods, where = list[Pod](), list[int]()
     for node in range(3):
-        for gpus in draw(st.sampled_from(SIZES)):
+        for gpus in draw(st.sampled_from(FULL if full else SIZES)):
             pods.append(
                 Pod(
                     index=len(pods),
@@ -34,7 +38,7 @@ def clusters(draw: st.DrawFn) -> tuple[ClusterState, Pod, bool]:
                     batch_class=draw(st.integers(0, 1)),
                     checkpoint_s=draw(st.sampled_from((0, 900, 3600))),
                     group=draw(st.sampled_from((-1, -1, 0, 1))),
-                    pdb=-1,
+                    pdb=draw(st.sampled_from((-1, 0, 1))) if budgets else -1,
                 )
             )
             where.append(node)
@@ -54,12 +58,18 @@ def clusters(draw: st.DrawFn) -> tuple[ClusterState, Pod, bool]:
         )
         for at, gpus in enumerate(sizes)
     ]
-    cluster = ClusterState.from_pods((model,), (0, 0, 0), pods, now_s=NOW_S, network=NETWORK)
+    allowed = draw(st.sampled_from(((0, 1), (1, 1), (1, 2))))
+    cluster = ClusterState.from_pods(
+        (model,), (0, 0, 0), pods, now_s=NOW_S, network=NETWORK, pdb_allowed=allowed
+    )
     required = draw(st.sampled_from((NetworkLevel.LEAF, NetworkLevel.CLUSTER)))
     cluster.arrays.pods["required_tier"][first:] = required
     cluster.arrays.pods["preferred_tier"][first:] = NetworkLevel.LEAF
     for pod, node in enumerate(where):
-        cluster.start(pod, node)
+        # Anywhere on the server, so that what is free may lie on two sockets.
+        free = [gpu for gpu in range(8) if int(cluster.arrays.nodes[node]["gpu_free"]) >> gpu & 1]
+        anywhere = draw(st.permutations(free))[: pods[pod].gpus]
+        cluster.start(pod, node, anywhere if draw(st.booleans()) else None)
         ago = draw(st.integers(0, 20_000))
         cluster.arrays.live[pod]["since_s"] = NOW_S - ago
     return cluster, pods[first], guaranteed
@@ -76,6 +86,11 @@ def brute_force(cluster: ClusterState, gang: Pod, aligned: bool) -> float | None
     sets = chain.from_iterable(combinations(eligible, n) for n in range(len(eligible) + 1))
     best: float | None = None
     for victims in sets:
+        used = Counter(
+            int(c.pods[victim]["pdb"]) for victim in victims if c.pods[victim]["pdb"] >= 0
+        )
+        if any(count > c.pdb_left[pdb] for pdb, count in used.items()):
+            continue
         nodes_of_victims = {int(c.live[victim]["node"]) for victim in victims}
         for nodes in product(range(cluster.num_nodes), repeat=len(members)):
             if not nodes_of_victims <= set(nodes):

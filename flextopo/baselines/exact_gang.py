@@ -155,7 +155,7 @@ class Program:
     def __init__(
         self, cluster: ClusterState, sizes: Sequence[Size], options: Sequence[Option], tier: int
     ) -> None:
-        self.cp = _solver()
+        self.cp = load_solver()
         self.model = self.cp.CpModel()
         self.cluster, self.sizes, self.options = cluster, sizes, options
         self.takes = [self.model.new_bool_var(f"o{i}") for i in range(len(options))]
@@ -255,12 +255,18 @@ class Program:
         return [option for option, takes in pairs if solver.boolean_value(takes)]
 
 
-def _solver() -> Any:
+def load_solver() -> Any:
+    """Return the module of OR-tools that solves for gangs.
+
+    Raises:
+        FlextopoError: it is not installed.
+    """
     try:
         from ortools.sat.python import cp_model
     except ImportError:
         raise FlextopoError(
-            "exact: a gang's minimum needs OR-tools; legal: pip install 'flextopo[exact]'"
+            "exact: a gang's minimum needs OR-tools; legal: pip install 'flextopo[exact]', or "
+            "other selectors"
         ) from None
     return cp_model
 

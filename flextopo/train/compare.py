@@ -9,6 +9,8 @@ from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from flextopo.baselines.exact import Exact
+from flextopo.baselines.exact_gang import load_solver
 from flextopo.baselines.loading import PickledSelector, describe
 from flextopo.baselines.policies import OracleLookahead
 from flextopo.baselines.registry import BUILT_IN, SELECTORS, known_selectors, selector_name
@@ -49,8 +51,10 @@ def check(config: ComparisonConfig) -> Fleet:
     Raises:
         FlextopoError: whatever is wrong with servers, selectors or traces.
     """
+    gangs = config.services is None and config.workload.gang_share > 0
     for given in config.named.values():
-        find_selector(given, 0)
+        if isinstance(find_selector(given, 0), Exact) and gangs:
+            load_solver()
     fleet = find_fleet(config.servers)
     if config.services is not None:
         make_tape(config, fleet, SPLITS[config.split][0])

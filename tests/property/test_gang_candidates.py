@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small_gangs
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
@@ -34,6 +35,22 @@ def test_the_cheapest_candidate_is_the_cheapest_of_all(
         assert not aligned or cluster.is_aligned(candidate, gang)
         held = np.array([cluster.arrays.pods[v]["priority"] for v in candidate.victims])
         assert (held < gang.priority).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(small_gangs.clusters(full=True, budgets=True), st.sampled_from((1, 16)))
+def test_a_legal_candidate_is_found_where_budgets_leave_one(
+    drawn: tuple[ClusterState, Pod, bool], k: int
+) -> None:
+    cluster, gang, aligned = drawn
+    c, true = cluster.arrays, small_gangs.brute_force(cluster, gang, aligned)
+    found = cluster.candidates(gang, aligned, k)
+    assert bool(found) == (true is not None)
+    for candidate in found:
+        used = c.pods["pdb"][list(candidate.victims)]
+        assert all((used == pdb).sum() <= left for pdb, left in enumerate(c.pdb_left))
+        assert true is not None
+        assert candidate.cost_gpu_s > true - 1e-6 * max(true, 1.0)
 
 
 def cluster_candidate(cluster: ClusterState, gang: Pod, like: Candidate) -> Candidate:

@@ -142,6 +142,16 @@ def test_a_victim_group_on_several_servers_is_lost_once() -> None:
     assert int(sim.events.account[0]["victims"]) == 2
 
 
+def test_a_budget_over_two_servers_is_kept_although_one_way_is_cheaper() -> None:
+    cheap = [batch(pdb=0)] * 2
+    tape = tapes.hand_tape(
+        [*cheap, *[batch(checkpoint_s=0)] * 6, *gang(8, 8)], 7200, warmup_s=2000, pdb_allowed=[1]
+    )
+    chosen = ask(Simulator(tape, FLEET))
+    assert len(set(chosen.victims) & {0, 1}) == 1
+    assert len(chosen.victims) == 2
+
+
 def test_a_decision_that_is_none_for_this_gang_is_refused() -> None:
     sim = play(*[batch()] * 8, *gang(8, 8))
     chosen = ask(sim)

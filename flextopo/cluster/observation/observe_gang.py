@@ -44,19 +44,20 @@ def _observe_leaves(
 ) -> None:
     """Fill in what is free on the leaves of some servers, `taken` GPUs fewer than now."""
     gpus, free, servers, empty = 0, 0, 0, 0
-    for node in range(c.nodes.shape[0]):
-        touched = False
-        for at in range(count):
-            touched = touched or c.network[nodes[at], 1] == c.network[node, 1]
-        if touched:
-            here, whole = (
-                popcount(c.nodes[node]["gpu_free"]),
-                c.models[c.nodes[node]["model"]]["num_gpus"],
-            )
-            gpus += whole
-            free += here
-            servers += 1
-            empty += here == whole
+    for at in range(count):
+        leaf, seen = c.network[nodes[at], 1], False
+        for before in range(at):
+            seen = seen or c.network[nodes[before], 1] == leaf
+        if seen:
+            continue
+        for node in range(c.nodes.shape[0]):
+            if c.network[node, 1] == leaf:
+                here = popcount(c.nodes[node]["gpu_free"])
+                whole = c.models[c.nodes[node]["model"]]["num_gpus"]
+                gpus += whole
+                free += here
+                servers += 1
+                empty += here == whole
     f[F.leaf_free_after] = min(1.0, max(0.0, (free - taken) / max(gpus, 1)))
     f[F.leaf_empty] = empty / max(servers, 1)
 

@@ -41,7 +41,7 @@ OPTIONS_A_NODE = 64
 MAX_FEATURES = 64
 """Features of a candidate at most, where there is a network."""
 
-MARKS = 320
+MARKS = 384
 """Scratch numbers of `gang_candidates`."""
 
 OPTION_DTYPE = np.dtype(
@@ -70,6 +70,10 @@ GANG_NODE_DTYPE = np.dtype(
         ("part", "i4"),  # by node, not by rank: where the part of the network in hand begins
     ]
 )
+TRAIL = 1 << 17
+"""Steps of ways that are noted for one part of the network: enough for the 64 servers of two sizes that a
+full search takes."""
+
 KEPT_NODES = MAX_MEMBERS + WAYS
 """Servers of a large part that are looked at for each number of members, the cheapest."""
 
@@ -142,7 +146,7 @@ def cluster_sizes(
         "options": (hosts + 1) * OPTIONS_A_NODE if hosts else 0,
         "ways": STATES * WAYS if hosts else 0,
         "top": STATES * KEPT_NODES if hosts else 0,
-        "trail": 64 * hosts + 4096 if hosts else 0,
+        "trail": TRAIL if hosts else 0,
         "marks": MARKS if hosts else 0,
         "features": MAX_FEATURES if hosts else 0,
         "models": len(models),

@@ -369,6 +369,16 @@ class Search(NamedTuple):
 
 
 @stage
+def add_up_rest(w: Workspace, count: int, domain: int) -> None:
+    """Write what each eligible pod and those behind it could free in a domain."""
+    w.eligible[count]["rest_gpus"] = w.eligible[count]["rest_cores"] = 0
+    for i in range(count - 1, -1, -1):
+        one, behind = w.eligible[i], w.eligible[i + 1]
+        one["rest_gpus"] = behind["rest_gpus"] + one["gpus"][domain]
+        one["rest_cores"] = behind["rest_cores"] + one["cores"][domain]
+
+
+@stage
 def _search_domain(
     c: Cluster, costs: Costs, s: Search, domain: int, w: Workspace, out: CandidateArrays, kept: int
 ) -> int:
@@ -377,11 +387,7 @@ def _search_domain(
     cores = c.scratch[0]
     need_gpus, need_cores = w.need[domain]["gpus"], w.need[domain]["cores"]
     gpus, model = c.pods[pod]["gpus"], c.nodes[node]["model"]
-    w.eligible[count]["rest_gpus"] = w.eligible[count]["rest_cores"] = 0
-    for i in range(count - 1, -1, -1):
-        one, behind = w.eligible[i], w.eligible[i + 1]
-        one["rest_gpus"] = behind["rest_gpus"] + one["gpus"][domain]
-        one["rest_cores"] = behind["rest_cores"] + one["cores"][domain]
+    add_up_rest(w, count, domain)
     depth, i = 0, 0
     w.path[0]["cost"] = s.waiting
     for _ in range(MAX_STEPS):

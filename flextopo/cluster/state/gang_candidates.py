@@ -12,8 +12,10 @@ else each by itself and the cheapest 2, 3, ... of them together.
 
 Bounds: in a part of more than 64 servers only those are put together that are among the cheapest 16 +
 `WAYS` for some number of members, which changes none of the kept ways, since a gang uses 16 servers at
-most; a node offers `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a disruption budget over
-several servers makes a way illegal only when it is complete.
+most; a node offers `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part ends where `TRAIL`
+steps were noted. Whether a disruption budget holds over several servers is known when a way is complete: if
+the cheapest one breaks it, the budget is kept to the first servers of that way that it suffices for, and the
+search goes on. So a legal way is found, but with budgets perhaps not the cheapest.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from flextopo.cluster.state.candidates import (
     MAX_STEPS,
     CandidateArrays,
     Workspace,
+    add_up_rest,
     added_cost,
     budget_left,
     freed,
@@ -75,6 +78,17 @@ PAID, GROUPS, BUDGETS, SEATS = 0, 2 * MAX_PAID, 144, 272
 
 TRIED, COUNTED = MAX_PAID, SEATS + 2 * MAX_MEMBERS
 """Where the groups stand that are tried, by a member, and how many GPUs each frees."""
+
+MAX_CLOSED = 8
+"""Disruption budgets of a part that are kept to some of its servers."""
+
+CLOSED = COUNTED + MAX_PAID
+ALLOWED = CLOSED + MAX_CLOSED
+NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED = range(
+    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 4
+)
+"""Where those budgets stand, pairs of one and a server that may use it, and how many of both; the budget
+that a way violates, and the cheapest way of an attempt if it is refused for that."""
 
 NEVER = 1e300
 
@@ -173,23 +187,21 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
     node, first, second, eligible = node_at(c, s.rank), s.first, s.second, s.eligible
     need_gpus = first * g.gpus[0] + second * g.gpus[1] - popcount(c.nodes[node]["gpu_free"])
     need_cores = first * g.cores[0] + second * g.cores[1] - c.nodes[node]["cores_free"]
-    gone, nobody, now = s.soon, as_index(0), c.totals[0]["now_s"]
+    gone, nobody, now, end = s.soon, as_index(0), c.totals[0]["now_s"], s.begin
     if need_gpus <= 0 and need_cores <= 0:
         cost, level, deficit = _seat_all(c, costs, g, node, nobody, first, second)
         if cost >= 0.0:
-            return _add_option(c, g, s, s.begin, Option(cost, cost, nobody, nobody, level, deficit))
+            end = _add_option(c, g, s, end, Option(cost, cost, nobody, nobody, level, deficit))
+        if cost == 0.0:
+            return end
     while gone != 0:
         other = as_index(c.node_pods[node, lowest_bit(gone)])
         gone &= gone - 1
         need_gpus -= popcount(c.live[other]["gpu_mask"])
         for u in range(c.pod_cores.shape[1]):
             need_cores -= c.pod_cores[other, u]
-    w.eligible[eligible]["rest_gpus"] = w.eligible[eligible]["rest_cores"] = 0
-    for i in range(eligible - 1, -1, -1):
-        one, behind = w.eligible[i], w.eligible[i + 1]
-        one["rest_gpus"] = behind["rest_gpus"] + one["gpus"][0]
-        one["rest_cores"] = behind["rest_cores"] + one["cores"][0]
-    end, depth, i, fresh = s.begin, 0, 0, True
+    add_up_rest(w, eligible, as_index(0))
+    depth, i, fresh = 0, 0, s.soon != 0 or end == s.begin
     w.path[0]["cost"] = 0.0
     for _ in range(MAX_STEPS):
         path = w.path[depth]
@@ -233,6 +245,19 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
     return end
 
 
+@stage
+def _is_closed(c: Cluster, pdb: int, rank: int) -> bool:
+    """Say whether pods of a disruption budget are no victims on a server for now."""
+    closed = False
+    for at in range(c.gang_marks[NUM_CLOSED]):
+        closed = closed or c.gang_marks[CLOSED + at] == pdb
+    for at in range(c.gang_marks[NUM_ALLOWED]):
+        pair = ALLOWED + 2 * at
+        if c.gang_marks[pair] == pdb and c.gang_marks[pair + 1] == rank:
+            closed = False
+    return closed
+
+
 @kernel
 def _search_node(
     c: Cluster, costs: Costs, g: Gang, rank: int, paid: int, w: Workspace, start: int
@@ -251,6 +276,8 @@ def _search_node(
         for j in range(paid):
             if group >= 0 and group == c.gang_marks[j]:
                 w.eligible[i]["cost"] = 0.0
+        if _is_closed(c, c.pods[w.eligible[i]["pod"]]["pdb"], rank):
+            w.eligible[i]["cost"] = NEVER
     model = c.nodes[node]["model"]
     gpus, cores = c.models[model]["num_gpus"], 0
     for u in range(c.models[model]["num_numa"]):
@@ -404,15 +431,50 @@ def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
                 groups += 1
             if not seen or group < 0:
                 total += eviction_cost(c, victim, costs)
-            if pdb >= 0 and budgets < SEATS:
+            if pdb >= 0:
+                if budgets == SEATS:  # more than can be counted
+                    return NEVER
                 c.gang_marks[budgets] = pdb
                 budgets += 1
                 uses = 0
                 for at in range(BUDGETS, budgets):
                     uses += c.gang_marks[at] == pdb
                 if uses > c.pdb_left[pdb]:
+                    c.gang_marks[VIOLATED] = pdb
                     return NEVER
     return total
+
+
+@stage
+def _close_budget(c: Cluster, trail: int) -> bool:
+    """Keep the budget that a way violates to those of its servers that it suffices for.
+
+    Returns:
+        False where it is kept so already, or too many are.
+    """
+    pdb, used = c.gang_marks[VIOLATED], 0
+    for at in range(c.gang_marks[NUM_CLOSED]):
+        if c.gang_marks[CLOSED + at] == pdb:
+            return False
+    if c.gang_marks[NUM_CLOSED] == MAX_CLOSED:
+        return False
+    c.gang_marks[CLOSED + c.gang_marks[NUM_CLOSED]] = pdb
+    c.gang_marks[NUM_CLOSED] += 1
+    while trail >= 0:
+        option = c.gang_options[c.gang_trail[trail]["option"]]
+        trail = as_index(c.gang_trail[trail]["before"])
+        node, uses = node_at(c, as_index(option["rank"])), 0
+        slots = victim_slots(c, node, as_index(option["slots"]))
+        while slots != 0:
+            uses += c.pods[as_index(c.node_pods[node, lowest_bit(slots)])]["pdb"] == pdb
+            slots &= slots - 1
+        at = c.gang_marks[NUM_ALLOWED]
+        if uses > 0 and used + uses <= c.pdb_left[pdb] and at < MAX_MEMBERS:
+            used += uses
+            c.gang_marks[ALLOWED + 2 * at] = pdb
+            c.gang_marks[ALLOWED + 2 * at + 1] = option["rank"]
+            c.gang_marks[NUM_ALLOWED] += 1
+    return True
 
 
 @stage
@@ -452,11 +514,10 @@ def _are_kept(c: Cluster, g: Gang, out: CandidateArrays, kept: int, cost: float)
 
 
 @stage
-def _offer(c: Cluster, costs: Costs, g: Gang, trail: int, out: CandidateArrays, kept: int) -> int:
+def _offer(
+    c: Cluster, costs: Costs, g: Gang, trail: int, lost: float, out: CandidateArrays, kept: int
+) -> int:
     """Price a complete way, and keep it if it is among the cheapest; return how many are kept."""
-    lost = _lost_by_victims(c, costs, trail)
-    if lost >= NEVER:
-        return kept
     misaligned, level, deficit, wait_s = 0.0, as_index(0), as_index(0), as_index(0)
     at, tier, first_node = trail, as_index(SERVER), as_index(-1)
     while at >= 0:
@@ -566,16 +627,17 @@ class Part(NamedTuple):
 
 @stage
 def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, paid: int, w: Workspace) -> None:
-    """Search the servers anew that hold members of the groups that are paid for."""
+    """Search the servers anew that hold members of the groups that are paid for, or of closed budgets."""
     free = part.free
     for rank in range(part.begin, part.end):
         node, here = node_at(c, as_index(rank)), c.gang_nodes[rank]
-        here["kept_begin"], here["kept_end"] = here["begin"], here["end"]
         holds = False
         for slot in range(c.nodes[node]["num_pods"]):
-            group = c.pods[as_index(c.node_pods[node, slot])]["group"]
+            spec = c.pods[as_index(c.node_pods[node, slot])]
             for j in range(paid):
-                holds = holds or (group >= 0 and group == c.gang_marks[PAID + j])
+                holds = holds or (spec["group"] >= 0 and spec["group"] == c.gang_marks[PAID + j])
+            for j in range(c.gang_marks[NUM_CLOSED]):
+                holds = holds or spec["pdb"] == c.gang_marks[CLOSED + j]
         if holds and free + OPTIONS_A_NODE <= c.gang_options.shape[0]:
             here["begin"] = free
             free = _search_node(c, costs, g, as_index(rank), paid, w, free)
@@ -598,34 +660,61 @@ def _take_paid(c: Cluster, groups: int, which: int) -> int:
 
 
 @kernel
+def _attempt(
+    c: Cluster, costs: Costs, g: Gang, part: Part, w: Workspace, out: CandidateArrays, kept: int
+) -> int:
+    """Put what the servers of a part offer now together; return how many candidates are kept.
+
+    `REFUSED` in `gang_marks` gets the cheapest way if a budget forbids it, else -1.
+    """
+    begin, end, capacity = part.begin, part.end, out.cost.shape[0]
+    _choose_nodes(c, g, begin, end)
+    limit = out.cost[kept - 1] if kept == capacity else NEVER
+    _combine(c, g, begin, end, part.ways, limit)
+    last = ((g.first + 1) * (g.second + 1) - 1) * WAYS
+    c.gang_marks[REFUSED] = -1
+    for way in range(part.ways):
+        if c.gang_ways[last + way]["cost"] < NEVER:
+            trail = as_index(c.gang_ways[last + way]["trail"])
+            lost = _lost_by_victims(c, costs, trail)
+            if lost < NEVER:
+                kept = _offer(c, costs, g, trail, lost, out, kept)
+            elif way == 0:
+                c.gang_marks[REFUSED] = trail
+    return kept
+
+
+@stage
 def _search_part(
     c: Cluster, costs: Costs, g: Gang, part: Part, w: Workspace, out: CandidateArrays, kept: int
 ) -> int:
     """Find ways for a gang within a part of the network; return how many candidates are kept."""
-    most, begin, end, ways = as_index(0), part.begin, part.end, part.ways
+    most, begin, end, nobody = as_index(0), part.begin, part.end, as_index(0)
     for rank in range(begin, end):
         here = c.gang_nodes[rank]
         c.gang_nodes[node_at(c, as_index(rank))]["part"] = begin
+        here["kept_begin"], here["kept_end"] = here["begin"], here["end"]
         most += here["end"] - here["begin"]
     if most == 0:
         return kept
     groups = _find_groups(c, g, begin, end)
     attempts = (1 << groups) - 1 if groups <= 3 else 2 * groups - 1
-    for which in range(-1, attempts):
-        if which >= 0:
-            paid = _take_paid(c, groups, as_index(which))
+    # First as it is, then with groups that are paid for, and as long as a budget forbids the cheapest way
+    # with that budget kept to some servers.
+    which = -1
+    c.gang_marks[REFUSED] = -1
+    while which < attempts:
+        if c.gang_marks[NUM_CLOSED] > 0 or which >= 0:
+            paid = _take_paid(c, groups, as_index(which)) if which >= 0 else nobody
             _search_again(c, costs, g, part, paid, w)
-        _choose_nodes(c, g, begin, end)
-        limit = out.cost[kept - 1] if kept == out.cost.shape[0] else NEVER
-        _combine(c, g, begin, end, ways, limit)
-        last = ((g.first + 1) * (g.second + 1) - 1) * WAYS
-        for way in range(ways):
-            if c.gang_ways[last + way]["cost"] < NEVER:
-                kept = _offer(c, costs, g, as_index(c.gang_ways[last + way]["trail"]), out, kept)
-        if which >= 0:
-            for rank in range(begin, end):
-                here = c.gang_nodes[rank]
-                here["begin"], here["end"] = here["kept_begin"], here["kept_end"]
+        kept = _attempt(c, costs, g, part, w, out, kept)
+        refused = c.gang_marks[REFUSED] >= 0 and _close_budget(c, as_index(c.gang_marks[REFUSED]))
+        for rank in range(begin, end):
+            here = c.gang_nodes[rank]
+            here["begin"], here["end"] = here["kept_begin"], here["kept_end"]
+        if not refused:
+            c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
+            which += 1
     return kept
 
 
@@ -648,6 +737,7 @@ def find_for_gang(
     """
     g = gang_of(c, pod, aligned)
     free, kept, nobody = as_index(0), as_index(0), as_index(0)
+    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
     for rank in range(c.network.shape[0]):
         here = c.gang_nodes[rank]
         here["begin"], here["part"] = free, -1

@@ -250,7 +250,7 @@ def find_part(c: Cluster, pod: int, aligned: bool) -> int:
         First server of the part by block and leaf, times 4, plus its level; -1 = there is none.
     """
     g, beside = gang_of(c, pod, aligned), bool(np.bool_(False))
-    nodes = as_index(c.network.shape[0])
+    nodes, need = as_index(c.network.shape[0]), g.first * g.gpus[0] + g.second * g.gpus[1]
     tier = as_index(SERVER)
     while tier <= c.pods[pod]["required_tier"]:
         chosen, least, begin = as_index(-1), as_index(1 << 40), as_index(0)
@@ -259,7 +259,7 @@ def find_part(c: Cluster, pod: int, aligned: bool) -> int:
             free = as_index(0)
             for rank in range(begin, end):
                 free += popcount(c.nodes[node_at(c, rank)]["gpu_free"])
-            if free < least and fill(c, g, begin, end, beside):
+            if need <= free < least and fill(c, g, begin, end, beside):
                 chosen, least = begin, free
             begin = end
         if chosen >= 0:
