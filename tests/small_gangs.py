@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import chain, combinations, product
 
 from hypothesis import strategies as st
 
 from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.topology.levels import NetworkLevel
 from flextopo.cluster.topology.model import preset
@@ -75,8 +77,13 @@ def clusters(
     return cluster, pods[first], guaranteed
 
 
-def brute_force(cluster: ClusterState, gang: Pod, aligned: bool) -> float | None:
-    """Return the least cost of any legal victim set and any seats, None if there are none."""
+def brute_force(
+    cluster: ClusterState, gang: Pod, aligned: bool, minimal: bool = False
+) -> float | None:
+    """Return the least cost of any legal victim set and any seats, None if there are none.
+
+    With `minimal`, only of sets without any of which the members would not fit on the same servers.
+    """
     c, members = cluster.arrays, cluster.gang(gang)
     eligible = [
         pod
@@ -95,9 +102,27 @@ def brute_force(cluster: ClusterState, gang: Pod, aligned: bool) -> float | None
         for nodes in product(range(cluster.num_nodes), repeat=len(members)):
             if not nodes_of_victims <= set(nodes):
                 continue  # nobody sits where they leave
-            found = cluster.gang_candidate(gang, dict(zip(members, nodes, strict=True)), victims)
-            if found is None or (aligned and not cluster.is_aligned(found, gang)):
+            seats = dict(zip(members, nodes, strict=True))
+            found = legal(cluster, gang, aligned, seats, victims)
+            if found is None:
+                continue
+            if minimal and any(
+                legal(cluster, gang, aligned, seats, [v for v in victims if v != victim])
+                for victim in victims
+            ):
                 continue
             cost = cluster.cost_of(found, gang)
             best = cost if best is None else min(best, cost)
     return best
+
+
+def legal(
+    cluster: ClusterState,
+    gang: Pod,
+    aligned: bool,
+    seats: Mapping[int, int],
+    victims: Sequence[int],
+) -> Candidate | None:
+    """Return the candidate of a victim set and seats, None if it is none."""
+    found = cluster.gang_candidate(gang, seats, victims)
+    return None if found is None or (aligned and not cluster.is_aligned(found, gang)) else found

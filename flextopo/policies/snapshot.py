@@ -1,7 +1,8 @@
 """A cluster as one JSON document, and a decision about it as another: no cluster needed.
 
 {"servers": [{"name", "model"}], "pods": [...], "budgets": [...], "now_s", "preemptor"}; `Snapshot`
-states every field. With several pods in "preemptor" the decision is about a gang. Nothing here imports torch or gymnasium.
+states every field. With several pods in "preemptor" the decision is about a gang. Nothing here imports
+torch or gymnasium.
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ def decide(
     Args:
         snapshot: the cluster.
         selector: decides.
-        fallback: decides where the selector fails or answers what is not allowed; about gangs, which
-            the rules of schedulers do not know, `greedy-cost` does.
+        fallback: decides where the selector fails or answers what is not allowed; about gangs
+            `greedy-cost` does.
         runner: keeps the selector within its time; a new one by default.
         budget_s: seconds that the selector may take, and a fifth of those of the fallback.
         bands: see `build_state`.

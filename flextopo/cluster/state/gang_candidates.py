@@ -1,6 +1,6 @@
 """Victim sets for a gang: the cheapest ways to place its members over a part of the network.
 
-For every server and every number of members that it might take, the cheapest two victim sets are sought
+For every server and every number of members that it might take, the cheapest two minimal victim sets are sought
 (one for gangs of two sizes). Over a part of the network they are then put together by a dynamic
 programme whose state is how many members of each size have a place; each state keeps the cheapest
 `WAYS`. That goes over each leaf, each block and the cluster, as far as the gang may be spread.
@@ -178,11 +178,25 @@ def _add_option(c: Cluster, g: Gang, s: Step, end: int, option: Option) -> int:
 
 
 @stage
+def _is_minimal(
+    c: Cluster, costs: Costs, g: Gang, s: Step, depth: int, slots: int, w: Workspace
+) -> bool:
+    """Say whether the members do not fit on a server with one of the taken pods less."""
+    node = node_at(c, s.rank)
+    for j in range(depth - 1):  # without the last one they did not
+        rest = slots & ~(1 << w.eligible[w.path[j]["taken"]]["slot"])
+        cost, _, _ = _seat_all(c, costs, g, node, rest, s.first, s.second)
+        if cost >= 0.0:
+            return False
+    return True
+
+
+@stage
 def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> int:
     """Find the cheapest victim sets with which a node takes some members; return where they end.
 
-    Walks the sets depth first, and leaves a path at the first set that suffices, unless one more victim
-    could align the members better.
+    Walks the sets depth first, and leaves a path at the first set that suffices; sets of which a smaller
+    one would do are left out.
     """
     node, first, second, eligible = node_at(c, s.rank), s.first, s.second, s.eligible
     need_gpus = first * g.gpus[0] + second * g.gpus[1] - popcount(c.nodes[node]["gpu_free"])
@@ -191,9 +205,7 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
     if need_gpus <= 0 and need_cores <= 0:
         cost, level, deficit = _seat_all(c, costs, g, node, nobody, first, second)
         if cost >= 0.0:
-            end = _add_option(c, g, s, end, Option(cost, cost, nobody, nobody, level, deficit))
-        if cost == 0.0:
-            return end
+            return _add_option(c, g, s, end, Option(cost, cost, nobody, nobody, level, deficit))
     while gone != 0:
         other = as_index(c.node_pods[node, lowest_bit(gone)])
         gone &= gone - 1
@@ -201,7 +213,7 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
         for u in range(c.pod_cores.shape[1]):
             need_cores -= c.pod_cores[other, u]
     add_up_rest(w, eligible, as_index(0))
-    depth, i, fresh = 0, 0, s.soon != 0 or end == s.begin
+    depth, i, fresh = 0, 0, True
     w.path[0]["cost"] = 0.0
     for _ in range(MAX_STEPS):
         path = w.path[depth]
@@ -215,9 +227,10 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
                 wait_s = as_index(int(costs.grace_s))
                 if depth == 0:
                     wait_s = max(as_index(0), last_gone_s(c, node, slots) - now)
-                total = path["cost"] + cost
-                end = _add_option(c, g, s, end, Option(total, cost, slots, wait_s, level, deficit))
-                done = cost == 0.0
+                done, total = True, path["cost"] + cost
+                if _is_minimal(c, costs, g, s, depth, slots, w):
+                    option = Option(total, cost, slots, wait_s, level, deficit)
+                    end = _add_option(c, g, s, end, option)
         fresh = False
         one = w.eligible[i]
         if (
