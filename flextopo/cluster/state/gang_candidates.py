@@ -22,12 +22,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
-from flextopo.cluster.jit.kernels import kernel, lowest_bit, popcount, stage, with_network
+from flextopo.cluster.jit.kernels import kernel, lowest_bit, stage, with_network
 from flextopo.cluster.state.arrays import (
     KEPT_NODES,
-    MAX_PODS_PER_NODE,
     OPTIONS_A_NODE,
     WAYS,
     Cluster,
@@ -35,17 +32,27 @@ from flextopo.cluster.state.arrays import (
     is_eligible,
 )
 from flextopo.cluster.state.candidates import (
-    MAX_STEPS,
     CandidateArrays,
     Workspace,
-    add_up_rest,
-    added_cost,
-    budget_left,
-    freed,
-    gather,
-    last_gone_s,
-    leaving,
     victim_slots,
+)
+from flextopo.cluster.state.gang_nodes import (
+    ALLOWED,
+    BUDGETS,
+    CLOSED,
+    COUNTED,
+    GROUPS,
+    MAX_CLOSED,
+    MAX_PAID,
+    NEVER,
+    NUM_ALLOWED,
+    NUM_CLOSED,
+    PAID,
+    REFUSED,
+    SEATS,
+    TRIED,
+    VIOLATED,
+    search_node,
 )
 from flextopo.cluster.state.gangs import (
     Gang,
@@ -63,250 +70,11 @@ from flextopo.cluster.state.loss import (
     network_row,
     waiting_cost,
 )
-from flextopo.cluster.state.placement import best_level, is_aligned, level_deficit, place
 from flextopo.cluster.state.schema import MAX_MEMBERS
-from flextopo.cluster.topology.levels import CLUSTER, LEAF, NO_FIT, SERVER
-
-MAX_PAID = 8
-"""Victim groups of a part that are tried as paid for."""
+from flextopo.cluster.topology.levels import CLUSTER, LEAF, SERVER
 
 LARGE_PART = 64
 """Servers of a part from which on the dear ones are left out."""
-
-PAID, GROUPS, BUDGETS, SEATS = 0, 2 * MAX_PAID, 144, 272
-"""Where in `gang_marks` stand the groups that are paid for, those whose loss a way has counted, its budgets, and its seats."""
-
-TRIED, COUNTED = MAX_PAID, SEATS + 2 * MAX_MEMBERS
-"""Where the groups stand that are tried, by a member, and how many GPUs each frees."""
-
-MAX_CLOSED = 8
-"""Disruption budgets of a part that are kept to some of its servers."""
-
-CLOSED = COUNTED + MAX_PAID
-ALLOWED = CLOSED + MAX_CLOSED
-NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED = range(
-    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 4
-)
-"""Where those budgets stand, pairs of one and a server that may use it, and how many of both; the budget
-that a way violates, and the cheapest way of an attempt if it is refused for that."""
-
-NEVER = 1e300
-
-
-@stage
-def _seat_all(
-    c: Cluster, costs: Costs, g: Gang, node: int, slots: int, first: int, second: int
-) -> tuple[float, int, int]:
-    """Place members on a node without some pods.
-
-    Returns:
-        Expected loss of their misalignment, -1 where they do not fit; worst level and deficit.
-    """
-    model, total, worst, deficit = c.nodes[node]["model"], 0.0, as_index(0), as_index(0)
-    cores, taken = c.scratch[0], c.scratch[1]
-    free = freed(c, node, slots, cores)
-    for size in range(2):
-        gpus, wanted = g.gpus[size], g.cores[size]
-        best = best_level(c.models, model, gpus, wanted)
-        for _ in range(first if size == 0 else second):
-            level, mask = place(c.models, model, free, cores, gpus, wanted, taken)
-            if level == NO_FIT or (g.aligned and not is_aligned(level, best)):
-                return -1.0, worst, deficit
-            free &= ~mask
-            for u in range(cores.shape[0]):
-                cores[u] -= taken[u]
-            below = as_index(level_deficit(level, best))
-            worst, deficit = max(worst, as_index(level)), max(deficit, below)
-            total += misalignment_cost(c, costs, g.member[size], below)
-    return total, worst, deficit
-
-
-class Step(NamedTuple):
-    """Some members of a gang that a server is to take.
-
-    Fields: `rank` of the server; `first` and `second`, how many members of each size; `eligible` pods
-    there that may be victims; `soon`, places of those that are gone before a victim would be; `begin`,
-    where options of this step begin in `gang_options`, and `start`, where those of the server do; `sets`,
-    how many victim sets are kept.
-    """
-
-    rank: int
-    first: int
-    second: int
-    eligible: int
-    soon: int
-    begin: int
-    start: int
-    sets: int
-
-
-class Option(NamedTuple):
-    """What a server can do; fields as in OPTION_DTYPE."""
-
-    cost: float
-    misaligned: float
-    slots: int
-    wait_s: int
-    level: int
-    deficit: int
-
-
-@stage
-def _add_option(c: Cluster, g: Gang, s: Step, end: int, option: Option) -> int:
-    """Insert an option among those of its step, the cheapest first; return where they end."""
-    at, begin, cost = end, s.begin, option.cost
-    if end - begin == s.sets:
-        at = end - 1
-        if cost >= c.gang_options[at]["cost"]:
-            return end
-    elif end < s.start + OPTIONS_A_NODE:
-        end += 1
-    else:
-        return end
-    while at > begin and c.gang_options[at - 1]["cost"] > cost:
-        before, here = c.gang_options[at - 1], c.gang_options[at]
-        here["cost"], here["misaligned"] = before["cost"], before["misaligned"]
-        here["slots"], here["wait_s"] = before["slots"], before["wait_s"]
-        here["rank"], here["step"] = before["rank"], before["step"]
-        here["level"], here["deficit"] = before["level"], before["deficit"]
-        at -= 1
-    here = c.gang_options[at]
-    here["cost"], here["misaligned"], here["slots"] = cost, option.misaligned, option.slots
-    here["wait_s"], here["level"], here["deficit"] = option.wait_s, option.level, option.deficit
-    here["rank"], here["step"] = s.rank, s.first * (g.second + 1) + s.second
-    return end
-
-
-@stage
-def _is_minimal(
-    c: Cluster, costs: Costs, g: Gang, s: Step, depth: int, slots: int, w: Workspace
-) -> bool:
-    """Say whether the members do not fit on a server with one of the taken pods less."""
-    node = node_at(c, s.rank)
-    for j in range(depth - 1):  # without the last one they did not
-        rest = slots & ~(1 << w.eligible[w.path[j]["taken"]]["slot"])
-        cost, _, _ = _seat_all(c, costs, g, node, rest, s.first, s.second)
-        if cost >= 0.0:
-            return False
-    return True
-
-
-@stage
-def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> int:
-    """Find the cheapest victim sets with which a node takes some members; return where they end.
-
-    Walks the sets depth first, and leaves a path at the first set that suffices; sets of which a smaller
-    one would do are left out.
-    """
-    node, first, second, eligible = node_at(c, s.rank), s.first, s.second, s.eligible
-    need_gpus = first * g.gpus[0] + second * g.gpus[1] - popcount(c.nodes[node]["gpu_free"])
-    need_cores = first * g.cores[0] + second * g.cores[1] - c.nodes[node]["cores_free"]
-    gone, nobody, now, end = s.soon, as_index(0), c.totals[0]["now_s"], s.begin
-    if need_gpus <= 0 and need_cores <= 0:
-        cost, level, deficit = _seat_all(c, costs, g, node, nobody, first, second)
-        if cost >= 0.0:
-            return _add_option(c, g, s, end, Option(cost, cost, nobody, nobody, level, deficit))
-    while gone != 0:
-        other = as_index(c.node_pods[node, lowest_bit(gone)])
-        gone &= gone - 1
-        need_gpus -= popcount(c.live[other]["gpu_mask"])
-        for u in range(c.pod_cores.shape[1]):
-            need_cores -= c.pod_cores[other, u]
-    add_up_rest(w, eligible, as_index(0))
-    depth, i, fresh = 0, 0, True
-    w.path[0]["cost"] = 0.0
-    for _ in range(MAX_STEPS):
-        path = w.path[depth]
-        done = end - s.begin == s.sets and path["cost"] >= c.gang_options[end - 1]["cost"]
-        if fresh and not done and need_gpus <= 0 and need_cores <= 0:
-            slots = s.soon
-            for j in range(depth):
-                slots |= 1 << w.eligible[w.path[j]["taken"]]["slot"]
-            cost, level, deficit = _seat_all(c, costs, g, node, slots, first, second)
-            if cost >= 0.0:
-                wait_s = as_index(int(costs.grace_s))
-                if depth == 0:
-                    wait_s = max(as_index(0), last_gone_s(c, node, slots) - now)
-                done, total = True, path["cost"] + cost
-                if _is_minimal(c, costs, g, s, depth, slots, w):
-                    option = Option(total, cost, slots, wait_s, level, deficit)
-                    end = _add_option(c, g, s, end, option)
-        fresh = False
-        one = w.eligible[i]
-        if (
-            not done
-            and i < eligible
-            and one["rest_gpus"] >= need_gpus
-            and one["rest_cores"] >= need_cores
-        ):
-            if budget_left(c, w, depth, i):
-                w.path[depth + 1]["cost"] = path["cost"] + added_cost(c, w, depth, i)
-                path["taken"] = i
-                depth += 1
-                need_gpus -= one["gpus"][0]
-                need_cores -= one["cores"][0]
-                fresh = True
-            i += 1
-            continue
-        if depth == 0:
-            break
-        depth -= 1
-        i = w.path[depth]["taken"]
-        need_gpus += w.eligible[i]["gpus"][0]
-        need_cores += w.eligible[i]["cores"][0]
-        i += 1
-    return end
-
-
-@stage
-def _is_closed(c: Cluster, pdb: int, rank: int) -> bool:
-    """Say whether pods of a disruption budget are no victims on a server for now."""
-    closed = False
-    for at in range(c.gang_marks[NUM_CLOSED]):
-        closed = closed or c.gang_marks[CLOSED + at] == pdb
-    for at in range(c.gang_marks[NUM_ALLOWED]):
-        pair = ALLOWED + 2 * at
-        if c.gang_marks[pair] == pdb and c.gang_marks[pair + 1] == rank:
-            closed = False
-    return closed
-
-
-@kernel
-def _search_node(
-    c: Cluster, costs: Costs, g: Gang, rank: int, paid: int, w: Workspace, start: int
-) -> int:
-    """Write what a node can do for a gang from a place of `gang_options` on; return where that ends.
-
-    The first `paid` groups in `gang_marks` cost nothing more.
-    """
-    node, end, by_socket = node_at(c, rank), start, bool(np.bool_(False))
-    eligible, some_leave = gather(c, costs, g.leader, node, by_socket, w)
-    soon, room = as_index(0), MAX_PODS_PER_NODE - c.nodes[node]["num_pods"]
-    if some_leave:
-        soon = leaving(c, node, costs.grace_s).soon
-    for i in range(eligible):
-        group = c.pods[w.eligible[i]["pod"]]["group"]
-        for j in range(paid):
-            if group >= 0 and group == c.gang_marks[j]:
-                w.eligible[i]["cost"] = 0.0
-        if _is_closed(c, c.pods[w.eligible[i]["pod"]]["pdb"], rank):
-            w.eligible[i]["cost"] = NEVER
-    model = c.nodes[node]["model"]
-    gpus, cores = c.models[model]["num_gpus"], 0
-    for u in range(c.models[model]["num_numa"]):
-        cores += c.models[model]["numa_cores"][u]
-    for first in range(g.first + 1):
-        for second in range(g.second + 1):
-            if first + second == 0 or first + second > room:
-                continue
-            if first * g.gpus[0] + second * g.gpus[1] > gpus:
-                break
-            if first * g.cores[0] + second * g.cores[1] > cores:
-                break
-            sets = as_index(1 if g.second > 0 else 2)
-            a, b = as_index(first), as_index(second)
-            end = _search_step(c, costs, g, Step(rank, a, b, eligible, soon, end, start, sets), w)
-    return end
 
 
 @stage
@@ -653,7 +421,7 @@ def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, paid: int, w: W
                 holds = holds or spec["pdb"] == c.gang_marks[CLOSED + j]
         if holds and free + OPTIONS_A_NODE <= c.gang_options.shape[0]:
             here["begin"] = free
-            free = _search_node(c, costs, g, as_index(rank), paid, w, free)
+            free = search_node(c, costs, g, as_index(rank), paid, w, free)
             here["end"] = free
 
 
@@ -754,7 +522,7 @@ def find_for_gang(
     for rank in range(c.network.shape[0]):
         here = c.gang_nodes[rank]
         here["begin"], here["part"] = free, -1
-        free = _search_node(c, costs, g, as_index(rank), nobody, w, free)
+        free = search_node(c, costs, g, as_index(rank), nobody, w, free)
         here["end"] = free
     required = as_index(c.pods[pod]["required_tier"])
     tier = min(required, as_index(LEAF))
