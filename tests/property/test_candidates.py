@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextopo.cluster.state.arrays import TERMINATING
-from flextopo.cluster.state.candidates import count_preemptible
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.placement import best_level, place
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.preemption import count_places
 from flextopo.cluster.topology.levels import NO_FIT, SOCKET
 from flextopo.cluster.topology.model import ServerModel, compile_models
 
@@ -129,7 +129,7 @@ def test_a_node_counts_as_preemptible_wherever_there_is_a_candidate(
 ) -> None:
     # Budgets are counted pod by pod there, so the converse need not hold under budgets.
     state, preemptor = small
-    asked = count_preemptible(state.arrays, preemptor.index, aligned, 1)
+    asked = count_places(state.arrays, preemptor.index, aligned, 1)
     if twin.minimal_sets(state, preemptor, aligned):
         assert asked
     elif not (state.arrays.pods["pdb"] >= 0).any():

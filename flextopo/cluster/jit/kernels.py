@@ -94,8 +94,8 @@ def copying_kernel(function: Callable[P, R]) -> Callable[P, R]:
 def with_network(otherwise: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a kernel one that clusters without a network never compile: there it is `otherwise`.
 
-    Its first argument is a `Cluster`, whose array `network` is of another type where there is one. So
-    nobody who has no gangs waits for what gangs need.
+    Its first argument is a `Cluster`, whose array `network` is of another type where there is one. What is
+    left for those without are the arrays for gangs, empty ones, that every kernel is handed.
     """
 
     def gate(function: Callable[P, R]) -> Callable[P, R]:
@@ -105,9 +105,7 @@ def with_network(otherwise: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
         entry = define(
             name,
             parameters,
-            [
-                f"return compiled({parameters}) if len({first}.network) else otherwise",
-            ],
+            [f"return compiled({parameters}) if len({first}.network) else otherwise"],
             __file__,
             compiled=compiled,
             otherwise=otherwise,

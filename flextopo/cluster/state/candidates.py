@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
+from flextopo.cluster.jit.kernels import inlined, lowest_bit, popcount, stage
 from flextopo.cluster.state.arrays import (
     MAX_PODS_PER_NODE,
     TERMINATING,
@@ -469,7 +469,7 @@ def _offer_leaving(
     return kept
 
 
-@kernel
+@stage
 def find_for_pod(
     c: Cluster, costs: Costs, pod: int, aligned: bool, w: Workspace, out: CandidateArrays
 ) -> int:
@@ -526,7 +526,7 @@ def find_for_pod(
     return kept
 
 
-@kernel
+@stage
 def count_preemptible(c: Cluster, pod: int, aligned: bool, enough: int) -> int:
     """Count the nodes, up to `enough`, where the pod fits without every eligible and terminating pod."""
     found = 0
