@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.state.schema import ALL_MEMBERS
 from flextopo.cluster.topology.levels import NetworkLevel
 from flextopo.cluster.topology.model import preset
 from flextopo.cluster.topology.network import Network
@@ -23,9 +24,14 @@ NOW_S = 100_000
 
 @st.composite
 def clusters(
-    draw: st.DrawFn, full: bool = False, budgets: bool = False
+    draw: st.DrawFn, full: bool = False, budgets: bool = False, shrinking: bool = False
 ) -> tuple[ClusterState, Pod, bool]:
-    """Draw three servers on two leaves, full ones or also others, and a gang that is pending."""
+    """Draw three servers on two leaves, full ones or also others, and a gang that is pending.
+
+    With `shrinking`, PodGroups that need not all run.
+    """
+    least = st.sampled_from((1, 2, 3, ALL_MEMBERS) if shrinking else (ALL_MEMBERS,))
+    min_members = {-1: ALL_MEMBERS, 0: draw(least), 1: draw(least)}
     model = preset(draw(st.sampled_from(("a100", "rtx4090"))))
     pods, where = list[Pod](), list[int]()
     for node in range(3):
@@ -39,7 +45,8 @@ def clusters(
                     priority=draw(st.sampled_from((100, 100, 500, 2000))),
                     batch_class=draw(st.integers(0, 1)),
                     checkpoint_s=draw(st.sampled_from((0, 900, 3600))),
-                    group=draw(st.sampled_from((-1, -1, 0, 1))),
+                    group=(group := draw(st.sampled_from((-1, 0, 1) if shrinking else (-1, -1, 0, 1)))),
+                    min_members=min_members[group],
                     pdb=draw(st.sampled_from((-1, 0, 1))) if budgets else -1,
                 )
             )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from flextopo.cluster.state.arrays import RUNNING, STARTING, TERMINATING, is_eligible
+from flextopo.cluster.state.arrays import DONE, RUNNING, STARTING, TERMINATING, is_eligible
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import NEVER_S, REPLICAS
@@ -98,13 +98,15 @@ def missing(state: ClusterState, pod: int) -> float:
 
 
 def own_loss(state: ClusterState, victims: Iterable[int]) -> float:
-    """Return what evicting pods loses, their PodGroups included and counted once."""
+    """Return what evicting pods loses, PodGroups of which too few are left included and counted once."""
     c, costs = state.arrays, state.costs
     stopped = set(victims)
-    groups = {int(c.pods[pod]["group"]) for pod in stopped} - {-1}
-    for pod in range(state.num_pods):
-        if int(c.pods[pod]["group"]) in groups:
-            stopped.add(pod)
+    for group in {int(c.pods[pod]["group"]) for pod in stopped} - {-1}:
+        members = {pod for pod in range(state.num_pods) if c.pods[pod]["group"] == group}
+        left = {pod for pod in members if c.live[pod]["status"] != DONE}
+        run = {pod for pod in members if c.live[pod]["status"] in (RUNNING, STARTING)} - stopped
+        if len(run) < min(len(left), int(c.pods[min(members)]["min_members"])):
+            stopped |= members
     total = 0.0
     for pod in stopped:
         spec = c.pods[pod]

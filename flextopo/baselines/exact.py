@@ -16,7 +16,13 @@ from flextopo.baselines.residents import NodeView, Resident
 from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
-from flextopo.cluster.state.loss import eviction_cost, misalignment_cost, waiting_cost
+from flextopo.cluster.state.loss import (
+    beside_members,
+    eviction_cost,
+    misalignment_cost,
+    stopping_cost,
+    waiting_cost,
+)
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import is_aligned, level_deficit, level_of
 
@@ -109,12 +115,20 @@ class NodeSearch:
             pod = self.pods[i]
             if not self._within_budget((*victims, pod)):
                 continue
-            taken = {self.group[victim.index] for victim in victims} - {-1}
-            more = 0.0 if self.group[pod.index] in taken else self.loss[pod.index]
+            more = self._added(pod, victims)
             cores = [a + b for a, b in zip(cores_free, pod.cores, strict=True)]
             yield from self._walk(
                 i + 1, gpu_free | pod.gpu_mask, cores, evicted + more, (*victims, pod)
             )
+
+    def _added(self, pod: Resident, victims: tuple[Resident, ...]) -> float:
+        """Return what one victim more loses, beside others of its PodGroup."""
+        c, group = self.cluster.arrays, self.group[pod.index]
+        taken = [v.index for v in victims if group >= 0 and self.group[v.index] == group]
+        if not taken:
+            return self.loss[pod.index]
+        counted = sum(stopping_cost(c, other, self.costs) for other in taken)
+        return float(beside_members(c, pod.index, len(taken), counted, self.costs))
 
     def _can_fit(self, at: int, gpu_free: int, cores_free: list[int]) -> bool:
         """Say whether the preemptor would fit if all the other pods went, too."""

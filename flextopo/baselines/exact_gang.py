@@ -7,7 +7,7 @@ OR-tools: `pip install flextopo[exact]`.
 Each server offers options: so many members of each size, without these victims. One that evicts more than
 another and aligns no better is left out, which loses no minimum: evicting costs, and uses up budgets. The
 solver chooses at most one option a server, so that all members sit, within the required level; each
-PodGroup that loses a member is paid once, and the last to be free sets how long all members wait.
+PodGroup that stops is paid once, members that leave others running each, and the last to be free sets how long all members wait.
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from flextopo.baselines.gang_members import parts_of
 from flextopo.baselines.residents import NodeView
 from flextopo.baselines.workloads import Size, sizes_of
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE
+from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, spare_members
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.gang_seats import seats_on
 from flextopo.cluster.state.gangs import tier_shortfall
-from flextopo.cluster.state.loss import eviction_cost, misalignment_cost, network_row, waiting_cost
+from flextopo.cluster.state.loss import (
+    eviction_cost,
+    misalignment_cost,
+    network_row,
+    stopping_cost,
+    waiting_cost,
+)
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import CLUSTER, SERVER, is_aligned, level_deficit
 
@@ -186,18 +194,39 @@ class Program:
         c, costs = self.cluster.arrays, self.cluster.costs
         paid: dict[int, Any] = {}
         used: dict[int, list[Any]] = {}
+        gone: dict[int, dict[int, list[Any]]] = {}
         for option, takes in zip(self.options, self.takes, strict=True):
             for victim in option.victims:
                 spec = c.pods[victim]
-                key = int(spec["group"]) if spec["group"] >= 0 else -1 - victim
-                if key not in paid:
-                    paid[key] = self.model.new_bool_var(f"v{victim}")
-                    self._pay(float(eviction_cost(c, victim, costs)), paid[key])
-                self.model.add_implication(takes, paid[key])
+                if spare_members(c, victim) > 0:
+                    gone.setdefault(int(spec["group"]), {}).setdefault(victim, []).append(takes)
+                else:
+                    key = int(spec["group"]) if spec["group"] >= 0 else -1 - victim
+                    if key not in paid:
+                        paid[key] = self.model.new_bool_var(f"v{victim}")
+                        self._pay(float(eviction_cost(c, victim, costs)), paid[key])
+                    self.model.add_implication(takes, paid[key])
                 if spec["pdb"] >= 0:
                     used.setdefault(int(spec["pdb"]), []).append(takes)
+        for members in gone.values():
+            self._evict_some(members)
         for pdb, variables in used.items():
             self.model.add(sum(variables) <= max(0, int(c.pdb_left[pdb])))
+
+    def _evict_some(self, members: dict[int, list[Any]]) -> None:
+        """Pay each member of a PodGroup that is evicted, or all of them where too few are left."""
+        c, costs = self.cluster.arrays, self.cluster.costs
+        some = next(iter(members))
+        all_stop = self.model.new_bool_var(f"g{some}")
+        evicted = sum(variable for variables in members.values() for variable in variables)
+        self.model.add(evicted <= int(spare_members(c, some))).only_enforce_if(~all_stop)
+        group = c.pods["group"] == c.pods[some]["group"]
+        stops = {int(pod): self.model.new_bool_var(f"v{pod}") for pod in np.flatnonzero(group)}
+        for pod, variable in stops.items():
+            self._pay(float(stopping_cost(c, pod, costs)), variable)
+            self.model.add_implication(all_stop, variable)
+            for takes in members.get(pod, ()):
+                self.model.add_implication(takes, variable)
 
     def _wait(self) -> None:
         """All members wait for the last."""

@@ -59,7 +59,11 @@ class Gfs:
         needed = sum(int(c.pods[member]["gpus"]) for member in cluster.gang(preemptor))
 
         def cost(candidate: Candidate) -> tuple[float, float]:
-            gone = {m for v in candidate.victims for m in (v, *cluster.members_of(v))}
+            gone = {
+                pod
+                for victim in candidate.victims
+                for pod in cluster.stopped_with(victim, candidate.victims)
+            }
             gpus = {pod: int(c.pods[pod]["gpus"]) for pod in gone}
             waste = sum(gpus[pod] * int(lost_work_s(c, pod)) for pod in gone) / HOUR_S
             surplus = max(0, sum(gpus.values()) - needed - wanted)

@@ -133,7 +133,7 @@ class KubernetesWorkload:
             return KUBERNETES.select(cluster, preemptor)
         tier = int(cluster.arrays.pods[preemptor.index]["required_tier"])
         room, sizes = Room(cluster), sizes_of(cluster, preemptor)
-        workloads = sorted(workloads_below(cluster, preemptor), key=importance)
+        workloads = sorted(workloads_below(cluster, preemptor, by_disruption=True), key=importance)
         allowed, placements = disruptions_left(cluster), list[_Placement]()
         for rank, nodes in enumerate(parts_of(cluster, tier)):
             domain = frozenset(nodes)

@@ -15,6 +15,7 @@ from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, may_evict
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.schema import ALL_MEMBERS
 
 Counts = npt.NDArray[np.int64]
 """By node."""
@@ -54,20 +55,30 @@ class Workload:
         return self.pods[0][1].index
 
 
-def workloads_below(cluster: ClusterState, preemptor: Pod) -> list[Workload]:
+def workloads_below(
+    cluster: ClusterState, preemptor: Pod, by_disruption: bool = False
+) -> list[Workload]:
     """Return the workloads that a preemptor may evict, by their first pod.
 
     A PodGroup is one only where all of its pods that would stop may be evicted.
+
+    Args:
+        cluster: the cluster, not modified.
+        preemptor: who needs room.
+        by_disruption: members of a PodGroup that need not all run are each a workload of its own, as a
+            `disruptionMode` of single pods has it.
     """
     c, groups = cluster.arrays, dict[int, list[tuple[int, Resident]]]()
     for node in range(cluster.num_nodes):
         for resident in NodeView(cluster, node).evictable(preemptor):
-            key = resident.group if resident.group >= 0 else -1 - resident.index
+            alone = by_disruption and c.pods[resident.index]["min_members"] < ALL_MEMBERS
+            key = -1 - resident.index if resident.group < 0 or alone else resident.group
             groups.setdefault(key, []).append((node, resident))
     found = []
     for key, pods in groups.items():
         pods.sort(key=lambda at: at[1].index)
-        stopped = cluster.members_of(pods[0][1].index)
+        evicted = [resident.index for _, resident in pods]
+        stopped = cluster.stopped_with(evicted[0], evicted)
         if key >= 0 and not all(may_evict(c, pod, preemptor.priority) for pod in stopped):
             continue
         top = max(resident.priority for _, resident in pods)

@@ -223,7 +223,7 @@ def _score(ranked: _Ranked, i: int) -> float | None:
 
 def _show(state: ClusterState, pod: Pod, candidate: Candidate, score: float | None) -> Shown:
     victims = set(candidate.victims)
-    stopped = {m for victim in victims for m in state.members_of(victim)} | victims
+    stopped = {m for v in victims for m in state.stopped_with(v, tuple(victims))}
     c, discarded = state.arrays, 0
     seats = tuple(_show_seat(state, seat) for seat in candidate.seats)
     others = tuple(sorted(stopped - victims))

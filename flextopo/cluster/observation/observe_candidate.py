@@ -16,6 +16,7 @@ from flextopo.cluster.state.arrays import (
     as_index,
     is_eligible,
     lost_work_s,
+    spare_members,
 )
 from flextopo.cluster.state.candidates import freed
 from flextopo.cluster.state.loss import Costs
@@ -47,6 +48,19 @@ def unlog_gpu_s(value: float) -> float:
 
 
 @stage
+def _stops_alone(c: Cluster, victim: int, node: int, slots: int) -> bool:
+    """Say whether the PodGroup of a victim goes on without those of its members that are in `slots`."""
+    group = c.pods[victim]["group"]
+    if group < 0:
+        return False
+    left = spare_members(c, victim)
+    while slots != 0:
+        left -= c.pods[as_index(c.node_pods[node, lowest_bit(slots)])]["group"] == group
+        slots &= slots - 1
+    return bool(left >= 0)
+
+
+@stage
 def observe_victims(
     c: Cluster, costs: Costs, pod: int, node: int, slots: int, elsewhere: int,
     f: npt.NDArray[np.float32],
@@ -56,10 +70,12 @@ def observe_victims(
     victims, here, cores, evicted, members, largest, highest = 0, 0, 0, 0, 0, 0, -(1 << 40)
     middle, unsaved, budgeted, earlier, fitting = 0, 0, 0, 0, 0
     discarded, remaining, oldest, youngest, due = 0.0, 0.0, 0.0, 1e18, 0.0
+    everybody = slots
     while slots != 0:
         victim = as_index(c.node_pods[node, lowest_bit(slots)])
         slots &= slots - 1
         spec, live = c.pods[victim], c.live[victim]
+        alone = _stops_alone(c, victim, node, everybody)
         run = float(now - live["since_s"])
         oldest, youngest = max(oldest, run), min(youngest, run)
         victims += 1
@@ -91,7 +107,7 @@ def observe_victims(
                 discarded += float(size * (lost + costs.restart_s))
                 done = c.live[member]["done_s"] + max(0, now - c.live[member]["since_s"])
                 remaining += float(size * done)
-            member = as_index(c.pods[member]["next_member"])
+            member = victim if alone else as_index(c.pods[member]["next_member"])
             if member == victim:
                 break
     gpus = max(here, 1)

@@ -18,6 +18,7 @@ from flextopo.cluster.jit.kernels import inlined, popcount, stage
 from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.state.arrays import (
     MAX_PODS_PER_NODE,
+    PENDING,
     RUNNING,
     TERMINATING,
     Cluster,
@@ -85,12 +86,14 @@ def _free_s(c: Cluster, pod: int, node: int) -> int:
 
 @stage
 def reserve(c: Cluster, e: Events, first: int) -> None:
-    """Keep the nodes that will be free first for a job that fits nowhere, all members of its group."""
+    """Keep the nodes that will be free first for a job that fits nowhere, all members of its
+    group that wait.
+    """
     e.clock[0]["reserved"] = 1
     member = first
     while True:
         chosen, soonest = as_index(-1), NEVER_S
-        for node in range(c.nodes.shape[0]):
+        for node in range(c.nodes.shape[0] if c.live[member]["status"] == PENDING else 0):
             if c.nodes[node]["reserved_s"] == NEVER_PLACED_S:
                 free_s = _free_s(c, member, node)
                 if free_s < soonest:

@@ -9,7 +9,14 @@ from flextopo.cluster.jit.kernels import lowest_bit, stage
 from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.simulation.lifecycle import evict
 from flextopo.cluster.simulation.rules import Rules
-from flextopo.cluster.state.arrays import RUNNING, STARTING, Cluster, as_index, set_free_gpus
+from flextopo.cluster.state.arrays import (
+    RUNNING,
+    STARTING,
+    Cluster,
+    as_index,
+    set_free_gpus,
+    spare_members,
+)
 from flextopo.cluster.state.placement import place
 
 
@@ -67,17 +74,19 @@ def hand_over(
 
 @stage
 def evict_all(c: Cluster, e: Events, rules: Rules, node: int, slots: int) -> int:
-    """Evict the pods in `slots`, and their PodGroups; return how many are in `slots`."""
+    """Evict the pods in `slots`, and PodGroups of which too few are left; return how many are in `slots`."""
     count = 0
     while slots != 0:
         victim = as_index(c.node_pods[node, lowest_bit(slots)])
         slots &= slots - 1
         count += 1
-        member = victim
+        alone, member = spare_members(c, victim) > 0, victim
         while True:
             status = c.live[member]["status"]
             if status == RUNNING or status == STARTING:
                 evict(c, e, member, rules.grace_s, rules.restart_s)
+            if alone:
+                break
             member = as_index(c.pods[member]["next_member"])
             if member == victim:
                 break

@@ -46,6 +46,7 @@ from flextopo.cluster.state.arrays import (
     as_index,
     release,
     replicas_row,
+    spare_members,
 )
 from flextopo.cluster.state.candidates import CandidateArrays, freed, victim_slots
 from flextopo.cluster.state.gangs import is_gang
@@ -140,30 +141,35 @@ def _refused(c: Cluster, e: Events, rules: Rules, pod: int, node: int) -> bool:
 
 @stage
 def _start_group(c: Cluster, e: Events, rules: Rules, first: int) -> bool:
-    """Start all members of a PodGroup, or none; they stand next to each other in the queue."""
-    placed = 0
-    releases = c.totals[0]["releases"]
+    """Start the pending members of a PodGroup, or none; they stand next to each other in the queue.
+
+    Those that fit nowhere are left out where enough run without them. Say whether any started.
+    """
+    placed, releases, spare = 0, c.totals[0]["releases"], spare_members(c, first)
     member = first
     while True:
-        node = find_batch_node(c, member, rules.backfill)
-        if node < 0:
-            break
-        level, mask = place_on(c, member, node, c.scratch[1])
-        allocate(c, member, node, mask, c.scratch[1])
-        c.live[member]["level"] = level
-        placed += 1
+        if c.live[member]["status"] == PENDING:
+            node = find_batch_node(c, member, rules.backfill)
+            if node < 0:
+                break
+            level, mask = place_on(c, member, node, c.scratch[1])
+            allocate(c, member, node, mask, c.scratch[1])
+            c.live[member]["level"] = level
+            placed += 1
         member = as_index(c.pods[member]["next_member"])
         if member == first:
             break
-    complete = placed > 0 and member == first
+    complete = placed > 0 and spare + placed >= 0
     member = first
-    for _ in range(placed):
-        if complete:
-            dequeue(c, e, member)
-            set_level(c, e, member, c.live[member]["level"], False)
-            bind(c, e, member)
-        else:
-            release(c, member)
+    while placed > 0:
+        if c.live[member]["status"] == PENDING and c.live[member]["node"] >= 0:
+            placed -= 1
+            if complete:
+                dequeue(c, e, member)
+                set_level(c, e, member, c.live[member]["level"], False)
+                bind(c, e, member)
+            else:
+                release(c, member)
         member = as_index(c.pods[member]["next_member"])
     c.totals[0]["releases"] = releases
     return complete

@@ -308,6 +308,22 @@ def replicas_row(c: Cluster, pod: int) -> int:
 
 
 @inlined
+def spare_members(c: Cluster, pod: int) -> int:
+    """Return how many running members of a PodGroup may stop by themselves while the others go on.
+
+    Members that are done need nobody. 0: with any of them, all stop; less: so many are missing.
+    """
+    running, left, other = as_index(0), as_index(0), pod
+    while True:
+        status = c.live[other]["status"]
+        running += status == RUNNING or status == STARTING
+        left += status != DONE
+        other = as_index(c.pods[other]["next_member"])
+        if other == pod:
+            return int(running - min(left, as_index(c.pods[pod]["min_members"])))
+
+
+@inlined
 def lost_work_s(c: Cluster, pod: int) -> int:
     """Return the run time that evicting a batch pod now would throw away, in seconds.
 

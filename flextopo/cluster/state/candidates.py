@@ -30,7 +30,15 @@ from flextopo.cluster.state.arrays import (
     as_index,
     is_eligible,
 )
-from flextopo.cluster.state.loss import Costs, eviction_cost, misalignment_cost, waiting_cost
+from flextopo.cluster.state.loss import (
+    NEVER,
+    Costs,
+    beside_members,
+    eviction_cost,
+    misalignment_cost,
+    stopping_cost,
+    waiting_cost,
+)
 from flextopo.cluster.state.placement import (
     alignment_level,
     best_level,
@@ -326,15 +334,26 @@ def freed(c: Cluster, node: int, slots: int, cores: npt.NDArray[np.int16]) -> in
     return int(gpu_free)
 
 
+PAID_FOR = -1.0
+"""Cost of an eligible pod whose whole PodGroup is paid for elsewhere."""
+
+
 @stage
-def added_cost(c: Cluster, w: Workspace, depth: int, i: int) -> float:
-    """Return what taking pod i adds: nothing when a member of its PodGroup is taken already."""
-    group = c.pods[w.eligible[i]["pod"]]["group"]
-    if group >= 0:
+def added_cost(c: Cluster, costs: Costs, w: Workspace, depth: int, i: int) -> float:
+    """Return what taking pod i adds: beside members of its PodGroup, what of it is lost beyond them."""
+    pod, cost = as_index(w.eligible[i]["pod"]), float(w.eligible[i]["cost"])
+    if cost < 0.0:
+        return 0.0
+    group, taken, counted = c.pods[pod]["group"], as_index(0), 0.0
+    if group >= 0 and cost < NEVER:
         for j in range(depth):
-            if c.pods[w.eligible[w.path[j]["taken"]]["pod"]]["group"] == group:
-                return 0.0
-    return float(w.eligible[i]["cost"])
+            other = as_index(w.eligible[w.path[j]["taken"]]["pod"])
+            if c.pods[other]["group"] == group:
+                counted += stopping_cost(c, other, costs)
+                taken += 1
+    if taken == 0:
+        return cost
+    return beside_members(c, pod, taken, counted, costs)
 
 
 @stage
@@ -413,7 +432,7 @@ def _search_domain(
         ):
             useful = one["gpus"][domain] > 0 or one["cores"][domain] > 0
             if useful and budget_left(c, w, depth, i):
-                w.path[depth + 1]["cost"] = path["cost"] + added_cost(c, w, depth, i)
+                w.path[depth + 1]["cost"] = path["cost"] + added_cost(c, costs, w, depth, i)
                 path["taken"] = i
                 depth += 1
                 need_gpus -= one["gpus"][domain]

@@ -12,7 +12,13 @@ import numpy.typing as npt
 from flextopo.cluster.errors import PodError
 from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state import arrays
-from flextopo.cluster.state.arrays import MAX_PODS_PER_NODE, RUNNING, STARTING, Cluster
+from flextopo.cluster.state.arrays import (
+    MAX_PODS_PER_NODE,
+    RUNNING,
+    STARTING,
+    Cluster,
+    spare_members,
+)
 from flextopo.cluster.state.candidates import (
     CandidateArrays,
     Workspace,
@@ -28,10 +34,10 @@ from flextopo.cluster.state.gangs import is_gang
 from flextopo.cluster.state.loss import (
     Costs,
     compile_costs,
-    eviction_cost,
     misaligned_at,
     misalignment_cost,
     network_row,
+    stopping_cost,
     waiting_cost,
 )
 from flextopo.cluster.state.placement import place
@@ -403,18 +409,25 @@ class ClusterState:
         counted: set[int] = set()
         for victim in candidate.victims:
             if victim not in counted:
-                counted |= {victim, *self.members_of(victim)}
-                total += float(eviction_cost(c, victim, costs))
+                stopped = self.stopped_with(victim, candidate.victims)
+                counted.update(stopped)
+                total += sum(float(stopping_cost(c, pod, costs)) for pod in stopped)
         return total
 
-    def members_of(self, pod: int) -> Iterator[int]:
-        """Yield the other members of a pod's PodGroup that stop when it is evicted."""
-        c = self.arrays
-        member = int(c.pods[pod]["next_member"])
-        while member != pod:
-            if c.live[member]["status"] in (RUNNING, STARTING):
-                yield member
-            member = int(c.pods[member]["next_member"])
+    def stopped_with(self, victim: int, victims: Sequence[int] = ()) -> list[int]:
+        """Return the pods that stop when one is evicted: it, and its PodGroup if too few of that are left.
+
+        Args:
+            victim: a pod that holds resources.
+            victims: further ones that are evicted at once, it may be among them.
+        """
+        c, members = self.arrays, [victim]
+        while (other := int(c.pods[members[-1]]["next_member"])) != victim:
+            members.append(other)
+        gone = len({victim, *victims} & set(members))
+        if gone <= spare_members(c, victim):
+            return [victim]
+        return [pod for pod in members if c.live[pod]["status"] in (RUNNING, STARTING)]
 
     def find(
         self, preemptor: Pod, aligned: bool, k: int, costs: Costs | None = None

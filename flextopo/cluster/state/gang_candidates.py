@@ -13,9 +13,10 @@ else each by itself and the cheapest 2, 3, ... of them together.
 Bounds: in a part of more than 64 servers only those are put together that are among the cheapest 16 +
 `WAYS` for some number of members, which changes none of the kept ways, since a gang uses 16 servers at
 most; a node offers `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part ends where `TRAIL`
-steps were noted. Whether a disruption budget holds over several servers is known when a way is complete: if
-the cheapest one breaks it, the budget is kept to the first servers of that way that it suffices for, and the
-search goes on. So a legal way is found, but with budgets perhaps not the cheapest.
+steps were noted. Whether a disruption budget holds over several servers is known when a way is complete, and
+so is whether a PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks
+the one or the other, it is kept to the first servers of that way that it suffices for, and the search goes on.
+So a legal way is found, but with budgets and such groups perhaps not the cheapest.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from flextopo.cluster.state.arrays import (
     Cluster,
     as_index,
     is_eligible,
+    spare_members,
 )
 from flextopo.cluster.state.candidates import (
     CandidateArrays,
@@ -44,7 +46,6 @@ from flextopo.cluster.state.gang_nodes import (
     GROUPS,
     MAX_CLOSED,
     MAX_PAID,
-    NEVER,
     NUM_ALLOWED,
     NUM_CLOSED,
     PAID,
@@ -52,6 +53,7 @@ from flextopo.cluster.state.gang_nodes import (
     SEATS,
     TRIED,
     VIOLATED,
+    falls_under,
     search_node,
 )
 from flextopo.cluster.state.gangs import (
@@ -64,10 +66,13 @@ from flextopo.cluster.state.gangs import (
     widen,
 )
 from flextopo.cluster.state.loss import (
+    NEVER,
     Costs,
+    beside_members,
     eviction_cost,
     misalignment_cost,
     network_row,
+    stopping_cost,
     waiting_cost,
 )
 from flextopo.cluster.state.schema import MAX_MEMBERS
@@ -193,10 +198,14 @@ def _combine(c: Cluster, g: Gang, begin: int, end: int, ways: int, limit: float)
 
 @stage
 def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
-    """Return what the victims of a way lose, each PodGroup once; `NEVER` where a budget forbids it."""
+    """Return what the victims of a way lose, each PodGroup once; `NEVER` where a budget forbids it.
+
+    `VIOLATED` in `gang_marks` gets what the way uses up, see `falls_under`; -1 for nothing.
+    """
     total, groups, budgets = 0.0, as_index(GROUPS), as_index(BUDGETS)
+    c.gang_marks[VIOLATED] = -1
     while trail >= 0:
-        option = c.gang_options[c.gang_trail[trail]["option"]]
+        option, before = c.gang_options[c.gang_trail[trail]["option"]], groups
         trail = as_index(c.gang_trail[trail]["before"])
         node, slots = node_at(c, as_index(option["rank"])), as_index(option["slots"])
         slots = victim_slots(c, node, slots)
@@ -204,14 +213,23 @@ def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
             victim = as_index(c.node_pods[node, lowest_bit(slots)])
             slots &= slots - 1
             group, pdb = c.pods[victim]["group"], c.pods[victim]["pdb"]
-            seen = False
+            taken, counted, elsewhere = as_index(0), 0.0, False
             for at in range(GROUPS, groups):
-                seen = seen or c.gang_marks[at] == group
-            if group >= 0 and not seen and groups < BUDGETS:
-                c.gang_marks[groups] = group
-                groups += 1
-            if not seen or group < 0:
+                other = as_index(c.gang_marks[at])
+                if group >= 0 and c.pods[other]["group"] == group:
+                    taken += 1
+                    counted += stopping_cost(c, other, costs)
+                    elsewhere = elsewhere or at < before
+            if taken == 0:
                 total += eviction_cost(c, victim, costs)
+            else:
+                total += beside_members(c, victim, taken, counted, costs)
+                spare = spare_members(c, victim)
+                if elsewhere and spare > 0 and taken >= spare:
+                    c.gang_marks[VIOLATED] = -2 - group
+            if group >= 0 and groups < BUDGETS:
+                c.gang_marks[groups] = victim
+                groups += 1
             if pdb >= 0:
                 if budgets == SEATS:  # more than can be counted
                     return NEVER
@@ -227,32 +245,35 @@ def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
 
 
 @stage
-def _close_budget(c: Cluster, trail: int) -> bool:
-    """Keep the budget that a way violates to those of its servers that it suffices for.
+def _close(c: Cluster, trail: int) -> bool:
+    """Keep what a way uses up to those of its servers that it suffices for.
 
     Returns:
         False where it is kept so already, or too many are.
     """
-    pdb, used = c.gang_marks[VIOLATED], 0
+    key, used = as_index(c.gang_marks[VIOLATED]), 0
     for at in range(c.gang_marks[NUM_CLOSED]):
-        if c.gang_marks[CLOSED + at] == pdb:
+        if c.gang_marks[CLOSED + at] == key:
             return False
     if c.gang_marks[NUM_CLOSED] == MAX_CLOSED:
         return False
-    c.gang_marks[CLOSED + c.gang_marks[NUM_CLOSED]] = pdb
+    c.gang_marks[CLOSED + c.gang_marks[NUM_CLOSED]] = key
     c.gang_marks[NUM_CLOSED] += 1
     while trail >= 0:
         option = c.gang_options[c.gang_trail[trail]["option"]]
         trail = as_index(c.gang_trail[trail]["before"])
-        node, uses = node_at(c, as_index(option["rank"])), 0
+        node, uses, left = node_at(c, as_index(option["rank"])), 0, 0
         slots = victim_slots(c, node, as_index(option["slots"]))
         while slots != 0:
-            uses += c.pods[as_index(c.node_pods[node, lowest_bit(slots)])]["pdb"] == pdb
+            victim = as_index(c.node_pods[node, lowest_bit(slots)])
             slots &= slots - 1
+            if falls_under(c, victim, key):
+                uses += 1
+                left = c.pdb_left[key] if key >= 0 else spare_members(c, victim)
         at = c.gang_marks[NUM_ALLOWED]
-        if uses > 0 and used + uses <= c.pdb_left[pdb] and at < MAX_MEMBERS:
+        if uses > 0 and used + uses <= left and at < MAX_MEMBERS:
             used += uses
-            c.gang_marks[ALLOWED + 2 * at] = pdb
+            c.gang_marks[ALLOWED + 2 * at] = key
             c.gang_marks[ALLOWED + 2 * at + 1] = option["rank"]
             c.gang_marks[NUM_ALLOWED] += 1
     return True
@@ -408,17 +429,18 @@ class Part(NamedTuple):
 
 @stage
 def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, paid: int, w: Workspace) -> None:
-    """Search the servers anew that hold members of the groups that are paid for, or of closed budgets."""
+    """Search the servers anew that hold members of the groups that are paid for, or of what is closed."""
     free = part.free
     for rank in range(part.begin, part.end):
         node, here = node_at(c, as_index(rank)), c.gang_nodes[rank]
         holds = False
         for slot in range(c.nodes[node]["num_pods"]):
-            spec = c.pods[as_index(c.node_pods[node, slot])]
+            pod = as_index(c.node_pods[node, slot])
+            spec = c.pods[pod]
             for j in range(paid):
                 holds = holds or (spec["group"] >= 0 and spec["group"] == c.gang_marks[PAID + j])
             for j in range(c.gang_marks[NUM_CLOSED]):
-                holds = holds or spec["pdb"] == c.gang_marks[CLOSED + j]
+                holds = holds or falls_under(c, pod, as_index(c.gang_marks[CLOSED + j]))
         if holds and free + OPTIONS_A_NODE <= c.gang_options.shape[0]:
             here["begin"] = free
             free = search_node(c, costs, g, as_index(rank), paid, w, free)
@@ -446,22 +468,23 @@ def _attempt(
 ) -> int:
     """Put what the servers of a part offer now together; return how many candidates are kept.
 
-    `REFUSED` in `gang_marks` gets the cheapest way if a budget forbids it, else -1.
+    `REFUSED` in `gang_marks` gets the cheapest way if it uses up what others could have, else -1.
     """
     begin, end, capacity = part.begin, part.end, out.cost.shape[0]
     _choose_nodes(c, g, begin, end)
     limit = out.cost[kept - 1] if kept == capacity else NEVER
     _combine(c, g, begin, end, part.ways, limit)
     last = ((g.first + 1) * (g.second + 1) - 1) * WAYS
-    c.gang_marks[REFUSED] = -1
+    c.gang_marks[REFUSED], first = -1, as_index(-1)
     for way in range(part.ways):
         if c.gang_ways[last + way]["cost"] < NEVER:
             trail = as_index(c.gang_ways[last + way]["trail"])
             lost = _lost_by_victims(c, costs, trail)
             if lost < NEVER:
                 kept = _offer(c, costs, g, trail, lost, out, kept)
-            elif way == 0:
-                c.gang_marks[REFUSED] = trail
+            if way == 0 and c.gang_marks[VIOLATED] != -1:
+                c.gang_marks[REFUSED], first = trail, c.gang_marks[VIOLATED]
+    c.gang_marks[VIOLATED] = first
     return kept
 
 
@@ -480,8 +503,8 @@ def _search_part(
         return kept
     groups = _find_groups(c, g, begin, end)
     attempts = (1 << groups) - 1 if groups <= 3 else 2 * groups - 1
-    # First as it is, then with groups that are paid for, and as long as a budget forbids the cheapest way
-    # with that budget kept to some servers.
+    # First as it is, then with groups that are paid for, and as long as the cheapest way uses up a budget, or
+    # more of a PodGroup than that can spare, with that kept to some servers.
     which = -1
     c.gang_marks[REFUSED] = -1
     while which < attempts:
@@ -489,7 +512,8 @@ def _search_part(
             paid = _take_paid(c, groups, as_index(which)) if which >= 0 else nobody
             _search_again(c, costs, g, part, paid, w)
         kept = _attempt(c, costs, g, part, w, out, kept)
-        refused = c.gang_marks[REFUSED] >= 0 and _close_budget(c, as_index(c.gang_marks[REFUSED]))
+        refused = c.gang_marks[REFUSED] >= 0 and (c.gang_marks[VIOLATED] >= 0 or which < 0)
+        refused = refused and _close(c, as_index(c.gang_marks[REFUSED]))
         for rank in range(begin, end):
             here = c.gang_nodes[rank]
             here["begin"], here["end"] = here["kept_begin"], here["kept_end"]

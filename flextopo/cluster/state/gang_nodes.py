@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flextopo.cluster.jit.kernels import kernel, lowest_bit, popcount, stage
+from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit, popcount, stage
 from flextopo.cluster.state.arrays import (
     MAX_PODS_PER_NODE,
     OPTIONS_A_NODE,
@@ -18,6 +18,7 @@ from flextopo.cluster.state.arrays import (
 )
 from flextopo.cluster.state.candidates import (
     MAX_STEPS,
+    PAID_FOR,
     Workspace,
     add_up_rest,
     added_cost,
@@ -32,6 +33,7 @@ from flextopo.cluster.state.gangs import (
     node_at,
 )
 from flextopo.cluster.state.loss import (
+    NEVER,
     Costs,
     misalignment_cost,
 )
@@ -50,17 +52,15 @@ TRIED, COUNTED = MAX_PAID, SEATS + 2 * MAX_MEMBERS
 """Where the groups stand that are tried, by a member, and how many GPUs each frees."""
 
 MAX_CLOSED = 8
-"""Disruption budgets of a part that are kept to some of its servers."""
+"""Disruption budgets of a part, and PodGroups that can spare some, that are kept to some of its servers."""
 
 CLOSED = COUNTED + MAX_PAID
 ALLOWED = CLOSED + MAX_CLOSED
 NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED = range(
     ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 4
 )
-"""Where those budgets stand, pairs of one and a server that may use it, and how many of both; the budget
-that a way violates, and the cheapest way of an attempt if it is refused for that."""
-
-NEVER = 1e300
+"""Where those stand, see `falls_under`, pairs of one and a server that may use it, and how many of both;
+the one that a way uses up, and the cheapest way of an attempt if another is sought for that."""
 
 
 @stage
@@ -210,7 +210,7 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
             and one["rest_cores"] >= need_cores
         ):
             if budget_left(c, w, depth, i):
-                w.path[depth + 1]["cost"] = path["cost"] + added_cost(c, w, depth, i)
+                w.path[depth + 1]["cost"] = path["cost"] + added_cost(c, costs, w, depth, i)
                 path["taken"] = i
                 depth += 1
                 need_gpus -= one["gpus"][0]
@@ -228,15 +228,21 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
     return end
 
 
+@inlined
+def falls_under(c: Cluster, pod: int, key: int) -> bool:
+    """Say whether evicting a pod uses up a disruption budget, or, by -2 - group, what a PodGroup can spare."""
+    return bool(c.pods[pod]["pdb"] == key if key >= 0 else c.pods[pod]["group"] == -2 - key)
+
+
 @stage
-def _is_closed(c: Cluster, pdb: int, rank: int) -> bool:
-    """Say whether pods of a disruption budget are no victims on a server for now."""
+def is_closed(c: Cluster, pod: int, rank: int) -> bool:
+    """Say whether a pod is no victim on a server for now, since what it falls under is kept for others."""
     closed = False
     for at in range(c.gang_marks[NUM_CLOSED]):
-        closed = closed or c.gang_marks[CLOSED + at] == pdb
+        closed = closed or falls_under(c, pod, c.gang_marks[CLOSED + at])
     for at in range(c.gang_marks[NUM_ALLOWED]):
         pair = ALLOWED + 2 * at
-        if c.gang_marks[pair] == pdb and c.gang_marks[pair + 1] == rank:
+        if c.gang_marks[pair + 1] == rank and falls_under(c, pod, c.gang_marks[pair]):
             closed = False
     return closed
 
@@ -258,8 +264,8 @@ def search_node(
         group = c.pods[w.eligible[i]["pod"]]["group"]
         for j in range(paid):
             if group >= 0 and group == c.gang_marks[j]:
-                w.eligible[i]["cost"] = 0.0
-        if _is_closed(c, c.pods[w.eligible[i]["pod"]]["pdb"], rank):
+                w.eligible[i]["cost"] = PAID_FOR
+        if is_closed(c, as_index(w.eligible[i]["pod"]), rank):
             w.eligible[i]["cost"] = NEVER
     model = c.nodes[node]["model"]
     gpus, cores = c.models[model]["num_gpus"], 0

@@ -16,12 +16,16 @@ from flextopo.cluster.state.arrays import (
     as_index,
     lost_work_s,
     replicas_row,
+    spare_members,
 )
 from flextopo.cluster.state.schema import NUM_MISALIGNED, NUM_REPLICAS, REPLICAS
 from flextopo.cluster.topology.levels import LEVELS, NUM_DEFICITS, TIERS, tier_row
 
 LOSS_TERMS = ("waiting", "misalignment", "discarded", "eviction", "idle")
 """The terms of the weighted loss, in the order of tables."""
+
+NEVER = 1e300
+"""Cost of what must not be done."""
 
 NUM_SIZES = 4
 """Rows of a table by size, see `size_row`."""
@@ -136,20 +140,53 @@ def loss_terms(account: npt.NDArray[Any], costs: Costs) -> dict[str, float]:
 
 
 @stage
+def stopping_cost(c: Cluster, pod: int, costs: Costs) -> float:
+    """Return the loss of stopping one pod now, in GPU-seconds; 0 for a pod that holds nothing."""
+    status, spec = c.live[pod]["status"], c.pods[pod]
+    if status != RUNNING and status != STARTING:
+        return 0.0
+    if spec["online"]:
+        lost = costs.missing[replicas_row(c, pod)] * costs.waiting * costs.start_s
+    else:
+        repeated = float(lost_work_s(c, pod) + costs.restart_s)
+        lost = costs.discarded * (1 + spec["batch_class"]) * repeated
+    a_gpu = lost + costs.eviction + costs.requeue[size_row(spec["gpus"])]
+    return float(spec["gpus"] * a_gpu)
+
+
+@stage
 def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
-    """Return the loss of evicting a pod now, its whole PodGroup included, in GPU-seconds."""
+    """Return the loss of evicting a pod now, and of its PodGroup if it stops with it, in GPU-seconds."""
+    if spare_members(c, pod) > 0:
+        return stopping_cost(c, pod, costs)
     total = 0.0
     member = pod
     while True:
-        status = c.live[member]["status"]
-        if status == RUNNING or status == STARTING:
-            spec = c.pods[member]
-            if spec["online"]:
-                lost = costs.missing[replicas_row(c, member)] * costs.waiting * costs.start_s
-            else:
-                repeated = float(lost_work_s(c, member) + costs.restart_s)
-                lost = costs.discarded * (1 + spec["batch_class"]) * repeated
-            total += spec["gpus"] * (lost + costs.eviction + costs.requeue[size_row(spec["gpus"])])
+        total += stopping_cost(c, member, costs)
+        member = as_index(c.pods[member]["next_member"])
+        if member == pod:
+            return total
+
+
+@stage
+def beside_members(c: Cluster, pod: int, taken: int, counted: float, costs: Costs) -> float:
+    """Return what evicting a pod adds where members of its PodGroup are evicted already.
+
+    Args:
+        c: the cluster before any of them is.
+        pod: a running member, not among them.
+        taken: how many they are, 1 at least.
+        counted: sum of their `stopping_cost`.
+        costs: the loss in GPU-seconds.
+    """
+    spare = spare_members(c, pod)
+    if taken < spare:
+        return stopping_cost(c, pod, costs)
+    if taken > spare or spare <= 0:  # all of it stops already
+        return 0.0
+    total, member = -counted, pod
+    while True:
+        total += stopping_cost(c, member, costs)
         member = as_index(c.pods[member]["next_member"])
         if member == pod:
             return total

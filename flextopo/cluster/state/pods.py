@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from flextopo.cluster.errors import PodError
-from flextopo.cluster.state.schema import DEADLINE_S
+from flextopo.cluster.state.schema import ALL_MEMBERS, DEADLINE_S
 
 
 class TopologyRequirement(IntEnum):
@@ -34,7 +34,8 @@ class Pod:
         protection_s: not a victim for this long after its start.
         checkpoint_s: interval between checkpoints of a batch pod; 0 = none.
         batch_class: 0 low, 1 middle; lost work weighs 1 + batch_class.
-        group: PodGroup index, -1 = none; losing one member stops all.
+        group: PodGroup index, -1 = none.
+        min_members: how many members of it have to run; with fewer left, all stop.
         pdb: PodDisruptionBudget index, -1 = none.
         service: online service that it is a replica of, -1 = one of its own.
         deadline_s: an online pod should have its place this long after it began to wait.
@@ -54,6 +55,7 @@ class Pod:
     checkpoint_s: int = 0
     batch_class: int = 0
     group: int = -1
+    min_members: int = ALL_MEMBERS
     pdb: int = -1
     service: int = -1
     deadline_s: int = DEADLINE_S
@@ -65,7 +67,9 @@ class Pod:
                 f"pod {self.name!r} asks for {self.gpus} GPUs and {self.cores} cores; "
                 "legal: 0 or more of each, and one at least"
             )
-        for name in ("protection_s", "checkpoint_s", "batch_class", "deadline_s", "sensitivity"):
+        for name in (
+            "protection_s", "checkpoint_s", "batch_class", "min_members", "deadline_s", "sensitivity"
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise PodError(
                     f"pod {self.name!r}: {name} = {getattr(self, name)}; legal: 0 or more"

@@ -30,6 +30,9 @@ NUM_REPLICAS = len(REPLICAS)
 MAX_MEMBERS = 16
 """Members of a gang, of two sizes at most."""
 
+ALL_MEMBERS = 2**31 - 1
+"""`min_members` of a PodGroup that stops as a whole: none goes on without the others."""
+
 NEVER_S = 2**61
 """A time that no tape reaches: departure of a pod that leaves only when its work is done."""
 
@@ -103,6 +106,11 @@ POD_FIELDS: dict[str, Field] = {
     "next_member": Field(
         "i4", "", "ring of the PodGroup's members; itself when it has none", 0, _COUNT,
         snapshot=Snapshot(0, "the view writes which rows belong together"),
+    ),
+    "min_members": Field(
+        "i4", "", "how many members of its PodGroup have to run, or all there are if that is fewer: "
+        "others start and stop each by itself, and where too few are left, all stop", ALL_MEMBERS,
+        _COUNT, snapshot=Snapshot(ALL_MEMBERS, "the view writes which rows belong together"),
     ),
     "required_tier": Field(
         "i1", "", "a `NetworkLevel`: within one such part of the network all members of an online "

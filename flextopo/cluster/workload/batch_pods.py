@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.state.schema import ALL_MEMBERS
 from flextopo.cluster.workload.batch_jobs import BatchJobs
 from flextopo.cluster.workload.config import CHECKPOINT_S, WorkloadConfig
 from flextopo.cluster.workload.tape import BATCH_PRIORITIES
@@ -44,6 +45,7 @@ class BatchAttributes:
         num_pdbs: number of budgets.
         elastic: (J,) bool, its workers start, stop and are evicted each by itself.
         protection_s: (J,) int64, not a victim for this long after each start.
+        shrinks: (J,) bool, a PodGroup that goes on with half of its members.
     """
 
     batch_class: Ints
@@ -53,6 +55,7 @@ class BatchAttributes:
     num_pdbs: int
     elastic: Bools
     protection_s: Ints
+    shrinks: Bools
 
 
 def draw_attributes(
@@ -83,6 +86,7 @@ def draw_attributes(
     pdb[under] = rng[2].permutation(np.arange(len(under)) % max(num_pdbs, 1))
     elastic = (rng[3].random(count) < config.elastic_share) & single
     elastic &= np.isin(jobs.gpus, ELASTIC_GPUS)
+    shrinks = (rng[3].random(count) < config.elastic_group_share) & ~single
     spot = (rng[4].random(count) < config.spot_share) & (batch_class == 0) & preemptible
     return BatchAttributes(
         batch_class=batch_class,
@@ -92,14 +96,16 @@ def draw_attributes(
         num_pdbs=num_pdbs,
         elastic=elastic,
         protection_s=np.where(spot, config.spot_guaranteed_s, 0),
+        shrinks=shrinks,
     )
 
 
 def batch_columns(jobs: BatchJobs, attributes: BatchAttributes) -> dict[str, npt.NDArray[Any]]:
     """Return the columns of the jobs' pods, in the jobs' order; groups count from 0.
 
-    An elastic job becomes workers that share its run time but belong to no PodGroup. The pod of a
-    PodGroup that has fewer GPUs is its last.
+    An elastic job of one pod becomes workers that share its run time but belong to no PodGroup. The pod
+    of a PodGroup that has fewer GPUs is its last. In an elastic PodGroup each pod does its part of the
+    work, whether the others run or not, while half of them do.
     """
     elastic = attributes.elastic
     gpus = np.where(elastic, WORKER_GPUS, jobs.gpus)
@@ -115,6 +121,7 @@ def batch_columns(jobs: BatchJobs, attributes: BatchAttributes) -> dict[str, npt
         "protection_s": attributes.protection_s,
         "checkpoint_s": attributes.checkpoint_s,
         "group": np.where(grouped, np.cumsum(grouped) - 1, -1),
+        "min_members": np.where(attributes.shrinks, -(-jobs.pods // 2), ALL_MEMBERS),
         "pdb": attributes.pdb,
     }
     repeated = {name: np.repeat(column, pods) for name, column in columns.items()}

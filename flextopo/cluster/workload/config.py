@@ -162,6 +162,10 @@ class WorkloadConfig:
         0.1, 0, 1, "single pods of 4 or 8 GPUs that are pods of 2 instead, each evicted by itself: "
         "assumption", (0, 0.3),
     )  # fmt: skip
+    elastic_group_share: float = _number(
+        0.0, 0, 1, "PodGroups of batch jobs that go on with half of their members, the others evicted "
+        "each by itself: assumption", (0, 0.5),
+    )  # fmt: skip
     spot_share: float = _number(
         0.2, 0, 1, "preemptible low jobs with a guaranteed duration, as GFS's spot tasks (arXiv "
         "2509.11134): assumption", (0, 0.5),

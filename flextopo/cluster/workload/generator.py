@@ -8,7 +8,7 @@ import numpy as np
 
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.state.pods import TopologyRequirement
-from flextopo.cluster.state.schema import DEADLINE_S, NEVER_S, pod_table
+from flextopo.cluster.state.schema import ALL_MEMBERS, DEADLINE_S, NEVER_S, pod_table
 from flextopo.cluster.topology.levels import NetworkLevel
 from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.cluster.workload.batch_jobs import BatchJobs, cut_notes, generate_jobs
@@ -198,6 +198,7 @@ def _columns(online: OnlinePods, jobs: BatchJobs, attributes: BatchAttributes) -
         "batch_class": join(0, batch["batch_class"]),
         "checkpoint_s": join(0, batch["checkpoint_s"]),
         "group": join(online.group, np.where(batch["group"] < 0, -1, batch["group"] + gangs)),
+        "min_members": join(ALL_MEMBERS, batch["min_members"]),
         "required_tier": join(online.required_tier, NetworkLevel.CLUSTER),
         "preferred_tier": join(online.preferred_tier, NetworkLevel.CLUSTER),
         "pdb": join(-1, batch["pdb"]),

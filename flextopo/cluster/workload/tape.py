@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import WorkloadError
-from flextopo.cluster.state.schema import MAX_MEMBERS, POD_DTYPE, POD_FIELDS
+from flextopo.cluster.state.schema import ALL_MEMBERS, MAX_MEMBERS, POD_DTYPE, POD_FIELDS
 
 ONLINE_PRIORITY = 1000
 BATCH_PRIORITIES = (100, 500)
@@ -19,11 +19,14 @@ MAX_BACKOFF_S = 360
 """The longest back-off after an eviction, as Kubernetes' job controller has it."""
 
 
+SHARED_BY_GROUPS = ("online", "arrive_s", "priority", "min_members")
+"""What all members of a PodGroup have in common."""
+
 SHARED_BY_GANGS = (
-    "arrive_s", "depart_s", "start_s", "priority", "requirement", "deadline_s", "service",
-    "sensitivity", "required_tier", "preferred_tier",
+    "depart_s", "start_s", "requirement", "deadline_s", "service", "sensitivity", "required_tier",
+    "preferred_tier",
 )  # fmt: skip
-"""What all members of a gang have in common."""
+"""What all members of a gang, an online PodGroup, have in common beside that."""
 
 
 @dataclass(frozen=True)
@@ -82,35 +85,42 @@ class Tape:
         self._check_pods("duration_s", endless, "above 0 for batch pods")
         empty = (pods["gpus"] == 0) & (pods["cores"] == 0)
         self._check_pods("gpus", empty, "a GPU or a core at least")
-        self._check_gangs()
+        self._check_groups()
         budgets = len(self.pdb_allowed)
         self._check_pods("pdb", pods["pdb"] >= budgets, f"below {budgets}")
 
-    def _check_gangs(self) -> None:
-        """Check that the members of each online PodGroup are one gang."""
+    def _check_groups(self) -> None:
+        """Check that members of a PodGroup stand together, and that online ones are one gang."""
         pods = self.pods
-        gangs = pods["online"] & (pods["group"] >= 0)
-        if not gangs.any():
+        at = np.flatnonzero(pods["group"] >= 0)
+        if not len(at):
             return
-        at = np.flatnonzero(gangs)
         group = pods["group"][at]
         begins = np.append(True, (np.diff(at) > 1) | (np.diff(group) != 0))
         twice = np.zeros(len(pods), np.bool_)
         starts = at[begins]
         _, first = np.unique(pods["group"][starts], return_index=True)
         twice[np.delete(starts, first)] = True
-        self._check_pods("group", twice, "members of a gang next to each other")
-        leader = starts[np.cumsum(begins) - 1]
-        for name in SHARED_BY_GANGS:
+        self._check_pods("group", twice, "members of a PodGroup next to each other")
+        leader, gang = starts[np.cumsum(begins) - 1], pods["online"][at] == 1
+        for name in SHARED_BY_GROUPS + SHARED_BY_GANGS:
             wrong = np.zeros(len(pods), np.bool_)
             wrong[at] = pods[name][at] != pods[name][leader]
-            self._check_pods(name, wrong, "the same for all members of a gang")
-        for start, members in zip(
-            starts, np.diff(np.append(np.flatnonzero(begins), len(at))), strict=True
-        ):
-            ring = pods[start : start + members]
-            sizes = len(set(ring[["gpus", "cores"]].tolist()))
-            if members > MAX_MEMBERS or sizes > 2:
+            if name in SHARED_BY_GROUPS:
+                self._check_pods(name, wrong, "the same for all members of a PodGroup")
+            else:
+                wrong[at] &= gang
+                self._check_pods(name, wrong, "the same for all members of a gang")
+        some = pods["online"] & (pods["group"] >= 0) & (pods["min_members"] < ALL_MEMBERS)
+        self._check_pods("min_members", some, f"{ALL_MEMBERS} for a gang, which starts as a whole")
+        self._check_sizes(starts, np.diff(np.append(np.flatnonzero(begins), len(at))))
+
+    def _check_sizes(self, starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> None:
+        """Check members and sizes of the gangs among PodGroups that start there."""
+        for start, members in zip(starts, counts, strict=True):
+            ring = self.pods[start : start + members]
+            sizes = len(set(ring[["gpus", "cores"]].tolist())) if ring["online"][0] else 0
+            if sizes > 2 or (sizes and members > MAX_MEMBERS):
                 raise WorkloadError(
                     f"tape: pod {start}: a gang of {members} members of {sizes} sizes; "
                     f"legal: up to {MAX_MEMBERS} of two sizes"
