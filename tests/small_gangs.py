@@ -45,7 +45,9 @@ def clusters(
                     priority=draw(st.sampled_from((100, 100, 500, 2000))),
                     batch_class=draw(st.integers(0, 1)),
                     checkpoint_s=draw(st.sampled_from((0, 900, 3600))),
-                    group=(group := draw(st.sampled_from((-1, 0, 1) if shrinking else (-1, -1, 0, 1)))),
+                    group=(
+                        group := draw(st.sampled_from((-1, 0, 1) if shrinking else (-1, -1, 0, 1)))
+                    ),
                     min_members=min_members[group],
                     pdb=draw(st.sampled_from((-1, 0, 1))) if budgets else -1,
                 )

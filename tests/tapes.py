@@ -13,7 +13,7 @@ from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.decision import AlignmentFilter
 from flextopo.cluster.state.pods import Pod
-from flextopo.cluster.state.schema import NEVER_S, pod_table
+from flextopo.cluster.state.schema import ALL_MEMBERS, NEVER_S, pod_table
 from flextopo.cluster.topology.model import Fleet, ServerModel
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.config import WorkloadConfig
@@ -75,7 +75,8 @@ def hand_tape(
     """Return a tape written by hand, with a grace period of 30 s and restart work of 60 s.
 
     A pod with `depart_s` is online with priority 1000; any other is a batch job with priority 100.
-    What is not given is 0, but cores (as many as GPUs), group and budget (none).
+    What is not given is 0, but cores (as many as GPUs), group and budget (none), and how
+    many members of a group have to run (all).
     """
 
     def column(name: str, online: int = 0, batch: int = 0) -> npt.NDArray[np.int64]:
@@ -96,6 +97,7 @@ def hand_tape(
             online=np.array(["depart_s" in pod for pod in pods]),
             preemptible=column("preemptible", 0, 1),
             group=column("group", -1, -1),
+            min_members=column("min_members", ALL_MEMBERS, ALL_MEMBERS),
             pdb=column("pdb", -1, -1),
             service=column("service", 0, -1),
             deadline_s=column("deadline_s", 60, 60),

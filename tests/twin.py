@@ -103,9 +103,10 @@ def own_loss(state: ClusterState, victims: Iterable[int]) -> float:
     stopped = set(victims)
     for group in {int(c.pods[pod]["group"]) for pod in stopped} - {-1}:
         members = {pod for pod in range(state.num_pods) if c.pods[pod]["group"] == group}
-        left = {pod for pod in members if c.live[pod]["status"] != DONE}
-        run = {pod for pod in members if c.live[pod]["status"] in (RUNNING, STARTING)} - stopped
-        if len(run) < min(len(left), int(c.pods[min(members)]["min_members"])):
+        run = {
+            pod for pod in members if c.live[pod]["status"] in (RUNNING, STARTING, DONE)
+        } - stopped
+        if len(run) < min(len(members), int(c.pods[min(members)]["min_members"])):
             stopped |= members
     total = 0.0
     for pod in stopped:

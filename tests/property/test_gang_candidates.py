@@ -13,8 +13,8 @@ from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod
 
 
-@settings(max_examples=40, deadline=None)
-@given(small_gangs.clusters())
+@settings(max_examples=60, deadline=None)
+@given(st.booleans().flatmap(lambda shrinking: small_gangs.clusters(shrinking=shrinking)))
 def test_the_cheapest_candidate_is_the_cheapest_minimal_set(
     drawn: tuple[ClusterState, Pod, bool],
 ) -> None:

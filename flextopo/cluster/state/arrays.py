@@ -311,16 +311,18 @@ def replicas_row(c: Cluster, pod: int) -> int:
 def spare_members(c: Cluster, pod: int) -> int:
     """Return how many running members of a PodGroup may stop by themselves while the others go on.
 
-    Members that are done need nobody. 0: with any of them, all stop; less: so many are missing.
+    Members that are done count as if they ran. 0: with any of them, all stop; less: so many are missing.
     """
-    running, left, other = as_index(0), as_index(0), pod
+    running, size, other, done = as_index(0), as_index(0), pod, as_index(0)
     while True:
         status = c.live[other]["status"]
         running += status == RUNNING or status == STARTING
-        left += status != DONE
+        done += status == DONE
+        size += 1
         other = as_index(c.pods[other]["next_member"])
         if other == pod:
-            return int(running - min(left, as_index(c.pods[pod]["min_members"])))
+            break
+    return int(running - max(0, min(size, as_index(c.pods[pod]["min_members"])) - done))
 
 
 @inlined
