@@ -75,8 +75,17 @@ BATCH_COLUMNS: tuple[Column, ...] = (
     ("longest\nstarvation h", "starvation_h", 1, 1),
 )
 
-TABLES = (LOSS_COLUMNS, OTHER_COLUMNS, WAIT_COLUMNS, BATCH_COLUMNS)
-"""The tables of a comparison; one of which no metric was saved is left out."""
+GANG_COLUMNS: tuple[Column, ...] = (
+    ("gangs placed\nby evicting, a day", "gang_preemptions", 1, 1),
+    ("gang hit\nrate %", "gang_hit_rate", 100, 1),
+    ("gang wait\np50 s", "gang_wait_p50_s", 1, 0),
+    ("gang wait\np99 s", "gang_wait_p99_s", 1, 0),
+    ("victims a\npreemption", "victims_per_preemption", 1, 2),
+    ("discarded\nGPU-h", "discarded_gpu_h", 1, 0),
+)
+
+TABLES = (LOSS_COLUMNS, OTHER_COLUMNS, WAIT_COLUMNS, BATCH_COLUMNS, GANG_COLUMNS)
+"""The tables of a comparison; one of which no metric was saved is left out, that of gangs without gangs."""
 
 
 def save_results(results: Results, path: Path) -> None:
@@ -236,7 +245,9 @@ def mean_of(row: dict[str, Cell], metric: str) -> float:
 def tables(results: Results) -> list[list[list[str]]]:
     """Return the tables of a comparison, of columns that it has; see `rows`."""
     saved = set().union(*results["selectors"].values())
-    known = [[column for column in columns if column[1] in saved] for columns in TABLES]
+    gangs = any(mean_of(row, "gang_preemptions") for row in results["selectors"].values())
+    shown = TABLES if gangs else TABLES[: TABLES.index(GANG_COLUMNS)]
+    known = [[column for column in columns if column[1] in saved] for columns in shown]
     return [rows(results, columns) for columns in known if columns]
 
 

@@ -178,7 +178,10 @@ def test_gangs_need_a_network_and_room() -> None:
         (gang(*[1] * 17), "a gang of 17 members of 1 sizes; legal: up to 16 of two sizes"),
         (gang(1, 2, 4), "a gang of 3 members of 3 sizes"),
         ([*gang(8), *gang(8, depart_s=6000)], "depart_s = 6000; legal: the same for all members"),
-        ([*gang(8), batch(arrive_s=100), *gang(8)], "group = 50; legal: members of a gang next"),
+        (
+            [*gang(8), batch(arrive_s=100), *gang(8)],
+            "group = 50; legal: members of a PodGroup next",
+        ),
     ],
 )
 def test_tapes_with_wrong_gangs_are_refused(pods: list[dict[str, Any]], message: str) -> None:

@@ -64,6 +64,7 @@ METRICS: dict[str, str] = {
     "gang_hit_rate": "share of them that lie as close as they ask, every member at its best level",
     "gang_wait_p50_s": "median time in seconds that gangs were pending, over all that arrived",
     "gang_wait_p99_s": "its 99th percentile",
+    "victims_per_preemption": "pods evicted, those stopped with them included, over preemptions",
 }
 """Every metric of a run with its meaning; tables and results files iterate over it."""
 
@@ -300,6 +301,7 @@ def measure(
     size, counted = _collect_waits(c, as_index(GANGS), values)
     out[35] = _percentile(values, size, counted, 0, 0.5)
     out[36] = _percentile(values, size, counted, 0, 0.99)
+    out[37] = _share(a["victims"], a["preemptions"])
 
 
 def episode_metrics(sim: Simulator) -> dict[str, float]:

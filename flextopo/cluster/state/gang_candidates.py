@@ -555,8 +555,9 @@ def find_for_gang(
         while begin < c.network.shape[0]:
             begin = part_end(c, tier, begin)
             parts += 1
-        # All parts together are to give as many candidates as there is room for.
-        ways, begin = as_index(min(WAYS, -(-out.cost.shape[0] // parts))), as_index(0)
+        # All parts together are to give as many candidates as there is room for; one way would be the
+        # cheapest without what waiting and the network cost.
+        ways, begin = as_index(min(WAYS, max(2, -(-out.cost.shape[0] // parts)))), as_index(0)
         while begin < c.network.shape[0]:
             end = part_end(c, tier, begin)
             kept = _search_part(c, costs, g, Part(begin, end, free, ways), w, out, kept)

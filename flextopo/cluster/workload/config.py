@@ -164,7 +164,7 @@ class WorkloadConfig:
     )  # fmt: skip
     elastic_group_share: float = _number(
         0.0, 0, 1, "PodGroups of batch jobs that go on with half of their members, the others evicted "
-        "each by itself: assumption", (0, 0.5),
+        "each by itself: assumption",
     )  # fmt: skip
     spot_share: float = _number(
         0.2, 0, 1, "preemptible low jobs with a guaranteed duration, as GFS's spot tasks (arXiv "
