@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce fit stress report serve train-zoo ablation bench-serve bench bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -106,13 +106,20 @@ reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
 fit: $(VENV)/.core  ## the hours of requeue-aware, on validation days; a minute
 	$(BIN)/flextopo fit-requeue --json docs/results/fits/requeue.json
 
+RULES := random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,kubernetes-workload,kueue,volcano,greedy-cost,gfs,requeue-aware
+
+gangs: $(VENV)/.core  ## the tables of docs/gangs.md; half an hour
+	$(BIN)/flextopo compare --servers "64*a100@leaf8" --set gang_share=0.25 --selectors $(RULES),lookahead,oracle-lookahead --seeds 20 --oracle-seeds 10 --out results/gangs64 --json docs/results/gangs64.json
+	$(BIN)/flextopo compare --servers "1000*a100@leaf8" --set gang_share=0.25 --selectors $(RULES) --seeds 5 --out results/gangs1000 --json docs/results/gangs1000.json
+
 stress: $(VENV)/.core  ## the table of disturbed worlds in docs/results.md; ten minutes
 	$(BIN)/flextopo stress --seeds 20 --out results/stress --json docs/results/stress.json
 
-report: $(VENV)/.core  ## write the generated blocks of README.md, docs/results.md, docs/environment.md, docs/command-line.md
+report: $(VENV)/.core  ## write the generated blocks of README.md, docs/results.md, docs/environment.md, docs/gangs.md, docs/command-line.md
 	$(BIN)/flextopo report
 	$(BIN)/flextopo report --readme docs/results.md
 	$(BIN)/flextopo report --readme docs/environment.md
+	$(BIN)/flextopo report --readme docs/gangs.md
 	$(BIN)/python -m flextopo.cli.reference docs/command-line.md
 
 docs: $(VENV)/.dev  ## the site, into build/site; warnings are errors

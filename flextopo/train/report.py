@@ -15,6 +15,7 @@ from flextopo.train.reference import REFERENCE
 from flextopo.train.results import (
     ablation_rows,
     against_rows,
+    gang_rows,
     load_ablation,
     load_results,
     markdown,
@@ -31,7 +32,7 @@ def generated(name: str, results: Path) -> str:
     Args:
         name: `environments`, `selectors`, `policies`, `ablation`, a block of `REFERENCE`, or the stem
             of a results file, with `-paired` for its paired differences, with `-against` for those
-            of its last policy from every other selector.
+            of its last policy from every other selector, with `-gangs` for what was done for gangs.
         results: folder of the saved results.
 
     Raises:
@@ -64,7 +65,11 @@ def generated(name: str, results: Path) -> str:
         return markdown(stress_rows(load_stress(results / "stress.json")))
     if name == "ablation":
         return markdown(ablation_rows(load_ablation(results / "ablation.json")))
-    for kind, of in (("-against", against_rows), ("-paired", paired_rows)):
+    for kind, of in (
+        ("-against", against_rows),
+        ("-paired", paired_rows),
+        ("-gangs", gang_rows),
+    ):
         if name.endswith(kind):
             return markdown(of(load_results(results / f"{name.removesuffix(kind)}.json")))
     return "\n\n".join(map(markdown, tables(load_results(results / f"{name}.json"))))

@@ -262,6 +262,11 @@ def rows(results: Results, columns: Sequence[Column]) -> list[list[str]]:
     return out
 
 
+def gang_rows(results: Results) -> list[list[str]]:
+    """Return what selectors did for gangs: headings, then a row a selector."""
+    return rows(results, (LOSS_COLUMNS[0], *GANG_COLUMNS))
+
+
 def paired_rows(results: Results) -> list[list[str]]:
     """Return the paired differences from the reference: headings, then a row a selector.
 
