@@ -25,7 +25,7 @@ from flextopo.policies.serving.cache import FRESH_S
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.gang_decider import GangDecider
-from flextopo.policies.serving.gangs import Preemptors, gather
+from flextopo.policies.serving.gangs import Preemptors, gang_key, gather
 from flextopo.policies.serving.holds import DeviceHolds
 from flextopo.policies.serving.kube import KubeWatch, http_status
 from flextopo.policies.serving.outcomes import Outcomes
@@ -133,17 +133,21 @@ class Controller:
 
     async def look(self) -> None:
         """Look at all who are pending once, the most important first."""
-        found = {each.key: each for each in map(self._asking, self.decider.cache.pending) if each}
+        found: dict[str, Preemptors] = {}
+        for pod in self.decider.cache.pending:
+            each = self._asking(pod) if gang_key(pod.group) not in found else None
+            if each is not None:
+                found[each.key] = each
         for gone in self._waiting.keys() - found.keys():
             del self._waiting[gone]
         for released in await self.holds.look() if self.holds is not None else ():
             await self._touch(released)
         for each in sorted(found.values(), key=lambda each: each.order):
             # Much may have happened since the list was made: each request to the apiserver takes time.
-            pod = self.decider.cache.pods.get(each.leader.uid)
-            now_asking = self._asking(pod) if pod is not None and not pod.node else None
-            if now_asking is not None and now_asking.key == each.key:
-                await self._look_at(now_asking)
+            leader = self.decider.cache.pods.get(each.leader.uid)
+            again = self._asking(leader) if leader is not None and not leader.node else None
+            if again is not None and again.key == each.key:
+                await self._look_at(again)
 
     async def _look_at(self, asking: Preemptors) -> None:
         """Wake pods that fit; preempt for those that have waited for long enough."""
@@ -213,7 +217,7 @@ class Controller:
     def _fit(self, asking: Preemptors, changed: list[str]) -> bool:
         """Say whether all fit, a pod alone on one of the nodes that have changed."""
         if len(asking.members) > 1:
-            return self.gangs.fits(asking, self.gangs.nodes(asking))
+            return self.gangs.fits(asking)
         pod = asking.leader
         reach, traits = self.decider.cache.reach_of(pod), self.decider.cache.hosts.traits
         return any(

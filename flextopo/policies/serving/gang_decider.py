@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flextopo.baselines.policies import GreedyCost
@@ -40,11 +40,17 @@ class GangDecider:
 
     decider: Decider
 
-    def nodes(self, gang: Preemptors) -> list[str]:
-        """Return the nodes that every member may go to, wherever the others do."""
+    def nodes(self, gang: Preemptors, among: Iterable[str] | None = None) -> list[str]:
+        """Return the nodes that every member may go to, wherever the others do.
+
+        Args:
+            gang: who starts together.
+            among: names of nodes, by default of all.
+        """
         cache = self.decider.cache
         traits, nowhere = cache.hosts.traits, {pod.uid: "" for pod in gang.members}
-        names = [name for name in cache.nodes.states if gang.may_lie_on(name, traits)]
+        every = cache.nodes.states if among is None else among
+        names = [name for name in every if gang.may_lie_on(name, traits)]
         for pod in gang.members:
             reach = cache.reach_of(pod, nowhere if len(gang.members) > 1 else None)
             names = [name for name in names if not reach.why_not(name)]
@@ -65,14 +71,26 @@ class GangDecider:
             UndecidableError: no node is known, or the baseline failed too.
         """
         begin = time.perf_counter()
-        found = Decision(None, reasons=("no victim set helps",))
+        found, failed = None, None
         for some in gang.attempts():
-            found = self._decide(some, nodes)
-            if found.node is not None:
+            try:
+                found = self._decide(some, nodes)
+            except UndecidableError as error:
+                failed = failed or error
+            if found is not None:
                 break
+        if found is None and failed is not None:
+            raise failed
+        found = found or self._nothing()
         return replace(found, elapsed_ms=(time.perf_counter() - begin) * 1000.0)
 
-    def _decide(self, gang: Preemptors, nodes: Sequence[str]) -> Decision:
+    def _nothing(self) -> Decision:
+        cause, detail = self.decider.stale()
+        name, why = self.decider.selector.name, ("no victim set helps",)
+        return Decision(None, selector=name, fallback=cause, detail=detail, reasons=why)
+
+    def _decide(self, gang: Preemptors, nodes: Sequence[str]) -> Decision | None:
+        """Decide about so many members, None = no victims would let them in."""
         if len(gang.members) == 1:
             return self.decider.decide(gang.leader, nodes, may_violate=False)
         states = self.states(gang, nodes)
@@ -93,10 +111,7 @@ class GangDecider:
             flat = any(not state.hardware.known for state in states.values())
             why = "missing_flextopo" if flat else "unknown_placement"
             found = self._choose(gang, states, why, f"{len(states) - len(known)} nodes, {why}")
-        return found or Decision(
-            None, selector=self.decider.selector.name, fallback=cause, detail=detail,
-            reasons=("no victim set helps",),
-        )  # fmt: skip
+        return found
 
     def _choose(
         self, gang: Preemptors, states: Mapping[str, NodeState], cause: str, detail: str
@@ -192,12 +207,18 @@ class GangDecider:
             network_level=TIERS[chosen.tier].name,
         )
 
-    def fits(self, gang: Preemptors, nodes: Sequence[str]) -> bool:
+    def fits(self, gang: Preemptors) -> bool:
         """Say whether all members fit as things are, guaranteed ones aligned for sure."""
-        guaranteed = _is_guaranteed(gang.leader)
+        guaranteed, cache = _is_guaranteed(gang.leader), self.decider.cache
+        least = min(pod.gpus for pod in gang.members)
+        roomy = [
+            name
+            for name, state in cache.nodes.states.items()
+            if state.counted.num_gpus >= least or cache.nominees(name)
+        ]
         states = {
             name: state
-            for name, state in self.states(gang, nodes).items()
+            for name, state in self.states(gang, self.nodes(gang, roomy)).items()
             if not guaranteed or state.hardware.known
         }
         free = sum(state.resources(guaranteed).num_gpus for state in states.values())

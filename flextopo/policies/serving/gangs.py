@@ -59,7 +59,7 @@ class Preemptors:
     @property
     def key(self) -> str:
         """Return what tells them from all others, over members that come and go."""
-        return f"gang {self.group}" if self.group else self.leader.uid
+        return gang_key(self.group) if self.group else self.leader.uid
 
     @property
     def name(self) -> str:
@@ -100,6 +100,11 @@ class Preemptors:
         values = _values(nodes[name].labels, self.agree)
         homes = [nodes[pod.node].labels for pod in self.bound if pod.node in nodes]
         return all(values) and all(_values(home, self.agree) == values for home in homes)
+
+
+def gang_key(group: str) -> str:
+    """Return what tells the gang of a group from all others, and from pods by uid."""
+    return f"gang {group}"
 
 
 def _unlike(members: Sequence[PodRecord]) -> str:
