@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 from fake_apiserver import FakeApiserver, running, until
+from kube_devices import claim, claiming, slice_of
 from kube_objects import budget, flextopo, node, pod, preemptor
 
 pytest.importorskip("lightkube")
 
-from controllers import REFUSED, beside, make_controller
+from controllers import REFUSED, beside, make_client, make_controller
 
 from flextopo.policies.serving.controller import Controller
+from flextopo.policies.serving.holds import DeviceHolds
+from flextopo.policies.serving.outcomes import Outcomes
 
 Scenario = Callable[[FakeApiserver, Controller], Awaitable[None]]
 
@@ -442,3 +445,103 @@ def test_a_gang_that_fits_for_one_alone_waits_for_the_other() -> None:
         assert "patch pods/status" not in server.calls
 
     control([[node("n0"), flextopo("n0", {})], locked, *GANG], scenario)
+
+
+def test_two_gangs_do_not_get_the_same_places() -> None:
+    second = [member(name, meta={"labels": {GROUP: "other"}}) for name in ("h0", "h1")]
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(dying(server)) == 8)
+        places = nominated(server, "g0", "g1", "h0", "h1")
+        assert sorted(places) == ["n0", "n1", "n2", "n3"]
+        await settle()
+        assert evictions(server) == 8
+
+    control([*(full(f"n{i}") for i in range(4)), *GANG, group(2, "other"), *second], scenario)
+
+
+def test_a_restart_between_two_evictions_goes_on() -> None:
+    chosen = [
+        member(name, status={**REFUSED, "nominatedNodeName": where})
+        for name, where in (("g0", "n0"), ("g1", "n1"))
+    ]
+    nodes = [full("n0"), full("n1"), full("n2")]
+    for one in nodes[2][2:]:
+        one["status"]["startTime"] = "2027-01-15T07:59:59Z"  # the cheapest, and not chosen
+    nodes[0][2]["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:20Z"
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        await settle()
+        assert evictions(server) == 0
+        server.delete("Pod", "batch/n0-b0")
+        await until(lambda: len(dying(server)) == 3)
+        await settle()
+        assert evictions(server) == 3
+        assert not [name for name in dying(server) if name.startswith("n2")]
+        assert "patch pods/status" not in server.calls
+
+    control([*nodes, group(), *chosen], scenario)
+
+
+@pytest.mark.parametrize(
+    ("where", "fates"), [("n1", {"needed": 4}), ("n9", {"needed": 2, "bound elsewhere": 2})]
+)
+def test_what_became_of_evictions_is_told(where: str, fates: dict[str, int]) -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        controller.outcomes = Outcomes(controller.decider, controller.telemetry.ended)
+        controller.watch.noted = controller.outcomes.seen
+        for one in GANG:
+            server.put(one)
+        await until(lambda: len(dying(server)) == 4)
+        places = dict(zip(("g0", "g1"), nominated(server, "g0", "g1"), strict=True))
+        for victim in dying(server):
+            server.delete("Pod", f"batch/{victim}")
+        for name, place in places.items():
+            bound = member(name, status={"phase": "Running"})
+            bound["spec"]["nodeName"] = where if place == "n1" else place
+            server.put(bound)
+        told = [f'by_fate_total{{fate="{fate}"}} {count}.0' for fate, count in fates.items()]
+        await until(lambda: all(one in controller.telemetry.metrics().decode() for one in told))
+
+    control([full("n0"), full("n1"), node("n9")], scenario)
+
+
+def test_devices_of_all_members_are_held_before_anybody_goes() -> None:
+    documents: list[Any] = []
+    for name in ("n0", "n1"):
+        documents += [node(name, gpus=0, labels={LEAF: "r0"}), slice_of(name)]
+        for i in range(2):
+            own, gpus = f"{name}-b{i}", tuple(range(4 * i, 4 * i + 4))
+            documents.append(claim(own, 4, gpus=gpus, users=(f"uid-{own}",), where=name))
+            documents.append(claiming(own, name))
+    for name in ("g0", "g1"):
+        documents.append(claim(name, 8))
+        labels = {"labels": {GROUP: "llm"}}
+        documents.append(claiming(name, priority=1000, status=REFUSED, meta=labels))
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        client = make_client(server)
+        controller.holds = DeviceHolds(client, controller.decider.cache, controller.telemetry)
+        server.put(group())
+        await until(lambda: len(dying(server)) == 4)
+        creates = [call for call in server.calls if call.startswith("create ")]
+        assert creates[:20] == ["create devicetaintrules"] * 16 + ["create pods/eviction"] * 4
+        for name in dying(server):
+            server.delete("Pod", f"batch/{name}")
+            server.delete("ResourceClaim", f"batch/{name}")
+
+        def pools(name: str) -> set[str]:
+            found = server.get("ResourceClaim", f"batch/{name}")
+            given = found and found["status"].get("allocation")
+            return {one["pool"] for one in given["devices"]["results"]} if given else set()
+
+        await until(lambda: pools("g0") | pools("g1") == {"n0", "n1"})
+        assert {name: pools(name) for name in ("g0", "g1")} == {
+            name: {place}
+            for name, place in zip(("g0", "g1"), nominated(server, "g0", "g1"), strict=True)
+        }
+        await client.close()  # type: ignore[no-untyped-call]
+
+    device_class = {"kind": "DeviceClass", "metadata": {"name": "gpu.nvidia.com"}, "spec": {}}
+    control([device_class, *documents], scenario)

@@ -59,7 +59,7 @@ def gang_of(cache: ClusterCache, name: str = "g0") -> Preemptors:
 def decide(cache: ClusterCache, selector: Any = None, **more: Any) -> Decision:
     decider = Decider(cache, selector or GreedyCost(), FALLBACK, **{"budget_s": 60.0, **more})
     gangs, gang = GangDecider(decider), gang_of(cache)
-    return gangs.decide(gang, gangs.nodes(gang))
+    return gangs.decide(gang, sorted(gangs.nodes(gang)))
 
 
 def victims(found: Decision) -> set[str]:
@@ -247,6 +247,20 @@ def test_places_of_members_are_free_for_the_gang_and_kept_from_others() -> None:
     assert not gangs.fits(gather(cache, cache.pods["uid-other"]))
     more = cluster(empty, *kept, member("g2"))
     assert not gangs.fits(gang_of(more))
+
+
+def test_one_server_where_the_group_must_agree_in_it() -> None:
+    # The cheapest of each node, or both of one: those of n0 run for longer in all.
+    nodes = [full("n0", ages=(1, 50)), full("n1", ages=(1, 60))]
+    for each in nodes:
+        each[0]["metadata"]["labels"]["kubernetes.io/hostname"] = each[0]["metadata"]["name"]
+    small = [member("g0", 4), member("g1", 4)]
+    assert victims(decide(cluster(*nodes, *small))) == {"n0-b0", "n1-b0"}
+    key = [{"key": "kubernetes.io/hostname"}]
+    alike = pod_group(minMember=2, schedulingConstraints={"topology": key})
+    found = decide(cluster(*nodes, *small, alike))
+    assert victims(found) == {"n0-b0", "n0-b1"}
+    assert found.network_level == "server"
 
 
 # Who starts together.

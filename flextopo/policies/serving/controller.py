@@ -272,7 +272,7 @@ class Controller:
 
     def _decide(self, asking: Preemptors, nodes: list[str]) -> Decision | None:
         """Return what to do, None = nothing can be decided; nodes that are kept go first."""
-        places = {self._place_of(pod) for pod in asking.members}
+        places = {self.gangs.place_of(pod) for pod in asking.members}
         kept = [name for name in nodes if name in places]
         others = [name for name in nodes if name not in places]
         if len(asking.members) > 1:
@@ -287,11 +287,6 @@ class Controller:
                     why = str(error)
                     self.telemetry.log("undecidable", verb="controller", pod=asking.name, error=why)
         return found
-
-    def _place_of(self, pod: PodRecord) -> str:
-        """Return the node that is kept for a pod, empty for none."""
-        told = self.decider.cache.reservations.answered(pod.uid)
-        return told[0] if told is not None else pod.nominated
 
     async def _carry_out(self, asking: Preemptors, decision: Decision, waiting: _Waiting) -> None:
         """Nominate, then evict: a crash in between leaves a nomination, which is taken up again."""

@@ -56,6 +56,11 @@ class GangDecider:
             names = [name for name in names if not reach.why_not(name)]
         return names
 
+    def place_of(self, pod: PodRecord) -> str:
+        """Return the node that is kept for a pending pod, empty for none."""
+        told = self.decider.cache.reservations.answered(pod.uid)
+        return told[0] if told is not None else pod.nominated
+
     def states(self, gang: Preemptors, nodes: Sequence[str]) -> dict[str, NodeState]:
         """Return those of the nodes that can be decided about; what is kept for a member is free."""
         return self.decider.cache.states_of(nodes, gang.leader, gang.members[1:])
@@ -130,6 +135,7 @@ class GangDecider:
             view = self._view(gang, states)
             chosen = self._ask_baseline(gang, view, detail)
         if chosen is not None:
+            chosen = self._at_home(gang, view, chosen)
             return self._answer(
                 gang, view, chosen, Decision(None, (), (), None, 0, selector, cause, detail)
             )
@@ -150,6 +156,29 @@ class GangDecider:
             raise UndecidableError(
                 f"gang {gang.name!r}: {detail}; and the baseline: {error}"
             ) from error
+
+    def _at_home(self, gang: Preemptors, view: ClusterView, chosen: Candidate) -> Candidate:
+        """Return the choice with members at the places that are kept for them, where equal ones may swap."""
+        seats = {seat.pod: view.node_names[seat.node] for seat in chosen.seats}
+        homes = {row: self.place_of(view.record(row)) for row in seats}
+        for row, home in homes.items():
+            asked = view.record(row).requests
+            others = [
+                other
+                for other, node in seats.items()
+                if node == home != homes[other] and view.record(other).requests == asked
+            ]
+            if seats[row] != home and others:
+                seats[row], seats[others[0]] = home, seats[row]
+        nodes = {row: view.node_names.index(name) for row, name in seats.items()}
+        if nodes == {seat.pod: seat.node for seat in chosen.seats}:
+            return chosen
+        swapped = view.gang_candidate(view.preemptor, nodes, chosen.victims)
+        try:
+            self._check(gang, view, swapped)
+        except GuardError:
+            return chosen
+        return swapped or chosen
 
     def _view(self, gang: Preemptors, states: Mapping[str, NodeState]) -> ClusterView:
         cache = self.decider.cache

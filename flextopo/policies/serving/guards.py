@@ -64,6 +64,11 @@ class Proposal:
         return found or {self.candidate.node: [self.preemptor]}
 
     @cached_property
+    def asked(self) -> dict[int, dict[str, int]]:
+        """Return what they ask for in all on each node, see `together`."""
+        return {node: together(pods) for node, pods in self.seated.items()}
+
+    @cached_property
     def nodes(self) -> list[str]:
         """Return the names of the nodes."""
         return [self.view.node_names[node] for node in self.seated]
@@ -83,10 +88,10 @@ class Proposal:
     def short_of(self, victims: Sequence[int]) -> str:
         """Return a resource that does not suffice without those pods, and where; empty = all do."""
         gone = [self.view.record(row) for row in [*victims, *self.leaving]]
-        for node, pods in self.seated.items():
+        for node, asked in self.asked.items():
             name = self.view.node_names[node]
             here = [pod for pod in gone if pod.node == name] if self.candidate.seats else gone
-            short = short_of(together(pods), self.view.states[node], here)
+            short = short_of(asked, self.view.states[node], here)
             if short:
                 return f"{short} on node {name}"
         return ""
