@@ -249,6 +249,15 @@ def test_places_of_members_are_free_for_the_gang_and_kept_from_others() -> None:
     assert not gangs.fits(gang_of(more))
 
 
+def test_nodes_without_labels_are_all_equally_far() -> None:
+    documents = [full("n0", ages=(1, 1)), full("n1", ages=(2, 2)), full("n2", ages=(1, 1))]
+    for each in documents:
+        each[0]["metadata"]["labels"] = {}
+    found = decide(cluster(*documents, *TWO))
+    assert set(places(found).values()) == {"n0", "n2"}
+    assert found.network_level == "block"
+
+
 def test_one_server_where_the_group_must_agree_in_it() -> None:
     # The cheapest of each node, or both of one: those of n0 run for longer in all.
     nodes = [full("n0", ages=(1, 50)), full("n1", ages=(1, 60))]
