@@ -460,6 +460,24 @@ def test_two_gangs_do_not_get_the_same_places() -> None:
     control([*(full(f"n{i}") for i in range(4)), *GANG, group(2, "other"), *second], scenario)
 
 
+def test_places_are_kept_while_kube_scheduler_takes_nominations_back() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(dying(server)) == 4)
+        places = {name[:2] for name in dying(server)}
+        for victim in dying(server)[:3]:
+            server.delete("Pod", f"batch/{victim}")
+        for one in GANG[1:]:
+            server.put(one)
+        # A pod of less importance does not get what was freed, and nobody else goes for the gang.
+        server.put(preemptor(4, status=REFUSED, name="other", priority=900))
+        await settle(1.0)
+        (elsewhere,) = {name[:2] for name in dying(server)} - places
+        assert nominated(server, "other", "g0", "g1") == [elsewhere, "", ""]
+        assert evictions(server) == 5
+
+    control([full("n0"), full("n1"), full("n2"), *GANG], scenario)
+
+
 def test_a_restart_between_two_evictions_goes_on() -> None:
     chosen = [
         member(name, status={**REFUSED, "nominatedNodeName": where})

@@ -176,6 +176,28 @@ def test_a_wrong_answer_is_replaced_by_the_baselines(change: Any, cause: str, wh
     assert set(places(found).values()) == {"n0", "n1"}
 
 
+def test_budgets_hold_over_all_nodes_whoever_decides() -> None:
+    class Careless(Rogue):
+        def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+            return cluster.gang_candidate(preemptor, {0: 0, 1: 1}, [2, 3, 4, 5])
+
+    nodes = [full("n0"), full("n1"), full("n2", "r1"), full("n3", "r1")]
+    for each in nodes[:2]:
+        for one in each[2:]:
+            one["metadata"]["labels"]["team"] = "x"
+    found = decide(cluster(*nodes, budget("x", 4, {"team": "x"}), *TWO), Careless(None))
+    assert (found.fallback, set(places(found).values())) == ("", {"n0", "n1"})
+    found = decide(cluster(*nodes, budget("x", 3, {"team": "x"}), *TWO), Careless(None))
+    assert (found.fallback, set(places(found).values())) == ("guard", {"n2", "n3"})
+    assert "within_budgets: 1 victims violate" in found.detail
+
+
+def test_within_the_preferred_level_nothing_is_lost() -> None:
+    prefer = {"kueue.x-k8s.io/podset-preferred-topology": BLOCK}
+    content = [member(name, annotations=prefer) for name in ("g0", "g1")]
+    assert set(places(decide(cluster(*THREE, *content))).values()) == {"n1", "n2"}
+
+
 def test_a_victim_that_is_not_needed_is_refused() -> None:
     cache = cluster(full("n0"), member("g0", 2), member("g1", 2))
     found = decide(cache, Rogue(lambda c: replace(c, victims=(2, 3))))
@@ -247,6 +269,13 @@ def test_places_of_members_are_free_for_the_gang_and_kept_from_others() -> None:
     assert not gangs.fits(gather(cache, cache.pods["uid-other"]))
     more = cluster(empty, *kept, member("g2"))
     assert not gangs.fits(gang_of(more))
+    # The same where kube-scheduler has taken the nominations back.
+    told = cluster(empty, *TWO, other)
+    for name, at in (("g0", "n1"), ("g1", "n0")):
+        told.reservations.answer(told.pods[f"uid-{name}"], at, [], 60.0)
+    gangs = GangDecider(Decider(told, GreedyCost(), FALLBACK, budget_s=60.0))
+    assert gangs.fits(gang_of(told))
+    assert not gangs.fits(gather(told, told.pods["uid-other"]))
 
 
 def test_nodes_without_labels_are_all_equally_far() -> None:
@@ -270,6 +299,60 @@ def test_one_server_where_the_group_must_agree_in_it() -> None:
     found = decide(cluster(*nodes, *small, alike))
     assert victims(found) == {"n0-b0", "n0-b1"}
     assert found.network_level == "server"
+
+
+def test_as_many_free_gpus_are_no_place_where_they_lie_apart() -> None:
+    half = []
+    for i in range(4):
+        own = pod(f"b{i}", f"n{i}", gpus=4, cpu="28")
+        half += [node(f"n{i}"), flextopo(f"n{i}", {f"b{i}": [0, 1, 2, 3]}), own]
+    for gpus, fit in ((8, False), (4, True)):
+        cache = cluster(half, member("g0", gpus), member("g1", gpus))
+        gangs = GangDecider(Decider(cache, GreedyCost(), FALLBACK, budget_s=60.0))
+        assert gangs.fits(gang_of(cache)) == fit
+
+
+def test_free_servers_on_two_racks_are_no_place_for_a_gang_that_requires_one() -> None:
+    empty = []
+    for name, rack in (("n0", "r0"), ("n1", "r1")):
+        empty += [node(name, labels={LEAF: rack}), flextopo(name, {})]
+    for key, fit in ((LEAF, False), ("", True)):
+        topology = [{"key": key}] if key else []
+        alike = pod_group(minMember=2, schedulingConstraints={"topology": topology})
+        cache = cluster(empty, *TWO, alike)
+        gangs = GangDecider(Decider(cache, GreedyCost(), FALLBACK, budget_s=60.0))
+        assert gangs.fits(gang_of(cache)) == fit
+
+
+def test_what_is_seen_of_the_whole_cluster_hangs_where_it_does() -> None:
+    seen: list[Any] = []
+
+    class Watching(Rogue):
+        def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+            seen.append(cluster)
+            return GreedyCost().select(cluster, preemptor)
+
+    far = full("n2", "r1")
+    far[0]["spec"] = {"unschedulable": True}
+    found = decide(cluster(*THREE[:2], far, *TWO), Watching(None))
+    assert found.fallback == ""
+    (view,) = seen
+    assert (len(view.arrays.network), len(view.whole.network)) == (2, 3)
+    assert len(view.whole.nodes) == 3
+    assert len(set(view.whole.network[:2, 1])) == 1
+    assert view.whole.network[2, 1] != view.whole.network[0, 1]
+
+
+@pytest.mark.parametrize("homes", [("n0", "n1"), ("n1", "n0")])
+def test_members_keep_the_places_that_they_were_given(homes: tuple[str, str]) -> None:
+    kept = [
+        member(name, status={"nominatedNodeName": home})
+        for name, home in zip(("g0", "g1"), homes, strict=True)
+    ]
+    found = decide(cluster(*THREE[:2], *kept))
+    assert places(found) == dict(zip(("g0", "g1"), homes, strict=True))
+    for _, part in found.parts(found.members[0].pod):
+        assert {victim.node for victim in part.victims} == {part.node}
 
 
 # Who starts together.

@@ -498,11 +498,7 @@ class ClusterCache:
             some_after = some_after or pod.priority < preemptor.priority
         if not is_one and not some_after:
             return self._table.states.get(name)
-        after = {
-            pod.uid
-            for pod in nominees
-            if pod.uid in together or not goes_before(pod, preemptor, is_one)
-        }
+        after = {pod.uid for pod in nominees if not goes_before(pod, preemptor, is_one)}
         return self._derive(name, without=after) if after else self._table.states.get(name)
 
     def without(self, name: str, uid: str) -> NodeState | None:
@@ -515,7 +511,7 @@ class ClusterCache:
     ) -> dict[str, NodeState]:
         """Return those of the nodes that can be decided about, as `state_of` does.
 
-        What is kept for other pods that start together with the preemptor is free, too.
+        What is kept for other pods that start together with the preemptor, and come after it, is free.
         """
         self.refresh()
         nominated, known = self._nominated, self._table.states.get
