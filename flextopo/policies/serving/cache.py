@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ from flextopo.policies.serving.objects import (
 from flextopo.policies.serving.reach import Reach
 from flextopo.policies.serving.records import CLASS_BANDS, PodRecord, parse_version, read_pod
 from flextopo.policies.serving.reservations import Reservations
-from flextopo.policies.serving.view import ClusterView, Surroundings, build_view
+from flextopo.policies.serving.view import ClusterView, Surroundings, Together, build_view
 from flextopo.policies.serving.volumes import VolumeBook
 
 MAX_GONE = 100_000
@@ -132,6 +133,7 @@ class ClusterCache:
         self._nominated: dict[str, dict[str, PodRecord]] = {}
         self._claiming: dict[str, set[str]] = {}
         self._shy: dict[str, PodRecord] = {}
+        self._grouped: dict[str, dict[str, PodRecord]] = {}
         self._table = NodeTable()
         self._unread: dict[str, dict[str, str]] = {}
         self._dirty: set[str] = set()
@@ -186,6 +188,14 @@ class ClusterCache:
 
     def _dirty_add(self, name: str) -> None:
         self._dirty.add(name)
+
+    def group(self, key: str) -> PodGroupObject | None:
+        """Return a PodGroup by `namespace/name`, None where there is no such object."""
+        return self._groups.get(key)
+
+    def members_of(self, group: str) -> list[PodRecord]:
+        """Return the pods of a group that are neither finished nor on their way out."""
+        return [pod for pod in self._grouped.get(group, {}).values() if not pod.terminating]
 
     def pods_on(self, node: str) -> list[PodRecord]:
         """Return the pods that are bound to a node or nominated for it."""
@@ -277,20 +287,27 @@ class ClusterCache:
         self._forget(uid, node)
         self.reservations.seen(record)
         self.pods[uid] = record
-        if record.placing.far and not record.finished:
-            self._shy[uid] = record
+        if not record.finished:
+            self._list(record)
         if obj.spec.priorityClassName or record.claims:
             self._objects[uid] = obj
         for claim in record.claims:
             self._claiming.setdefault(claim, set()).add(uid)
-        if not record.node and not record.finished:
-            self._pending[uid] = record
         place = record.node or record.nominated
         if place and not record.finished:
             self._on_node.setdefault(place, {})[uid] = record
             self._dirty.add(place)
             if not record.node:
                 self._nominated.setdefault(place, {})[uid] = record
+
+    def _list(self, record: PodRecord) -> None:
+        """List a pod that is not finished with its likes."""
+        if record.placing.far:
+            self._shy[record.uid] = record
+        if record.group:
+            self._grouped.setdefault(record.group, {})[record.uid] = record
+        if not record.node:
+            self._pending[record.uid] = record
 
     def read(self, obj: PodObject) -> PodRecord:
         """Return what is remembered of a pod; the cache stays as it is.
@@ -384,6 +401,9 @@ class ClusterCache:
                 del self._claiming[claim]
         self._pending.pop(uid, None)
         self._shy.pop(uid, None)
+        grouped = self._grouped.get(record.group, {})
+        if grouped.pop(uid, None) is not None and not grouped:
+            del self._grouped[record.group]
         nominated = self._nominated.get(record.nominated, {})
         if nominated.pop(uid, None) is not None and not nominated:
             del self._nominated[record.nominated]
@@ -468,11 +488,13 @@ class ClusterCache:
         self.refresh()
         return self._as_found(name, preemptor)
 
-    def _as_found(self, name: str, preemptor: PodRecord) -> NodeState | None:
+    def _as_found(
+        self, name: str, preemptor: PodRecord, together: Collection[str] = ()
+    ) -> NodeState | None:
         nominees = self.nominees(name)
         is_one, some_after = preemptor.nominated == name, False
         for pod in nominees:
-            is_one = is_one or pod.uid == preemptor.uid
+            is_one = is_one or pod.uid == preemptor.uid or pod.uid in together
             some_after = some_after or pod.priority < preemptor.priority
         if not is_one and not some_after:
             return self._table.states.get(name)
@@ -484,17 +506,25 @@ class ClusterCache:
         self.refresh()
         return self._derive(name, without={uid})
 
-    def states_of(self, names: Iterable[str], preemptor: PodRecord) -> dict[str, NodeState]:
-        """Return those of the nodes that can be decided about, as `state_of` does."""
+    def states_of(
+        self, names: Iterable[str], preemptor: PodRecord, others: Sequence[PodRecord] = ()
+    ) -> dict[str, NodeState]:
+        """Return those of the nodes that can be decided about, as `state_of` does.
+
+        What is kept for other pods that start together with the preemptor, and come after it, is free.
+        """
         self.refresh()
         nominated, known = self._nominated, self._table.states.get
-        least, told = self.reservations.least_priority, self.reservations.answered(preemptor.uid)
-        own = {preemptor.nominated, told[0] if told is not None else ""}
+        least, own = self.reservations.least_priority, set[str]()
+        for pod in (preemptor, *others):
+            told = self.reservations.answered(pod.uid)
+            own |= {pod.nominated, told[0] if told is not None else ""}
+        together = {pod.uid for pod in others}
         return {
             name: state
             for name in names
             if (
-                state := self._as_found(name, preemptor)
+                state := self._as_found(name, preemptor, together)
                 # On most nodes nobody comes after the preemptor, and there may be hundreds.
                 if name in nominated or name in own or least(name) < preemptor.priority
                 else known(name)
@@ -530,10 +560,24 @@ class ClusterCache:
             pod.bound_s is not None and now_s - pod.bound_s < FRESH_S for pod in state.guessed
         )
 
-    def reach_of(self, pod: PodRecord) -> Reach:
-        """Return which nodes a pending pod may go to."""
+    def reach_of(self, pod: PodRecord, seats: Mapping[str, str] | None = None) -> Reach:
+        """Return which nodes a pending pod may go to.
+
+        Args:
+            pod: the pending pod.
+            seats: where other pending pods are to be thought of, by uid; "" = nowhere.
+        """
         volumes = self.volumes if self.volumes.known else None
-        return Reach(pod, self.hosts.traits, self.pods.values(), self._shy.values(), volumes)
+
+        def seated(pods: Iterable[PodRecord]) -> Iterable[PodRecord]:
+            if not seats:
+                return pods
+            return (
+                replace(one, nominated=seats[one.uid]) if one.uid in seats else one for one in pods
+            )
+
+        pods, shy = seated(self.pods.values()), seated(self._shy.values())
+        return Reach(pod, self.hosts.traits, pods, shy, volumes)
 
     def view(
         self,
@@ -542,6 +586,7 @@ class ClusterCache:
         *,
         worst_case: bool,
         respect_budgets: bool = True,
+        gang: Together | None = None,
     ) -> ClusterView:
         """Return some nodes as a cluster of their own; see `build_view`.
 
@@ -550,6 +595,7 @@ class ClusterCache:
             nodes: from `state_of`, none of them broken; at least one.
             worst_case: see `build_view`.
             respect_budgets: False lets budgets be violated, which is for when nothing else helps.
+            gang: of which the preemptor is the leader.
         """
         self.refresh()
         assert self._models is not None
@@ -582,4 +628,5 @@ class ClusterCache:
                 groups=self._table.groups(self._groups),
             ),
             worst_case=worst_case,
+            gang=gang,
         )

@@ -2,7 +2,7 @@
 
 Up to version 1.37 kube-scheduler calls no extender when the pod fits by counts. This controller
 nominates a node and evicts through the Eviction API; the scheduler binds once the victims are gone.
-And whenever a pod that was refused does fit, it has kube-scheduler look again, which would not see
+For a gang it does so on all its nodes, once all members are there, or on none. And whenever a pod that was refused does fit, it has kube-scheduler look again, which would not see
 that by itself for minutes.
 
 All that has happened stands in the cluster: the nomination on the pod, the victims' deletion. So a
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -24,6 +24,8 @@ from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.cache import FRESH_S
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
+from flextopo.policies.serving.gang_decider import GangDecider
+from flextopo.policies.serving.gangs import Preemptors, gang_key, gather
 from flextopo.policies.serving.holds import DeviceHolds
 from flextopo.policies.serving.kube import KubeWatch, http_status
 from flextopo.policies.serving.outcomes import Outcomes
@@ -46,13 +48,14 @@ PLAN_S = 60.0
 
 @dataclass
 class _Waiting:
-    """What is remembered of a pod that waits for its alignment; times as the controller's clock."""
+    """What is remembered of who waits for a place; times as the controller's clock."""
 
     since: float
     not_before: float = 0.0
     wait_s: float = 0.0
     looked: int = 0
     touched: float | None = None
+    why: tuple[str, str] = ("", "")
 
 
 @dataclass
@@ -92,6 +95,11 @@ class Controller:
     _waiting: dict[str, _Waiting] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def gangs(self) -> GangDecider:
+        """Decides about pods that start together."""
+        return GangDecider(self.decider)
+
     def wake(self) -> None:
         """Have the pending pods looked at soon."""
         self._wake.set()
@@ -124,64 +132,100 @@ class Controller:
             await asyncio.sleep(self.look_s)
 
     async def look(self) -> None:
-        """Look at every pending pod once, the most important first."""
-        pending = {pod.uid: pod for pod in self.decider.cache.pending if self._is_ours(pod)}
-        for gone in self._waiting.keys() - pending.keys():
+        """Look at all who are pending once, the most important first."""
+        found: dict[str, Preemptors] = {}
+        for pod in self.decider.cache.pending:
+            each = self._asking(pod) if gang_key(pod.group) not in found else None
+            if each is not None:
+                found[each.key] = each
+        for gone in self._waiting.keys() - found.keys():
             del self._waiting[gone]
         for released in await self.holds.look() if self.holds is not None else ():
             await self._touch(released)
-        queue = sorted(pending.values(), key=lambda pod: (-pod.priority, pod.created_s, pod.key))
-        for uid in [pod.uid for pod in queue]:
+        for each in sorted(found.values(), key=lambda each: each.order):
             # Much may have happened since the list was made: each request to the apiserver takes time.
-            pod, now = self.decider.cache.pods.get(uid), self.clock()
-            if pod is None or pod.node or not self._is_ours(pod):
-                continue
-            waiting = self._waiting.setdefault(pod.uid, _Waiting(now))
-            if await self._fits_now(pod, waiting):
-                continue
-            settle_s = min(self.settle_s, DRA_SETTLE_S) if pod.claims else self.settle_s
-            if now - waiting.since >= settle_s and now >= waiting.not_before:
-                await self._attend(pod, waiting)
+            leader = self.decider.cache.pods.get(each.leader.uid)
+            again = self._asking(leader) if leader is not None and not leader.node else None
+            if again is not None and again.key == each.key:
+                await self._look_at(again)
 
-    def _is_ours(self, pod: PodRecord) -> bool:
-        """Say whether the pod waits for an alignment, or for devices by a claim.
+    async def _look_at(self, asking: Preemptors) -> None:
+        """Wake pods that fit; preempt for those that have waited for long enough."""
+        now = self.clock()
+        waiting = self._waiting.setdefault(asking.key, _Waiting(now))
+        if asking.group and not self._is_complete(asking, waiting):
+            waiting.since = now
+            return
+        if await self._fits_now(asking, waiting):
+            return
+        claims = all(pod.claims for pod in asking.members)
+        settle_s = min(self.settle_s, DRA_SETTLE_S) if claims else self.settle_s
+        if now - waiting.since >= settle_s and now >= waiting.not_before:
+            await self._attend(asking, waiting)
 
-        Others are kube-scheduler's business.
+    def _asking(self, pod: PodRecord) -> Preemptors | None:
+        """Return who starts together with a pod; None where that is kube-scheduler's business.
+
+        A pod alone is ours that waits for an alignment, or for devices by a claim; of those that start
+        together all online ones are, since kube-scheduler looks at one at a time.
         """
+        if not pod.gpus or not (pod.claims or pod.online):
+            return None
+        found = gather(self.decider.cache, pod)
+        aligned = pod.claims or pod.requirement == TopologyRequirement.GUARANTEED
+        return found if found.group or (aligned and self._may_attend(pod)) else None
+
+    def _may_attend(self, pod: PodRecord) -> bool:
+        """Say whether a pod was refused for what somebody here knows of."""
         unseen = STORAGE if self.decider.cache.volumes.known else VOLUMES
         return bool(
-            pod.gpus
-            and pod.refused
+            pod.refused
             and not unseen.search(pod.refused)
             and pod.steerable
             and not pod.terminating
             and pod.scheduler in self.schedulers
-            and (pod.claims or pod.requirement == TopologyRequirement.GUARANTEED)
         )
 
-    async def _fits_now(self, pod: PodRecord, waiting: _Waiting) -> bool:
-        """Say whether the pod fits as things are; then kube-scheduler is told to look again."""
+    def _is_complete(self, gang: Preemptors, waiting: _Waiting) -> bool:
+        """Say whether a gang can be decided about; each new reason why not is told once."""
+        why = gang.why_not(self._may_attend)
+        if why != waiting.why:
+            waiting.why = why
+            if any(why):
+                self.telemetry.gang_waits(gang.group, *why)
+        return not any(why)
+
+    async def _fits_now(self, asking: Preemptors, waiting: _Waiting) -> bool:
+        """Say whether all fit as things are; then kube-scheduler is told to look again."""
         cache, now = self.decider.cache, self.clock()
         if waiting.touched is None:
             names, waiting.looked = cache.nodes.changed_since(waiting.looked)
         else:
             names = list(cache.nodes.states)
-        reach = cache.reach_of(pod) if names else None
-        fits = reach is not None and any(
-            not reach.why_not(name) and self.decider.fits(pod, state)
-            for name, state in cache.states_of(names, pod).items()
-        )
-        if not fits:
+        if not names or not self._fit(asking, names):
             waiting.touched = None
             return False
         if waiting.touched is not None and now - waiting.touched < max(waiting.wait_s, 1.0):
             return True
         waiting.wait_s = min(2 * waiting.wait_s, self.backoff_s[1]) if waiting.touched else 1.0
         waiting.touched = now
-        self.telemetry.log("woken", pod=pod.key, shadow=self.shadow)
-        if not self.shadow:
+        self.telemetry.log("woken", pod=asking.name, shadow=self.shadow)
+        for pod in () if self.shadow else asking.members:
             await self._touch(pod)
         return True
+
+    def _fit(self, asking: Preemptors, changed: list[str]) -> bool:
+        """Say whether all fit, a pod alone on one of the nodes that have changed."""
+        if len(asking.members) > 1:
+            return self.gangs.fits(asking)
+        pod = asking.leader
+        reach, traits = self.decider.cache.reach_of(pod), self.decider.cache.hosts.traits
+        return any(
+            not reach.why_not(name)
+            and asking.may_lie_on(name, traits)
+            and self.decider.fits(pod, state)
+            for name, state in self.decider.cache.states_of(changed, pod).items()
+        )
 
     async def _touch(self, pod: PodRecord) -> None:
         try:
@@ -189,82 +233,102 @@ class Controller:
         except httpx2.HTTPError as error:
             self.telemetry.log("refused", pod=pod.key, error=str(error)[:200])
 
-    async def _attend(self, pod: PodRecord, waiting: _Waiting) -> None:
-        held = self.holds is not None and self.holds.holds_for(pod)
-        if pod.never_preempts or held or self.decider.cache.kept_for(pod):
-            # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
-            return
-        reach = self.decider.cache.reach_of(pod)
-        nodes = [name for name in self.decider.cache.nodes.states if not reach.why_not(name)]
+    async def _attend(self, asking: Preemptors, waiting: _Waiting) -> None:
+        for pod in asking.members:
+            held = self.holds is not None and self.holds.holds_for(pod)
+            if pod.never_preempts or held or self.decider.cache.kept_for(pod):
+                # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
+                return
+        nodes = self.gangs.nodes(asking)
         fresh = self.clock() - waiting.since < FRESH_S
-        if fresh and self._is_unsettled(pod, nodes):
+        if fresh and self._is_unsettled(asking, nodes):
             # Where pods are that were bound lately is about to be known: nobody has to go for that.
             # Where some are bound all the time, that is no reason for ever.
             waiting.not_before = self.clock() + self.backoff_s[0]
             return
-        decision = self._decide(pod, nodes)
-        if decision is None or (pod.one_numa and decision.level not in ONE_NUMA):
+        decision = self._decide(asking, nodes)
+        if decision is None or not self._on_one_numa(asking, decision):
             self._back_off(waiting)
             return
-        self.telemetry.decided("controller", pod, decision, {"shadow": True} if self.shadow else {})
+        shadow = {"shadow": True} if self.shadow else {}
+        self.telemetry.decided("controller", asking.leader, decision, shadow)
         if decision.node is None or self.shadow:
             self._back_off(waiting)
             return
-        await self._carry_out(pod, decision, waiting)
+        await self._carry_out(asking, decision, waiting)
 
-    def _is_unsettled(self, pod: PodRecord, nodes: list[str]) -> bool:
+    def _is_unsettled(self, asking: Preemptors, nodes: list[str]) -> bool:
         cache = self.decider.cache
         return any(
-            cache.is_unsettled(state) and self.decider.has_room(state, pod)
-            for state in cache.states_of(nodes, pod).values()
+            cache.is_unsettled(state)
+            and any(self.decider.has_room(state, p) for p in asking.members)
+            for state in self.gangs.states(asking, nodes).values()
         )
 
-    def _decide(self, pod: PodRecord, nodes: list[str]) -> Decision | None:
-        """Return what to do, None = nothing can be decided; a node that is kept goes first."""
-        told = self.decider.cache.reservations.answered(pod.uid)
-        node = told[0] if told is not None else pod.nominated
-        kept = [name for name in nodes if name == node]
-        others = [name for name in nodes if name != node]
+    def _on_one_numa(self, asking: Preemptors, decision: Decision) -> bool:
+        """Say whether whose claims want all GPUs on one NUMA node get them there."""
+        parts = decision.parts(asking.leader)
+        return all(part.level in ONE_NUMA for pod, part in parts if pod.one_numa)
+
+    def _decide(self, asking: Preemptors, nodes: list[str]) -> Decision | None:
+        """Return what to do, None = nothing can be decided; nodes that are kept go first."""
+        places = {self.gangs.place_of(pod) for pod in asking.members}
+        kept = [name for name in nodes if name in places]
+        others = [name for name in nodes if name not in places]
+        if len(asking.members) > 1:
+            # All places of a gang, or all nodes: some of them beside new ones may be best.
+            kept, others = (kept, nodes) if len(kept) == len(places) else ([], nodes)
         found = None
         for names in (kept, others):
             if names and (found is None or found.node is None):
                 try:
-                    found = self.decider.decide(pod, names, may_violate=False)
+                    found = self.gangs.decide(asking, names)
                 except UndecidableError as error:
                     why = str(error)
-                    self.telemetry.log("undecidable", verb="controller", pod=pod.key, error=why)
+                    self.telemetry.log("undecidable", verb="controller", pod=asking.name, error=why)
         return found
 
-    async def _carry_out(self, pod: PodRecord, decision: Decision, waiting: _Waiting) -> None:
+    async def _carry_out(self, asking: Preemptors, decision: Decision, waiting: _Waiting) -> None:
         """Nominate, then evict: a crash in between leaves a nomination, which is taken up again."""
-        assert decision.node is not None
-        if self.outcomes is not None:
-            self.outcomes.evicted(pod, decision)
+        parts = list(decision.parts(asking.leader))
+        for pod, part in parts:
+            if self.outcomes is not None:
+                self.outcomes.evicted(pod, part)
         try:
-            if pod.nominated != decision.node:
-                await self.watch.nominate(
-                    pod.namespace, pod.name, pod.uid, pod.version, decision.node
-                )
-            if self.holds is not None and pod.claims:
-                await self.holds.hold(pod, decision.node, decision.gpus)
+            await self._keep(parts)
             for victim in decision.victims:
                 await self._evict(victim)
         except httpx2.HTTPError as error:
             status = http_status(error)
             result = {409: "conflict", 429: "budget"}.get(status, "error")
             self.telemetry.evicted(result)
-            self.telemetry.log("refused", pod=pod.key, status=status, error=str(error)[:200])
-            if self.holds is not None:
-                await self.holds.drop(pod.uid)
+            self.telemetry.log("refused", pod=asking.name, status=status, error=str(error)[:200])
+            for pod, _ in parts:
+                if self.holds is not None:
+                    await self.holds.drop(pod.uid)
             self._back_off(waiting)
             return
         waiting.wait_s = 0.0
-        # kube-scheduler takes a nomination back that it did not make, so it is remembered here.
-        uids = [victim.uid for victim in decision.victims]
-        self.decider.cache.reservations.answer(pod, decision.node, uids, PLAN_S)
+        for pod, part in parts:
+            # kube-scheduler takes a nomination back that it did not make, so it is remembered here.
+            uids = [victim.uid for victim in decision.victims if victim.node == part.node]
+            self.decider.cache.reservations.answer(pod, part.node or "", uids, PLAN_S)
         # Until the watch shows what was done, the same must not be decided again.
         waiting.not_before = self.clock() + self.settle_s
-        await self._tell(pod, decision)
+        await self._tell(parts)
+
+    async def _keep(self, parts: Sequence[tuple[PodRecord, Decision]]) -> None:
+        """Nominate each pod for its place, and hold the devices there that it claims.
+
+        Raises:
+            httpx2.HTTPError: the apiserver refused.
+        """
+        for pod, part in parts:
+            if part.node is not None and pod.nominated != part.node:
+                await self.watch.nominate(pod.namespace, pod.name, pod.uid, pod.version, part.node)
+        for pod, part in parts:
+            if self.holds is not None and part.node is not None and pod.claims:
+                await self.holds.hold(pod, part.node, part.gpus)
 
     async def _evict(self, victim: PodRecord) -> None:
         try:
@@ -277,15 +341,17 @@ class Controller:
                 raise
             self.telemetry.evicted("gone")
 
-    async def _tell(self, pod: PodRecord, decision: Decision) -> None:
+    async def _tell(self, parts: Sequence[tuple[PodRecord, Decision]]) -> None:
         """Write Events about what was done; that one cannot be written changes nothing."""
-        level = (decision.level or "unknown").replace("_", " ")
-        why = f"so that {pod.key} is aligned on {level} level of node {decision.node}"
-        names = ", ".join(victim.key for victim in decision.victims) or "nobody"
-        notes = [
-            (victim, "Preempted", f"evicted by flextopo, {why}") for victim in decision.victims
-        ]
-        notes.append((pod, "Nominated", f"node {decision.node}, {level} level; evicted: {names}"))
+        notes = []
+        for pod, part in parts:
+            level = (part.level or "unknown").replace("_", " ")
+            why = f"so that {pod.key} is aligned on {level} level of node {part.node}"
+            names = ", ".join(victim.key for victim in part.victims) or "nobody"
+            notes += [
+                (victim, "Preempted", f"evicted by flextopo, {why}") for victim in part.victims
+            ]
+            notes.append((pod, "Nominated", f"node {part.node}, {level} level; evicted: {names}"))
         for about, reason, note in notes:
             try:
                 await self.watch.tell(about, reason, note)

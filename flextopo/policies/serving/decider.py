@@ -19,7 +19,7 @@ from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
-from flextopo.policies.serving.guards import GuardError, Proposal, check, short_of
+from flextopo.policies.serving.guards import GuardError, Proposal, check, short_of, together
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.runner import (
@@ -120,7 +120,7 @@ class Decider:
         unchanged = tuple(
             n for n in nodes if n in foreign and self.stands(preemptor, n, proposed[n])
         )
-        cause, detail = self._stale()
+        cause, detail = self.stale()
         if not unchanged:
             strangers = {uid for uids in proposed.values() for uid in uids} - self.cache.pods.keys()
             why = "no victim set helps"
@@ -146,7 +146,7 @@ class Decider:
         may_violate: bool,
     ) -> Decision | None:
         """Try nodes of known placements, then the others, then to violate budgets."""
-        cause, detail = self._stale()
+        cause, detail = self.stale()
         found = self._choose(preemptor, known, proposed, cause, detail) if known else None
         if found is None and rest:
             flat = any(not state.hardware.known for state in rest.values())
@@ -157,7 +157,8 @@ class Decider:
                 found = self._violate(preemptor, nodes, proposed)
         return found
 
-    def _stale(self) -> tuple[str, str]:
+    def stale(self) -> tuple[str, str]:
+        """Return why only the baseline may decide, a cause and its detail; two empty ones = nothing."""
         age_s = self.age_s()
         if age_s <= self.max_age_s:
             return "", ""
@@ -177,7 +178,9 @@ class Decider:
         selector = self.selector
         if not cause:
             view = self.cache.view(preemptor, nodes, worst_case=guaranteed)
-            chosen, cause, detail = self._ask_selector(preemptor, view, proposed)
+            chosen, cause, detail = self.ask_selector(
+                view, lambda chosen: self.check(preemptor, view, chosen, proposed)
+            )
         if cause:
             selector = self.fallback
             view, chosen = self._ask_baseline(preemptor, nodes, proposed, detail)
@@ -188,13 +191,18 @@ class Decider:
             return Decision(None, (), (), None, 0, selector.name, cause, detail, (why,))
         return None
 
-    def _ask_selector(
-        self, preemptor: PodRecord, view: ClusterView, proposed: Mapping[str, Sequence[str]]
+    def ask_selector(
+        self, view: ClusterView, check: Callable[[Candidate | None], None]
     ) -> tuple[Candidate | None, str, str]:
-        """Return the selector's choice, or why the baseline must decide: a cause and its detail."""
+        """Return the selector's choice, or why the baseline must decide: a cause and its detail.
+
+        Args:
+            view: what the selector sees.
+            check: raises where its choice must not be carried out.
+        """
         try:
-            chosen = self._run(self.selector, view, self.budget_s)
-            self._check(preemptor, view, chosen, proposed)
+            chosen = self.run(self.selector, view, self.budget_s)
+            check(chosen)
         except SelectorTimeoutError as error:
             return None, "timeout", str(error)
         except GuardError as error:
@@ -220,9 +228,9 @@ class Decider:
         try:
             for some in _parts(nodes):
                 view = self.cache.view(preemptor, some, worst_case=guaranteed)
-                chosen = self._run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
+                chosen = self.run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
                 try:
-                    self._check(preemptor, view, chosen, proposed)
+                    self.check(preemptor, view, chosen, proposed)
                 except GuardError as error:
                     if error.guard != "fits_all_resources":
                         raise
@@ -253,7 +261,7 @@ class Decider:
             if candidate is None or (best and view.cost_of(candidate, view.preemptor) >= best[0]):
                 continue
             try:
-                self._check(preemptor, view, candidate, proposed)
+                self.check(preemptor, view, candidate, proposed)
             except GuardError:
                 continue
             best = view.cost_of(candidate, view.preemptor), candidate
@@ -274,14 +282,15 @@ class Decider:
         ]
         return sorted(found, key=lambda row: view.record(row).importance)
 
-    def _run(self, selector: VictimSelector, view: ClusterView, limit_s: float) -> Candidate | None:
+    def run(self, selector: VictimSelector, view: ClusterView, limit_s: float) -> Candidate | None:
+        """Let a selector choose, see `SelectorRunner.select`."""
         return self._runner.select(selector, view, view.preemptor, limit_s)
 
     def _has_candidates(self, view: ClusterView, preemptor: PodRecord) -> bool:
         aligned = preemptor.requirement == TopologyRequirement.GUARANTEED
         return view.find(view.preemptor, aligned, 1)[1] > 0
 
-    def _check(
+    def check(
         self,
         preemptor: PodRecord,
         view: ClusterView,
@@ -289,6 +298,11 @@ class Decider:
         proposed: Mapping[str, Sequence[str]],
         may_violate: bool = False,
     ) -> None:
+        """Refuse a choice that must not be carried out; of a gang, its leader is the preemptor.
+
+        Raises:
+            GuardError: names the guard and what broke it.
+        """
         if chosen is None:
             return
         victims = view.victims_of(chosen)
@@ -322,7 +336,7 @@ class Decider:
             if best is not None and count >= best[0]:
                 continue
             try:
-                self._check(preemptor, view, candidate, proposed, may_violate=True)
+                self.check(preemptor, view, candidate, proposed, may_violate=True)
             except GuardError:
                 continue
             best = count, candidate
@@ -347,11 +361,7 @@ class Decider:
         level = chosen.level.name.lower() if sure else "unknown"
         now_s = self.cache.clock()
         reasons = [f"placed on {level} level" if sure else "its placement is not known"]
-        reasons += [
-            f"{victim.key}: priority {victim.priority}, {victim.gpus} GPUs, "
-            f"running {victim.age_s(now_s)} s"
-            for victim in victims
-        ]
+        reasons += about(victims, now_s)
         return Decision(
             node=view.node_names[chosen.node],
             victims=tuple(victims),
@@ -396,7 +406,8 @@ class Decider:
         """Say whether a pod fits on a node as it stands, a guaranteed one aligned for sure."""
         aligned = preemptor.requirement != TopologyRequirement.GUARANTEED
         aligned = aligned or self.alignment(state, preemptor)[0]
-        return aligned and self.has_room(state, preemptor) and not short_of(preemptor, state, [])
+        asked = together([preemptor])
+        return aligned and self.has_room(state, preemptor) and not short_of(asked, state, [])
 
     def fits_beside(self, pod: PodRecord, gpus: int, cores: Sequence[int]) -> bool:
         """Say whether a pod that is bound would fit on its node if some of what is free were not.
@@ -464,7 +475,7 @@ class Decider:
             return True
         state = self.cache.state_of(node, preemptor)
         victims = [self.cache.pods[uid] for uid in uids]
-        if state is None or short_of(preemptor, state, victims):
+        if state is None or short_of(together([preemptor]), state, victims):
             return False
         return preemptor.requirement != TopologyRequirement.GUARANTEED or self._aligns(
             preemptor, node, uids
@@ -480,15 +491,22 @@ class Decider:
         return view.fits(0, gone, aligned=True)
 
 
+def about(victims: Sequence[PodRecord], now_s: int) -> list[str]:
+    """Return what people should know of some victims."""
+    return [
+        f"{victim.key}: priority {victim.priority}, {victim.gpus} GPUs, "
+        f"running {victim.age_s(now_s)} s"
+        for victim in victims
+    ]
+
+
 def _reprieve(preemptor: PodRecord, view: ClusterView, node: int, rows: Sequence[int]) -> list[int]:
     """Return which of some pods have to go, none where not even all of them suffice."""
-    aligned = preemptor.requirement == TopologyRequirement.GUARANTEED
+    aligned, asked = preemptor.requirement == TopologyRequirement.GUARANTEED, together([preemptor])
 
     def suffices(gone: Sequence[int]) -> bool:
         records = [view.record(row) for row in gone]
-        return view.fits(node, gone, aligned) and not short_of(
-            preemptor, view.states[node], records
-        )
+        return view.fits(node, gone, aligned) and not short_of(asked, view.states[node], records)
 
     gone = list(rows)
     if not suffices(gone):

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from flextopo.policies.serving.records import PodRecord
 
 
 @dataclass(frozen=True)
+class Member:
+    """The place of one member of a gang; fields as in `Decision`."""
+
+    pod: PodRecord
+    node: str
+    gpus: tuple[int, ...]
+    level: str
+
+
+@dataclass(frozen=True)
 class Decision:
     """Where the preemptor goes and whom it evicts, with reasons.
+
+    Of a gang, node and GPUs are those of its leader, the level is the worst of all, and victims are on all
+    nodes.
 
     Attributes:
         node: name of the node, None = do not preempt now.
@@ -25,6 +39,8 @@ class Decision:
         wait_s: seconds until the pods it counts on are gone; without victims, these leave anyway.
         unchanged: nodes whose victims, as they came, may stand: nothing here models the conflict.
         elapsed_ms: how long it took.
+        members: of a gang that is to preempt; empty for a pod alone.
+        network_level: the closest level of the network that holds them, None for a pod alone.
     """
 
     node: str | None
@@ -40,3 +56,23 @@ class Decision:
     wait_s: int = 0
     unchanged: tuple[str, ...] = ()
     elapsed_ms: float = 0.0
+    members: tuple[Member, ...] = ()
+    network_level: str | None = None
+
+    def parts(self, preemptor: PodRecord) -> Iterator[tuple[PodRecord, Decision]]:
+        """Yield each pod that gets a place, with the decision as if it were about that pod.
+
+        Args:
+            preemptor: a pod alone, or the leader.
+
+        Yields:
+            Victims on a node go with the first member there.
+        """
+        if not self.members:
+            yield preemptor, self
+        met: set[str] = set()
+        for one in self.members:
+            here = () if one.node in met else tuple(v for v in self.victims if v.node == one.node)
+            met.add(one.node)
+            part = replace(self, node=one.node, victims=here, gpus=one.gpus, level=one.level)
+            yield one.pod, replace(part, members=())

@@ -16,7 +16,7 @@ from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.levels import LEVELS, NO_FIT, POINTS, AlignmentLevel, level_deficit
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
-from flextopo.policies.serving.guards import short_of
+from flextopo.policies.serving.guards import short_of, together
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import PodRecord
@@ -245,7 +245,7 @@ class Extender:
         """
         for other in self.decider.cache.reservations.coming_to(name, preemptor.uid):
             both = self.decider.has_room(state, preemptor, other)
-            if both and not short_of(other, state, []):
+            if both and not short_of(together([other]), state, []):
                 return other.key
         return ""
 

@@ -13,7 +13,7 @@ from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.objects import BudgetObject
-from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.records import PodRecord, add
 from flextopo.policies.serving.view import ClusterView
 
 
@@ -34,7 +34,7 @@ class Proposal:
     """An answer before it is given.
 
     Attributes:
-        preemptor: the pending pod.
+        preemptor: the pending pod; of a gang, its leader.
         candidate: the answer; indices are those of the view.
         view: what the selector saw.
         victims: the records behind the candidate's victims.
@@ -55,15 +55,23 @@ class Proposal:
     may_violate: bool
     now_s: int
 
-    @property
-    def node(self) -> str:
-        """Return the name of the node."""
-        return self.view.node_names[self.candidate.node]
+    @cached_property
+    def seated(self) -> dict[int, list[PodRecord]]:
+        """Return who is to get a place on which node, by its index: of a gang, all members."""
+        found: dict[int, list[PodRecord]] = {}
+        for seat in self.candidate.seats:
+            found.setdefault(seat.node, []).append(self.view.record(seat.pod))
+        return found or {self.candidate.node: [self.preemptor]}
 
-    @property
-    def state(self) -> NodeState:
-        """Return the node."""
-        return self.view.states[self.candidate.node]
+    @cached_property
+    def asked(self) -> dict[int, dict[str, int]]:
+        """Return what they ask for in all on each node, see `together`."""
+        return {node: together(pods) for node, pods in self.seated.items()}
+
+    @cached_property
+    def nodes(self) -> list[str]:
+        """Return the names of the nodes."""
+        return [self.view.node_names[node] for node in self.seated]
 
     @cached_property
     def leaving(self) -> list[int]:
@@ -71,19 +79,41 @@ class Proposal:
         return self.view.leaving(self.candidate)
 
     def fits(self, victims: Sequence[int]) -> bool:
-        """Say whether the preemptor fits without those pods, aligned if it is guaranteed."""
+        """Say whether all preemptors fit without those pods, aligned if they are guaranteed."""
         guaranteed = self.preemptor.requirement == TopologyRequirement.GUARANTEED
+        if self.candidate.seats:
+            return self.view.seat(self.candidate, victims, guaranteed) is not None
         return self.view.fits(self.candidate.node, [*victims, *self.leaving], guaranteed)
 
     def short_of(self, victims: Sequence[int]) -> str:
-        """Return a resource that does not suffice without those pods, empty = all do."""
+        """Return a resource that does not suffice without those pods, and where; empty = all do."""
         gone = [self.view.record(row) for row in [*victims, *self.leaving]]
-        return short_of(self.preemptor, self.state, gone)
+        for node, asked in self.asked.items():
+            name = self.view.node_names[node]
+            here = [pod for pod in gone if pod.node == name] if self.candidate.seats else gone
+            short = short_of(asked, self.view.states[node], here)
+            if short:
+                return f"{short} on node {name}"
+        return ""
 
 
-def short_of(preemptor: PodRecord, state: NodeState, victims: Sequence[PodRecord]) -> str:
-    """Return a resource that does not suffice for a pod with the victims gone, empty = all do."""
-    for name, need in {**preemptor.requests, "pods": 1000}.items():
+def together(pods: Sequence[PodRecord]) -> dict[str, int]:
+    """Return what some pods ask for in all by resource, in thousandths; each is a pod, too."""
+    total = {"pods": 1000 * len(pods)}
+    for pod in pods:
+        add(total, pod.requests)
+    return total
+
+
+def short_of(asked: Mapping[str, int], state: NodeState, victims: Sequence[PodRecord]) -> str:
+    """Return a resource of which a node has too little with the victims gone, empty = none.
+
+    Args:
+        asked: what is to fit there, see `together`.
+        state: the node.
+        victims: pods on it.
+    """
+    for name, need in asked.items():
         if name not in state.allocatable:
             # Kubernetes knows these on every node, whether the node tells of them or not.
             if need and name not in ("cpu", "memory", "ephemeral-storage", "pods"):
@@ -112,8 +142,8 @@ def on_the_node(p: Proposal) -> str:
     """Refuse victims that are not on the node, or not any more."""
     for victim in p.victims:
         now = p.now.get(victim.uid)
-        if now is None or now.finished or now.node != p.node:
-            return f"{victim.key} is not on node {p.node}"
+        if now is None or now.finished or now.node not in p.nodes:
+            return f"{victim.key} is not on node {', '.join(p.nodes)}"
     return ""
 
 
@@ -152,22 +182,25 @@ def within_budgets(p: Proposal) -> str:
 
 
 def fits(p: Proposal) -> str:
-    """Refuse a victim set that does not let the preemptor fit, aligned if it is guaranteed."""
-    return "" if p.fits(p.candidate.victims) else f"{p.preemptor.key} does not fit on {p.node}"
+    """Refuse a victim set that does not let all preemptors fit, aligned if they are guaranteed."""
+    where = ", ".join(p.nodes)
+    return "" if p.fits(p.candidate.victims) else f"{p.preemptor.key} does not fit on {where}"
 
 
 def placement_known(p: Proposal) -> str:
     """Refuse to promise an alignment that rests on pods nobody knows the place of."""
     if p.preemptor.requirement != TopologyRequirement.GUARANTEED:
         return ""
-    if not p.state.hardware.known:
-        return f"node {p.node} has no FlexTopo"
-    sure = p.state.sure
-    claimed = int(p.view.arrays.nodes[p.candidate.node]["gpu_free"])
-    shown = p.view.arrays.cores_free[p.candidate.node]
-    if claimed & ~sure.gpu_free or (shown > sure.cores_free).any():
-        return f"placements on node {p.node} are not known"
-    known = {id(record) for record in sure.records}
+    known: set[int] = set()
+    for node, name in zip(p.seated, p.nodes, strict=True):
+        state = p.view.states[node]
+        if not state.hardware.known:
+            return f"node {name} has no FlexTopo"
+        claimed = int(p.view.arrays.nodes[node]["gpu_free"])
+        shown = p.view.arrays.cores_free[node]
+        if claimed & ~state.sure.gpu_free or (shown > state.sure.cores_free).any():
+            return f"placements on node {name} are not known"
+        known.update(map(id, state.sure.records))
     for victim in p.victims:
         if id(victim) not in known:
             return f"the placement of {victim.key} is not known"
@@ -177,7 +210,7 @@ def placement_known(p: Proposal) -> str:
 def fits_all_resources(p: Proposal) -> str:
     """Refuse a victim set that leaves the preemptor short of memory or anything else counted."""
     short = p.short_of(p.candidate.victims)
-    return f"{short} on node {p.node} does not suffice" if short else ""
+    return f"{short} does not suffice" if short else ""
 
 
 def none_to_spare(p: Proposal) -> str:
@@ -192,10 +225,31 @@ def none_to_spare(p: Proposal) -> str:
 def not_emptied(p: Proposal) -> str:
     """Refuse to find room on a node that came with victims; what is leaving is another matter."""
     empty = not p.victims and not p.candidate.wait_s
-    return f"node {p.node} proposed with victims" if p.proposed_victims and empty else ""
+    return f"node {p.nodes[0]} proposed with victims" if p.proposed_victims and empty else ""
+
+
+def seats_everybody(p: Proposal) -> str:
+    """Refuse seats for some members of a gang, for one twice, or on nodes that there are not."""
+    members, seats = p.view.num_preemptors, p.candidate.seats
+    if members == 1:
+        return f"{len(seats)} seats for a pod alone" if seats else ""
+    if sorted(seat.pod for seat in seats) != list(range(members)):
+        return f"seats for {len(seats)} of {members} members"
+    odd = [seat.node for seat in seats if not 0 <= seat.node < p.view.num_nodes]
+    return f"node {odd[0]} of {p.view.num_nodes}" if odd else ""
+
+
+def as_it_says(p: Proposal) -> str:
+    """Refuse an answer whose members would get other GPUs, cores or levels than it says."""
+    if not p.candidate.seats:
+        return ""
+    found = p.view.seat(p.candidate, p.candidate.victims, aligned=False)
+    same = found and (found.seats, found.tier) == (p.candidate.seats, p.candidate.tier)
+    return "" if same else f"the gang of {p.preemptor.key} would sit elsewhere on its nodes"
 
 
 GUARDS: tuple[Guard, ...] = (
+    seats_everybody,
     of_lower_priority,
     on_the_node,
     not_terminating,
@@ -204,6 +258,7 @@ GUARDS: tuple[Guard, ...] = (
     not_daemon,
     within_budgets,
     fits,
+    as_it_says,
     placement_known,
     fits_all_resources,
     none_to_spare,

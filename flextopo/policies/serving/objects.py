@@ -400,6 +400,19 @@ class PodGroupObject(msgspec.Struct):
             found = gang.get("minCount") if isinstance(gang, dict) else 1
         return found if isinstance(found, int) else None
 
+    @property
+    def topology(self) -> tuple[str, ...]:
+        """Return the labels of nodes in whose values all members must agree.
+
+        References:
+            kubernetes v1.36, scheduling.k8s.io, PodGroup: schedulingConstraints.topology[].key.
+        """
+        spec = self.spec if isinstance(self.spec, dict) else {}
+        constraints = spec.get("schedulingConstraints")
+        found = constraints.get("topology") if isinstance(constraints, dict) else None
+        keys = [one.get("key") for one in found or () if isinstance(one, dict)]
+        return tuple(key for key in keys if isinstance(key, str) and key)
+
 
 class GangObject(PodGroupObject):
     """A PodGroup of `scheduling.k8s.io`."""

@@ -39,6 +39,11 @@ GROUP_LABELS = (
 )
 GROUP_ANNOTATIONS = ("godel.bytedance.com/pod-group-name", "scheduling.k8s.io/group-name")
 """Gödel's and Volcano's."""
+GROUP_SIZES = ("kueue.x-k8s.io/pod-group-total-count", "leaderworkerset.sigs.k8s.io/size")
+"""Annotations that say how many pods a group has, where no PodGroup does."""
+REQUIRED_TOPOLOGY = "kueue.x-k8s.io/podset-required-topology"
+PREFERRED_TOPOLOGY = "kueue.x-k8s.io/podset-preferred-topology"
+"""Annotations with the label of nodes in whose value a group must, or is to, agree."""
 
 REQUIREMENTS = {
     "none": TopologyRequirement.NONE,
@@ -80,6 +85,9 @@ class PodRecord:
         protection_s: not a victim for this long after its start.
         checkpoint_s: interval between checkpoints, 0 = none.
         group: `namespace/name` of its PodGroup, empty = none.
+        group_size: how many pods the group has by an annotation, 0 where none says it.
+        required_topology: label of nodes in whose value all of its group must agree, empty = none.
+        preferred_topology: one in which they had better.
         created_s: Unix time of its creation, 0 where it is not stated.
         start_s: Unix time of its start, None before.
         bound_s: Unix time at which it was given its node, None where it is not stated.
@@ -117,6 +125,9 @@ class PodRecord:
     protection_s: int
     checkpoint_s: int
     group: str
+    group_size: int
+    required_topology: str
+    preferred_topology: str
     created_s: int
     start_s: int | None
     bound_s: int | None
@@ -246,6 +257,9 @@ def read_pod(
         protection_s=_whole(annotations, PROTECTION, where),
         checkpoint_s=_whole(annotations, CHECKPOINT, where),
         group=_group(pod),
+        group_size=_group_size(annotations),
+        required_topology=annotations.get(REQUIRED_TOPOLOGY, ""),
+        preferred_topology=annotations.get(PREFERRED_TOPOLOGY, ""),
         created_s=parse_time(meta.creationTimestamp, where) if meta.creationTimestamp else 0,
         start_s=parse_time(status.startTime, where) if status.startTime else None,
         bound_s=_bound_s(pod, where),
@@ -397,6 +411,12 @@ def _group(pod: PodObject) -> str:
     names += [annotations.get(name) for name in GROUP_ANNOTATIONS]
     name = next(filter(None, names), "")
     return f"{pod.metadata.namespace or ''}/{name}" if name else ""
+
+
+def _group_size(annotations: dict[str, str]) -> int:
+    """Return how many pods the group has, 0 where that is not said in up to nine digits."""
+    text = next(filter(None, map(annotations.get, GROUP_SIZES)), "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _refused(pod: PodObject) -> str:

@@ -20,6 +20,8 @@ from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.connections import KEEP_ALIVE_S, BoundedProtocol, allow_many_files
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
+from flextopo.policies.serving.gang_decider import GangDecider
+from flextopo.policies.serving.gangs import Preemptors
 from flextopo.policies.serving.objects import Meta, NodeObject, NodeStatus, PodObject
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import CLASS_BANDS, check_bands
@@ -264,8 +266,7 @@ def warm_up(decider: Decider) -> None:
     garbage collector need not walk what stays until the end.
     """
     cache = ClusterCache()
-    allocatable: dict[str, str | int | float] = {"nvidia.com/gpu": 2, "cpu": 8, "pods": 10}
-    cache.put(NodeObject(Meta(name="node"), NodeStatus(allocatable)))
+    cache.put(_node("node"))
     for key, node in WARM_UP:
         cache.put(_pod(key, node))
     preemptor = cache.pods["warm-up/preemptor"]
@@ -284,9 +285,27 @@ def warm_up(decider: Decider) -> None:
     # What is answered has a place planned for it.
     cache.reservations.answer(preemptor, "node", ["warm-up/batch"])
     cache.refresh()
+    _warm_up_gangs(Decider(cache, decider.selector, decider.fallback, budget_s=120.0))
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG)
+
+
+def _warm_up_gangs(patient: Decider) -> None:
+    """Let it decide about two pods that start together: beside all others, and on a node with a victim."""
+    cache, gangs = patient.cache, GangDecider(patient)
+    cache.put(_pod("warm-up/member", ""))
+    cache.put(_node("free"))
+    members = cache.pods["warm-up/preemptor"], cache.pods["warm-up/member"]
+    gang = Preemptors(members, "warm-up/gang", size=2, need=2)
+    gangs.decide(gang, ["node", "free"])
+    cache.put(_node("other"))
+    gangs.fits(gang)
+
+
+def _node(name: str) -> NodeObject:
+    allocatable: dict[str, str | int | float] = {"nvidia.com/gpu": 2, "cpu": 8, "pods": 10}
+    return NodeObject(Meta(name=name), NodeStatus(allocatable))
 
 
 def _pod(key: str, node: str) -> PodObject:

@@ -89,6 +89,12 @@ class Telemetry:
             ["result"],
             registry=registry,
         )
+        self._gangs = Counter(
+            "flextopo_gang_waits",
+            "Gangs that nothing was decided about, by why: each new reason counts once.",
+            ["cause"],
+            registry=registry,
+        )
         for cause in CAUSES:
             self._fallbacks.labels(cause)
         for fate in FATES:
@@ -126,6 +132,13 @@ class Telemetry:
         self._decisions.labels(verb, outcome).inc()
         if decision.fallback:
             self._fallbacks.labels(decision.fallback).inc()
+        gang: dict[str, Any] = {}
+        if decision.members:
+            members = [
+                {"pod": one.pod.key, "node": one.node, "gpus": one.gpus, "level": one.level}
+                for one in decision.members
+            ]
+            gang = {"members": members, "network_level": decision.network_level}
         self.log(
             "decision",
             verb=verb,
@@ -141,6 +154,7 @@ class Telemetry:
             detail=decision.detail or None,
             reasons=decision.reasons,
             ms=round(decision.elapsed_ms, 3),
+            **gang,
             **(more or {}),
         )
 
@@ -160,6 +174,11 @@ class Telemetry:
     def ended(self, fate: str, count: int) -> None:
         """Count evictions by what became of them."""
         self._fates.labels(fate).inc(count)
+
+    def gang_waits(self, group: str, cause: str, why: str) -> None:
+        """Count a gang that nothing is decided about for a new reason, and write its line."""
+        self._gangs.labels(cause).inc()
+        self.log("gang_waits", group=group, cause=cause, why=why)
 
     def held(self, result: str) -> None:
         """Count a hold of devices by what became of it."""

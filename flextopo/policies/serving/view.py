@@ -17,6 +17,7 @@ from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state.arrays import PENDING, Cluster, cluster_sizes
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.gang_seats import gang_seats
 from flextopo.cluster.state.loss import compile_costs
 from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
 from flextopo.cluster.state.pods import Pod
@@ -29,7 +30,7 @@ from flextopo.cluster.state.schema import (
     TOTALS_FIELDS,
 )
 from flextopo.cluster.state.storage import allocate_arrays
-from flextopo.cluster.topology.levels import NO_FIT
+from flextopo.cluster.topology.levels import NO_FIT, NetworkLevel
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.policies.serving.node_rows import joined, pack_live, pack_pod
 from flextopo.policies.serving.node_state import NodeResources, NodeState
@@ -48,6 +49,8 @@ COSTS = compile_costs(LossWeights(), grace_s=30, restart_s=60)
 class ClusterView(ClusterState):
     """Nodes of a decision as selectors see them; row 0 of the pods is the preemptor.
 
+    The other members of a gang are in the rows behind that of its leader.
+
     Nothing is shared with the cache, so a selector that is given up on may go on reading. Nothing is
     started here either: `arrays.by_free` is empty.
 
@@ -56,6 +59,7 @@ class ClusterView(ClusterState):
         states: (n,) where each came from.
         whole: the arrays with all nodes of the cluster behind those of the view, for features that
             tell of the whole cluster.
+        num_preemptors: members of the gang, 1 for a pod alone.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class ClusterView(ClusterState):
         self.node_names = node_names
         self.states = states
         self.whole = whole
+        self.num_preemptors = len(parts[0])
         self._parts = parts
         self._held: dict[int, dict[int, tuple[int, npt.NDArray[np.int16]]]] = {}
 
@@ -121,12 +126,45 @@ class ClusterView(ClusterState):
             return bool(level != NO_FIT)
         return bool(is_aligned(level, best_level(c.models, model, *asked)))
 
+    def seat(self, candidate: Candidate, victims: Sequence[int], aligned: bool) -> Candidate | None:
+        """Seat a gang on the nodes of a candidate without some pods.
+
+        Args:
+            candidate: says which member sits on which node.
+            victims: rows of pods on these nodes.
+            aligned: behind the guaranteed filter.
+
+        Returns:
+            None if a member does not fit, or they lie further apart than they may.
+
+        Raises:
+            PodError: a member has no seat, or one of the pods is on none of the nodes.
+        """
+        nodes = {seat.pod: seat.node for seat in candidate.seats}
+        found = self.gang_candidate(self.preemptor, nodes, victims)
+        return found if found and (not aligned or self.is_aligned(found, self.preemptor)) else None
+
     def leaving(self, candidate: Candidate) -> list[int]:
         """Return the rows of the terminating pods whose resources a candidate counts on."""
+        if candidate.seats:
+            return self._leaving_gang(candidate)
         wait_s = int(self.costs.grace_s) if candidate.victims else candidate.wait_s
         slots = self.leaving_slots(candidate.node, wait_s) if candidate.wait_s else 0
         rows = self.arrays.node_pods[candidate.node]
         return [int(rows[slot]) for slot in range(len(rows)) if slots >> slot & 1]
+
+    def _leaving_gang(self, candidate: Candidate) -> list[int]:
+        members = [seat.pod for seat in candidate.seats]
+        nodes = {seat.pod: seat.node for seat in candidate.seats}
+        placed = gang_seats(self, members, nodes, candidate.victims)
+        rows = self.arrays.node_pods
+        gone = [
+            int(rows[node, slot])
+            for node, slots in (placed.slots.items() if placed else ())
+            for slot in range(rows.shape[1])
+            if slots >> slot & 1
+        ]
+        return [row for row in gone if row not in candidate.victims]
 
     def _held_on(self, node: int) -> dict[int, tuple[int, npt.NDArray[np.int16]]]:
         """Return the GPUs and cores that each pod on a node holds, by row."""
@@ -165,12 +203,32 @@ class Surroundings:
     groups: Groups
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Together:
+    """What a view says of a gang beyond its leader.
+
+    Attributes:
+        others: its other members.
+        network: (n, 3) int32, where the nodes of the view hang; see `Cluster.network`.
+        whole: (n + m, 3) the same with all other nodes of the cluster behind them.
+        required: level of the network within one part of which all members must lie.
+        preferred: within one part of which they lose no speed.
+    """
+
+    others: Sequence[PodRecord]
+    network: npt.NDArray[np.int32]
+    whole: npt.NDArray[np.int32]
+    required: NetworkLevel
+    preferred: NetworkLevel
+
+
 def build_view(
     preemptor: PodRecord,
     nodes: Mapping[str, NodeState],
     around: Surroundings,
     *,
     worst_case: bool,
+    gang: Together | None = None,
 ) -> ClusterView:
     """Build the view of a decision.
 
@@ -180,27 +238,33 @@ def build_view(
         around: the rest of the cluster.
         worst_case: take what is free wherever the pods of unknown placement are, and let none of
             them be a victim: for claims of alignment.
+        gang: of which the preemptor is the leader, None for a pod alone.
 
     Returns:
         The view; the time of the copies grows with the pods on `nodes` alone.
     """
     states = list(nodes.values())
     parts_of_nodes = [state.resources(worst_case) for state in states]
-    parts = [[preemptor], *[resources.records for resources in parts_of_nodes]]
+    asking = [preemptor, *(gang.others if gang else ())]
+    parts = [asking, *[resources.records for resources in parts_of_nodes]]
     members = _members_elsewhere(parts, states, around.groups)
     parts.append([state.counted.records[row] for state, row in members])
     width, n = len(parts_of_nodes[0].cores_free), len(states)
     # Whoever preempts counts as online, and is nobody's victim while it is pending.
-    first = pack_pod(preemptor, preemptor.cores, -1, 1, 1)
-    queued_s = preemptor.created_s or around.totals["now_s"]
-    packed = [first, pack_live(NEVER_PLACED_S, queued_s, 0, PENDING, NEVER_S), bytes(2 * width)]
+    packed = [bytes([len(asking)])]
+    packed += [pack_pod(pod, pod.cores, -1, 1, 1) for pod in asking]
+    since_s = [pod.created_s or around.totals["now_s"] for pod in asking]
+    packed += [pack_live(NEVER_PLACED_S, at_s, 0, PENDING, NEVER_S) for at_s in since_s]
+    packed.append(bytes(2 * width * len(asking)))
     packed += [resources.packed for resources in parts_of_nodes]
     packed += [piece for state, row in members for piece in _pod_rows(state.counted, row, width)]
     everything = joined(packed, np.uint8)
-    num_pods = (everything.size - n * (NODE_SIZE + 2 * width)) // (POD_SIZE + LIVE_SIZE + 2 * width)
+    of_pods = everything.size - 1 - n * (NODE_SIZE + 2 * width)
+    num_pods = of_pods // (POD_SIZE + LIVE_SIZE + 2 * width)
     whole = np.empty(n + len(around.others), NODE_DTYPE)
     whole[n:] = around.others
-    sizes = {**cluster_sizes(around.table, n, num_pods, 0), "numa_nodes": width}
+    hosts = n if gang else 0
+    sizes = {**cluster_sizes(around.table, n, num_pods, 0, hosts=hosts), "numa_nodes": width}
     c = allocate_arrays(
         Cluster,
         sizes,
@@ -211,16 +275,22 @@ def build_view(
         cores_free=np.empty((n, width), np.int16),
         pod_cores=np.empty((num_pods, width), np.int16),
         by_free=np.zeros((0, 0), np.int64),
+        **({"network": gang.network} if gang else {}),
         pods=np.empty(num_pods, POD_DTYPE),
         live=np.empty(num_pods, LIVE_DTYPE),
         pdb_left=np.array(around.pdb_left, np.int64),
     )
-    _unpack(c, everything, *map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores)))
-    if around.groups:
+    rows = map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores))
+    _unpack(c, everything, *rows)
+    if gang:
+        c.pods[: len(asking)]["required_tier"] = gang.required
+        c.pods[: len(asking)]["preferred_tier"] = gang.preferred
+    if around.groups or gang:
         _fill_groups(c, parts, around.groups)
     for name, field in TOTALS_FIELDS.items():
         c.totals[0][name] = field.snapshot.value if field.snapshot else around.totals[name]
-    return ClusterView(c, around.models, list(nodes), states, parts, c._replace(nodes=whole))
+    seen = c._replace(nodes=whole, network=gang.whole if gang else c.network)
+    return ClusterView(c, around.models, list(nodes), states, parts, seen)
 
 
 def _pod_rows(resources: NodeResources, row: int, width: int) -> Iterator[bytes]:
@@ -254,14 +324,16 @@ def _unpack(
     live: Bytes,
     pod_cores: Bytes,
 ) -> None:
-    """Fill in the arrays, given as bytes too: preemptor, nodes with their pods, members elsewhere.
+    """Fill in the arrays, given as bytes too: preemptors, nodes with their pods, members elsewhere.
+
+    The first byte says how many preemptors there are.
 
     Members elsewhere are charged for, and on no node.
     """
     width, last = 2 * c.cores_free.shape[1], c.nodes.shape[0]
-    at, row, node = 0, 0, -1
+    at, row, node = 1, 0, -1
     while node < last or row < c.pods.shape[0]:
-        here = 1
+        here = int(packed[0]) if node < 0 else 1
         if 0 <= node < last:
             at = _copy(packed, at, NODE_SIZE, nodes, node * NODE_SIZE)
             at = _copy(packed, at, width, cores_free, node * width)
@@ -296,10 +368,12 @@ def _members_elsewhere(
 
 
 def _fill_groups(c: Cluster, parts: Sequence[Sequence[PodRecord]], groups: Groups) -> None:
-    """Number the PodGroups and make each a ring."""
-    numbers: dict[str, int] = {}
+    """Number the PodGroups and make each a ring; the preemptors are one of their own."""
+    asking, numbers = len(parts[0]), dict[str, int]()
     for row, record in enumerate(chain.from_iterable(parts)):
-        if row and record.group in groups:
+        if row >= asking and record.group in groups:
             c.pods[row]["group"] = numbers.setdefault(record.group, len(numbers))
-    if numbers:
+    if asking > 1:
+        c.pods[:asking]["group"] = len(numbers)
+    if numbers or asking > 1:
         link_groups(c)
