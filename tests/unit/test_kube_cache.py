@@ -338,8 +338,8 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
     ]  # fmt: skip
     asking = read_record(preemptor(8))
 
-    def cost(cache: ClusterCache) -> dict[str, float]:
-        view = cache.view(asking, {"n0": cache.nodes.states["n0"]}, worst_case=False)
+    def cost(cache: ClusterCache, name: str = "n0") -> dict[str, float]:
+        view = cache.view(asking, {name: cache.nodes.states[name]}, worst_case=False)
         rows = {p.name: p.index for p in view.pods_on(0)}
         everyone = view.candidate(0, list(rows.values()), view.preemptor)
         assert everyone is not None
@@ -354,7 +354,22 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
         "metadata": {"name": "g", "namespace": "batch", "uid": "g"},
         "spec": {"minMember": 2},
     }
-    # Three run and two suffice: losing one stops nobody else.
+    # Three run and two suffice: losing one stops nobody else, losing two stops the third.
     spare = cost(make_cache([*documents, group]))
-    assert spare["members"] == 3
     assert alone["batch/a"] == pytest.approx(2 * spare["batch/a"])
+    both = cost(make_cache([*documents, group]), "n1")
+    assert both["batch/b"] == pytest.approx(cost(make_cache(documents), "n1")["batch/b"])
+    one_by_one = {**group, "spec": {"schedulingPolicy": {"gang": {"minCount": 1}}}}
+    assert cost(make_cache([*documents, one_by_one]), "n1")["batch/b"] == pytest.approx(
+        both["batch/b"] * 2 / 3
+    )
+    for mode, whole in (
+        ({"all": {}}, True),
+        ("PodGroup", True),
+        ({"single": {}}, False),
+        ("Pod", False),
+    ):
+        told = {**group, "spec": {"minMember": 2, "disruptionMode": mode}}
+        expected = alone if whole else spare
+        found = cost(make_cache([*documents, told]))["batch/a"]
+        assert found == pytest.approx(expected["batch/a"])

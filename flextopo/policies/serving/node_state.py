@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter, sub
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -251,3 +252,14 @@ def _resources(
         num_gpus=free.gpus.bit_count(),
         num_cores=num_cores,
     )
+
+
+class Group(NamedTuple):
+    """A PodGroup that stops when it loses too many members.
+
+    Fields: `members`, each a node's state and the pod's row there; `least`, how many have to run, or all
+    there are if that is fewer.
+    """
+
+    members: list[tuple[NodeState, int]]
+    least: int

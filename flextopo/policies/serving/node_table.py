@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.state.schema import NODE_DTYPE
+from flextopo.cluster.state.schema import ALL_MEMBERS, NODE_DTYPE
 from flextopo.policies.serving.node_rows import joined
-from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.node_state import Group, NodeState
 from flextopo.policies.serving.objects import PodGroupObject
 
 
@@ -84,21 +84,24 @@ class NodeTable:
         keep[inside] = False
         return self._rows[keep]
 
-    def groups(self, known: Mapping[str, PodGroupObject]) -> dict[str, list[tuple[NodeState, int]]]:
-        """Return the PodGroups that stop when they lose a member, with where their members are.
+    def groups(self, known: Mapping[str, PodGroupObject]) -> dict[str, Group]:
+        """Return the PodGroups that stop when they lose too many members.
 
         Args:
             known: PodGroup objects; a group without one has no member to spare.
         """
         found = {}
         for group, nodes in self._members.items():
-            size = sum(nodes.values())
-            least = known[group].least if group in known else None
-            if size <= (least or size):
-                found[group] = [
+            about = known.get(group)
+            least = ALL_MEMBERS
+            if about is not None and about.least is not None and not about.stops_whole:
+                least = about.least
+            if least > 1:
+                members = [
                     (self.states[name], row)
                     for name in nodes
                     for row, record in enumerate(self.states[name].counted.records)
                     if record.group == group
                 ]
+                found[group] = Group(members, least)
         return found

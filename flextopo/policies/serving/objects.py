@@ -401,6 +401,17 @@ class PodGroupObject(msgspec.Struct):
         return found if isinstance(found, int) else None
 
     @property
+    def stops_whole(self) -> bool:
+        """Say whether losing any member stops all, however many it needs.
+
+        References:
+            KEP-5710: disruptionMode, "Pod" or "PodGroup" in v1alpha2, then a struct with `single` or
+            `all`; single pods where it says nothing.
+        """
+        mode = self.spec.get("disruptionMode") if isinstance(self.spec, dict) else None
+        return mode in ("PodGroup", "All") or (isinstance(mode, dict) and "all" in mode)
+
+    @property
     def topology(self) -> tuple[str, ...]:
         """Return the labels of nodes in whose values all members must agree.
 

@@ -33,11 +33,8 @@ from flextopo.cluster.state.storage import allocate_arrays
 from flextopo.cluster.topology.levels import NO_FIT, NetworkLevel
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.policies.serving.node_rows import joined, pack_live, pack_pod
-from flextopo.policies.serving.node_state import NodeResources, NodeState
+from flextopo.policies.serving.node_state import Group, NodeResources, NodeState
 from flextopo.policies.serving.records import PodRecord
-
-Groups = Mapping[str, Sequence[tuple[NodeState, int]]]
-"""PodGroup to its members, each a node's state and the pod's row there."""
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -192,7 +189,7 @@ class Surroundings:
         pdb_left: disruptions that each budget still allows.
         totals: fields of TOTALS_DTYPE for the whole cluster.
         others: (m,) NODE_DTYPE, all other nodes of the cluster.
-        groups: PodGroups that stop when they lose a member.
+        groups: PodGroups that stop when they lose too many members.
     """
 
     models: Sequence[ServerModel]
@@ -200,7 +197,7 @@ class Surroundings:
     pdb_left: Sequence[int]
     totals: Mapping[str, int]
     others: npt.NDArray[Any]
-    groups: Groups
+    groups: Mapping[str, Group]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -353,7 +350,7 @@ def _unpack(
 def _members_elsewhere(
     parts: Sequence[Sequence[PodRecord]],
     states: Sequence[NodeState],
-    groups: Groups,
+    groups: Mapping[str, Group],
 ) -> list[tuple[NodeState, int]]:
     if not groups:
         return []
@@ -362,17 +359,20 @@ def _members_elsewhere(
     return [
         (state, row)
         for group in sorted(met)
-        for state, row in groups[group]
+        for state, row in groups[group].members
         if id(state) not in inside
     ]
 
 
-def _fill_groups(c: Cluster, parts: Sequence[Sequence[PodRecord]], groups: Groups) -> None:
+def _fill_groups(
+    c: Cluster, parts: Sequence[Sequence[PodRecord]], groups: Mapping[str, Group]
+) -> None:
     """Number the PodGroups and make each a ring; the preemptors are one of their own."""
     asking, numbers = len(parts[0]), dict[str, int]()
     for row, record in enumerate(chain.from_iterable(parts)):
         if row >= asking and record.group in groups:
             c.pods[row]["group"] = numbers.setdefault(record.group, len(numbers))
+            c.pods[row]["min_members"] = groups[record.group].least
     if asking > 1:
         c.pods[:asking]["group"] = len(numbers)
     if numbers or asking > 1:
