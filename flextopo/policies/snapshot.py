@@ -18,6 +18,7 @@ from flextopo.cluster.state.arrays import may_evict
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.schema import ALL_MEMBERS
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.levels import TIERS
 from flextopo.cluster.topology.model import ServerModel, preset
@@ -54,6 +55,7 @@ POD_BITS = {
     "protection_s": 31,
     "checkpoint_s": 31,
     "batch_class": 7,
+    "min_members": 31,
     "start_s": 53,
 }
 """Bits that hold a pod's numbers; larger ones are refused."""
@@ -321,5 +323,6 @@ def _pod(
         checkpoint_s=pod.checkpoint_s,
         batch_class=batch_class(pod.priority, pod.online, bands) if kind is None else kind,
         group=groups[pod.group] if pod.group else -1,
+        min_members=ALL_MEMBERS if pod.min_members is None else pod.min_members,
         pdb=_find("budget", pod.budget, budgets) if pod.budget else -1,
     )

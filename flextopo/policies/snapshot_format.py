@@ -37,7 +37,8 @@ class Hardware(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class SnapshotPod(msgspec.Struct, forbid_unknown_fields=True):
     """A pod; with `node` it runs there, on `gpus_held` or where the node would have put it.
 
-    Without a `batch_class` its priority tells, by bands. The members of a gang lie within one part of the
+    Without a `batch_class` its priority tells, by bands. Of a `group` so many `min_members` have to run; without
+    that it stops as a whole. The members of a gang lie within one part of the
     network of `required_level`, and better of `preferred_level`, by default a leaf.
     """
 
@@ -54,6 +55,7 @@ class SnapshotPod(msgspec.Struct, forbid_unknown_fields=True):
     checkpoint_s: int = 0
     batch_class: int | None = None
     group: str = ""
+    min_members: int | None = None
     budget: str = ""
     start_s: int = 0
     required_level: str = "cluster"

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from flextopo.baselines.policies import GreedyCost
 from flextopo.baselines.registry import make_selector
 from flextopo.cli.app import main
+from flextopo.cluster.errors import PodError
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
@@ -320,3 +321,28 @@ def test_single_pods_are_answered_as_before() -> None:
     del found["elapsed_ms"], again["elapsed_ms"]
     assert found == again
     assert "members" not in found
+
+
+def test_a_group_that_need_not_all_run_loses_what_it_can_spare() -> None:
+    """Two of four members run on a server each; the pods that start later are dearer."""
+    document = snapshot()
+    for pod in document["pods"]:
+        if pod["name"] in ("b0", "b2", "b4", "b6"):
+            pod.update(group="job", start_s=99_000)
+        elif not pod.get("online"):
+            pod["start_s"] = 98_000
+    one = {**document, "preemptor": "p"}
+    one["pods"] = [pod for pod in document["pods"] if not pod.get("online")]
+    one["pods"].append({"name": "p", "gpus": 4, "cores": 8, "priority": 1000, "online": True})
+
+    def victims(least: int | None) -> list[str]:
+        for pod in one["pods"]:
+            if pod.get("group"):
+                pod["min_members"] = least
+        found = decide(decode(json.dumps(one).encode()), GreedyCost(), FALLBACK)
+        return list(found["victims"])
+
+    assert victims(3)[0] in ("b0", "b2", "b4", "b6")
+    assert victims(None)[0] not in ("b0", "b2", "b4", "b6")
+    with pytest.raises(PodError, match="min_members = -1"):
+        victims(-1)
