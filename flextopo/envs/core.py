@@ -297,6 +297,8 @@ class Core:
         )
         if b.stored.tape[tape % len(b.stored.tape)] != tape:
             self._grow(self._store.load(tape))
+            if self._greedy is not None:
+                self._greedy.curve(tape)  # now, since the tape is at hand
 
     def _grow(self, stored: Episodes) -> None:
         """Give the environments rows as large as those of the stored tapes."""

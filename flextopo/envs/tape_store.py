@@ -95,17 +95,20 @@ class EpisodeStore:
         self.fleet, self.scenario, self.source, self.tapes = fleet, scenario, source, tapes
         self.episode_s = None if episode_h is None else max(1, round(episode_h * HOUR_S))
         self._begins_s: dict[int, int] = {}
+        self._last: tuple[int, Tape] | None = None
         self.episodes: Episodes | None = None
         # Pods, budgets and services of a row: never less than they were, pickled or not.
         self._sizes = 0, 0, 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the tapes: they are made again."""
-        return {**self.__dict__, "episodes": None}
+        return {**self.__dict__, "episodes": None, "_last": None}
 
     def simulate(self, tape: int) -> Simulator:
         """Return the simulation of a tape where its episode begins; it ends with the episode."""
-        whole = self.source(tape)
+        if self._last is None or self._last[0] != tape:  # it is asked for a few times in a row
+            self._last = tape, self.source(tape)
+        whole = self._last[1]
         if self.episode_s is None or self.episode_s >= whole.end_s:
             return Simulator(whole, self.fleet, scenario=self.scenario)
         if tape not in self._begins_s:

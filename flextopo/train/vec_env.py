@@ -28,9 +28,7 @@ class PreemptionVecEnv(VecEnv):
         elapsed_s: (B,) simulated seconds that passed in the last step.
     """
 
-    def __init__(
-        self, num_envs: int = 64, servers: Any = "16*rtx4090", **arguments: Any
-    ) -> None:
+    def __init__(self, num_envs: int = 64, servers: Any = "16*rtx4090", **arguments: Any) -> None:
         self.vector = PreemptionVectorEnv(
             num_envs, servers, autoreset_mode=AutoresetMode.SAME_STEP, **arguments
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -13,10 +14,13 @@ from tapes import BUSY, same
 import flextopo  # noqa: F401
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.observation.features import CANDIDATE_FEATURES
 from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.workload.generator import generate_tape
 from flextopo.envs.candidate_order import shuffled_places
 from flextopo.envs.core import Core
 from flextopo.envs.graph import GraphObservation
+from flextopo.envs.greedy_losses import GreedyLosses
 from flextopo.envs.preemption import PreemptionEnv
 from flextopo.envs.vector import PreemptionVectorEnv
 
@@ -28,16 +32,9 @@ COMMON: dict[str, Any] = {"workload": BUSY, "tapes": 8, "k": 16}
 
 def cheapest(observation: Any) -> int:
     """Return the place of the candidate of the least own loss, which only its features tell."""
-    names = list(flextopo_features())
     legal = observation["action_mask"][:-1] == 1
-    gap = observation["candidates"][:, names.index("cost_gap")]
+    gap = observation["candidates"][:, list(CANDIDATE_FEATURES).index("cost_gap")]
     return int(np.where(legal, gap, np.inf).argmin())
-
-
-def flextopo_features() -> list[str]:
-    from flextopo.cluster.observation.features import CANDIDATE_FEATURES
-
-    return list(CANDIDATE_FEATURES)
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
@@ -149,7 +146,7 @@ def test_an_episode_as_long_as_the_tape_is_the_tape() -> None:
     whole, same_one = PreemptionEnv(SMALL, **COMMON), PreemptionEnv(SMALL, episode_h=24, **COMMON)
     assert same(whole.reset(seed=2)[0], same_one.reset(seed=2)[0])
     for wrong in (0, -1, float("nan")):
-        with pytest.raises(FlextopoError, match="episode_h = .*; legal: above 0, or None"):
+        with pytest.raises(FlextopoError, match=r"episode_h = .*; legal: above 0, or None"):
             PreemptionEnv(SMALL, episode_h=wrong)
 
 
@@ -173,3 +170,21 @@ def test_pickled_environments_with_all_options_go_on_alike() -> None:
         assert all(same(one[0][name], two[0][name]) for name in one[0])
         assert (one[1] == two[1]).all()
     assert isinstance(env.core, Core)
+
+
+def test_curves_of_tapes_of_any_length_stand_in_one_table() -> None:
+    """A longer tape widens it; shorter ones stay at their last value."""
+    fleet = PreemptionEnv(SMALL, **COMMON).fleet
+    lengths = {0: 6.0, 1: 24.0, 2: 3.0, 3: 6.0}
+
+    def simulate(tape: int) -> Simulator:
+        config = replace(BUSY, horizon_h=lengths[tape])
+        return Simulator(generate_tape(config, fleet.num_gpus, tape), fleet)
+
+    curves = GreedyLosses(simulate, fleet.num_gpus)
+    for tape in (0, 1, 2, 3):
+        end_s = int(lengths[tape] * 3600)
+        times_s = np.array([0]), np.array([end_s])
+        lost = simulate(tape).greedy_loss(end_s) / 36.0 / fleet.num_gpus
+        assert curves.between(np.array([tape]), *times_s) == pytest.approx(lost)
+    assert (np.diff([curves.curve(tape) for tape in lengths]) >= -1e-9).all()

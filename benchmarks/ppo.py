@@ -1,0 +1,94 @@
+"""`examples/ppo.py` beside MaskablePPO with the same network: decisions learned from a second, and loss.
+
+All learn in this process, in turns of a few updates, from environments of their own with equal
+arguments. A ratio is that of two turns next to each other, so that what the neighbours steal from the
+machine falls away; its median counts, over the second half of the turns, when the tapes are in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ppo_learners import Example, Maskable
+
+import flextopo
+from flextopo.cluster.files import write_whole
+from flextopo.train.results import versions
+
+TURN = 4
+"""Updates a turn."""
+
+TAPES = 256
+"""Few, so that all are soon in memory: making a new one takes as long as learning from fifty decisions."""
+
+
+def turn(learner: Any, rates: list[float]) -> float:
+    """Learn with each of some shares of the learning rate; return decisions a second."""
+    begin = time.perf_counter()
+    for rate in rates:
+        learner.learn(rate)
+    return float(learner.decisions * len(rates) / (time.perf_counter() - begin))
+
+
+def compare(learners: dict[str, Any], days: int) -> dict[str, dict[str, float]]:
+    """Return what each loses beyond greedy-cost on validation days, in points with its interval."""
+    found = {}
+    for name, learner in learners.items():
+        selectors = ["greedy-cost", learner.selector()]
+        played = flextopo.compare(selectors, seeds=days, split="validation").results
+        beyond = next(iter(played["paired"].values()))
+        found[name] = {key: 100 * beyond[key] for key in ("mean", "low", "high")}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--timesteps", type=int, default=120_000, help="decisions each learns from")
+    parser.add_argument("--days", type=int, default=100, help="validation days they are judged on")
+    parser.add_argument("--seed", type=int, default=0, help="of everything")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    learners = {
+        "example": Example(options.seed, TAPES),
+        "MaskablePPO": Maskable(options.seed, TAPES),
+        "MaskablePPO, as many epochs": Maskable(options.seed, TAPES, like_the_example=True),
+    }
+    one = learners["example"]
+    updates = max(2 * TURN, options.timesteps // one.decisions // TURN * TURN)
+    rates = [1 - at / updates for at in range(updates)]
+    speeds: dict[str, list[float]] = {name: [] for name in learners}
+    for begin in range(0, updates, TURN):
+        for name, learner in learners.items():
+            speeds[name].append(turn(learner, rates[begin : begin + TURN]))
+    half = len(speeds["example"]) // 2
+    losses = compare(learners, options.days)
+    rows = {}
+    for name, of in speeds.items():
+        ratio = float(np.median(np.array(speeds["example"][half:]) / np.array(of[half:])))
+        rows[name] = {"per_s": float(np.median(of[half:])), "example_is": ratio, **losses[name]}
+        print(
+            f"{name:28} {rows[name]['per_s']:8,.0f} decisions/s   the example is {ratio:5.2f} times as "
+            f"fast   beyond greedy-cost {losses[name]['mean']:+.2f} "
+            f"[{losses[name]['low']:+.2f}, {losses[name]['high']:+.2f}] points"
+        )
+    if options.json:
+        cores = len(os.sched_getaffinity(0))
+        about = {
+            "machine": f"{platform.machine()}, {cores} cores, Python {platform.python_version()}",
+            "versions": versions(), "timesteps": updates * one.decisions, "days": options.days,
+            "seed": options.seed, "learners": rows,
+        }  # fmt: skip
+        write_whole(options.json, (json.dumps(about, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
