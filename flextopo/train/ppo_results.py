@@ -31,16 +31,16 @@ def _beyond(found: dict[str, Any]) -> str:
 
 def budget_rows(rows: list[dict[str, Any]]) -> Rows:
     """Return a heading, then what each learner makes of each budget."""
-    out = [["learner", "budget", "decisions", "minutes", "loss %", "against greedy-cost, points", "",
+    out = [["learner", "decisions", "minutes", "of the processor", "loss %", "against greedy-cost, points", "",
             "against requeue-aware, points", "", "days", "seed"]]  # fmt: skip
     for row in rows:
         greedy, requeue = row["greedy-cost"], row["requeue-aware"]
         out.append(
             [
                 row["learner"],
-                row["budget"],
                 f"{row['timesteps']:,}",
                 f"{row['minutes']:.1f}",
+                f"{row['processor_minutes']:.1f}",
                 f"{row['loss']:.2f}",
                 _beyond(greedy),
                 greedy["verdict"],

@@ -119,6 +119,7 @@ def test_the_order_of_candidates_is_nothing_to_it() -> None:
     scores = []
     for observation in (shown, moved):
         tensors, _ = model.policy.obs_to_tensor(observation)
-        scores.append(model.policy.get_distribution(tensors).distribution.probs[0].detach())
+        found: Any = model.policy.get_distribution(tensors).distribution
+        scores.append(found.probs[0].detach())
     expected = torch.cat([scores[0][:8][torch.from_numpy(order)], scores[0][8:]])
     assert scores[1].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
