@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ppo_learners import Example, Maskable
 import flextopo
 from flextopo.cluster.files import write_whole
 from flextopo.train.results import versions
+from flextopo.train.statistics import paired_difference
 
 TURN = 4
 """Updates a turn."""
@@ -38,15 +40,32 @@ def turn(learner: Any, rates: list[float]) -> float:
     return float(learner.decisions * len(rates) / (time.perf_counter() - begin))
 
 
-def compare(learners: dict[str, Any], days: int) -> dict[str, dict[str, float]]:
-    """Return what each loses beyond greedy-cost on validation days, in points with its interval."""
-    found = {}
-    for name, learner in learners.items():
-        selectors = ["greedy-cost", learner.selector()]
-        played = flextopo.compare(selectors, seeds=days, split="validation").results
-        beyond = next(iter(played["paired"].values()))
-        found[name] = {key: 100 * beyond[key] for key in ("mean", "low", "high")}
-    return found
+def judge(learners: dict[str, Any], days: int) -> dict[str, dict[str, Any]]:
+    """Return what each loses on validation days beyond greedy-cost, and the example beyond it, in points."""
+    selectors = [replace(one.selector(), name=name) for name, one in learners.items()]
+    played = flextopo.compare(["greedy-cost", *selectors], seeds=days, split="validation").results
+    losses = {
+        name: np.array(row["weighted_loss"]["per_seed"])
+        for name, row in played["selectors"].items()
+    }
+    pairs = {
+        name: {"beyond_greedy": (name, "greedy-cost"), "example_beyond": ("example", name)}
+        for name in learners
+    }
+    return {
+        name: {key: in_points(losses[one], losses[other]) for key, (one, other) in of.items()}
+        for name, of in pairs.items()
+    }
+
+
+def in_points(losses: Any, reference: Any) -> dict[str, float]:
+    """Return a mean paired difference with its 95 % interval, in points."""
+    found = paired_difference(losses, reference)
+    return {key: 100 * getattr(found, key) for key in ("mean", "low", "high")}
+
+
+def spoken(found: dict[str, float]) -> str:
+    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 def main() -> None:
@@ -70,15 +89,16 @@ def main() -> None:
         for name, learner in learners.items():
             speeds[name].append(turn(learner, rates[begin : begin + TURN]))
     half = len(speeds["example"]) // 2
-    losses = compare(learners, options.days)
+    judged = judge(learners, options.days)
     rows = {}
     for name, of in speeds.items():
         ratio = float(np.median(np.array(speeds["example"][half:]) / np.array(of[half:])))
-        rows[name] = {"per_s": float(np.median(of[half:])), "example_is": ratio, **losses[name]}
+        per_s = float(np.median(of[half:]))
+        rows[name] = {"per_s": per_s, "times_as_fast": ratio, **judged[name]}
         print(
-            f"{name:28} {rows[name]['per_s']:8,.0f} decisions/s   the example is {ratio:5.2f} times as "
-            f"fast   beyond greedy-cost {losses[name]['mean']:+.2f} "
-            f"[{losses[name]['low']:+.2f}, {losses[name]['high']:+.2f}] points"
+            f"{name:28} {per_s:8,.0f} decisions/s; the example is {ratio:5.2f} times as fast and loses "
+            f"{spoken(judged[name]['example_beyond'])} points more; beyond greedy-cost "
+            f"{spoken(judged[name]['beyond_greedy'])}"
         )
     if options.json:
         cores = len(os.sched_getaffinity(0))

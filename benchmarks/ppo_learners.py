@@ -85,6 +85,7 @@ class Maskable:
             learning_rate=lambda _: self.rate,
             rollout_buffer_class=TimedRolloutBuffer,
             rollout_buffer_kwargs={"clock": self.envs},
+            gamma=0.0,  # the buffer discounts
             ent_coef=ppo.ENTROPY,
             seed=seed,
             device="cpu",

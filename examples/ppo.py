@@ -27,7 +27,7 @@ ENVIRONMENT = {
 }  # fmt: skip
 TAU_S, LAMBDA = 4 * 3600, 0.95  # of the discount, in simulated time and by decision
 REWARD_SCALE = 0.05  # rewards are GPU-hours per 100 GPUs
-EPOCHS, MINIBATCH, LEARNING_RATE = 1, 512, 1e-3
+EPOCHS, MINIBATCH, LEARNING_RATE = 1, 256, 2e-3
 CLIP, ENTROPY, CRITIC, MAX_GRADIENT = 0.2, 0.003, 0.5, 0.5
 MASKED = -1e8
 

@@ -26,7 +26,7 @@ def main():
     )
     model = MaskablePPO(
         "CandidatePolicy", envs, n_steps=min(32, max(1, options.timesteps // 64)), batch_size=256,
-        n_epochs=4, ent_coef=0.003, rollout_buffer_class=TimedRolloutBuffer,
+        n_epochs=4, gamma=0.0, ent_coef=0.003, rollout_buffer_class=TimedRolloutBuffer,
         rollout_buffer_kwargs={"clock": envs}, seed=0, device="cpu",
     )  # fmt: skip
     model.learn(options.timesteps)

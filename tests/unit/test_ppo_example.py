@@ -19,7 +19,7 @@ from gymnasium import spaces
 from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.network import CandidateScorer
 from flextopo.policies.runtime import load_policy
-from flextopo.train.ppo_results import budget_rows, load_ppo
+from flextopo.train.ppo_results import budget_rows, load_ppo, speed_rows
 from flextopo.train.rollout_buffer import REWARD_SCALE, TimedRolloutBuffer
 
 ROOT = Path(__file__).parents[2]
@@ -156,7 +156,9 @@ def test_the_benchmark_measures_both_learners(
     monkeypatch.setattr("sys.argv", ["ppo.py", *words])
     bench.main()
     found = load_ppo(path)["learners"]
-    assert found["example"]["example_is"] == 1.0
+    assert found["example"]["times_as_fast"] == 1.0
+    assert found["example"]["example_beyond"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert len(speed_rows(load_ppo(path))) == 4
     assert len(found) == 3
     assert all(row["per_s"] > 0 for row in found.values())
     rows = tmp_path / "ppo.json"
