@@ -70,8 +70,8 @@ def spoken(found: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--timesteps", type=int, default=120_000, help="decisions each learns from")
-    parser.add_argument("--days", type=int, default=100, help="validation days they are judged on")
+    parser.add_argument("--timesteps", type=int, default=60_000, help="decisions each learns from")
+    parser.add_argument("--days", type=int, default=200, help="validation days they are judged on")
     parser.add_argument("--seed", type=int, default=0, help="of everything")
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
