@@ -151,7 +151,7 @@ bench-ppo: $(VENV)/.dev  ## examples/ppo.py beside MaskablePPO with the same net
 
 ppo-table: $(VENV)/.dev  ## what PPO makes of minutes; half an hour
 	for decisions in 400000 2000000 5000000; do $(BIN)/python benchmarks/ppo_budget.py example $$decisions || exit; done
-	for decisions in 400000 1200000; do $(BIN)/python benchmarks/ppo_budget.py MaskablePPO $$decisions || exit; done
+	for decisions in 600000 1200000; do $(BIN)/python benchmarks/ppo_budget.py MaskablePPO $$decisions || exit; done
 
 bench-peers: $(VENV)/.dev  ## other scheduling environments in the same run, each installed by itself
 	$(BIN)/python benchmarks/peers.py $(ARGS)
