@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -115,11 +115,12 @@ gangs: $(VENV)/.core  ## the tables of docs/gangs.md; half an hour
 stress: $(VENV)/.core  ## the table of disturbed worlds in docs/results.md; ten minutes
 	$(BIN)/flextopo stress --seeds 20 --out results/stress --json docs/results/stress.json
 
-report: $(VENV)/.core  ## write the generated blocks of README.md, docs/results.md, docs/environment.md, docs/gangs.md, docs/command-line.md
+report: $(VENV)/.core  ## write the generated blocks of README.md and docs
 	$(BIN)/flextopo report
 	$(BIN)/flextopo report --readme docs/results.md
 	$(BIN)/flextopo report --readme docs/environment.md
 	$(BIN)/flextopo report --readme docs/gangs.md
+	$(BIN)/flextopo report --readme docs/how-to/train-with-ppo.md
 	$(BIN)/python -m flextopo.cli.reference docs/command-line.md
 
 docs: $(VENV)/.dev  ## the site, into build/site; warnings are errors
@@ -151,6 +152,13 @@ bench: $(VENV)/.dev  ## speeds, as ratios measured in one run
 
 bench-gangs: $(VENV)/.dev  ## the search for victims of gangs, by the size of the cluster
 	$(BIN)/python benchmarks/gangs.py $(ARGS)
+
+bench-ppo: $(VENV)/.dev  ## examples/ppo.py beside MaskablePPO with the same network: speed and loss
+	$(BIN)/python benchmarks/ppo.py --json docs/results/ppo-speed.json $(ARGS)
+
+ppo-table: $(VENV)/.dev  ## what PPO makes of minutes; half an hour
+	for decisions in 400000 2000000 5000000; do $(BIN)/python benchmarks/ppo_budget.py example $$decisions || exit; done
+	for decisions in 600000 1200000; do $(BIN)/python benchmarks/ppo_budget.py MaskablePPO $$decisions || exit; done
 
 bench-peers: $(VENV)/.dev  ## other scheduling environments in the same run, each installed by itself
 	$(BIN)/python benchmarks/peers.py $(ARGS)

@@ -154,7 +154,7 @@ def learner(k: int) -> None:
     """Timesteps of MaskablePPO with the scorer, and the environment's share of the time."""
     from sb3_contrib import MaskablePPO
 
-    from flextopo.policies.maskable import ScorerPolicy, use_threads
+    from flextopo.policies.maskable import CandidatePolicy, use_threads
     from flextopo.policies.network import ScorerConfig
     from flextopo.train.vec_env import PreemptionVecEnv
 
@@ -171,7 +171,7 @@ def learner(k: int) -> None:
 
     envs.step_wait = timed  # type: ignore[method-assign]
     model = MaskablePPO(
-        ScorerPolicy, envs, n_steps=64, batch_size=1024, n_epochs=4, device="cpu", seed=0,
+        CandidatePolicy, envs, n_steps=64, batch_size=1024, n_epochs=4, device="cpu", seed=0,
         policy_kwargs={"scorer": ScorerConfig(64)},
     )  # fmt: skip
     model.learn(16384)

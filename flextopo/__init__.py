@@ -46,5 +46,5 @@ if not TYPE_CHECKING:  # or type checkers would take any name for one of ours
         return sorted({*globals(), *__all__})
 
 
-# Whoever imports gymnasium, too, gets the environments by importing us, in either order.
+# Whoever imports gymnasium or sb3-contrib, too, gets what is here for them, in either order.
 register_on_import()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from flextopo.cluster.observation.features import (
 from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.batch import (
     DRAWS,
+    NEXT_STEP,
     OUTCOME_DTYPE,
     Batch,
     BatchSettings,
@@ -37,6 +40,7 @@ from flextopo.cluster.simulation.episodes import (
     scratch_of_thread,
 )
 from flextopo.cluster.simulation.metrics import METRICS
+from flextopo.cluster.simulation.rules import Rules
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.storage import scratch_of
 from flextopo.cluster.topology.model import Fleet
@@ -44,10 +48,14 @@ from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.cluster.workload.seeds import TRAINING
 from flextopo.cluster.workload.tape import Tape
+from flextopo.envs.candidate_order import shuffled_places
+from flextopo.envs.greedy_losses import GreedyLosses
 from flextopo.envs.tape_store import EpisodeStore, TapeSource, workload_of
 from flextopo.envs.worker_threads import WorkerThreads
 
 NO_ACTIONS = np.zeros(0, np.int64)
+
+EVERYWHERE = slice(None)
 
 MAX_BUFFERS = 4
 """Observations kept to be written again once nobody holds them."""
@@ -109,6 +117,7 @@ class Core:
         batch: the arrays; replaced when a tape needs larger rows.
         k: candidates shown.
         width: features of each.
+        order: (B, K) which candidate stands in each place; None = each in its own.
     """
 
     def __init__(
@@ -123,6 +132,9 @@ class Core:
         randomise: bool,
         tape_source: Callable[[int], Tape] | None,
         tapes: int,
+        relative: bool = False,
+        shuffle: bool = False,
+        episode_h: float | None = None,
         threads: int = 1,
     ) -> None:
         for name, value in (
@@ -133,6 +145,8 @@ class Core:
         ):
             if value < 1:
                 raise FlextopoError(f"{name} = {value}; legal: 1 or more")
+        if episode_h is not None and not 0 < episode_h < math.inf:
+            raise FlextopoError(f"episode_h = {episode_h}; legal: above 0, or None")
         if tapes > len(TRAINING):
             raise FlextopoError(f"tapes = {tapes}; legal: 1 to {len(TRAINING)}")
         self.fleet = servers if isinstance(servers, Fleet) else parse_servers(servers)
@@ -150,7 +164,9 @@ class Core:
             gpus=self.fleet.num_gpus,
         )
         self._threads = WorkerThreads(threads)
-        self._store = EpisodeStore(self.fleet, self.scenario, self.source, tapes)
+        self._store = EpisodeStore(self.fleet, self.scenario, self.source, tapes, episode_h)
+        self._greedy = GreedyLosses(self._store.simulate, self.fleet.num_gpus) if relative else None
+        self.order = np.tile(np.arange(k), (num_envs, 1)) if shuffle else None
         self._random: list[np.random.Generator] = []
         self._buffers: list[Observation] = []
         self.batch: Batch | None = None
@@ -211,15 +227,40 @@ class Core:
         b.environments["given"][which] = -1 if given is None else given[which]
         b.outcome["invalid"][which] = False
         self._run(NO_ACTIONS)
+        self._shuffle(which)
         return self.batch
 
     def step(self, actions: npt.NDArray[np.int64]) -> Batch:
         """Step every environment; return the arrays, with what a step writes in fresh ones."""
         assert self.batch is not None
+        before = self.batch
+        tapes, ended = before.running.tape.copy(), before.environments["ended"].copy()
+        if self.order is not None:
+            rows = np.arange(self.num_envs)
+            stands = self.order[rows, np.minimum(actions, self.k - 1)]
+            actions = np.where(actions < self.k, stands, actions)
         outcome = np.zeros(self.num_envs, OUTCOME_DTYPE)
-        self.batch = self.batch._replace(observation=self._buffer(), outcome=outcome)
+        self.batch = before._replace(observation=self._buffer(), outcome=outcome)
         self._run(actions)
+        if self._greedy is not None:
+            until_s = np.where(outcome["truncated"], outcome["final_time_s"], outcome["time_s"])
+            began = ended & (before.autoreset == NEXT_STEP)  # nothing was played in this step
+            from_s = before.outcome["time_s"]
+            until_s = np.where(began, from_s, until_s)
+            outcome["reward"] += self._greedy.between(tapes, from_s, until_s)
+        self._shuffle(EVERYWHERE)
         return self.batch
+
+    def _shuffle(self, which: Any) -> None:
+        """Put the candidates of some environments in another order, which the decision alone fixes."""
+        b = self.batch
+        if self.order is None or b is None:
+            return
+        decision = b.running.tape[which], b.outcome["time_s"][which], b.outcome["asked"][which]
+        order = shuffled_places(decision, b.environments["options"][which], self.k)
+        shown = b.observation.candidates
+        shown[which] = np.take_along_axis(shown[which], order[:, :, None], 1)
+        self.order[which] = order
 
     def _buffer(self) -> Observation:
         """Return arrays for an observation that nobody holds: used ones again, or new ones."""
@@ -256,6 +297,8 @@ class Core:
         )
         if b.stored.tape[tape % len(b.stored.tape)] != tape:
             self._grow(self._store.load(tape))
+            if self._greedy is not None:
+                self._greedy.curve(tape)  # now, since the tape is at hand
 
     def _grow(self, stored: Episodes) -> None:
         """Give the environments rows as large as those of the stored tapes."""
@@ -276,11 +319,12 @@ class Core:
         running = self.batch.running
         scratch = scratch_of_thread(scratch_of(running.cluster, 1), 0)
         arrays = cluster_of(running, i, scratch), events_of(running, i)
-        tape = self.source(int(running.tape[i]))
+        end_s = Rules(*running.rules[i].tolist()).end_s
+        tape = replace(self.source(int(running.tape[i])), end_s=end_s)
         return Simulator(tape, self.fleet, scenario=self.scenario, arrays=arrays)
 
     def simulate(self, tape: int) -> Simulator:
-        """Return the simulation of a tape, warmed up, over arrays of its own."""
+        """Return the simulation of a tape where its episode begins, over arrays of its own."""
         return self._store.simulate(tape)
 
     def metrics(self, i: int) -> dict[str, float]:

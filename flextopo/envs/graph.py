@@ -52,4 +52,6 @@ class GraphObservation(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
                 count,
                 graph,
             )
+            if self._inner.core.order is not None:
+                graph = graph[self._inner.core.order[0]]
         return {**observation, "graph": graph}

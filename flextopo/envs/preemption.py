@@ -32,14 +32,15 @@ class PreemptionEnv(gym.Env[Any, Any]):
     an online pod fits nowhere, the agent picks one of K candidates: a node and a minimal set of
     lower-priority pods to evict there. Where servers have a network, replicas may be gangs: one decision
     then seats all members, on several servers. Between decisions the simulator runs by itself. An episode
-    is one day; before its first decision the cluster warms up for half a day.
+    is one day; before its first decision the cluster warms up for half a day. `episode_h` makes it
+    shorter, `relative` and `shuffle` are for training as well.
 
     ## Action Space
-    `Discrete(K + 1)`: candidate 0 ... K - 1 by ascending own loss, or K = "do not preempt now" (the
+    `Discrete(K + 1)`: candidate 0 ... K - 1 by ascending own loss (with `shuffle`, in any order), or K = "do not preempt now" (the
     pod stays pending and is asked about again after the next event). An action whose place is empty
     counts as K and sets `info["invalid_action"]`; with `strict=True` it raises instead. With a hard
     deadline (`scenario.deadline`, the default) K is masked once waiting might take the pod past its
-    deadline; whoever chooses it nevertheless gets candidate 0.
+    deadline; whoever chooses it nevertheless gets the one of the least own loss.
 
     ## Observation Space
     `Dict` of float32 boxes within [-1, 1]: `preemptor` (9,), `cluster` (16,), `candidates` (K, 33),
@@ -48,13 +49,16 @@ class PreemptionEnv(gym.Env[Any, Any]):
     ## Rewards
     The weighted loss since the last decision, negative, in GPU-hours per 100 GPUs. What is lost before
     the first decision is in no reward, a third of a day's loss on average: `info["unrewarded"]` has it.
+    With `relative`, the reward beyond greedy-cost's in the same time of the same tape.
 
     ## Starting State
     A tape of a seed drawn from the first `tapes` training seeds, drawn again while it has no decision
-    at all; or the tape of `options={"tape_seed": seed}`.
+    at all; or the tape of `options={"tape_seed": seed}`. With `episode_h`, a full hour of the tape,
+    drawn by its seed, the more often the more greedy-cost preempts in it; until then greedy-cost plays,
+    and all that counts from time 0 (`loss`, `metrics`, `unrewarded`) counts these hours, too.
 
     ## Episode End
-    `truncated` at the end of the tape; the last observation shows the cluster as it is then, without
+    `truncated` at the end of the tape, or after `episode_h` hours; the last observation shows the cluster as it is then, without
     preemptor and candidates. A given tape without any decision ends with the first step.
 
     ## Information
@@ -68,7 +72,11 @@ class PreemptionEnv(gym.Env[Any, Any]):
     admission. k: candidates shown. allow_wait: False masks action K wherever a candidate exists.
     randomise: draw workload parameters anew for each episode. strict: raise on an invalid action.
     tape_source: any pure function from a seed to a tape. tapes: how many different tapes the training
-    seeds give; those that fit in 256 MiB stay warmed up in memory.
+    seeds give; those that fit in 256 MiB stay warmed up in memory. relative: take greedy-cost's reward
+    off, so that what arrivals cost whoever decides cancels out; the sum over a day changes by a number
+    that no action changes. shuffle: show the candidates in an order that tape, time and pod fix and
+    that says nothing, so that no network learns to love a place. episode_h: hours of an episode; None =
+    the whole tape.
 
     ## Version History
     v0: first version.
@@ -88,12 +96,27 @@ class PreemptionEnv(gym.Env[Any, Any]):
         strict: bool = False,
         tape_source: Callable[[int], Tape] | None = None,
         tapes: int = 1024,
+        relative: bool = False,
+        shuffle: bool = False,
+        episode_h: float | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise FlextopoError(f"render_mode {render_mode!r}; legal: None, ansi, rgb_array")
         self.core = Core(
-            1, DISABLED, servers, workload, scenario, k, allow_wait, randomise, tape_source, tapes
+            1,
+            DISABLED,
+            servers,
+            workload,
+            scenario,
+            k,
+            allow_wait,
+            randomise,
+            tape_source,
+            tapes,
+            relative,
+            shuffle,
+            episode_h,
         )
         self.fleet = self.core.fleet
         self.k = k

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import gt
 from typing import Any
+
+import numpy as np
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import Scenario
@@ -61,34 +63,74 @@ class TapeSource:
         )
 
 
+HOUR_S = 3600
+
+
 class EpisodeStore:
-    """Tapes at time 0, after their warm-up. Tape d stands in row d % S, where another may replace it.
+    """Tapes where their episodes begin, in row d % S for tape d, where another may replace it.
+
+    That is at time 0, after the warm-up; or, where episodes have a length, at a full hour of the tape
+    until which greedy-cost plays. The hour is drawn by the tape's seed, the more often the more
+    greedy-cost preempts in it.
 
     Args:
         fleet: the servers.
         scenario: loss weights and node admission.
         source: a pure function from a seed to a tape.
         tapes: how many different tapes will be asked for, about.
+        episode_h: length of an episode; None = the whole tape, and so does one that is no longer.
 
     Attributes:
         episodes: the rows; grows when a tape needs larger rows, see `load`.
     """
 
     def __init__(
-        self, fleet: Fleet, scenario: Scenario, source: Callable[[int], Tape], tapes: int
+        self,
+        fleet: Fleet,
+        scenario: Scenario,
+        source: Callable[[int], Tape],
+        tapes: int,
+        episode_h: float | None = None,
     ) -> None:
         self.fleet, self.scenario, self.source, self.tapes = fleet, scenario, source, tapes
+        self.episode_s = None if episode_h is None else max(1, round(episode_h * HOUR_S))
+        self._begins_s: dict[int, int] = {}
+        self._last: tuple[int, Tape] | None = None
         self.episodes: Episodes | None = None
         # Pods, budgets and services of a row: never less than they were, pickled or not.
         self._sizes = 0, 0, 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the tapes: they are made again."""
-        return {**self.__dict__, "episodes": None}
+        return {**self.__dict__, "episodes": None, "_last": None}
 
     def simulate(self, tape: int) -> Simulator:
-        """Return the simulation of a tape, warmed up."""
-        return Simulator(self.source(tape), self.fleet, scenario=self.scenario)
+        """Return the simulation of a tape where its episode begins; it ends with the episode."""
+        if self._last is None or self._last[0] != tape:  # it is asked for a few times in a row
+            self._last = tape, self.source(tape)
+        whole = self._last[1]
+        if self.episode_s is None or self.episode_s >= whole.end_s:
+            return Simulator(whole, self.fleet, scenario=self.scenario)
+        if tape not in self._begins_s:
+            self._begins_s[tape] = self._draw_begin(tape, whole, self.episode_s)
+        begin_s = self._begins_s[tape]
+        cut = replace(whole, end_s=begin_s + self.episode_s)
+        sim = Simulator(cut, self.fleet, scenario=self.scenario)
+        sim.greedy_loss(begin_s)
+        return sim
+
+    def _draw_begin(self, tape: int, whole: Tape, episode_s: int) -> int:
+        """Return a full hour at which an episode may begin, drawn by what greedy-cost preempts in it."""
+        sim = Simulator(whole, self.fleet, scenario=self.scenario)
+        made = [0]
+        for hour in range(1, (whole.end_s - episode_s) // HOUR_S + 2):
+            sim.greedy_loss(hour * HOUR_S)
+            made.append(int(sim.events.account[0]["preemptions"]))
+        busy = np.diff(made).astype(float)
+        if not busy.any():
+            busy[:] = 1.0
+        hours = np.random.default_rng(tape)
+        return HOUR_S * int(hours.choice(len(busy), p=busy / busy.sum()))
 
     def load(self, tape: int) -> Episodes:
         """Put a tape into its row, and return the rows: new arrays if it needed larger ones."""

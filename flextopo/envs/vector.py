@@ -62,6 +62,9 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         randomise: bool = False,
         tape_source: Callable[[int], Tape] | None = None,
         tapes: int = 1024,
+        relative: bool = False,
+        shuffle: bool = False,
+        episode_h: float | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         threads: int | None = None,
         render_mode: str | None = None,
@@ -82,6 +85,9 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
             randomise,
             tape_source,
             tapes,
+            relative,
+            shuffle,
+            episode_h,
             threads,
         )
         self.num_envs, self.k = num_envs, k

@@ -1,11 +1,13 @@
-"""The candidate scorer as a policy of sb3-contrib's MaskablePPO."""
+"""The candidate scorer as a policy of sb3-contrib's MaskablePPO, there under the name "CandidatePolicy"."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import torch
+from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.distributions import MaskableDistribution
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from torch import Tensor
@@ -13,11 +15,18 @@ from torch import Tensor
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 
 
-class ScorerPolicy(MaskableActorCriticPolicy):
+class CandidatePolicy(MaskableActorCriticPolicy):
     """Actor and critic from one `CandidateScorer`, whose weights do not depend on K.
+
+    `MaskablePPO("CandidatePolicy", env)` means this class once flextopo is imported. The masks come from
+    the environment's `action_masks()`, or from the observation where nobody gives them.
 
     Args:
         scorer: size of the network; the other arguments are the base class's.
+
+    Warns:
+        UserWarning: the observation's mask is not 0 and 1, or forbids everything, as behind
+            `VecNormalize(norm_obs=True)`.
     """
 
     def __init__(self, *args: Any, scorer: ScorerConfig | None = None, **kwargs: Any) -> None:
@@ -34,9 +43,12 @@ class ScorerPolicy(MaskableActorCriticPolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "scorer": self._scorer_config}
 
-    def _run(self, obs: Any) -> tuple[Tensor, Tensor]:
+    def _run(self, obs: Any, action_masks: Any = None) -> tuple[Tensor, Tensor]:
+        mask = obs["action_mask"]
+        if action_masks is not None:
+            mask = torch.as_tensor(action_masks, device=mask.device).reshape(mask.shape)
         scores, value = self.scorer.packed(
-            obs["preemptor"], obs["cluster"], obs["candidates"], obs["action_mask"]
+            obs["preemptor"], obs["cluster"], obs["candidates"], mask
         )
         return scores, value.unsqueeze(-1)
 
@@ -50,7 +62,8 @@ class ScorerPolicy(MaskableActorCriticPolicy):
         self, obs: Any, deterministic: bool = False, action_masks: Any = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions, values and log probabilities."""
-        scores, value = self._run(obs)
+        check_masks(obs["action_mask"])
+        scores, value = self._run(obs, action_masks)
         distribution = self._distribution(scores, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, value, distribution.log_prob(actions)
@@ -59,13 +72,14 @@ class ScorerPolicy(MaskableActorCriticPolicy):
         self, obs: Any, actions: Tensor, action_masks: Any = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return values, log probabilities of the actions, and entropy."""
-        scores, value = self._run(obs)
+        scores, value = self._run(obs, action_masks)
         distribution = self._distribution(scores, action_masks)
         return value, distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(self, obs: Any, action_masks: Any = None) -> MaskableDistribution:
         """Return the distribution over actions."""
-        return self._distribution(self._run(obs)[0], action_masks)
+        check_masks(obs["action_mask"])
+        return self._distribution(self._run(obs, action_masks)[0], action_masks)
 
     def predict_values(self, obs: Any) -> Tensor:
         """Return the values, (B, 1)."""
@@ -74,6 +88,20 @@ class ScorerPolicy(MaskableActorCriticPolicy):
     def extract_features(self, obs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the observation as tensors: the scorer reads the fields themselves."""
         return obs
+
+
+MaskablePPO.policy_aliases["CandidatePolicy"] = CandidatePolicy
+
+
+def check_masks(masks: Tensor) -> None:
+    """Warn, once a place, where (B, K + 1) masks of observations cannot be what an environment showed."""
+    if not (((masks == 0) | (masks == 1)).all() and masks.any(-1).all()):
+        warnings.warn(
+            "the action_mask of an observation is not 0 and 1 with one legal action at least, as behind "
+            "VecNormalize(norm_obs=True); legal: VecNormalize(norm_obs=False), since observations are "
+            "within -1 and 1 already",
+            stacklevel=2,
+        )
 
 
 def use_threads(count: int) -> None:

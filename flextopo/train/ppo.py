@@ -29,7 +29,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.policies.artifact import load_network, save_policy
-from flextopo.policies.maskable import ScorerPolicy, use_threads
+from flextopo.policies.maskable import CandidatePolicy, use_threads
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.train.config import PPOConfig
 from flextopo.train.devices import use_device
@@ -72,7 +72,7 @@ class _Checkpoints(BaseCallback):
 
 
 def scorer_of(model: BaseAlgorithm) -> CandidateScorer:
-    """Return the network inside a model that was built with `ScorerPolicy`."""
+    """Return the network inside a model that was built with `CandidatePolicy`."""
     scorer = model.policy.scorer
     assert isinstance(scorer, CandidateScorer)
     return scorer
@@ -204,7 +204,7 @@ def _new_model(config: PPOConfig, envs: PreemptionVecEnv, folder: Path) -> Maska
     network = load_network(config.start, _width(envs)) if config.start else None
     size = network.config if network is not None else ScorerConfig(config.hidden)
     model = MaskablePPO(
-        ScorerPolicy,
+        CandidatePolicy,
         envs,
         learning_rate=config.learning_rate,
         n_steps=config.rollout,

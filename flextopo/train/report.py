@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flextopo.baselines.registry import SELECTORS
 from flextopo.cluster.errors import FlextopoError
 from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.policies.runtime import read_meta
 from flextopo.policies.shipped import ZOO, zoo_names
+from flextopo.train.ppo_results import budget_rows, load_ppo, speed_rows
 from flextopo.train.reference import REFERENCE
 from flextopo.train.results import (
     ablation_rows,
@@ -26,13 +28,22 @@ from flextopo.train.results import (
 BLOCK = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
+SAVED: dict[str, tuple[Callable[[Path], Any], Callable[[Any], list[list[str]]]]] = {
+    "ablation": (load_ablation, ablation_rows),
+    "ppo": (load_ppo, budget_rows),
+    "ppo-speed": (load_ppo, speed_rows),
+}
+"""Name of a block, and of its results file, to what reads them and makes the rows."""
+
+
 def generated(name: str, results: Path) -> str:
     """Return the Markdown of one generated block.
 
     Args:
-        name: `environments`, `selectors`, `policies`, `ablation`, a block of `REFERENCE`, or the stem
-            of a results file, with `-paired` for its paired differences, with `-against` for those
-            of its last policy from every other selector, with `-gangs` for what was done for gangs.
+        name: `environments`, `selectors`, `policies`, `ablation`, `ppo`, `ppo-speed`, a block of
+            `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
+            `-against` for those of its last policy from every other selector, with `-gangs` for what was
+            done for gangs.
         results: folder of the saved results.
 
     Raises:
@@ -63,8 +74,9 @@ def generated(name: str, results: Path) -> str:
         from flextopo.train.stress_run import load_stress, stress_rows
 
         return markdown(stress_rows(load_stress(results / "stress.json")))
-    if name == "ablation":
-        return markdown(ablation_rows(load_ablation(results / "ablation.json")))
+    if name in SAVED:
+        load, rows = SAVED[name]
+        return markdown(rows(load(results / f"{name}.json")))
     for kind, of in (
         ("-against", against_rows),
         ("-paired", paired_rows),

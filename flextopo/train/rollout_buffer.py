@@ -16,6 +16,9 @@ from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
 
 from flextopo.policies.network import CandidateScorer
 
+TAU_S = 4 * 3600.0
+"""Default time constant of the discount, in simulated seconds."""
+
 REWARD_SCALE = 0.05
 """Brings returns, tens of GPU-hours per 100 GPUs, to about 1, so that the critic's gradient leaves
 room for the actor's under the common limit."""
@@ -40,7 +43,7 @@ class TimedRolloutBuffer(MaskableDictRolloutBuffer):
         self,
         *args: Any,
         clock: Any,
-        tau_s: float,
+        tau_s: float = TAU_S,
         reference: CandidateScorer | None = None,
         kl: float = 0.0,
         **kwargs: Any,

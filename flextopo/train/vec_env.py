@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
-from flextopo.envs.core import Arrays, Core
+from flextopo.envs.core import Arrays
 from flextopo.envs.vector import PreemptionVectorEnv
 
 
@@ -23,22 +23,12 @@ class PreemptionVecEnv(VecEnv):
     Args:
         num_envs: how many environments.
         servers: this and the other arguments as in `PreemptionVectorEnv`.
-        relative: give the reward beyond greedy-cost's in the same time of the same tape. What the
-            arrivals cost whoever decides cancels out, and the sum over a day differs from the plain
-            one by a number that no action changes.
 
     Attributes:
         elapsed_s: (B,) simulated seconds that passed in the last step.
     """
 
-    def __init__(
-        self,
-        num_envs: int = 64,
-        servers: Any = "16*rtx4090",
-        *,
-        relative: bool = False,
-        **arguments: Any,
-    ) -> None:
+    def __init__(self, num_envs: int = 64, servers: Any = "16*rtx4090", **arguments: Any) -> None:
         self.vector = PreemptionVectorEnv(
             num_envs, servers, autoreset_mode=AutoresetMode.SAME_STEP, **arguments
         )
@@ -48,8 +38,6 @@ class PreemptionVecEnv(VecEnv):
         self._lengths = np.zeros(num_envs, np.int64)
         self.elapsed_s = np.zeros(num_envs)
         self._time_s = np.zeros(num_envs, np.int64)
-        self._tapes = np.full(num_envs, -1)
-        self._greedy = GreedyLosses(self.vector.core) if relative else None
         super().__init__(
             num_envs, self.vector.single_observation_space, self.vector.single_action_space
         )
@@ -65,11 +53,10 @@ class PreemptionVecEnv(VecEnv):
         return shown
 
     def _keep_time(self) -> None:
-        """Note where in which tape each environment stands."""
+        """Note where in its tape each environment stands."""
         batch = self.vector.core.batch
         assert batch is not None
         self._time_s = batch.outcome["time_s"]
-        self._tapes = batch.running.tape.copy()
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._actions = actions
@@ -85,8 +72,6 @@ class PreemptionVecEnv(VecEnv):
         )
         self.elapsed_s = (until_s - self._time_s).astype(np.float64)
         self._returns += reward
-        if self._greedy is not None:
-            reward = reward + self._greedy.between(self._tapes, self._time_s, until_s)
         self._keep_time()
         self._lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -132,49 +117,3 @@ class PreemptionVecEnv(VecEnv):
         if indices is None:
             return range(self.num_envs)
         return [indices] if isinstance(indices, int) else list(indices)
-
-
-GRID_S = 300
-"""Distance of the times at which greedy-cost's loss is kept; between them it is interpolated."""
-
-
-class GreedyLosses:
-    """What greedy-cost loses on the tapes that environments play, as a function of time.
-
-    Args:
-        core: the environments.
-    """
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self._curves: dict[int, npt.NDArray[np.float64]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the curves: they are made again."""
-        return {**self.__dict__, "_curves": {}}
-
-    def curve(self, tape: int) -> npt.NDArray[np.float64]:
-        """Return the loss until 0, GRID_S, 2 GRID_S ... s, GPU-hours per 100 GPUs."""
-        if tape not in self._curves:
-            sim = self._core.simulate(tape)
-            gpus = self._core.fleet.num_gpus
-            points = range(0, sim.rules.end_s + GRID_S, GRID_S)
-            self._curves[tape] = np.array([sim.greedy_loss(t) for t in points]) / 36.0 / gpus
-        return self._curves[tape]
-
-    def between(
-        self, tapes: npt.NDArray[np.int64], from_s: npt.NDArray[Any], until_s: npt.NDArray[Any]
-    ) -> npt.NDArray[np.float64]:
-        """Return what greedy-cost loses on each tape between two times, GPU-hours per 100 GPUs."""
-        curves = np.stack([self.curve(tape) for tape in tapes.tolist()])
-        return _read(curves, until_s) - _read(curves, from_s)
-
-
-def _read(curves: npt.NDArray[np.float64], times_s: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return each curve's value at its own time."""
-    rows = np.arange(len(curves))
-    at, part = np.divmod(times_s, GRID_S)
-    value = curves[rows, at]
-    following = curves[rows, np.minimum(at + 1, curves.shape[1] - 1)]
-    found: npt.NDArray[np.float64] = value + (following - value) * part / GRID_S
-    return found

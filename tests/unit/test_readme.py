@@ -27,7 +27,7 @@ def test_python_blocks_run_and_print_a_number(
         assert re.match(r"\d+\.\d (% of the )?GPU-hours", said.getvalue())
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/how-to/train-with-ppo.md"])
 def test_tables_are_up_to_date(page: str) -> None:
     text = (ROOT / page).read_text()
     assert fill(text, ROOT / "docs" / "results") == text

@@ -14,9 +14,10 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
 from flextopo.cluster.scenario import Scenario
+from flextopo.envs.greedy_losses import GreedyLosses
 from flextopo.envs.preemption import PreemptionEnv
-from flextopo.policies.maskable import ScorerPolicy
-from flextopo.train.vec_env import GreedyLosses, PreemptionVecEnv
+from flextopo.policies.maskable import CandidatePolicy
+from flextopo.train.vec_env import PreemptionVecEnv
 
 SMALL = "2*rtx4090,2*a100"
 
@@ -79,7 +80,7 @@ def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
             for i, (_, rewards, _, _) in enumerate(steps):
                 sums[i][~over] += rewards[~over]
             over |= steps[0][2]
-        curves = GreedyLosses(core)
+        curves = GreedyLosses(core.simulate, core.fleet.num_gpus)
         offset = curves.between(days, begin_s, np.full(2, 86400))
         assert sums[1] == pytest.approx(sums[0] + offset, rel=1e-4)
         for day, begin in zip(days.tolist(), begin_s.tolist(), strict=True):
@@ -93,7 +94,7 @@ def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
 def test_training_on_it_is_repeatable_and_counts_episodes() -> None:
     def train() -> tuple[list[float], list[float]]:
         envs = PreemptionVecEnv(4, SMALL, k=8, tapes=8)
-        model = MaskablePPO(ScorerPolicy, envs, n_steps=32, batch_size=64, n_epochs=2, seed=3)
+        model = MaskablePPO(CandidatePolicy, envs, n_steps=32, batch_size=64, n_epochs=2, seed=3)
         model.learn(256)
         weights = [float(p.detach().sum()) for p in model.policy.parameters()]
         return weights, [episode["r"] for episode in model.ep_info_buffer or ()]
