@@ -108,6 +108,9 @@ COMPARED = tuple(name for name in BUILT_IN if name not in ("rollout", *GANG_RULE
 """Selectors of a comparison that names none: `rollout` costs more than all the others, and most days have
 no gangs."""
 
+COMPARED_WITH_GANGS = tuple(name for name in BUILT_IN if name not in ("rollout", "exact"))
+"""The same where there are gangs, for which `exact` needs a solver that is not always there."""
+
 
 def make_selector(name: str, seed: int = 0) -> VictimSelector:
     """Return the selector called `name`.

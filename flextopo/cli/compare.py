@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flextopo.baselines.registry import COMPARED
+from flextopo.baselines.registry import COMPARED, COMPARED_WITH_GANGS
 from flextopo.cli import completion
 from flextopo.cli.configuration import COMPARISON, SCENARIO, WEIGHTS, WORKLOAD
 from flextopo.cli.terminal import JsonPath, RayAddress, Workers, num_workers, progress, results_to
@@ -45,7 +45,8 @@ def compare(
         str,
         COMPARISON.option(
             "selectors",
-            more="Joined by commas; all = all but rollout.",
+            more="Joined by commas; all = all but rollout and, without gangs, the rules for them; with "
+            "gangs all but rollout and exact.",
             autocompletion=completion.selector_list,
         ),
     ] = "all",
@@ -97,16 +98,18 @@ def compare(
         flextopo compare --set burst_factor=4 --set guaranteed_share=1
         flextopo compare --weights waiting=12 --weights idle=0
     """
-    workload = {"online_peak_share": peak, "batch_load": load, "horizon_h": hours}
+    given = {"online_peak_share": peak, "batch_load": load, "horizon_h": hours}
+    workload = WORKLOAD.make(given, settings or ())
+    every = COMPARED_WITH_GANGS if services is None and workload.gang_share > 0 else COMPARED
     config = ComparisonConfig(
         servers=servers,
-        selectors=COMPARED if selectors == "all" else split_names(selectors),
+        selectors=every if selectors == "all" else split_names(selectors),
         policies=tuple(zoo_names()) if policies == "all" else split_names(policies),
         seeds=seeds,
         oracle_seeds=oracle_seeds,
         services=services,
         batch=batch,
-        workload=WORKLOAD.make(workload, settings or ()),
+        workload=workload,
         scenario=Scenario(parse_weights(weights), admission, deadline, backfill),
     )
     _compare(config, workers, out, json_path, ray)

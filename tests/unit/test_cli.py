@@ -217,3 +217,16 @@ def test_a_missing_extra_is_one_sentence(command: str, tmp_path: Path) -> None:
     assert done.stderr.startswith("error: sb3_contrib is not installed; legal: pip install")
     assert "[train" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_all_selectors_are_those_that_the_workload_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        "flextopo.cli.compare._compare", lambda config, *_: asked.append(config.names)
+    )
+    assert main(["compare", "--policies", "none"]) == 0
+    gangs = ["--servers", "8*a100@leaf4", "--set", "gang_share=0.5"]
+    assert main(["compare", "--policies", "none", *gangs]) == 0
+    plain, with_gangs = map(set, asked)
+    assert plain - with_gangs == {"exact"}
+    assert with_gangs - plain == {"kubernetes-workload", "kueue", "volcano"}

@@ -92,6 +92,7 @@ CASES: list[tuple[str, Documents, tuple[str, ...]]] = [
         [*changed("n0-b0", meta={"labels": {"app": "a"}}), budget("b", 0, {"app": "a"})],
         PAIR,
     ),
+    ("each_once", full_node(), ("n0-b1", "n0-b1", "n0-b2")),
     ("fits", full_node(), ("n0-b0", "n0-b7")),  # on two sockets: not aligned
     ("none_to_spare", full_node(), ("n0-b0", "n0-b1", "n0-b2")),
 ]

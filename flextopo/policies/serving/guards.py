@@ -130,6 +130,13 @@ Guard = Callable[[Proposal], str]
 """Returns why the proposal is refused, empty if it is not."""
 
 
+def each_once(p: Proposal) -> str:
+    """Refuse to name a victim twice."""
+    rows = p.candidate.victims
+    twice = next((row for row in rows if rows.count(row) > 1), None)
+    return "" if twice is None else f"{p.view.name(twice)} is named twice"
+
+
 def of_lower_priority(p: Proposal) -> str:
     """Refuse victims of equal or higher priority."""
     for victim in p.victims:
@@ -250,6 +257,7 @@ def as_it_says(p: Proposal) -> str:
 
 GUARDS: tuple[Guard, ...] = (
     seats_everybody,
+    each_once,
     of_lower_priority,
     on_the_node,
     not_terminating,
