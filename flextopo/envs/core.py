@@ -57,6 +57,9 @@ NO_ACTIONS = np.zeros(0, np.int64)
 
 EVERYWHERE = slice(None)
 
+LAST_SEED = 2**63 - 1
+"""The largest seed that the arrays hold."""
+
 MAX_BUFFERS = 4
 """Observations kept to be written again once nobody holds them."""
 
@@ -104,8 +107,9 @@ def given_tape(options: dict[str, Any]) -> int | None:
         FlextopoError: it is no seed.
     """
     seed = options.pop("tape_seed", None)
-    if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
-        raise FlextopoError(f"reset option tape_seed = {seed!r}; legal: a whole number, 0 or more")
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if seed is not None and not (whole and 0 <= seed <= LAST_SEED):
+        raise FlextopoError(f"reset option tape_seed = {seed!r}; legal: 0 to {LAST_SEED}")
     return seed if seed is None else int(seed)
 
 
@@ -211,7 +215,8 @@ class Core:
             The arrays, with the first decisions.
         """
         if self.batch is None:
-            self._grow(self._store.load(TRAINING.start))
+            asked = [] if given is None else given[which].tolist()
+            self._grow(self._store.load(asked[0] if asked else TRAINING.start))
         assert self.batch is not None
         b = self.batch
         for i in range(self.num_envs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,8 @@ class PreemptionEnv(gym.Env[Any, Any]):
         self.observation_space = observation_space(k, self.core.width)
         self._all = np.ones(1, np.bool_)
         self._action = np.zeros(1, np.int64)
+        self._legal = np.zeros(k + 1, np.bool_)
+        self._over = True
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -142,23 +145,34 @@ class PreemptionEnv(gym.Env[Any, Any]):
             raise FlextopoError(f"reset option {min(options)!r}; legal: tape_seed")
         given = None if tape is None else np.array([tape])
         batch = self.core.reset(self._all, [self.np_random], given)
+        self._over = False
         return self._observe(batch), self._info(batch)
 
     def step(self, action: np.int64 | int) -> tuple[ObsType, float, bool, bool, dict[str, Any]]:
-        """Carry out an action and run to the next decision."""
-        if self.core.batch is None:
-            raise gym.error.ResetNeeded("call reset() before step()")
-        if not 0 <= action <= self.k:
-            raise FlextopoError(f"action {action}; legal: 0 to {self.k}")
-        if self.strict and not self.core.batch.observation.mask[0, action]:
+        """Carry out an action and run to the next decision.
+
+        Raises:
+            ResetNeeded: no episode has begun, or it is over.
+            FlextopoError: the action is no whole number from 0 to K; with `strict`, it is masked.
+        """
+        if self._over:
+            raise gym.error.ResetNeeded("no episode is under way; legal: reset() before step()")
+        try:
+            chosen = operator.index(action)
+        except TypeError:
+            chosen = -1
+        if not 0 <= chosen <= self.k:
+            raise FlextopoError(f"action {action}; legal: whole numbers from 0 to {self.k}")
+        if self.strict and not self._legal[chosen]:
             raise FlextopoError(
-                f"action {action} is masked; legal: {np.flatnonzero(self.action_masks()).tolist()}"
+                f"action {chosen} is masked; legal: {np.flatnonzero(self._legal).tolist()}"
             )
-        self._action[0] = action
+        self._action[0] = chosen
         batch = self.core.step(self._action)
         info = self._info(batch)
         truncated = bool(batch.outcome[0]["truncated"])
         if truncated:
+            self._over = True
             info["metrics"] = self.core.metrics(0)
         reward = float(batch.outcome[0]["reward"])
         return self._observe(batch), reward, False, truncated, info
@@ -167,8 +181,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
         """Return which actions are legal, (K + 1,) bool, as sb3-contrib wants it."""
         if self.core.batch is None:
             raise gym.error.ResetNeeded("call reset() before action_masks()")
-        legal: npt.NDArray[np.bool_] = self.core.batch.observation.mask[0].astype(np.bool_)
-        return legal
+        return self._legal.copy()
 
     @property
     def simulator(self) -> Simulator:
@@ -189,6 +202,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
 
     def _observe(self, batch: Batch) -> ObsType:
         o = batch.observation
+        self._legal[:] = o.mask[0]  # whatever is done to the observation
         return {
             "preemptor": o.preemptor[0],
             "cluster": o.cluster[0],

@@ -99,6 +99,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._random: list[np.random.Generator] = []
         self._seeds: list[int] = []
+        self._legal = np.zeros((num_envs, k + 1), np.bool_)
         self._everywhere = np.ones(num_envs, np.bool_)
         self._everywhere.setflags(write=False)
         self._nowhere = np.zeros(num_envs, np.bool_)
@@ -170,7 +171,10 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if self.core.batch is None:
             raise gym.error.ResetNeeded("call reset() before step()")
-        chosen = np.ascontiguousarray(actions, np.int64)
+        given = np.asarray(actions)
+        if given.dtype.kind not in "iu":
+            raise FlextopoError(f"actions of dtype {given.dtype}; legal: whole numbers")
+        chosen = np.ascontiguousarray(given, np.int64)
         if chosen.shape != (self.num_envs,):
             raise FlextopoError(f"actions of shape {chosen.shape}; legal: ({self.num_envs},)")
         if np.count_nonzero(chosen.view(np.uint64) > self.k):  # negative ones are large then
@@ -188,7 +192,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         """Return which actions are legal, (B, K + 1) bool."""
         if self.core.batch is None:
             raise gym.error.ResetNeeded("call reset() before action_masks()")
-        return self.core.batch.observation.mask.astype(np.bool_)
+        return self._legal.copy()
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the threads."""
@@ -198,6 +202,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
     def _info(self, batch: Batch, where: npt.NDArray[np.bool_]) -> dict[str, Any]:
         """Return infos as Gymnasium's vectors give them: each with a mask of who has it."""
         out = batch.outcome
+        self._legal[:] = batch.observation.mask  # whatever is done to the observation
         return _masked(
             {
                 "action_mask": batch.observation.mask.copy(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,7 +16,8 @@ class WorkerThreads:
     """Threads that call a function at the same time, told apart by their number.
 
     With an executor in its place, 64 environments on two threads make 4 % fewer decisions a second.
-    The threads start with the first job, and end with `stop` or when nobody holds the workers any more.
+    The threads start with the first job, and end with `stop` or when nobody holds the workers any more. A
+    process that was forked off has none of them, and starts its own.
 
     Args:
         size: how many call, the thread that asks for it included.
@@ -24,6 +26,7 @@ class WorkerThreads:
     def __init__(self, size: int) -> None:
         self.size = size
         self._inboxes: list[Inbox] = []
+        self._process = os.getpid()
         self._end: Callable[[], Any] = list
 
     def call_all(self, function: Callable[..., int], *arguments: Any) -> list[int]:
@@ -32,7 +35,7 @@ class WorkerThreads:
         Raises:
             Exception: what one of them raised.
         """
-        if len(self._inboxes) < self.size - 1:
+        if len(self._inboxes) < self.size - 1 or self._process != os.getpid():
             self._start()
         replies: list[Inbox] = [SimpleQueue() for _ in self._inboxes]
         for t, inbox in enumerate(self._inboxes):
@@ -51,6 +54,7 @@ class WorkerThreads:
         self._inboxes = []
 
     def _start(self) -> None:
+        self._process = os.getpid()
         self._inboxes = [SimpleQueue() for _ in range(1, self.size)]
         self._end = weakref.finalize(self, _dismiss, self._inboxes)
         for inbox in self._inboxes:

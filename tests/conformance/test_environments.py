@@ -156,18 +156,59 @@ def test_an_empty_place_counts_as_waiting_and_is_reported(id_: str) -> None:
     assert env.simulator.events.account[0]["invalid_actions"] == 1
 
 
-@pytest.mark.parametrize("action", [-1, 65, 1000])
-def test_an_action_outside_the_space_raises(action: int) -> None:
+@pytest.mark.parametrize("action", [-1, 65, 1000, 0.5, 0.0, np.array([0.5]), np.nan, None, "0"])
+def test_an_action_outside_the_space_raises(action: Any) -> None:
     env = PreemptionEnv(SMALL)
     env.reset(seed=0)
-    with pytest.raises(FlextopoError, match="legal: 0 to 64"):
+    with pytest.raises(FlextopoError, match="legal: whole numbers from 0 to 64"):
         env.step(action)
 
 
-@pytest.mark.parametrize("seed", [-1, -7, 1.5, "3"])
+@pytest.mark.parametrize("kind", [int, np.int32, np.uint8, np.array])
+def test_whole_numbers_of_any_kind_are_actions(kind: Any) -> None:
+    env = PreemptionEnv(SMALL)
+    env.reset(seed=0)
+    assert env.step(kind(0))[4]["invalid_action"] is False
+
+
+def test_no_step_follows_the_end() -> None:
+    env = PreemptionEnv(SMALL, workload={"horizon_h": 2.0})
+    env.reset(seed=1)
+    while not env.step(0)[3]:
+        pass
+    with pytest.raises(gym.error.ResetNeeded, match="legal: reset"):
+        env.step(0)
+    env.reset()
+    env.step(0)
+
+
+def test_what_is_done_to_an_observation_changes_no_mask() -> None:
+    env = PreemptionEnv(SMALL, strict=True)
+    observation, _ = env.reset(seed=1)
+    masks = env.action_masks()
+    observation["action_mask"][:] = 1 - observation["action_mask"]
+    env.action_masks()[:] = True
+    assert (env.action_masks() == masks).all()
+    with pytest.raises(FlextopoError, match="is masked"):
+        env.step(int(np.flatnonzero(~masks)[0]))
+
+
+@pytest.mark.parametrize("seed", [-1, -7, 1.5, "3", 2**63, 2**64, True])
 def test_a_tape_seed_that_is_none_is_refused(seed: Any) -> None:
-    with pytest.raises(FlextopoError, match=r"tape_seed = .*legal: a whole number, 0 or more"):
+    with pytest.raises(FlextopoError, match=rf"tape_seed = .*legal: 0 to {2**63 - 1}"):
         PreemptionEnv(SMALL).reset(options={"tape_seed": seed})
+
+
+def test_a_source_is_asked_for_the_tape_that_was_given_alone() -> None:
+    asked: list[int] = []
+    whole = PreemptionEnv(SMALL).core.source
+
+    def source(seed: int) -> Any:
+        asked.append(seed)
+        return whole(seed)
+
+    PreemptionEnv(SMALL, tape_source=source).reset(options={"tape_seed": 3})
+    assert set(asked) == {3}
 
 
 def test_mistakes_name_what_is_legal() -> None:

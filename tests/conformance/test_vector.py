@@ -208,6 +208,12 @@ def test_mistakes_name_what_is_legal() -> None:
     for wrong, message in (([0], r"legal: \(2,\)"), ([0, 65], "65; legal: 0 to 64")):
         with pytest.raises(FlextopoError, match=message):
             env.step(wrong)
+    with pytest.raises(FlextopoError, match="dtype float64; legal: whole numbers"):
+        env.step([0.0, 0.5])
+    observation, _ = env.reset(seed=1)
+    masks = env.action_masks()
+    observation["action_mask"][:] = 0
+    assert (env.action_masks() == masks).all()
     with pytest.raises(FlextopoError, match="1 seeds; legal: 2"):
         env.reset(seed=[1])
     with pytest.raises(FlextopoError, match="legal: reset_mask, tape_seed"):

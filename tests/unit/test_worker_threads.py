@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 import time
 import weakref
@@ -87,4 +89,18 @@ def test_nothing_is_held_once_the_answers_are_there() -> None:
         workers.call_all(lambda _array, t: t, array)
         del array
         assert gone() is None
+    workers.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    workers = WorkerThreads(3)
+    assert workers.call_all(lambda t: t) == [0, 1, 2]
+    child = os.fork()
+    if child == 0:  # nothing here may go on into the test runner
+        signal.alarm(20)
+        os._exit(0 if workers.call_all(lambda t: t) == [0, 1, 2] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert workers.call_all(lambda t: t) == [0, 1, 2]
     workers.stop()
