@@ -110,7 +110,7 @@ RULES := random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flexto
 
 gangs: $(VENV)/.core  ## the tables of docs/gangs.md; half an hour
 	$(BIN)/flextopo compare --servers "64*a100@leaf8" --set gang_share=0.25 --selectors $(RULES),lookahead,oracle-lookahead --seeds 20 --oracle-seeds 10 --out results/gangs64 --json docs/results/gangs64.json
-	$(BIN)/flextopo compare --servers "1000*a100@leaf8" --set gang_share=0.25 --selectors $(RULES) --seeds 5 --out results/gangs1000 --json docs/results/gangs1000.json
+	$(BIN)/flextopo compare --servers "1000*a100@leaf8" --set gang_share=0.25 --selectors $(RULES) --seeds 3 --out results/gangs1000 --json docs/results/gangs1000.json
 
 stress: $(VENV)/.core  ## the table of disturbed worlds in docs/results.md; ten minutes
 	$(BIN)/flextopo stress --seeds 20 --out results/stress --json docs/results/stress.json
