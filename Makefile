@@ -78,11 +78,11 @@ lowest newest:  ## what pyproject.toml says works: its lowest versions, or the n
 	cd build/$@ && bin/flextopo compare --seeds 2
 	build/$@/bin/python -m pytest --quiet -m "not slow" $(BOUNDS)
 
-EVERYBODY := random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,exact,oracle-lookahead,rollout
-STRONGEST := flextopo-guaranteed,greedy-cost,exact
+EVERYBODY := random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,exact,gfs,requeue-aware,lookahead,oracle-lookahead
+STRONGEST := greedy-cost,gfs,requeue-aware
 
 results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/results.md
-	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(EVERYBODY) --seeds 50 --out results/rtx4090 --json docs/results/rtx4090.json
+	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(EVERYBODY),rollout --seeds 50 --out results/rtx4090 --json docs/results/rtx4090.json
 	$(BIN)/flextopo compare --servers "16*a100" --selectors $(EVERYBODY) --seeds 50 --out results/a100 --json docs/results/a100.json
 	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(EVERYBODY) --seeds 50 --out results/mixed --json docs/results/mixed.json
 	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month --json docs/results/month.json
@@ -96,7 +96,7 @@ results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/
 	done
 	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --policies deepset-imitation@3600,deepset-imitation@300,deepset-imitation@0 --seeds 50 --hours 2184 --out results/limit --json docs/results/limit.json
 	$(BIN)/flextopo compare --servers "128*rtx4090" --selectors $(STRONGEST) --seeds 20 --out results/s128 --json docs/results/s128.json
-	$(BIN)/flextopo compare --servers "1000*rtx4090" --selectors greedy-cost --seeds 10 --out results/s1000 --json docs/results/s1000.json
+	$(BIN)/flextopo compare --servers "1000*rtx4090" --selectors $(STRONGEST) --seeds 10 --out results/s1000 --json docs/results/s1000.json
 	cp results/rtx4090/compare.png docs/results/rtx4090.png
 
 reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
