@@ -233,6 +233,7 @@ def read_nccl(root: Element, source: str) -> Capture:
     return Capture(
         source,
         numa_cpus=numa_cpus,
+        lists_all_nodes=root.find("cpu[@numaid='-1']") is not None,
         gpus=gpus,
         memory_nodes=memory_nodes,
         islands=islands if len(numbers) < len(gpus) else None,

@@ -19,15 +19,20 @@ from flextopo.cluster.topology.captures.capture import (
     CpuRow,
     GpuPlace,
     assemble,
+    check_cores,
     with_islands,
+)
+from flextopo.cluster.topology.captures.from_lscpu import (
+    is_lscpu,
+    is_lscpu_summary,
+    read_lscpu,
+    read_lscpu_summary,
 )
 from flextopo.cluster.topology.captures.from_text import (
     is_gpu_matrix,
-    is_lscpu,
     is_numa_config,
     parse_cpu_list,
     read_gpu_matrix,
-    read_lscpu,
     read_numa_config,
 )
 from flextopo.cluster.topology.captures.from_xml import parse_xml, read_hwloc, read_nccl
@@ -83,6 +88,8 @@ def read_capture(path: str | Path) -> Capture | nx.DiGraph:
             )
         return read_hwloc(root, source) if root.tag == "topology" else read_nccl(root, source)
     text = decode_input(data, source)
+    if is_lscpu_summary(text) and "numa_config" not in text and not is_gpu_matrix(text):
+        return read_lscpu_summary(text, source)
     if text.lstrip().startswith("{") or "apiVersion:" in text or "\nspec:" in text:
         return graph_from_resource(parse_document(text, source), source)
     if is_gpu_matrix(text):
@@ -125,6 +132,7 @@ def load_server(
     (graph,) = graphs
     if all(capture.gpus is None for capture in captures):
         model, warnings = server_model_from_graph(graph)
+        check_cores(model, str(path))
         unused = [f"{capture.source}: lists no GPU and is not used" for capture in captures]
         if islands and not model.gpu_island:
             with_islands(model, None, str(path))
@@ -135,6 +143,7 @@ def load_server(
     listing = next(capture.source for capture in captures if capture.gpus is not None)
     located, warnings = assemble(captures, listing, islands)
     model, assumed = server_model_from_graph(graph, located)
+    check_cores(model, str(path))
     return replace(model, gpu_island=located.gpu_island or model.gpu_island), warnings + assumed
 
 
