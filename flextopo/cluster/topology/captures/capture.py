@@ -46,7 +46,7 @@ class Capture:
         rows: one a hardware thread; empty if the file does not tell cores and sockets.
         numa_cpus: NUMA id to CPU numbers, where a file tells no more of the CPUs than this.
         lists_all_nodes: no NUMA node beyond `numa_cpus` has CPUs.
-        gpu_memory_is_numa: the memory of GPUs is NUMA nodes of its own, as beside NVIDIA Grace.
+        node_is_socket: each NUMA node with CPUs is a socket, as on servers of NVIDIA Grace.
         gpus: in the order of the GPU numbers; None if the file does not tell.
         memory_nodes: NUMA id to socket id of NUMA nodes without cores.
         islands: of each GPU, equal where GPUs share a PCIe switch or an NVLink island; None if the
@@ -58,7 +58,7 @@ class Capture:
     rows: tuple[CpuRow, ...] = ()
     numa_cpus: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     lists_all_nodes: bool = False
-    gpu_memory_is_numa: bool = False
+    node_is_socket: bool = False
     gpus: tuple[GpuPlace, ...] | None = None
     memory_nodes: Mapping[int, int] = field(default_factory=dict)
     islands: tuple[int, ...] | None = None
@@ -312,9 +312,7 @@ def _choices(place: GpuPlace, cpus: Mapping[Domain, set[int]], source: str) -> t
 def _inferred(capture: Capture) -> Capture:
     """Add rows to a capture that lists only the CPUs of NUMA nodes, and a warning."""
     try:
-        found = infer_cores(
-            capture.numa_cpus, capture.lists_all_nodes, capture.gpu_memory_is_numa
-        )
+        found = infer_cores(capture.numa_cpus, capture.lists_all_nodes, capture.node_is_socket)
     except TopologyError as error:
         raise TopologyError(f"{capture.source}: {error}") from None
     rows = tuple(

@@ -83,10 +83,8 @@ def read_lscpu(text: str, source: str) -> Capture:
 def _headings(line: str) -> list[str]:
     """Return the columns that a heading names, in lower case; none if the line is no heading."""
     line = line.lstrip("# ").lower()
-    if "," in line:
-        words = [(word.split() or [""])[0] for word in line.split(",")]
-    else:
-        words = line.split()
+    parts = line.split(",") if "," in line else line.split()
+    words = [(part.split() or [""])[0] for part in parts]
     # Caches stand in one column, as L1d:L1i:L2:L3, where columns were asked for.
     words = ["l1d" if word.startswith("l1d:") else word for word in words]
     names = {column.lower() for column in CpuColumn}
@@ -149,7 +147,8 @@ def _without_nodes(rows: tuple[CpuRow, ...], source: str) -> tuple[tuple[CpuRow,
 
 def is_lscpu_summary(text: str) -> bool:
     """Tell whether a text looks like what `lscpu` or `lscpu -J` prints."""
-    return re.search(r"^\W*(field\W+)?(CPU|Thread|Socket)\(s\)[^:\n]*:", text, re.M) is not None
+    first = r"^[ \t]*(CPU|Thread|Socket)\(s\)[^:\n]*:"
+    return '"lscpu"' in text[:100] or re.search(first, text, re.MULTILINE) is not None
 
 
 def read_lscpu_summary(text: str, source: str) -> Capture:
@@ -179,7 +178,9 @@ def read_lscpu_summary(text: str, source: str) -> Capture:
     sockets = 1 if fields.get("Socket(s)") == {"-"} else _count(fields, "Socket(s)", source)
     socket_of = _summary_sockets(list(used), sockets, len(set(core_of.values())), source)
     rows = tuple(
-        CpuRow(cpu, core_of[cpu], socket_of[node], node) for node, cpus in used.items() for cpu in cpus
+        CpuRow(cpu, core_of[cpu], socket_of[node], node)
+        for node, cpus in used.items()
+        for cpu in cpus
     )
     memory = {node: 0 for node in nodes if node not in used} if sockets == 1 else {}
     left_out = " and those without CPUs left out" if len(used) + len(memory) < len(nodes) else ""

@@ -9,7 +9,6 @@ from dataclasses import replace
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.capture import Capture, GpuPlace
 
-
 # Linux supports at most 8192 CPUs on any architecture; the margin costs nothing.
 MAX_CPU = 65535
 MAX_NUMA_ID = 1023
@@ -59,7 +58,7 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
 def is_gpu_matrix(text: str) -> bool:
     """Tell whether a text looks like the output of `nvidia-smi topo -m`."""
     text = _ESCAPE.sub("", text)
-    return re.search(r"^\s*GPU[0-9]+\s", text, re.MULTILINE) is not None
+    return re.search(r"^[ \t]*GPU[0-9]+\s", text, re.MULTILINE) is not None
 
 
 def is_numa_config(text: str) -> bool:
@@ -72,10 +71,11 @@ def _numa_configs(text: str) -> dict[str, int]:
     lines = _content_lines(text)
     found: dict[str, int] = {}
     for number, line in lines:
-        _, key, value = line.rpartition("numa_config")
+        _, key, value = line.lower().rpartition("numa_config")
         if not key and len(lines) > 1:
             continue
-        string = value.strip("\"' \t=,;") if not key else value.lstrip("\"' \t=:").rstrip("\"' \t,;")
+        # A colon at the beginning is the setting's, or else a NUMA node's without GPU.
+        string = value.strip("\"' \t,;{}").lstrip("\"' \t=:" if key else "")
         if ":" in string and re.fullmatch(r"[0-9,&: \t-]+", string):
             found.setdefault(string, number)
     return found
@@ -114,6 +114,8 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
     if "CPU Affinity" not in headings:
         raise TopologyError(f"{source}:{number}: has no column CPU Affinity; legal: one")
     rows: dict[str, GpuPlace] = {}
+    # The memory of a GPU is a NUMA node only beside NVIDIA Grace, of which each has its own.
+    node_is_socket = False
     links: dict[str, list[str]] = {}
     for number, line in lines[start + 1 :]:
         label = line.split(maxsplit=1)[0]
@@ -123,12 +125,14 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
         if label not in gpus or label in rows:
             problem = "is listed twice" if label in rows else "has no column"
             raise TopologyError(f"{where}: row {label} {problem}; legal: one row a GPU column")
-        rows[label], links[label] = _gpu_row(line, "\t" in header, headings, where)
+        rows[label], links[label], memory = _gpu_row(line, "\t" in header, headings, where)
+        node_is_socket |= "GPU NUMA ID" in headings and memory.isdecimal()
     missing = [gpu for gpu in gpus if gpu not in rows]
     if missing:
         raise TopologyError(f"{source}: row {missing[0]} is missing; legal: one row a GPU column")
     capture = _gpu_capture([rows[gpu] for gpu in gpus], source)
-    return replace(capture, islands=_islands([links[gpu] for gpu in gpus]))
+    islands = join_islands([links[gpu] for gpu in gpus], ("NV[0-9]+", "PIX|PXB"))
+    return replace(capture, islands=islands, node_is_socket=node_is_socket)
 
 
 def _is_header(line: str) -> bool:
@@ -137,16 +141,20 @@ def _is_header(line: str) -> bool:
     return cells[0] == "GPU0" and (len(cells) == 1 or not _LINK.fullmatch(cells[1]))
 
 
-def _islands(links: Sequence[Sequence[str]]) -> tuple[int, ...] | None:
-    """Return the island of each GPU: joined by NVLink, else by a PCIe switch; None = none is told.
+def join_islands(links: Sequence[Sequence[str]], kinds: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the island of each GPU; None = none is told.
 
-    Where NVLink joins all GPUs, as through an NVSwitch, it tells none apart.
+    Where one kind of link joins all GPUs, as NVLink through an NVSwitch, it tells none apart.
+
+    Args:
+        links: of each GPU to each.
+        kinds: patterns of links that join an island, the first that tells some apart counts.
     """
-    for kinds in ("NV[0-9]+", "PIX|PXB"):
+    for kind in kinds:
         island = list(range(len(links)))
         for gpu, row in enumerate(links):
             for other, link in enumerate(row):
-                if re.fullmatch(kinds, link):
+                if re.fullmatch(kind, link):
                     joined = {island[gpu], island[other]}
                     island = [min(joined) if i in joined else i for i in island]
         if 1 < len(set(island)) < len(links):
@@ -156,8 +164,8 @@ def _islands(links: Sequence[Sequence[str]]) -> tuple[int, ...] | None:
 
 def _gpu_row(
     line: str, tabs: bool, headings: Sequence[str], where: str
-) -> tuple[GpuPlace, list[str]]:
-    """Return the GPU of a row, and its links to all GPUs."""
+) -> tuple[GpuPlace, list[str], str]:
+    """Return the GPU of a row, its links to all GPUs, and what stands behind NUMA Affinity."""
     affinity = headings.index("CPU Affinity")
     cells = [cell.strip() for cell in line.split("\t")] if tabs else line.split()
     label, links, rest = cells[0], cells[1 : 1 + affinity], [*cells[1 + affinity :], "", ""]
@@ -178,7 +186,7 @@ def _gpu_row(
     to_gpus = [
         link for heading, link in zip(headings, links, strict=False) if heading.startswith("GPU")
     ]
-    return GpuPlace(label, numa_node, cpus), to_gpus
+    return GpuPlace(label, numa_node, cpus), to_gpus, "".join(rest[2:])
 
 
 def _gpu_capture(gpus: Sequence[GpuPlace], source: str) -> Capture:

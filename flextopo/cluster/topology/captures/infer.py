@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.model import MAX_NUMA_NODES
@@ -71,7 +72,8 @@ def _sibling_distance(listed: NodeCpus, owner: Mapping[int, int]) -> int:
     Linux numbers the first thread of all n cores, then the second, n further on: a NUMA node has
     two equal runs of CPUs n apart, between which those of other NUMA nodes lie. A run that goes on
     evenly (`0-7`; `0,2,4,6`) proves nothing. CPUs that are off line leave some without a partner;
-    then a whole NUMA node must pair up, or all first threads be there, and most must have partners.
+    then a whole NUMA node must pair up, or all first threads be there and most have partners, or
+    the only NUMA node that is listed be one of several equal ones.
     """
     highest = max(owner)
     checks = 0
@@ -87,9 +89,9 @@ def _sibling_distance(listed: NodeCpus, owner: Mapping[int, int]) -> int:
 def _distances(lists: Iterable[tuple[int, ...]]) -> Iterator[int]:
     """Yield how far apart the runs of each list begin, and end."""
     for cpus in lists:
-        stride = min((b - a for a, b in zip(cpus, cpus[1:], strict=False)), default=1)
-        begins = [b for a, b in zip(cpus, cpus[1:], strict=False) if b - a > stride]
-        ends = [a for a, b in zip(cpus, cpus[1:], strict=False) if b - a > stride]
+        stride = min((b - a for a, b in pairwise(cpus)), default=1)
+        begins = [b for a, b in pairwise(cpus) if b - a > stride]
+        ends = [a for a, b in pairwise(cpus) if b - a > stride]
         yield from (begin - cpus[0] for begin in begins)
         yield from (cpus[-1] - end for end in ends)
 
@@ -99,14 +101,25 @@ def _is_proven(distance: int, listed: NodeCpus, owner: Mapping[int, int]) -> boo
     if any(other not in (None, owner[cpu]) for cpu, other in partner.items()):
         return False
     paired = sum(other is not None for other in partner.values())
+    cores = len(owner) - paired
     whole = any(
         all(cpu + distance in owner or cpu - distance in owner for cpu in cpus)
         for cpus in listed.values()
     )
-    # Of one NUMA node alone, missing partners are no evidence of a server with CPUs off line.
     all_first = len(listed) > 1 and all(cpu in owner for cpu in range(distance))
-    most = 4 * paired > 3 * (len(owner) - paired)
-    return (whole and all_first) or ((whole or all_first) and most)
+    if all_first and (whole or 2 * paired > cores):
+        return True
+    return 4 * paired > 3 * cores and (whole or _is_one_of_several(distance, listed))
+
+
+def _is_one_of_several(distance: int, listed: NodeCpus) -> bool:
+    """Tell whether first threads of the only NUMA node listed are one of several equal runs."""
+    if len(listed) > 1:
+        return False
+    first = [cpu for cpus in listed.values() for cpu in cpus if cpu < distance]
+    size = len(first)
+    is_run = first[-1] - first[0] == size - 1
+    return is_run and first[0] % size == 0 and distance % size == 0 and distance > size
 
 
 def _unlisted(listed: NodeCpus, distance: int, empty: set[int]) -> dict[int, tuple[int, ...]]:
@@ -115,7 +128,8 @@ def _unlisted(listed: NodeCpus, distance: int, empty: set[int]) -> dict[int, tup
     Only where those listed show the rule that the cores of node n are nk to nk+k-1; else the
     others stay unknown. Where cores have two threads, there are as many cores as threads are apart.
     """
-    first = {node: [c for c in cpus if not distance or c < distance] for node, cpus in listed.items()}
+    end = distance or max(map(max, listed.values())) + 1
+    first = {node: [cpu for cpu in cpus if cpu < end] for node, cpus in listed.items()}
     size = max(map(len, first.values()))
     count = max(listed) + 1
     if distance and distance % size == 0:
@@ -159,11 +173,11 @@ def _reason(
     sockets = len(set(socket.values()))
     reason = f"assumed {sockets} socket(s) and {2 if distance else 1} hardware thread(s) a core"
     if distance:
-        reason += f", since CPUs {distance} apart are in one NUMA node each"
+        reason += f", since CPUs {distance} apart share NUMA nodes"
         alone = sum(len(threads) == 1 for ids in cores.values() for threads in ids)
         reason += f"; {alone} core(s) with a thread off line" if alone else ""
     else:
-        reason += ", since no CPUs at one distance pair up"
+        reason += ", since no equal runs of CPUs tell of two"
     if added:
-        reason += f"; NUMA nodes {', '.join(map(str, added))} are not listed, their CPUs follow"
+        reason += f"; NUMA node(s) {', '.join(map(str, added))} without GPU follow from the others"
     return reason

@@ -1,12 +1,13 @@
 """Load a server from any capture of it: the kind of each file is told by its content.
 
-Kinds: the FlexTopo custom resource, `lscpu -p`, `nvidia-smi topo -m`, MLPerf `numa_config`, hwloc
-XML and NCCL XML. Several files of one server may be given together, such as the cores from lscpu
+Kinds: the FlexTopo custom resource, lscpu, `nvidia-smi topo -m`, `rocm-smi --showtopo`, MLPerf
+`numa_config`, hwloc XML, and NCCL or RCCL XML. Several files of one server may be given together, such as the cores from lscpu
 and the GPUs from nvidia-smi.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from flextopo.cluster.topology.captures.from_lscpu import (
     read_lscpu,
     read_lscpu_summary,
 )
+from flextopo.cluster.topology.captures.from_rocm import is_rocm_smi, read_rocm_smi
 from flextopo.cluster.topology.captures.from_text import (
     is_gpu_matrix,
     is_numa_config,
@@ -57,8 +59,8 @@ __all__ = [
 ]
 
 KINDS = (
-    "FlexTopo resource (YAML, JSON), lscpu -p, nvidia-smi topo -m, MLPerf numa_config, hwloc XML, "
-    "NCCL XML"
+    "FlexTopo resource (YAML, JSON), lscpu -p, lscpu, nvidia-smi topo -m, rocm-smi --showtopo, "
+    "MLPerf numa_config, hwloc XML, NCCL or RCCL XML"
 )
 
 
@@ -88,17 +90,31 @@ def read_capture(path: str | Path) -> Capture | nx.DiGraph:
             )
         return read_hwloc(root, source) if root.tag == "topology" else read_nccl(root, source)
     text = decode_input(data, source)
-    if is_lscpu_summary(text) and "numa_config" not in text and not is_gpu_matrix(text):
-        return read_lscpu_summary(text, source)
-    if text.lstrip().startswith("{") or "apiVersion:" in text or "\nspec:" in text:
+    if re.search("^[\"{ ]*apiVersion\\b|^spec:", text, re.MULTILINE):
         return graph_from_resource(parse_document(text, source), source)
-    if is_gpu_matrix(text):
-        return read_gpu_matrix(text, source)
+    if is_gpu_matrix(text) or is_rocm_smi(text) or is_lscpu_summary(text):
+        return _read_report(text, source)
     if is_numa_config(text):
         return read_numa_config(text, source)
+    if text.lstrip().startswith("{"):
+        return graph_from_resource(parse_document(text, source), source)
     if is_lscpu(text):
         return read_lscpu(text, source)
     raise TopologyError(f"{source}: of no known kind; legal: {KINDS}")
+
+
+def _read_report(text: str, source: str) -> Capture:
+    """Read where GPUs are, what lscpu prints, or both of them pasted together."""
+    if not is_gpu_matrix(text) and not is_rocm_smi(text):
+        return read_lscpu_summary(text, source)
+    gpus = read_rocm_smi(text, source) if is_rocm_smi(text) else read_gpu_matrix(text, source)
+    if not is_lscpu_summary(text):
+        return gpus
+    try:
+        cpus = read_lscpu_summary(text, source)
+    except TopologyError as error:
+        return replace(gpus, warnings=(*gpus.warnings, f"{error}; what lscpu printed is not used"))
+    return replace(gpus, rows=cpus.rows, memory_nodes=cpus.memory_nodes, warnings=cpus.warnings)
 
 
 def load_server(
