@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from capture_texts import matrix
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.load import load_server, parse_cpu_list
@@ -23,16 +24,6 @@ def save(tmp_path: Path) -> Save:
         return path
 
     return write
-
-
-def matrix(rows: Sequence[tuple[str, str]], links: str = "SYS") -> str:
-    """Write an `nvidia-smi topo -m` table from (CPU affinity, NUMA affinity) of each GPU."""
-    names = [f"GPU{i}" for i in range(len(rows))]
-    lines = ["\t" + "\t".join([*names, "CPU Affinity", "NUMA Affinity", "GPU NUMA ID"])]
-    for i, (cpus, numa) in enumerate(rows):
-        cells = [" X " if i == j else links for j in range(len(rows))]
-        lines.append("\t".join([names[i], *cells, cpus, numa, "", "N/A"]))
-    return "\n".join(lines) + "\n"
 
 
 def lscpu(nodes: Sequence[tuple[int, int, str]], threads: int = 1) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -71,34 +71,48 @@ def _sibling_distance(listed: NodeCpus, owner: Mapping[int, int]) -> int:
 
     Linux numbers the first thread of all n cores, then the second, n further on: a NUMA node has
     two equal runs of CPUs n apart, between which those of other NUMA nodes lie. A run that goes on
-    evenly (`0-7`; `0,2,4,6`) proves nothing. CPUs that are off line leave some without a partner;
-    then a whole NUMA node must pair up, or all first threads be there and most have partners, or
-    the only NUMA node that is listed be one of several equal ones.
+    evenly (`0-7`; `0,2,4,6`), or would if all CPUs were on line, proves nothing. CPUs that are off
+    line leave some without a partner; then a whole NUMA node must pair up, or all first threads be
+    there and most have partners, or the only NUMA node listed be one of several equal ones.
     """
     highest = max(owner)
     checks = 0
     for distance in sorted(set(_distances(listed.values())), reverse=True):
-        checks += len(owner)
-        if distance <= highest < 2 * distance and _is_proven(distance, listed, owner):
+        if not distance <= highest < 2 * distance or checks > _MAX_CHECKS:
+            break
+        if _is_proven(distance, listed, owner):
             return distance
-        if checks > _MAX_CHECKS:
-            return 0
+        checks += len(owner)
     return 0
 
 
 def _distances(lists: Iterable[tuple[int, ...]]) -> Iterator[int]:
     """Yield how far apart the runs of each list begin, and end."""
     for cpus in lists:
-        stride = min((b - a for a, b in pairwise(cpus)), default=1)
+        stride = _stride(cpus)
         begins = [b for a, b in pairwise(cpus) if b - a > stride]
         ends = [a for a, b in pairwise(cpus) if b - a > stride]
         yield from (begin - cpus[0] for begin in begins)
         yield from (cpus[-1] - end for end in ends)
 
 
+def _stride(cpus: Sequence[int]) -> int:
+    return min((b - a for a, b in pairwise(cpus)), default=1)
+
+
+def _is_even(cpus: Sequence[int]) -> bool:
+    return cpus[-1] - cpus[0] == _stride(cpus) * (len(cpus) - 1)
+
+
 def _is_proven(distance: int, listed: NodeCpus, owner: Mapping[int, int]) -> bool:
+    """Tell whether the CPUs on line prove that threads of a core are so far apart."""
     partner = {cpu: owner.get(cpu + distance) for cpu in owner}
     if any(other not in (None, owner[cpu]) for cpu, other in partner.items()):
+        return False
+    filled = (
+        {cpu % distance + d for cpu in cpus for d in (0, distance)} for cpus in listed.values()
+    )
+    if all(_is_even(sorted(cpus)) for cpus in filled):
         return False
     paired = sum(other is not None for other in partner.values())
     cores = len(owner) - paired
@@ -119,7 +133,7 @@ def _is_one_of_several(distance: int, listed: NodeCpus) -> bool:
     first = [cpu for cpus in listed.values() for cpu in cpus if cpu < distance]
     size = len(first)
     is_run = first[-1] - first[0] == size - 1
-    return is_run and first[0] % size == 0 and distance % size == 0 and distance > size
+    return is_run and first[0] % size == 0 and distance % size == 0
 
 
 def _unlisted(listed: NodeCpus, distance: int, empty: set[int]) -> dict[int, tuple[int, ...]]:

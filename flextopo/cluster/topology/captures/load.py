@@ -90,7 +90,7 @@ def read_capture(path: str | Path) -> Capture | nx.DiGraph:
             )
         return read_hwloc(root, source) if root.tag == "topology" else read_nccl(root, source)
     text = decode_input(data, source)
-    if re.search("^[\"{ ]*apiVersion\\b|^spec:", text, re.MULTILINE):
+    if re.search('apiVersion"?:|^spec:', text, re.MULTILINE):
         return graph_from_resource(parse_document(text, source), source)
     if is_gpu_matrix(text) or is_rocm_smi(text) or is_lscpu_summary(text):
         return _read_report(text, source)
