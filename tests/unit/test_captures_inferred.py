@@ -1,5 +1,6 @@
 """Cores, sockets and unlisted NUMA nodes of servers of which only the CPUs of NUMA nodes are known."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,9 @@ def test_a_numa_node_of_grace_is_a_socket(
     model, _ = load_server(save(grace(superchips, gpus)))
     sockets = tuple(range(superchips))
     assert model == ServerModel("server", gpu_numa, sockets, (72,) * superchips)
+    # Some drivers list the NUMA nodes of GPU memory beside that of the CPUs.
+    with_memory = re.sub(r"\t(\d)\t\t", r"\t\1,35-41\t\t", grace(superchips, gpus))
+    assert load_server(save(with_memory))[0] == model
 
 
 def test_a_numa_node_of_grace_is_a_socket_in_a_dump_as_well(save: Save) -> None:
