@@ -90,7 +90,7 @@ def test_threads_that_share_a_cache_are_one_core(save: Save) -> None:
     assert (model.numa_cores, len(warnings)) == ((2,), 1)
 
 
-@pytest.mark.parametrize("sockets", [2, 8, 16, 24, 32])
+@pytest.mark.parametrize("sockets", [3, 4, 8, 16, 24, 32])
 def test_a_virtual_machine_whose_cpus_are_sockets(sockets: int, save: Save, tmp_path: Path) -> None:
     gpus = tmp_path / "gpus"
     gpus.write_text(matrix([(f"0-{sockets - 1}", "0")] * 2))
@@ -123,9 +123,12 @@ def test_more_sockets_than_a_model_holds(save: Save) -> None:
         load_server(save("".join(rows)))
 
 
-def test_a_node_over_two_sockets_of_several_cores_is_cut(save: Save) -> None:
-    model, _ = load_server(save("".join(f"{cpu},{cpu},{cpu // 4},0\n" for cpu in range(8))))
-    assert (model.numa_socket, model.numa_cores) == ((0, 1), (4, 4))
+@pytest.mark.parametrize(("sockets", "cores"), [(2, 1), (2, 16), (4, 2), (8, 4)])
+def test_a_node_over_sockets_of_a_real_server_is_cut(sockets: int, cores: int, save: Save) -> None:
+    rows = [f"{cpu},{cpu},{cpu // cores},0\n" for cpu in range(sockets * cores)]
+    model, warnings = load_server(save("".join(rows)))
+    assert (model.numa_socket, model.numa_cores) == (tuple(range(sockets)), (cores,) * sockets)
+    assert any("NUMA node 0 spans several sockets; cut into one" in text for text in warnings)
 
 
 def summary(threads: int, cores: int, sockets: int, *nodes: str, online: str = "") -> str:

@@ -137,12 +137,23 @@ def check_cores(model: ServerModel, source: str) -> None:
         )
 
 
-def merge_sockets(capture: Capture) -> Capture:
-    """Count sockets as one where a NUMA node spans more of them than a real server has.
+def are_virtual(sockets: int, most_cores: int) -> bool:
+    """Tell whether sockets that share a NUMA node are a virtual machine's.
 
-    Virtual machines often make each CPU a socket, all on one NUMA node. Sockets that share a NUMA
-    node become one where each has one core, or where there are more than a model can hold; two
-    sockets of a real server that share a NUMA node stay (`numa_domains` cuts the node).
+    Virtual machines often make each CPU a socket. Real sockets that share a NUMA node, as where the
+    firmware interleaves memory, have several cores, or are two.
+
+    Args:
+        sockets: how many share the NUMA node.
+        most_cores: cores of the largest of them.
+    """
+    return sockets > 2 and most_cores == 1
+
+
+def merge_sockets(capture: Capture) -> Capture:
+    """Count sockets as one where they share a NUMA node and only a virtual machine has such.
+
+    Sockets of a real server that share a NUMA node stay: `numa_domains` cuts the node.
 
     Args:
         capture: with rows.
@@ -157,7 +168,8 @@ def merge_sockets(capture: Capture) -> Capture:
         spans.setdefault(row.numa_node, set()).add(row.socket)
     merged = {socket: socket for socket in cores}
     for sockets in spans.values():
-        if len(cores) > MAX_SOCKETS or all(len(cores[socket]) == 1 for socket in sockets):
+        most = max(len(cores[socket]) for socket in sockets)
+        if len(cores) > MAX_SOCKETS or are_virtual(len(sockets), most):
             joined = {merged[socket] for socket in sockets}
             merged = {s: min(joined) if m in joined else m for s, m in merged.items()}
     count = len(set(merged.values()))

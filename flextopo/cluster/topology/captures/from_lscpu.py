@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.topology.captures.capture import Capture, CpuRow
+from flextopo.cluster.topology.captures.capture import Capture, CpuRow, are_virtual
 from flextopo.cluster.topology.captures.from_text import MAX_CPU, MAX_NUMA_ID, parse_cpu_list
 from flextopo.cluster.topology.model import MAX_SOCKETS
 
@@ -137,9 +137,10 @@ def _split_cores(
 
 def _without_nodes(rows: tuple[CpuRow, ...], source: str) -> tuple[tuple[CpuRow, ...], str]:
     """Count each socket as a NUMA node, or all as one where those are a virtual machine's."""
-    sockets = {row.socket for row in rows}
-    cores = {(row.socket, row.core) for row in rows}
-    if len(sockets) > MAX_SOCKETS or len(cores) == len(sockets) > 2:
+    cores = Counter(socket for socket, _ in {(row.socket, row.core) for row in rows})
+    if len(cores) > MAX_SOCKETS or (
+        len(cores) > 2 and are_virtual(len(cores), max(cores.values()))
+    ):
         return rows, f"{source}: tells no NUMA nodes; counted as one"
     rows = tuple(row._replace(numa_node=row.socket) for row in rows)
     return rows, f"{source}: tells no NUMA nodes; each socket counts as one NUMA node"
@@ -219,8 +220,7 @@ def _summary_nodes(fields: Mapping[str, set[str]], source: str) -> dict[int, tup
 def _summary_sockets(nodes: list[int], sockets: int, cores: int, source: str) -> dict[int, int]:
     if len(nodes) % sockets == 0:
         return {node: i * sockets // len(nodes) for i, node in enumerate(nodes)}
-    # Sockets of one core are a virtual machine's, as in `merge_sockets`.
-    if cores == sockets or sockets > MAX_SOCKETS:
+    if sockets > MAX_SOCKETS or are_virtual(sockets, -(-cores // sockets)):
         return {node: i for i, node in enumerate(nodes)}
     raise TopologyError(
         f"{source}: {sockets} sockets and {len(nodes)} NUMA nodes with CPUs, which does not tell "
