@@ -84,6 +84,12 @@ def test_core_numbers_that_start_again_for_another_type_of_cpu(text: str, save: 
     assert "4 cores by their L1d caches, 2 by the column Core" in warnings[0]
 
 
+def test_caches_that_are_not_told_tell_no_cores_apart(save: Save) -> None:
+    for cache in ("", "-"):
+        text = CACHES + "".join(f"{i},{i % 2},0,0,,{cache or ''},,,\n" for i in range(4))
+        assert load_server(save(text))[0].numa_cores == (2,)
+
+
 def test_threads_that_share_a_cache_are_one_core(save: Save) -> None:
     text = CACHES + "".join(f"{i},{i % 2},0,0,,{i % 2},{i % 2},0,0\n" for i in range(4))
     model, warnings = load_server(save(text))
@@ -214,6 +220,14 @@ def test_plain_text_beside_a_matrix_or_with_it(save: Save, tmp_path: Path) -> No
     model, warnings = load_server(save(f"$ lscpu\n{plain}\n$ nvidia-smi topo -m\n{gpus}"))
     assert model == expected
     assert "dealt out to 2 socket(s) in order" in warnings[0]
+    listed = "".join(f"{i},{i % 8},{i % 8 // 4},{i % 8 // 4}\n" for i in range(16))
+    model, warnings = load_server(
+        save(f"$ lscpu -p\n# CPU,Core,Socket,Node\n{listed}$ topo\n{gpus}")
+    )
+    assert (model, warnings) == (expected, [])
+    model, warnings = load_server(save(f"0,0,0,0\n1,x,0,0\n{gpus}"))
+    assert model == expected
+    assert "server:2: Core is 'x'; legal: 0 to 65535; what lscpu printed is not used" in warnings[0]
     model, warnings = load_server(save(summary(2, 4, 2, "0-15") + gpus))
     assert model == expected
     assert "what lscpu printed is not used" in warnings[0]

@@ -124,7 +124,7 @@ def _split_cores(
     read: list[tuple[CpuRow, Line]], source: str
 ) -> tuple[tuple[CpuRow, ...], list[str]]:
     """Give cores of one number that have L1d caches of their own numbers of their own."""
-    caches = [line.get("l1d", "").partition(":")[0] for _, line in read]
+    caches = [line.get("l1d", "").partition(":")[0].strip("-") for _, line in read]
     keys = [(row[1:], cache) for (row, _), cache in zip(read, caches, strict=True)]
     cores = len({row for row, _ in keys})
     if len(set(keys)) == cores or not all(caches):
@@ -138,9 +138,7 @@ def _split_cores(
 def _without_nodes(rows: tuple[CpuRow, ...], source: str) -> tuple[tuple[CpuRow, ...], str]:
     """Count each socket as a NUMA node, or all as one where those are a virtual machine's."""
     cores = Counter(socket for socket, _ in {(row.socket, row.core) for row in rows})
-    if len(cores) > MAX_SOCKETS or (
-        len(cores) > 2 and are_virtual(len(cores), max(cores.values()))
-    ):
+    if len(cores) > MAX_SOCKETS or are_virtual(len(cores), max(cores.values())):
         return rows, f"{source}: tells no NUMA nodes; counted as one"
     rows = tuple(row._replace(numa_node=row.socket) for row in rows)
     return rows, f"{source}: tells no NUMA nodes; each socket counts as one NUMA node"

@@ -1,8 +1,8 @@
 """Load a server from any capture of it: the kind of each file is told by its content.
 
 Kinds: the FlexTopo custom resource, lscpu, `nvidia-smi topo -m`, `rocm-smi --showtopo`, MLPerf
-`numa_config`, hwloc XML, and NCCL or RCCL XML. Several files of one server may be given together, such as the cores from lscpu
-and the GPUs from nvidia-smi.
+`numa_config`, hwloc XML, and NCCL or RCCL XML. Several files of one server may be given together,
+such as the cores from lscpu and the GPUs from nvidia-smi.
 """
 
 from __future__ import annotations
@@ -108,13 +108,22 @@ def _read_report(text: str, source: str) -> Capture:
     if not is_gpu_matrix(text) and not is_rocm_smi(text):
         return read_lscpu_summary(text, source)
     gpus = read_rocm_smi(text, source) if is_rocm_smi(text) else read_gpu_matrix(text, source)
-    if not is_lscpu_summary(text):
-        return gpus
     try:
-        cpus = read_lscpu_summary(text, source)
+        cpus = _read_pasted_lscpu(text, source)
     except TopologyError as error:
         return replace(gpus, warnings=(*gpus.warnings, f"{error}; what lscpu printed is not used"))
+    if cpus is None:
+        return gpus
     return replace(gpus, rows=cpus.rows, memory_nodes=cpus.memory_nodes, warnings=cpus.warnings)
+
+
+def _read_pasted_lscpu(text: str, source: str) -> Capture | None:
+    """Read what lscpu printed, if it is there, from among other lines."""
+    if is_lscpu(text):
+        # The other lines stay, empty, so that messages count right.
+        lines = (line if re.match("#|[0-9]+,", line) else "" for line in text.splitlines())
+        return read_lscpu("\n".join(lines), source)
+    return read_lscpu_summary(text, source) if is_lscpu_summary(text) else None
 
 
 def load_server(
