@@ -92,6 +92,8 @@ def test_a_matrix_leaves_numa_nodes_out_as_well(save: Save) -> None:
     model, warnings = load_server(save(matrix([("0-15,32-47", "0")] * 4)))
     assert (model.numa_cores, model.numa_socket, model.gpu_numa) == ((16, 16), (0, 1), (0,) * 4)
     assert "NUMA node(s) 1 without GPU follow from the others" in warnings[0]
+    model, _ = load_server(save(matrix([("24-31,56-62", "3")])))
+    assert (model.numa_cores, model.gpu_numa) == ((8,) * 4, (3,))
     # Where no NUMA node is told, there may be none.
     assert load_server(save(matrix([("0-15,32-47", "N/A")])))[0].numa_cores == (16,)
 

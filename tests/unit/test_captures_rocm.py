@@ -72,6 +72,8 @@ def test_gpus_that_xgmi_joins_are_islands(save: Save) -> None:
 
 
 def test_one_number_stands_in_for_the_other(save: Save) -> None:
+    text = showtopo([1, 0]).replace("Numa Affinity: 1", "Numa Affinity: 2")
+    assert load_server(save("cores", CORES), save("gpus", text))[0].gpu_numa == (1, 0)
     text = showtopo([1, 0]).replace("Numa Node: 1", "Numa Node: -1")
     assert load_server(save("cores", CORES), save("gpus", text))[0].gpu_numa == (1, 0)
 
