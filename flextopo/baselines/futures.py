@@ -32,7 +32,7 @@ from flextopo.cluster.state.arrays import (
     STARTING,
     TERMINATING,
 )
-from flextopo.cluster.state.schema import NEVER_S, POD_DTYPE, blank
+from flextopo.cluster.state.schema import ALL_MEMBERS, NEVER_S, POD_DTYPE, blank
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.batch_jobs import BatchJobs, generate_jobs
 from flextopo.cluster.workload.batch_pods import (
@@ -67,7 +67,8 @@ class InformationState:
         live: (P,) LIVE_DTYPE; `next_s` is known where a grace period or a back-off ends, or a pending
             pod will be asked about again; elsewhere 0.
         gone: (P,) bool, replicas that have been scaled down and still hold resources.
-        service: (P,) int64, -1 for batch pods, replicas of no service and those that are gone.
+        service: (P,) int64, -1 for batch pods, replicas of no service and those that are gone; a gang is
+            one replica, and its leader stands for it.
         job: (P,) int64, the same for the members of a PodGroup and the workers of an elastic job.
         elastic: (P,) bool, a worker of an elastic job.
         replica_service: (H,) int64.
@@ -107,10 +108,14 @@ class InformationState:
         waits = (state["status"] == PENDING) & (state["heap_at"] >= 0)  # to be asked again
         known_s = np.isin(state["status"], (NOMINATED, TERMINATING, BACKING_OFF)) | waits
         state["next_s"][~known_s] = 0
+        _count_done(pods, seen, live["status"] == DONE)
         service = seen["service"].astype(np.int64)
         job, elastic = find_jobs(seen)
-        online = np.flatnonzero(seen["online"] & (seen["service"] >= 0))
+        leads = ~_follows(seen["group"])
+        online = np.flatnonzero(seen["online"] & (seen["service"] >= 0) & leads)
         gone = seen["online"] & (seen["depart_s"] <= now)
+        gpus = np.add.reduceat(seen["gpus"].astype(np.int64), np.flatnonzero(leads))
+        of_leader = np.cumsum(leads) - 1
         left = seen["depart_s"][online]
         fleet = Fleet(sim.state.models, tuple(c.nodes["model"].tolist()), sim.network)
         return cls(
@@ -120,17 +125,37 @@ class InformationState:
             pods=pods,
             live=state,
             gone=gone[rows],
-            service=np.where(gone, -1, service)[rows],
+            service=np.where(gone | ~leads, -1, service)[rows],
             job=job[rows],
             elastic=elastic[rows],
             replica_service=service[online],
-            replica_gpus=seen["gpus"][online].astype(np.int64),
+            replica_gpus=gpus[of_leader[online]],
             replica_arrive_s=seen["arrive_s"][online],
             replica_depart_s=np.where(left <= now, left, NEVER_S),
             num_gpus=fleet.num_gpus,
             gpus_per_server=fleet.gpus_per_server,
             cores_per_gpu=fleet.cores_per_gpu,
         )
+
+
+def _follows(group: Ints) -> Bools:
+    """Say which rows belong to the PodGroup of the row before, (N,) bool."""
+    found = np.zeros(len(group), np.bool_)
+    found[1:] = (group[1:] >= 0) & (group[1:] == group[:-1])
+    return found
+
+
+def _count_done(pods: npt.NDArray[Any], seen: npt.NDArray[Any], done: Bools) -> None:
+    """Let PodGroups need as many members less as are done, since those are not among the pods any more."""
+    some = seen["min_members"] < ALL_MEMBERS
+    some &= seen["group"] >= 0
+    if not (some & done).any():
+        return
+    size, ended = (np.bincount(seen["group"][some], weights) for weights in (None, done[some]))
+    least = (pods["min_members"] < ALL_MEMBERS) & (pods["group"] >= 0)
+    of = pods["group"][least]
+    need = np.minimum(size[of], pods["min_members"][least]) - ended[of]
+    pods["min_members"][least] = np.maximum(need, 0)
 
 
 @dataclass(frozen=True)
@@ -177,6 +202,7 @@ def sample_futures(
         present = _sample_present(config, known, rng)
         replicas = _replicas(config, known, present, runs, sample, rng)
         jobs, num_pdbs = _jobs(config, known, generate_jobs(fresh, *shape, rng.spawn(4)), rng)
+        jobs["group"][jobs["group"] >= 0] += replicas["group"].max(initial=-1) + 1
         arrivals = np.concatenate((replicas, jobs))
         arrivals = arrivals[np.argsort(arrivals["arrive_s"], kind="stable")]
         arrivals["group"][arrivals["group"] >= 0] += present["group"].max(initial=-1) + 1
@@ -408,12 +434,24 @@ def _replicas(
     keys = known.service[online] * levels + level[online]
     present["depart_s"] = np.where(known.gone, known.now_s, NEVER_S)
     present["depart_s"][online] = [leaves.get(key, NEVER_S) for key in keys.tolist()]
-    like = {int(known.service[row]): int(row) for row in online}
+    rows = np.arange(len(present))
+    leader = np.maximum.accumulate(np.where(_follows(present["group"]), 0, rows))
+    present["depart_s"] = present["depart_s"][leader]
+    like = {int(known.service[row]): np.flatnonzero(leader == row) for row in online}
     coming = np.flatnonzero(mine & (runs.present == 0))
     coming = coming[[int(s) in like for s in runs.service[coming]]] if len(coming) else coming
-    pods = present[[like[int(s)] for s in runs.service[coming]]]
-    pods["arrive_s"], pods["depart_s"] = runs.arrive_s[coming], runs.depart_s[coming]
-    pods["start_s"] = _start_up(config, np.zeros(len(pods)), 1.0 - rng.random(len(pods)))
+    members = [like[int(s)] for s in runs.service[coming]]
+    sizes = np.array([len(rows) for rows in members], np.int64)
+    pods: npt.NDArray[Any] = present[np.concatenate([*members, np.zeros(0, np.int64)])]
+    start_s = _start_up(config, np.zeros(len(coming)), 1.0 - rng.random(len(coming)))
+    for name, values in (
+        ("arrive_s", runs.arrive_s[coming]),
+        ("depart_s", runs.depart_s[coming]),
+        ("start_s", start_s),
+        ("group", np.cumsum(sizes > 1) - 1),
+    ):
+        pods[name] = np.repeat(values, sizes)
+    pods["group"][np.repeat(sizes == 1, sizes)] = -1
     return pods
 
 

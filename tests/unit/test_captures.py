@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from capture_texts import matrix
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.load import load_server, parse_cpu_list
@@ -23,16 +24,6 @@ def save(tmp_path: Path) -> Save:
         return path
 
     return write
-
-
-def matrix(rows: Sequence[tuple[str, str]], links: str = "SYS") -> str:
-    """Write an `nvidia-smi topo -m` table from (CPU affinity, NUMA affinity) of each GPU."""
-    names = [f"GPU{i}" for i in range(len(rows))]
-    lines = ["\t" + "\t".join([*names, "CPU Affinity", "NUMA Affinity", "GPU NUMA ID"])]
-    for i, (cpus, numa) in enumerate(rows):
-        cells = [" X " if i == j else links for j in range(len(rows))]
-        lines.append("\t".join([names[i], *cells, cpus, numa, "", "N/A"]))
-    return "\n".join(lines) + "\n"
 
 
 def lscpu(nodes: Sequence[tuple[int, int, str]], threads: int = 1) -> str:
@@ -180,9 +171,9 @@ def test_gpus_near_several_numa_nodes_are_dealt_out_in_order(save: Save) -> None
 def test_a_table_alone_counts_physical_cores(save: Save) -> None:
     spans = ["0-3,16-19", "8-11,24-27"]
     model, warnings = load_server(save("t.txt", matrix([(spans[0], "0"), (spans[1], "2")])))
-    # NUMA node 1 has no GPU: its CPUs 4-7 and 20-23 follow from those of its neighbours.
-    assert (model.numa_cores, model.gpu_numa) == ((4, 4, 4), (0, 2))
-    assert "assumed 3 socket(s) and 2 hardware thread(s) a core" in warnings[0]
+    # NUMA nodes 1 and 3 have no GPU: threads 16 apart tell of 16 cores, those listed of 4 a node.
+    assert (model.numa_cores, model.gpu_numa) == ((4, 4, 4, 4), (0, 2))
+    assert "assumed 2 socket(s) and 2 hardware thread(s) a core" in warnings[0]
 
 
 def test_a_real_looking_table_with_network_cards_legend_and_escapes(save: Save) -> None:

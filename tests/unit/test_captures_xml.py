@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from capture_texts import nccl, pci
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.from_xml import parse_cpu_mask
@@ -139,18 +140,6 @@ def test_hwloc_without_numa_nodes_and_without_cores(save: Save) -> None:
     assert load_server(save(text))[0] == ServerModel("host", (), (0,), (2,))
 
 
-def nccl(*nodes: tuple[str, str, str]) -> str:
-    cpus = "".join(
-        f'<cpu numaid="{i}" affinity="{mask}" arch="x86_64">{inner}</cpu>'
-        for i, mask, inner in nodes
-    )
-    return f'<system version="1">{cpus}</system>'
-
-
-def pci(bus_id: str, inner: str = "", kind: str = "0x030200", vendor: str = "0x10de") -> str:
-    return f'<pci busid="{bus_id}" class="{kind}" vendor="{vendor}">{inner}</pci>'
-
-
 def test_nccl_gpus_behind_switches_by_bus_id(save: Save) -> None:
     nic = pci("0000:02:00.0", kind="0x020000", vendor="0x15b3")
     video = pci("0000:00:02.0", kind="0x030000", vendor="0x1a03")
@@ -187,6 +176,114 @@ def test_cores_of_hwloc_and_gpus_of_nccl(save: Save, tmp_path: Path) -> None:
     bare = re.sub(r'<object type="Bridge">.*?</object></object>', "", two_packages())
     model, warnings = load_server(save(machine(bare.replace(NO_GPU_PCI, ""))), other)
     assert (model.gpu_numa, model.num_sockets, warnings) == ((0, 1), 2, [])
+
+
+def one_numa_package(index: int, numa_node: int, cpus: range) -> str:
+    return part("Package", index, cpus, numa(numa_node, cpus) + cores(cpus))
+
+
+@pytest.mark.parametrize(
+    ("packages", "nodes", "sockets"),
+    [
+        ((0, 2, 1, 3), (0, 2, 1, 3), (0, 1, 2, 3)),
+        ((1, 0), (1, 0), (0, 1)),
+        ((3612, 36), (1, 0), (0, 1)),
+        ((36, 3612), (0, 1), (0, 1)),
+        ((0, 3, 1, 2), (0, 1, 2, 3), (0, 3, 1, 2)),
+        ((0, 0), (0, 1), (0, 1)),
+    ],
+)
+def test_hwloc_packages_go_by_their_numbers(
+    packages: tuple[int, ...], nodes: tuple[int, ...], sockets: tuple[int, ...], save: Save
+) -> None:
+    places = enumerate(zip(packages, nodes, strict=True))
+    text = "".join(one_numa_package(*ids, range(2 * i, 2 * i + 2)) for i, ids in places)
+    model, _ = load_server(save(machine(text)))
+    assert (model.numa_socket, model.numa_cores) == (sockets, (2,) * len(nodes))
+    first_cpus = sorted((node, 2 * i) for i, node in enumerate(nodes))
+    assert [ids[0] for ids in model.cores] == [cpu for _, cpu in first_cpus]
+
+
+def test_hwloc_core_numbers_that_start_again_within_a_package(save: Save) -> None:
+    first = '<object type="Core" os_index="{0}"><object type="PU" os_index="{1}"/></object>'
+    dies = "".join(
+        part(
+            "Die",
+            die,
+            range(2 * die, 2 * die + 2),
+            first.format(0, 2 * die) + first.format(1, 2 * die + 1),
+        )
+        for die in (0, 1)
+    )
+    text = machine(part("Package", 0, range(4), numa(0, range(4)) + dies))
+    assert load_server(save(text))[0] == ServerModel("host", (), (0,), (4,))
+
+
+def test_hwloc_of_a_virtual_machine_whose_cpus_are_sockets(save: Save) -> None:
+    packages = (
+        part("Package", cpu, range(cpu, cpu + 1), cores(range(cpu, cpu + 1))) for cpu in range(12)
+    )
+    model, warnings = load_server(save(machine(numa(0, range(12)) + "".join(packages))))
+    assert model == ServerModel("host", (), (0,), (12,))
+    assert "12 sockets counted as 1, since NUMA nodes span them" in warnings[0]
+
+
+def in_cgroup(content: str, info: str = "", **masks: str) -> str:
+    written = " ".join(f'{name}="{mask}"' for name, mask in masks.items())
+    return machine(content + info).replace('type="Machine"', f'type="Machine" {written}')
+
+
+CGROUP = '<info name="LinuxCgroup" value="/kubepods/pod"/>'
+
+
+@pytest.mark.parametrize(
+    ("masks", "info", "message"),
+    [
+        (
+            {"cpuset": "0xff", "complete_cpuset": "0x0000ffff"},
+            CGROUP,
+            "only part of the machine is seen, 8 of 16 CPUs; its cgroup hides the others",
+        ),
+        (
+            {"cpuset": "0xff", "complete_cpuset": "0xffff", "allowed_cpuset": "0xff"},
+            "",
+            "8 of 16 CPUs; a cgroup or being off line hides the others",
+        ),
+        (
+            {"cpuset": "0xff", "complete_cpuset": "0xff", "allowed_cpuset": "0x3"},
+            "",
+            "its cgroup allows 2 of 8 CPUs; the machine is counted whole",
+        ),
+        ({"cpuset": "0xff", "complete_cpuset": "0xff", "allowed_cpuset": "0xff"}, CGROUP, ""),
+        ({"cpuset": "0xff"}, "", ""),
+    ],
+)
+def test_hwloc_inside_a_cgroup(masks: dict[str, str], info: str, message: str, save: Save) -> None:
+    model, warnings = load_server(save(in_cgroup(two_packages(), info, **masks)))
+    assert model.numa_cores == (4, 4)
+    assert len(warnings) == bool(message)
+    assert message in "".join(warnings)
+
+
+def test_hwloc_numa_nodes_that_a_cgroup_hides(save: Save) -> None:
+    hidden = two_packages().replace(numa(1, range(4, 8)), "")
+    named = re.sub(r'type="PU" os_index="([4-7])"', r'\g<0> complete_nodeset="0x2"', hidden)
+    model, _ = load_server(save(machine(named)))
+    assert (model.numa_socket, model.numa_cores, model.gpu_numa) == ((0, 1), (4, 4), (1, 0))
+    with pytest.raises(TopologyError, match=r"CPU 4 is in no NUMANode's cpuset; legal: one"):
+        load_server(save(machine(hidden)))
+
+
+def test_rccl_is_read_as_nccl_is(save: Save) -> None:
+    kind, vendor = "0x120000", "0x1002"
+    first = pci("0000:c1:00.0", '<gpu dev="1" gcn="gfx942" arch="3328"/>', kind, vendor)
+    second = pci("0000:05:00.0", '<gpu dev="0" gcn="gfx942" arch="3328"/>', kind, vendor)
+    idle = pci("0000:e1:00.0", "", "0x038000", vendor)
+    masks = ("000f000f", "00f000f0")
+    model, _ = load_server(save(nccl(("0", masks[0], second), ("1", masks[1], first))))
+    assert model.gpu_numa == (0, 1)
+    model, _ = load_server(save(nccl(("0", masks[0], second), ("1", masks[1], first + idle))))
+    assert model.gpu_numa == (0, 1, 1)
 
 
 BOMB = (

@@ -33,6 +33,7 @@ from flextopo.cli.configuration import (
 from flextopo.cli.reference import fill, walk
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import ADMISSIONS
+from flextopo.cluster.topology.model import PRESETS
 from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.policies.shipped import zoo_names
 
@@ -253,8 +254,8 @@ def test_completions_are_the_names_that_commands_take() -> None:
     assert names(completion.selector_list("godel,g")) == ["godel,greedy-cost", "godel,gfs"]
     assert names(completion.policy_list("")) == ["all", "none", *zoo_names()]
     assert completion.servers("") == [(of, name) for name, (of, _) in ENVIRONMENTS.items()]
-    assert names(completion.servers("8*rtx4090,8*")) == ["8*rtx4090,8*rtx4090", "8*rtx4090,8*a100"]
-    assert names(completion.sources("")) == ["rtx4090", "a100", "detect"]
+    assert names(completion.servers("8*rtx4090,8*")) == [f"8*rtx4090,8*{name}" for name in PRESETS]
+    assert names(completion.sources("")) == [*PRESETS, "detect"]
     assert names(completion.algorithms("i")) == ["imitation"]
     assert names(completion.admissions("")) == list(ADMISSIONS)
     assert names(completion.workload_fields("burst_f")) == ["burst_factor="]

@@ -13,7 +13,7 @@ from flextopo.cli.topology import app
 from flextopo.cli.topology_drawing import POD_COLOURS, draw_png, format_cpu_list
 from flextopo.cluster.errors import FlextopoError, TopologyError, UnknownNameError
 from flextopo.cluster.topology.flextopo import build_graph, mark_used
-from flextopo.cluster.topology.model import ServerModel, preset
+from flextopo.cluster.topology.model import PRESETS, ServerModel, preset
 from flextopo.cluster.topology.model_from_graph import server_model_from_graph
 from flextopo.cluster.topology.resource import read_resource, write_resource
 
@@ -151,9 +151,9 @@ def test_detect_shows_and_writes_this_machine(tmp_path: Path) -> None:
 def test_presets_are_listed() -> None:
     lines = run("presets")[0].splitlines()
     assert lines[0].startswith("rtx4090    2 sockets, 8 NUMA nodes, 64 cores, 8 x NVIDIA GeForce")
-    assert lines[3] == "@leaf8     a network above servers: 8 on a leaf, 4 leaves a block"
+    assert lines[7] == "@leaf8     a network above servers: 8 on a leaf, 4 leaves a block"
     found = json.loads(run("presets", "--json")[0])
-    assert [row["name"] for row in found["servers"]] == ["rtx4090", "a100"]
+    assert [row["name"] for row in found["servers"]] == list(PRESETS)
     assert found["servers"][0]["gpu_numa"] == [3, 2, 1, 0, 7, 6, 5, 4]
     assert found["networks"][1] == {"name": "leaf8", "servers_a_leaf": 8, "leaves_a_block": 4}
 
@@ -207,7 +207,7 @@ def test_show_draws_the_network(tmp_path: Path) -> None:
 
 
 def test_unknown_sources() -> None:
-    with pytest.raises(UnknownNameError, match="unknown server 'h100'; legal: a100, detect, rtx"):
+    with pytest.raises(UnknownNameError, match="unknown server 'h100'; legal: a100, detect, dgx-"):
         run("show", "h100")
     with pytest.raises(TopologyError, match=r"h100\.xml: no such file"):
         run("export", "h100.xml")

@@ -88,6 +88,17 @@ def test_sys_of_a_virtual_machine(tmp_path: Path) -> None:
     assert detect(tmp_path, no_command)[0] == ServerModel("this-machine", (), (0,), (2,))
 
 
+def test_sys_of_a_virtual_machine_whose_cpus_are_sockets(tmp_path: Path) -> None:
+    system = tmp_path / "sys/devices/system"
+    for cpu in range(12):
+        write(system / f"cpu/cpu{cpu}/topology/physical_package_id", cpu)
+        write(system / f"cpu/cpu{cpu}/topology/core_cpus_list", cpu)
+    write(system / "node/node0/cpulist", "0-11")
+    model, warnings = detect(tmp_path, no_command)
+    assert model == ServerModel("this-machine", (), (0,), (12,))
+    assert any("12 sockets counted as 1, since NUMA nodes span them" in text for text in warnings)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

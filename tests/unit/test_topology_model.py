@@ -9,7 +9,7 @@ import pytest
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.flextopo import build_graph
 from flextopo.cluster.topology.graph import EdgeType
-from flextopo.cluster.topology.model import ServerModel, preset
+from flextopo.cluster.topology.model import PRESETS, ServerModel, preset
 from flextopo.cluster.topology.model_from_graph import server_model_from_graph
 from flextopo.cluster.topology.resource import graph_from_resource, to_resource
 
@@ -169,3 +169,20 @@ def test_a_graph_without_numa_nodes_makes_no_model() -> None:
     graph = graph_from_resource(resource)
     with pytest.raises(TopologyError, match="has no NUMANode vertex; legal: 1 or more"):
         server_model_from_graph(graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "sockets", "cores", "gpu_numa"),
+    [
+        ("rtx4090", 2, 64, (3, 2, 1, 0, 7, 6, 5, 4)),
+        ("a100", 2, 128, (0, 0, 0, 0, 1, 1, 1, 1)),
+        ("gh200", 4, 288, (0, 1, 2, 3)),
+        ("gb200", 2, 144, (0, 0, 1, 1)),
+        ("mi300a", 4, 96, (0, 1, 2, 3)),
+        ("dgx-spark", 1, 20, (0,)),
+    ],
+)
+def test_presets(name: str, sockets: int, cores: int, gpu_numa: tuple[int, ...]) -> None:
+    model = PRESETS[name]
+    assert (model.name, model.num_sockets, model.num_cores) == (name, sockets, cores)
+    assert model.gpu_numa == gpu_numa

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from flextopo.cluster.jit.generated import define
 from flextopo.cluster.jit.kernels import copying_kernel, inlined, stage
 from flextopo.cluster.state.arrays import Cluster, Records, as_index
-from flextopo.cluster.state.schema import ACCOUNT_DTYPE, CLOCK_DTYPE
+from flextopo.cluster.state.schema import ACCOUNT_DTYPE, ALL_MEMBERS, CLOCK_DTYPE
 from flextopo.cluster.state.storage import Array, Kind, allocate_arrays, copy_lines
 
 LAST_S = 2**31 - 1
@@ -175,6 +175,17 @@ def _count_waiting(c: Cluster, pod: int, sign: int) -> None:
 
 
 @inlined
+def _look_again(c: Cluster, pod: int) -> None:
+    """Let a PodGroup be tried again: with one member more in the queue enough may be there to start."""
+    other = pod
+    while True:
+        c.live[other]["tried"] = -1
+        other = as_index(c.pods[other]["next_member"])
+        if other == pod:
+            break
+
+
+@inlined
 def enqueue(c: Cluster, e: Events, pod: int) -> None:
     """Put a pod into the scheduling queue."""
     at = _queue_place(c, e, pod)
@@ -192,6 +203,8 @@ def enqueue(c: Cluster, e: Events, pod: int) -> None:
     else:
         e.clock[0]["in_vain"] = -1
         _count_waiting(c, pod, as_index(1))
+        if c.pods[pod]["min_members"] < ALL_MEMBERS:
+            _look_again(c, pod)
 
 
 @inlined

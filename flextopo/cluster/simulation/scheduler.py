@@ -52,7 +52,7 @@ from flextopo.cluster.state.candidates import CandidateArrays, freed, victim_slo
 from flextopo.cluster.state.gangs import is_gang
 from flextopo.cluster.state.placement import best_level, find_node, is_aligned, place
 from flextopo.cluster.state.preemption import count_places
-from flextopo.cluster.state.schema import NEVER_S, NUM_MISALIGNED
+from flextopo.cluster.state.schema import ALL_MEMBERS, NEVER_S, NUM_MISALIGNED
 
 END = -1
 """What `advance` returns at the end of the tape."""
@@ -150,12 +150,13 @@ def _start_group(c: Cluster, e: Events, rules: Rules, first: int) -> bool:
     while True:
         if c.live[member]["status"] == PENDING:
             node = find_batch_node(c, member, rules.backfill)
-            if node < 0:
+            if node >= 0:
+                level, mask = place_on(c, member, node, c.scratch[1])
+                allocate(c, member, node, mask, c.scratch[1])
+                c.live[member]["level"] = level
+                placed += 1
+            elif c.pods[member]["min_members"] == ALL_MEMBERS:
                 break
-            level, mask = place_on(c, member, node, c.scratch[1])
-            allocate(c, member, node, mask, c.scratch[1])
-            c.live[member]["level"] = level
-            placed += 1
         member = as_index(c.pods[member]["next_member"])
         if member == first:
             break

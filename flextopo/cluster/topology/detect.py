@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.topology.captures.capture import Capture, CpuRow, assemble
-from flextopo.cluster.topology.captures.from_text import parse_cpu_list, read_gpu_matrix, read_lscpu
+from flextopo.cluster.topology.captures.capture import Capture, CpuRow, assemble, merge_sockets
+from flextopo.cluster.topology.captures.from_lscpu import read_lscpu
+from flextopo.cluster.topology.captures.from_text import parse_cpu_list, read_gpu_matrix
 from flextopo.cluster.topology.model import ServerModel
 
 Runner = Callable[[Sequence[str]], str | None]
@@ -121,7 +122,7 @@ def read_sys(system: Path) -> Capture | None:
     memory_nodes = {node: sockets[_nearest(system, node, sockets)] for node in without_cpus}
     ranks = {core: rank for rank, core in enumerate(sorted({row.core for row in rows}))}
     numbered = tuple(row._replace(core=ranks[row.core]) for row in rows)
-    return Capture(str(system), rows=numbered, memory_nodes=memory_nodes)
+    return merge_sockets(Capture(str(system), rows=numbered, memory_nodes=memory_nodes))
 
 
 def _cpu_list(path: Path) -> tuple[int, ...]:

@@ -245,7 +245,48 @@ PRESETS: dict[str, ServerModel] = {
         gpu_name="NVIDIA A100-SXM4-80GB",
         gpu_memory_mib=81920,
     ),
+    "gh200": ServerModel(
+        name="gh200",
+        gpu_numa=(0, 1, 2, 3),
+        numa_socket=(0, 1, 2, 3),
+        numa_cores=(72,) * 4,
+        gpu_name="NVIDIA GH200 120GB",
+    ),
+    "gb200": ServerModel(
+        name="gb200",
+        gpu_numa=(0, 0, 1, 1),
+        numa_socket=(0, 1),
+        numa_cores=(72, 72),
+        gpu_name="NVIDIA GB200",
+    ),
+    "mi300a": ServerModel(
+        name="mi300a",
+        gpu_numa=(0, 1, 2, 3),
+        numa_socket=(0, 1, 2, 3),
+        numa_cores=(24,) * 4,
+        gpu_name="AMD Instinct MI300A",
+    ),
+    "dgx-spark": ServerModel(
+        name="dgx-spark",
+        gpu_numa=(0,),
+        numa_socket=(0,),
+        numa_cores=(20,),
+        gpu_name="NVIDIA GB10",
+    ),
 }
+"""Servers by name. NUMA nodes that are the memory of a GPU, and have no CPU, are left out.
+
+References:
+    rtx4090: flextopo examples/crds/10.122.192.40-flextopo.yaml; GPUs as on an MLPerf server of that
+    shape. a100: `nvidia-smi topo -m` in sgl-project/sglang pull request 965.
+    gh200: four GH200 in a node of JUPITER (apps.fz-juelich.de/jsc/hps/jupiter/configuration.html);
+    a NUMA node a Grace CPU, and 32 of GPU memory (NVIDIA/mlperf-common pull request 16).
+    gb200: a compute tray, `nvidia-smi topo -m` in sgl-project/sglang issue 11208 (CPUs 0-71 and
+    72-143), GPUs 0 and 1 on NUMA node 0 (NVIDIA/srt-slurm pull request 164).
+    mi300a: four APUs in a node of El Capitan, each a socket and a NUMA node (hpc.llnl.gov/node/1244);
+    24 cores in each (AMD's data sheet of the Instinct MI300A).
+    dgx-spark: tests/hwloc/linux/nvidia-dgx-gb10.xml of open-mpi/hwloc.
+"""
 
 
 ISLANDS = "+islands"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.state.schema import ALL_MEMBERS
 
 GPU = "nvidia.com/gpu"
 """The extended resource that counts as GPUs."""
@@ -398,7 +399,7 @@ class PodGroupObject(msgspec.Struct):
         if isinstance(policy, dict):
             gang = policy.get("gang")
             found = gang.get("minCount") if isinstance(gang, dict) else 1
-        return found if isinstance(found, int) else None
+        return found if isinstance(found, int) and 0 <= found <= ALL_MEMBERS else None
 
     @property
     def stops_whole(self) -> bool:
@@ -421,7 +422,8 @@ class PodGroupObject(msgspec.Struct):
         spec = self.spec if isinstance(self.spec, dict) else {}
         constraints = spec.get("schedulingConstraints")
         found = constraints.get("topology") if isinstance(constraints, dict) else None
-        keys = [one.get("key") for one in found or () if isinstance(one, dict)]
+        every = found if isinstance(found, list) else []
+        keys = [one.get("key") for one in every if isinstance(one, dict)]
         return tuple(key for key in keys if isinstance(key, str) and key)
 
 

@@ -122,6 +122,11 @@ class Anonymiser:
             return {**self._walk("", document), "zones": zones}
         if isinstance(obj, PodGroupObject):
             document["spec"] = {"minMember": obj.least} if obj.least is not None else {}
+            if obj.stops_whole:
+                document["spec"]["disruptionMode"] = {"all": {}}
+            if obj.topology:
+                keys = [{"key": key} for key in obj.topology]
+                document["spec"]["schedulingConstraints"] = {"topology": keys}
         found: dict[str, Any] = self._walk("", document)
         return found
 

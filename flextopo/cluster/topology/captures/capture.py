@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from flextopo.cluster.errors import TopologyError
+from flextopo.cluster.topology.captures.infer import infer_cores
 from flextopo.cluster.topology.model import MAX_NUMA_NODES, MAX_SOCKETS, ServerModel
 
 Domain = tuple[int, int]  # (NUMA id, socket id): the part of a NUMA node that lies in one socket
@@ -44,6 +45,8 @@ class Capture:
         source: name of the file, for messages.
         rows: one a hardware thread; empty if the file does not tell cores and sockets.
         numa_cpus: NUMA id to CPU numbers, where a file tells no more of the CPUs than this.
+        lists_all_nodes: no NUMA node beyond `numa_cpus` has CPUs.
+        node_is_socket: each NUMA node with CPUs is a socket, as on servers of NVIDIA Grace.
         gpus: in the order of the GPU numbers; None if the file does not tell.
         memory_nodes: NUMA id to socket id of NUMA nodes without cores.
         islands: of each GPU, equal where GPUs share a PCIe switch or an NVLink island; None if the
@@ -54,6 +57,8 @@ class Capture:
     source: str
     rows: tuple[CpuRow, ...] = ()
     numa_cpus: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    lists_all_nodes: bool = False
+    node_is_socket: bool = False
     gpus: tuple[GpuPlace, ...] | None = None
     memory_nodes: Mapping[int, int] = field(default_factory=dict)
     islands: tuple[int, ...] | None = None
@@ -78,17 +83,15 @@ def assemble(
 
     Raises:
         TopologyError: no capture tells of CPUs, a CPU is listed twice, a GPU lies on a NUMA node
-            that is not there, the server is larger than a `ServerModel`, or no capture tells the
-            islands that are asked for.
+            that is not there, there are fewer cores than GPUs, the server is larger than a
+            `ServerModel`, or no capture tells the islands that are asked for.
     """
-    warnings = [warning for capture in captures for warning in capture.warnings]
     hardware = next((c for c in captures if c.rows), None)
     if hardware is None:
         hardware = next((c for c in captures if c.numa_cpus), captures[0])
-    rows = hardware.rows
-    if not rows:
-        rows, assumed = infer_rows(hardware.numa_cpus, hardware.source)
-        warnings += assumed
+    read = merge_sockets(hardware if hardware.rows else _inferred(hardware))
+    warnings = [w for c in captures for w in (read if c is hardware else c).warnings]
+    hardware, rows = read, read.rows
     listing = next((c for c in captures if c.gpus is not None), None)
     if listing is None:
         warnings.append(f"{hardware.source}: GPUs are not listed; the server counts as without GPU")
@@ -112,12 +115,80 @@ def assemble(
         )
     except TopologyError as error:
         raise TopologyError(f"{hardware.source}: {error}") from None
+    check_cores(model, hardware.source)
     warnings += assumed
     if islands:
         told = next((c.islands for c in captures if c.islands is not None), None)
         model, assumed = with_islands(model, told, where)
         warnings += assumed
     return model, warnings
+
+
+def check_cores(model: ServerModel, source: str) -> None:
+    """Refuse a server on which not every GPU has a core.
+
+    Raises:
+        TopologyError: names both numbers.
+    """
+    if model.num_cores < model.num_gpus:
+        raise TopologyError(
+            f"{source}: {model.num_cores} cores and {model.num_gpus} GPUs; "
+            "legal: a core for each GPU at least"
+        )
+
+
+def are_virtual(sockets: int, most_cores: int) -> bool:
+    """Tell whether sockets that share a NUMA node are a virtual machine's.
+
+    Virtual machines often make each CPU a socket. Real sockets that share a NUMA node, as where the
+    firmware interleaves memory, have several cores, or are two.
+
+    Args:
+        sockets: how many share the NUMA node.
+        most_cores: cores of the largest of them.
+    """
+    return sockets > 2 and most_cores == 1
+
+
+def merge_sockets(capture: Capture) -> Capture:
+    """Count sockets as one where they share a NUMA node and only a virtual machine has such.
+
+    Sockets of a real server that share a NUMA node stay: `numa_domains` cuts the node.
+
+    Args:
+        capture: with rows.
+
+    Returns:
+        The capture, with other sockets, perhaps other core numbers, and a warning if they changed.
+    """
+    cores: dict[int, set[int]] = {}
+    spans: dict[int, set[int]] = {}
+    for row in capture.rows:
+        cores.setdefault(row.socket, set()).add(row.core)
+        spans.setdefault(row.numa_node, set()).add(row.socket)
+    merged = {socket: socket for socket in cores}
+    for sockets in spans.values():
+        most = max(len(cores[socket]) for socket in sockets)
+        if len(cores) > MAX_SOCKETS or are_virtual(len(sockets), most):
+            joined = {merged[socket] for socket in sockets}
+            merged = {s: min(joined) if m in joined else m for s, m in merged.items()}
+    count = len(set(merged.values()))
+    if count == len(cores):
+        return capture
+    # Core numbers may start again in each socket.
+    numbers: dict[tuple[int, int], int] = {}
+    for row in sorted(capture.rows):
+        numbers.setdefault((row.socket, row.core), len(numbers))
+    rows = tuple(
+        CpuRow(row.cpu, numbers[row.socket, row.core], merged[row.socket], row.numa_node)
+        for row in capture.rows
+    )
+    memory = {node: merged.get(socket, socket) for node, socket in capture.memory_nodes.items()}
+    warning = (
+        f"{capture.source}: {len(cores)} sockets counted as {count}, since NUMA nodes span them"
+    )
+    warnings = (*capture.warnings, warning)
+    return replace(capture, rows=rows, memory_nodes=memory, warnings=warnings)
 
 
 def with_islands(
@@ -250,64 +321,20 @@ def _choices(place: GpuPlace, cpus: Mapping[Domain, set[int]], source: str) -> t
     return tuple(i for i in told if i in near) or told
 
 
-def infer_rows(
-    numa_cpus: Mapping[int, tuple[int, ...]], source: str
-) -> tuple[tuple[CpuRow, ...], list[str]]:
-    """Guess cores and sockets where only the CPUs of the NUMA nodes are known.
-
-    Args:
-        numa_cpus: NUMA id to its CPU numbers.
-        source: the file's name for messages.
-
-    Returns:
-        One row a hardware thread, and what was assumed.
-
-    Raises:
-        TopologyError: no CPU at all, or one CPU in two NUMA nodes.
-    """
-    numa_cpus = {numa_node: cpus for numa_node, cpus in sorted(numa_cpus.items()) if cpus}
-    if not numa_cpus:
-        raise TopologyError(f"{source}: tells of no CPU; legal: a capture that lists CPUs")
-    owners: dict[int, int] = {}
-    for numa_node, cpus in numa_cpus.items():
-        for cpu in cpus:
-            if owners.setdefault(cpu, numa_node) != numa_node:
-                raise TopologyError(
-                    f"{source}: CPU {cpu} is on NUMA nodes {owners[cpu]} and {numa_node}; legal: one"
-                )
-    offset = _sibling_offset(numa_cpus.values())
-    count = len(numa_cpus)
-    # Few servers have another count than two sockets; an odd count cannot be split in two.
-    sockets = 1 if count == 1 else 2 if count % 2 == 0 else count if count <= MAX_SOCKETS else 1
-    rows = []
-    for position, (numa_node, cpus) in enumerate(numa_cpus.items()):
-        threads = sorted(cpus)
-        lower = threads[: len(threads) // 2] if offset else threads
-        socket = position * sockets // count
-        rows += [CpuRow(cpu, cpu, socket, numa_node) for cpu in lower]
-        rows += [CpuRow(cpu + offset, cpu, socket, numa_node) for cpu in lower if offset]
-    assumed = (
-        f"{source}: lists only the CPUs of NUMA nodes; assumed {sockets} socket(s) and "
-        f"{2 if offset else 1} hardware thread(s) a core"
+def _inferred(capture: Capture) -> Capture:
+    """Add rows to a capture that lists only the CPUs of NUMA nodes, and a warning."""
+    try:
+        found = infer_cores(capture.numa_cpus, capture.lists_all_nodes, capture.node_is_socket)
+    except TopologyError as error:
+        raise TopologyError(f"{capture.source}: {error}") from None
+    rows = tuple(
+        CpuRow(cpu, threads[0], found.socket[numa_node], numa_node)
+        for numa_node, cores in found.cores.items()
+        for threads in cores
+        for cpu in threads
     )
-    return tuple(rows), [assumed]
-
-
-def _sibling_offset(lists: Iterable[tuple[int, ...]]) -> int:
-    """Return the distance between two threads of a core, 0 if each CPU looks like a core.
-
-    Linux numbers the first thread of all cores, then the second; a NUMA node of such a server has
-    two runs of CPUs at one distance. A single run proves nothing and counts as cores.
-    """
-    offsets = set()
-    for cpus in lists:
-        threads, half = sorted(cpus), len(cpus) // 2
-        pairs = zip(threads[:half], threads[len(threads) - half :], strict=True)
-        distances = {upper - lower for lower, upper in pairs}
-        if len(threads) % 2 or len(distances) != 1 or distances == {half}:
-            return 0
-        offsets |= distances
-    return offsets.pop() if len(offsets) == 1 else 0
+    warning = f"{capture.source}: lists only the CPUs of NUMA nodes; {found.reason}"
+    return replace(capture, rows=rows, warnings=(*capture.warnings, warning))
 
 
 def _join(numbers: Iterable[int]) -> str:

@@ -1,33 +1,27 @@
-"""Importers of text captures: `lscpu -p`, `nvidia-smi topo -m`, and MLPerf `numa_config`."""
+"""Importers of text that tells where GPUs are: `nvidia-smi topo -m` and MLPerf `numa_config`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.topology.captures.capture import Capture, CpuRow, GpuPlace
-
-
-class CpuColumn(StrEnum):
-    """The columns of `lscpu -p` that are read."""
-
-    CPU = "CPU"
-    CORE = "Core"
-    SOCKET = "Socket"
-    NODE = "Node"
-
+from flextopo.cluster.topology.captures.capture import Capture, GpuPlace
 
 # Linux supports at most 8192 CPUs on any architecture; the margin costs nothing.
 MAX_CPU = 65535
 MAX_NUMA_ID = 1023
 
-_ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# Terminal codes such as those for underlining; what copies them often loses the ESC byte, or
+# writes it out.
+_ESCAPE = re.compile(
+    r"\x1b\[[0-9;]*[A-Za-z]|\x1b\([AB0]"
+    r"|(?:\^\[|\u241b|\ufffd|\\e|\\033|\\x1b|\\u001b)?\[[0-9;]*[mK]",
+    re.IGNORECASE,
+)
 _HEADING = re.compile(r"(?:CPU|NUMA) +Affinity|GPU +NUMA +ID|\S+")
 _LINK = re.compile(r"X|SYS|SOC|NODE|PHB|PXB|PIX|PSB|C2C|NV[0-9]{1,3}")
-_NUMA_CONFIG = re.compile(r"[0-9,-]+:[0-9,-]+(&[0-9,-]+:[0-9,-]+)*")
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
@@ -61,79 +55,30 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def is_lscpu(text: str) -> bool:
-    """Tell whether a text looks like the output of `lscpu -p`."""
-    return (
-        re.search(r"^# ?CPU,Core\b|^[0-9]+,[0-9]*,[0-9]*(,|\s*$)", text, re.MULTILINE) is not None
-    )
-
-
 def is_gpu_matrix(text: str) -> bool:
     """Tell whether a text looks like the output of `nvidia-smi topo -m`."""
-    return re.search(r"^\s*GPU[0-9]+\s", text, re.MULTILINE) is not None
+    text = _ESCAPE.sub("", text)
+    return re.search(r"^[ \t]*GPU[0-9]+\s", text, re.MULTILINE) is not None
 
 
 def is_numa_config(text: str) -> bool:
-    """Tell whether a text holds nothing but comments and one `numa_config` string."""
+    """Tell whether a text holds one `numa_config` string, perhaps among other settings."""
+    return len(_numa_configs(text)) == 1
+
+
+def _numa_configs(text: str) -> dict[str, int]:
+    """Return the distinct `numa_config` strings of a text, and the line that each stands on."""
     lines = _content_lines(text)
-    return len(lines) == 1 and _NUMA_CONFIG.fullmatch(lines[0][1]) is not None
-
-
-def read_lscpu(text: str, source: str) -> Capture:
-    """Read the output of `lscpu -p=CPU,Core,Socket,Node`, or of `lscpu -p`.
-
-    Args:
-        text: comment lines, of which `# CPU,...` names the columns, and one line a CPU. Without
-            NUMA nodes, each socket counts as one.
-        source: the file's name for messages.
-
-    Returns:
-        A capture without GPUs.
-
-    Raises:
-        TopologyError: names the line that is malformed, or that there is none.
-    """
-    columns: list[str] = list(CpuColumn)
-    table: dict[int, dict[str, str]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith("#") or not line.strip():
-            header = re.match(r"# ?(CPU(?:,\w*)+)", line)
-            columns = header[1].split(",") if header else columns
+    found: dict[str, int] = {}
+    for number, line in lines:
+        _, key, value = line.lower().rpartition("numa_config")
+        if not key and len(lines) > 1:
             continue
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) != len(columns):
-            raise TopologyError(
-                f"{source}:{number}: {len(cells)} columns; legal: {len(columns)} "
-                f"({','.join(columns)})"
-            )
-        table[number] = dict(zip(columns, cells, strict=True))
-    if not table:
-        raise TopologyError(f"{source}: lists no CPU; legal: a line such as 0,0,0,0 for each CPU")
-    # A column that is blank on every line is a level the machine lacks; blank on some, a defect.
-    present = {
-        column
-        for column in CpuColumn
-        if any(line.get(column, "") not in ("", "-") for line in table.values())
-    }
-    rows = tuple(_cpu_row(line, present, f"{source}:{i}") for i, line in table.items())
-    if CpuColumn.NODE in present:
-        return Capture(source, rows=rows)
-    warning = f"{source}: tells no NUMA nodes; each socket counts as one NUMA node"
-    return Capture(source, rows=rows, warnings=(warning,))
-
-
-def _cpu_row(line: dict[str, str], present: set[CpuColumn], where: str) -> CpuRow:
-    numbers: dict[CpuColumn, int] = {CpuColumn.SOCKET: 0}
-    for column in CpuColumn:
-        if column not in present and column in (CpuColumn.SOCKET, CpuColumn.NODE):
-            continue
-        cell = line.get(column, "")
-        if not re.fullmatch("[0-9]{1,9}", cell) or int(cell) > MAX_CPU:
-            raise TopologyError(f"{where}: {column} is {cell[:40]!r}; legal: 0 to {MAX_CPU}")
-        numbers[column] = int(cell)
-    socket = numbers[CpuColumn.SOCKET]
-    numa_node = numbers.get(CpuColumn.NODE, socket)
-    return CpuRow(numbers[CpuColumn.CPU], numbers[CpuColumn.CORE], socket, numa_node)
+        # A colon at the beginning is the setting's, or else a NUMA node's without GPU.
+        string = value.strip("\"' \t,;{}").lstrip("\"' \t=:" if key else "")
+        if ":" in string and re.fullmatch(r"[0-9,&: \t-]+", string):
+            found.setdefault(string, number)
+    return found
 
 
 def read_gpu_matrix(text: str, source: str) -> Capture:
@@ -153,7 +98,7 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
     Raises:
         TopologyError: names the line that is malformed, or the row that is missing.
     """
-    lines = _content_lines(_ANSI_ESCAPE.sub("", text))
+    lines = _content_lines(_ESCAPE.sub("", text))
     start = next((i for i, (_, line) in enumerate(lines) if _is_header(line)), None)
     if start is None:
         raise TopologyError(
@@ -169,6 +114,8 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
     if "CPU Affinity" not in headings:
         raise TopologyError(f"{source}:{number}: has no column CPU Affinity; legal: one")
     rows: dict[str, GpuPlace] = {}
+    # The memory of a GPU is a NUMA node only beside NVIDIA Grace, of which each has its own.
+    node_is_socket = False
     links: dict[str, list[str]] = {}
     for number, line in lines[start + 1 :]:
         label = line.split(maxsplit=1)[0]
@@ -178,12 +125,14 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
         if label not in gpus or label in rows:
             problem = "is listed twice" if label in rows else "has no column"
             raise TopologyError(f"{where}: row {label} {problem}; legal: one row a GPU column")
-        rows[label], links[label] = _gpu_row(line, "\t" in header, headings, where)
+        rows[label], links[label], memory = _gpu_row(line, "\t" in header, headings, where)
+        node_is_socket |= "GPU NUMA ID" in headings and memory.isdecimal()
     missing = [gpu for gpu in gpus if gpu not in rows]
     if missing:
         raise TopologyError(f"{source}: row {missing[0]} is missing; legal: one row a GPU column")
     capture = _gpu_capture([rows[gpu] for gpu in gpus], source)
-    return replace(capture, islands=_islands([links[gpu] for gpu in gpus]))
+    islands = join_islands([links[gpu] for gpu in gpus], ("NV[0-9]+", "PIX|PXB"))
+    return replace(capture, islands=islands, node_is_socket=node_is_socket)
 
 
 def _is_header(line: str) -> bool:
@@ -192,16 +141,20 @@ def _is_header(line: str) -> bool:
     return cells[0] == "GPU0" and (len(cells) == 1 or not _LINK.fullmatch(cells[1]))
 
 
-def _islands(links: Sequence[Sequence[str]]) -> tuple[int, ...] | None:
-    """Return the island of each GPU: joined by NVLink, else by a PCIe switch; None = none is told.
+def join_islands(links: Sequence[Sequence[str]], kinds: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the island of each GPU; None = none is told.
 
-    Where NVLink joins all GPUs, as through an NVSwitch, it tells none apart.
+    Where one kind of link joins all GPUs, as NVLink through an NVSwitch, it tells none apart.
+
+    Args:
+        links: of each GPU to each.
+        kinds: patterns of links that join an island, the first that tells some apart counts.
     """
-    for kinds in ("NV[0-9]+", "PIX|PXB"):
+    for kind in kinds:
         island = list(range(len(links)))
         for gpu, row in enumerate(links):
             for other, link in enumerate(row):
-                if re.fullmatch(kinds, link):
+                if re.fullmatch(kind, link):
                     joined = {island[gpu], island[other]}
                     island = [min(joined) if i in joined else i for i in island]
         if 1 < len(set(island)) < len(links):
@@ -211,8 +164,8 @@ def _islands(links: Sequence[Sequence[str]]) -> tuple[int, ...] | None:
 
 def _gpu_row(
     line: str, tabs: bool, headings: Sequence[str], where: str
-) -> tuple[GpuPlace, list[str]]:
-    """Return the GPU of a row, and its links to all GPUs."""
+) -> tuple[GpuPlace, list[str], str]:
+    """Return the GPU of a row, its links to all GPUs, and what stands behind NUMA Affinity."""
     affinity = headings.index("CPU Affinity")
     cells = [cell.strip() for cell in line.split("\t")] if tabs else line.split()
     label, links, rest = cells[0], cells[1 : 1 + affinity], [*cells[1 + affinity :], "", ""]
@@ -233,49 +186,31 @@ def _gpu_row(
     to_gpus = [
         link for heading, link in zip(headings, links, strict=False) if heading.startswith("GPU")
     ]
-    return GpuPlace(label, numa_node, cpus), to_gpus
+    return GpuPlace(label, numa_node, cpus), to_gpus, "".join(rest[2:])
 
 
 def _gpu_capture(gpus: Sequence[GpuPlace], source: str) -> Capture:
     """Collect the CPUs of the NUMA nodes; they serve where no other capture tells of CPUs."""
     numa_cpus: dict[int, tuple[int, ...]] = {}
+    told = all(gpu.numa_node is not None for gpu in gpus)
     if all(gpu.cpus for gpu in gpus):
-        if all(gpu.numa_node is not None for gpu in gpus):
+        if told:
             for gpu in gpus:
                 known = numa_cpus.get(gpu.numa_node or 0, ())
                 numa_cpus[gpu.numa_node or 0] = tuple(sorted({*known, *gpu.cpus}))
-            numa_cpus |= _nodes_between(numa_cpus)
         else:
             # Each distinct list is one NUMA node; the ids told for some GPUs may disagree.
             numa_cpus = dict(enumerate(sorted({tuple(sorted(gpu.cpus)) for gpu in gpus})))
             gpus = [gpu._replace(numa_node=None) for gpu in gpus]
-    return Capture(source, numa_cpus=numa_cpus, gpus=tuple(gpus))
-
-
-def _nodes_between(numa_cpus: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
-    """Find the CPUs of NUMA nodes without GPU, which the matrix does not list.
-
-    Only where the known nodes show the rule that node n has CPUs nk to nk+k-1, and perhaps as
-    many hardware threads at a constant distance; else the nodes stay unknown.
-    """
-    missing = sorted(set(range(max(numa_cpus))) - set(numa_cpus))
-    parts = {len(cpus) for cpus in numa_cpus.values()}
-    for threads in (2, 1):
-        size, rest = divmod(min(parts), threads)
-        bases = {
-            tuple(cpu - numa_node * size for cpu in cpus) for numa_node, cpus in numa_cpus.items()
-        }
-        base = next(iter(bases))
-        if len(parts) == 1 and not rest and len(bases) == 1 and base[:size] == tuple(range(size)):
-            return {node: tuple(cpu + node * size for cpu in base) for node in missing}
-    return {}
+    return Capture(source, numa_cpus=numa_cpus, lists_all_nodes=not told, gpus=tuple(gpus))
 
 
 def read_numa_config(text: str, source: str) -> Capture:
     """Read an MLPerf `numa_config` string: `GPU list:CPU list` for each NUMA node, joined by `&`.
 
     Args:
-        text: such as `1:0-7&0:8-15`, after comment lines.
+        text: such as `1:0-7&0:8-15`, or one setting `numa_config = "..."`; a NUMA node without GPU
+            is its CPU list alone.
         source: the file's name for messages.
 
     Returns:
@@ -284,20 +219,31 @@ def read_numa_config(text: str, source: str) -> Capture:
     Raises:
         TopologyError: an item is malformed or GPUs are not numbered 0, 1, ...
     """
-    number, line = _content_lines(text)[0]
+    ((string, number),) = _numa_configs(text).items()
     where = f"{source}:{number}"
     try:
-        items = [tuple(map(parse_cpu_list, item.split(":"))) for item in line.split("&")]
+        nodes = sorted(_config_node(item) for item in string.split("&"))
     except TopologyError as error:
         raise TopologyError(f"{where}: {error}") from None
-    nodes = sorted((cpus, gpus) for gpus, cpus in items)
     places = sorted((gpu, node) for node, (_, gpus) in enumerate(nodes) for gpu in gpus)
     if [gpu for gpu, _ in places] != list(range(len(places))):
         raise TopologyError(
             f"{where}: GPUs {[gpu for gpu, _ in places]}; legal: 0, 1, ... once each"
         )
     gpus = tuple(GpuPlace(f"GPU{gpu}", node, frozenset(nodes[node][0])) for gpu, node in places)
-    return Capture(source, numa_cpus={i: cpus for i, (cpus, _) in enumerate(nodes)}, gpus=gpus)
+    numa_cpus = {i: cpus for i, (cpus, _) in enumerate(nodes)}
+    return Capture(source, numa_cpus=numa_cpus, lists_all_nodes=True, gpus=gpus)
+
+
+def _config_node(item: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the CPUs and the GPUs of a NUMA node."""
+    gpus, _, cpus = item.rpartition(":")
+    found = parse_cpu_list(cpus)
+    if not found or ":" in gpus:
+        raise TopologyError(
+            f"item {item.strip()[:40]!r} of a numa_config; legal: GPUs:CPUs, or the CPUs alone"
+        )
+    return found, parse_cpu_list(gpus)
 
 
 def _content_lines(text: str) -> list[tuple[int, str]]:

@@ -103,13 +103,13 @@ def read_hwloc(root: Element, source: str) -> Capture:
     """
     numa_nodes: dict[int, frozenset[int]] = {}
     numa_paths: dict[int, Path] = {}
-    packages: dict[int, int] = {}
+    found: list[Element] = []
     threads: list[Path] = []
     devices: list[Path] = []
     for path in _walk(root, source, "object"):
         kind = path[-1].get("type", "")
         if kind in ("Package", "Socket"):
-            packages.setdefault(id(path[-1]), len(packages))
+            found.append(path[-1])
         elif kind == "NUMANode":
             numa_node = _number(path, "os_index", source, MAX_NUMA_ID)
             if numa_node in numa_nodes:
@@ -126,7 +126,8 @@ def read_hwloc(root: Element, source: str) -> Capture:
     # to the NUMA node with the fewest CPUs, then to the one with the lowest id.
     by_size = sorted(numa_nodes, key=lambda node: (-len(numa_nodes[node]), -node))
     owner = {cpu: node for node in by_size for cpu in numa_nodes[node]} if numa_nodes else None
-    rows = tuple(_hwloc_row(path, owner, packages, source) for path in threads)
+    packages = _package_numbers(found)
+    rows = _hwloc_rows(threads, owner, packages, source)
     if not rows:
         raise TopologyError(f"{source}: has no object of type PU; legal: one for each CPU")
     socket_of = {row.cpu: row.socket for row in rows}
@@ -139,7 +140,58 @@ def read_hwloc(root: Element, source: str) -> Capture:
         if node not in with_cores
     }
     gpus = _hwloc_gpus(devices, source) if devices else None
-    return Capture(source, rows=rows, gpus=gpus, memory_nodes=memory_nodes)
+    warnings = _hwloc_parts(root, source)
+    return Capture(source, rows=rows, gpus=gpus, memory_nodes=memory_nodes, warnings=warnings)
+
+
+def _package_numbers(found: list[Element]) -> dict[int, int]:
+    """Number packages by the operating system's index where each has its own, else in order."""
+    texts = [element.get("os_index", "") for element in found]
+    ordered = len(set(texts)) == len(texts) and all(re.fullmatch("[0-9]{1,9}", t) for t in texts)
+    if ordered:
+        found = sorted(found, key=lambda element: int(element.get("os_index", "0")))
+    return {id(element): i for i, element in enumerate(found)}
+
+
+def _hwloc_parts(root: Element, source: str) -> tuple[str, ...]:
+    """Warn where a cgroup, or CPUs that are off line, hide a part of the machine."""
+    machine = root.find("object")
+    if machine is None or not machine.get("cpuset"):
+        return ()
+    path = (root, machine)
+    seen, whole, allowed = (
+        _mask(path, name, source) if machine.get(name) else None
+        for name in ("cpuset", "complete_cpuset", "allowed_cpuset")
+    )
+    seen = seen or frozenset()
+    hidden = len((whole or seen) - seen)
+    infos = (*root.findall("info"), *machine.findall("info"))
+    in_cgroup = any(info.get("name") == "LinuxCgroup" for info in infos)
+    if hidden:
+        why = "its cgroup hides" if in_cgroup else "a cgroup or being off line hides"
+        seen_of = f"{len(seen)} of {len(seen) + hidden} CPUs"
+        return (f"{source}: only part of the machine is seen, {seen_of}; {why} the others",)
+    if allowed and seen - allowed:
+        allows = f"its cgroup allows {len(seen & allowed)} of {len(seen)} CPUs"
+        return (f"{source}: {allows}; the machine is counted whole",)
+    return ()
+
+
+def _hwloc_rows(
+    threads: list[Path], owner: dict[int, int] | None, packages: dict[int, int], source: str
+) -> tuple[CpuRow, ...]:
+    """Return the hardware threads; cores are numbered anew where one number stands for several."""
+    rows = [_hwloc_row(path, owner, packages, source) for path in threads]
+    cores = [id(_core(path)) for path in threads]
+    if len(set(zip(cores, (row[1:] for row in rows), strict=True))) == len({r[1:] for r in rows}):
+        return tuple(rows)
+    numbers = {core: i for i, core in enumerate(dict.fromkeys(cores))}
+    return tuple(row._replace(core=numbers[c]) for row, c in zip(rows, cores, strict=True))
+
+
+def _core(path: Path) -> Element:
+    """Return the core around a hardware thread; the thread itself where there is none."""
+    return next((element for element in reversed(path) if element.get("type") == "Core"), path[-1])
 
 
 def _hwloc_row(
@@ -149,11 +201,20 @@ def _hwloc_row(
     cores = [i for i, element in enumerate(path) if element.get("type") == "Core"]
     # Machines whose cores hwloc cannot see list the threads alone; each counts as a core.
     core = _number(path[: cores[-1] + 1], "os_index", source, MAX_CPU) if cores else cpu
-    if owner is not None and cpu not in owner:
+    numa_node = 0
+    if owner is not None:
+        numa_node = owner[cpu] if cpu in owner else _hidden_node(path, cpu, source)
+    return CpuRow(cpu, core, _package(path, packages), numa_node)
+
+
+def _hidden_node(path: Path, cpu: int, source: str) -> int:
+    """Return the NUMA node of a CPU that is not listed, since a cgroup allows not its memory."""
+    nodes = _mask(path, "complete_nodeset", source)
+    if len(nodes) != 1:
         raise TopologyError(
             f"{_where(path, source)}: CPU {cpu} is in no NUMANode's cpuset; legal: one"
         )
-    return CpuRow(cpu, core, _package(path, packages), owner[cpu] if owner is not None else 0)
+    return min(nodes)
 
 
 def _package(path: Path, packages: dict[int, int]) -> int:
@@ -233,6 +294,9 @@ def read_nccl(root: Element, source: str) -> Capture:
     return Capture(
         source,
         numa_cpus=numa_cpus,
+        lists_all_nodes=root.find("cpu[@numaid='-1']") is not None,
+        # GPUs that are joined to their CPU by NVLink-C2C are those of NVIDIA Grace.
+        node_is_socket=root.find(".//c2c") is not None,
         gpus=gpus,
         memory_nodes=memory_nodes,
         islands=islands if len(numbers) < len(gpus) else None,

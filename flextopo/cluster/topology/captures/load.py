@@ -1,12 +1,13 @@
 """Load a server from any capture of it: the kind of each file is told by its content.
 
-Kinds: the FlexTopo custom resource, `lscpu -p`, `nvidia-smi topo -m`, MLPerf `numa_config`, hwloc
-XML and NCCL XML. Several files of one server may be given together, such as the cores from lscpu
-and the GPUs from nvidia-smi.
+Kinds: the FlexTopo custom resource, lscpu, `nvidia-smi topo -m`, `rocm-smi --showtopo`, MLPerf
+`numa_config`, hwloc XML, and NCCL or RCCL XML. Several files of one server may be given together,
+such as the cores from lscpu and the GPUs from nvidia-smi.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +20,21 @@ from flextopo.cluster.topology.captures.capture import (
     CpuRow,
     GpuPlace,
     assemble,
+    check_cores,
     with_islands,
 )
+from flextopo.cluster.topology.captures.from_lscpu import (
+    is_lscpu,
+    is_lscpu_summary,
+    read_lscpu,
+    read_lscpu_summary,
+)
+from flextopo.cluster.topology.captures.from_rocm import is_rocm_smi, read_rocm_smi
 from flextopo.cluster.topology.captures.from_text import (
     is_gpu_matrix,
-    is_lscpu,
     is_numa_config,
     parse_cpu_list,
     read_gpu_matrix,
-    read_lscpu,
     read_numa_config,
 )
 from flextopo.cluster.topology.captures.from_xml import parse_xml, read_hwloc, read_nccl
@@ -52,8 +59,8 @@ __all__ = [
 ]
 
 KINDS = (
-    "FlexTopo resource (YAML, JSON), lscpu -p, nvidia-smi topo -m, MLPerf numa_config, hwloc XML, "
-    "NCCL XML"
+    "FlexTopo resource (YAML, JSON), lscpu -p, lscpu, nvidia-smi topo -m, rocm-smi --showtopo, "
+    "MLPerf numa_config, hwloc XML, NCCL or RCCL XML"
 )
 
 
@@ -83,15 +90,40 @@ def read_capture(path: str | Path) -> Capture | nx.DiGraph:
             )
         return read_hwloc(root, source) if root.tag == "topology" else read_nccl(root, source)
     text = decode_input(data, source)
-    if text.lstrip().startswith("{") or "apiVersion:" in text or "\nspec:" in text:
+    if re.search('apiVersion"?:|^spec:', text, re.MULTILINE):
         return graph_from_resource(parse_document(text, source), source)
-    if is_gpu_matrix(text):
-        return read_gpu_matrix(text, source)
+    if is_gpu_matrix(text) or is_rocm_smi(text) or is_lscpu_summary(text):
+        return _read_report(text, source)
     if is_numa_config(text):
         return read_numa_config(text, source)
+    if text.lstrip().startswith("{"):
+        return graph_from_resource(parse_document(text, source), source)
     if is_lscpu(text):
         return read_lscpu(text, source)
     raise TopologyError(f"{source}: of no known kind; legal: {KINDS}")
+
+
+def _read_report(text: str, source: str) -> Capture:
+    """Read where GPUs are, what lscpu prints, or both of them pasted together."""
+    if not is_gpu_matrix(text) and not is_rocm_smi(text):
+        return read_lscpu_summary(text, source)
+    gpus = read_rocm_smi(text, source) if is_rocm_smi(text) else read_gpu_matrix(text, source)
+    try:
+        cpus = _read_pasted_lscpu(text, source)
+    except TopologyError as error:
+        return replace(gpus, warnings=(*gpus.warnings, f"{error}; what lscpu printed is not used"))
+    if cpus is None:
+        return gpus
+    return replace(gpus, rows=cpus.rows, memory_nodes=cpus.memory_nodes, warnings=cpus.warnings)
+
+
+def _read_pasted_lscpu(text: str, source: str) -> Capture | None:
+    """Read what lscpu printed, if it is there, from among other lines."""
+    if is_lscpu(text):
+        # The other lines stay, empty, so that messages count right.
+        lines = (line if re.match("#|[0-9]+,", line) else "" for line in text.splitlines())
+        return read_lscpu("\n".join(lines), source)
+    return read_lscpu_summary(text, source) if is_lscpu_summary(text) else None
 
 
 def load_server(
@@ -125,6 +157,7 @@ def load_server(
     (graph,) = graphs
     if all(capture.gpus is None for capture in captures):
         model, warnings = server_model_from_graph(graph)
+        check_cores(model, str(path))
         unused = [f"{capture.source}: lists no GPU and is not used" for capture in captures]
         if islands and not model.gpu_island:
             with_islands(model, None, str(path))
@@ -135,6 +168,7 @@ def load_server(
     listing = next(capture.source for capture in captures if capture.gpus is not None)
     located, warnings = assemble(captures, listing, islands)
     model, assumed = server_model_from_graph(graph, located)
+    check_cores(model, str(path))
     return replace(model, gpu_island=located.gpu_island or model.gpu_island), warnings + assumed
 
 
