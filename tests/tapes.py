@@ -109,6 +109,12 @@ def hand_tape(
     )
 
 
+def with_backoff(tape: Tape, backoff_s: int) -> Tape:
+    """Return a tape whose evicted jobs stay out of the queue for a while at first."""
+    kept = {name: getattr(tape, name) for name in ("end_s", "warmup_s", "grace_s", "restart_s")}
+    return Tape(**kept, pods=tape.pods, backoff_s=backoff_s)
+
+
 def same(a: Any, b: Any) -> bool:
     """Compare two observations or infos bit by bit."""
     if isinstance(a, dict):

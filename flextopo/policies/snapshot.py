@@ -95,6 +95,7 @@ def build_state(snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS) -> tuple
     network = snapshot_network(snapshot.servers)
     snapshot = join_gang(snapshot, network)
     groups = {pod.group: i for i, pod in enumerate(snapshot.pods)}
+    _check_groups(snapshot.pods)
     models: dict[str | Hardware, ServerModel] = {}
     kind_of = [_kind(server, models) for server in snapshot.servers]
     if not kind_of:
@@ -293,6 +294,22 @@ def _check_size(field: str, value: int, bits: int) -> None:
     limit = 1 << bits
     if not -limit < value < limit:
         raise SnapshotError(f"snapshot: {field} = {value}; legal: above -{limit}, below {limit}")
+
+
+def _check_groups(pods: Sequence[SnapshotPod]) -> None:
+    """Check that members of a group say the same of how many have to run, and that gangs do not."""
+    said: dict[str, int | None] = {}
+    for pod in pods:
+        if pod.min_members is not None and pod.online:
+            raise SnapshotError(
+                f"snapshot: pod {pod.name!r}: min_members = {pod.min_members}; legal: none for online "
+                "pods, which start as a whole"
+            )
+        if pod.group and said.setdefault(pod.group, pod.min_members) != pod.min_members:
+            raise SnapshotError(
+                f"snapshot: pod {pod.name!r}: min_members = {pod.min_members}; legal: the same for all "
+                f"of group {pod.group!r}"
+            )
 
 
 def _pod(

@@ -25,11 +25,6 @@ def play(tape: Tape, scenario: Scenario | None = None) -> Simulator:
     return sim
 
 
-def with_backoff(tape: Tape, backoff_s: int) -> Tape:
-    kept = {name: getattr(tape, name) for name in ("end_s", "warmup_s", "grace_s", "restart_s")}
-    return Tape(**kept, pods=tape.pods, backoff_s=backoff_s)
-
-
 def test_an_evicted_job_is_slower_and_starves() -> None:
     job = {"arrive_s": 0, "duration_s": 1000, "gpus": 4, "checkpoint_s": 100}
     pods = [job, REPLICA | {"arrive_s": 550, "depart_s": 2000}]
@@ -85,7 +80,7 @@ def test_an_evicted_job_is_back_in_the_queue_after_its_back_off(
     job = {"arrive_s": 0, "duration_s": 10**5, "gpus": 4, "checkpoint_s": 1}
     came = [100] if backoff_s > 360 else [100, 300]
     pods = [job, *[REPLICA | {"arrive_s": at, "depart_s": at + 31} for at in came]]
-    sim = play(with_backoff(tapes.hand_tape(pods, 2000), backoff_s))
+    sim = play(tapes.with_backoff(tapes.hand_tape(pods, 2000), backoff_s))
     live = sim.state.arrays.live[0]
     last = back[0] if len(came) == 1 else back[1]
     assert live["since_s"] == max(last, came[-1] + 31)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tapes
 
+from flextopo.baselines.futures import InformationState, sample_futures
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import PodError, WorkloadError
 from flextopo.cluster.observation.features import (
@@ -20,9 +21,13 @@ from flextopo.cluster.scenario import SENSITIVITIES, LossWeights
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import NOMINATED, PENDING, RUNNING, STARTING
+from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.loss import loss_terms
+from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import AlignmentLevel, NetworkLevel
+from flextopo.cluster.topology.model import preset
+from flextopo.cluster.topology.network import Network
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import WorkloadConfig, generate_tape
 from flextopo.cluster.workload.tape import Tape
@@ -229,3 +234,57 @@ def test_a_generated_gang_day_keeps_every_invariant() -> None:
             leaves = {fleet.network.leaf[node] for node in c.live["node"][ring]}  # type: ignore[union-attr]
             required = int(c.pods["required_tier"][ring[0]])
             assert len(leaves) == 1 or required > NetworkLevel.LEAF
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_budget_goes_to_the_server_that_cannot_do_without_it(copies: int) -> None:
+    """Node 0 has one way, under the budget; node 1 has cheaper ones under it, and a dearer one."""
+    model = preset("a100")
+    cores = sum(model.numa_cores)
+    kinds = [
+        (0, "block0", 6, cores // 2, 2000, -1, 0), (0, "a", 2, 1, 100, 0, 0),
+        (1, "block1", 6 - 2 * copies, cores // 2, 2000, -1, 0),
+        *((1, f"b{i}", 2, 1, 100, 0, 0) for i in range(copies)), (1, "x", 2, 1, 100, -1, 1),
+    ]  # fmt: skip
+    pods = [
+        Pod(row, name, gpus, asked, priority, pdb=pdb, batch_class=kind)
+        for row, (_, name, gpus, asked, priority, pdb, kind) in enumerate(kinds)
+    ]
+    first = len(pods)
+    pods += [
+        Pod(first + i, f"g{i}", 2, cores // 2 - copies - 1, 1000, online=True, group=9)
+        for i in range(2)
+    ]
+    network = Network((0, 0), (0, 0))
+    state = ClusterState.from_pods(
+        (model,), (0, 0), pods, pdb_allowed=(1,), now_s=10_000, network=network
+    )
+    state.arrays.pods["required_tier"][first:] = NetworkLevel.CLUSTER
+    for row, (node, *_) in enumerate(kinds):
+        state.start(row, node, None)
+        state.arrays.live[row]["since_s"] = 9_000
+    found = state.candidates(pods[first], False, 16)
+    assert [{state.name(victim) for victim in one.victims} for one in found][:1] == [{"a", "x"}]
+
+
+def test_imagined_gangs_are_gangs() -> None:
+    """Members come and leave together in sampled futures, too, and no gang is larger than its service's."""
+    config = WorkloadConfig(gang_share=1.0, online_peak_share=0.8, services_per_128_gpus=4)
+    fleet = parse_servers("32*a100@leaf8")
+    shape = {"gpus_per_server": fleet.gpus_per_server, "cores_per_gpu": fleet.cores_per_gpu}
+    sim = Simulator(generate_tape(config, fleet.num_gpus, 0, **shape), fleet)
+    assert sim.next_decision() is not None
+    known = InformationState.of(sim)
+    sizes = set(np.bincount(known.pods["group"][known.pods["group"] >= 0]).tolist())
+    futures = sample_futures(config, known, 8, 4 * 3600, 12 * 3600, np.random.default_rng(0))
+    gangs = 0
+    for future in futures:
+        for pods in (future.present, future.arrivals):
+            online = pods[(pods["online"] == 1) & (pods["group"] >= 0)]
+            for number in np.unique(online["group"]):
+                members = online[online["group"] == number]
+                gangs += 1
+                assert len(members) in sizes
+                for name in ("arrive_s", "depart_s", "start_s", "service"):
+                    assert len(set(members[name].tolist())) == 1, name
+    assert gangs > 50

@@ -21,6 +21,7 @@ from flextopo.cluster.state.schema import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE
 from flextopo.cluster.topology.model import PRESETS
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.objects import PodGroupObject
 
 
 def state_of(documents: Sequence[Mapping[str, Any]], name: str = "n0") -> NodeState:
@@ -373,3 +374,17 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
         expected = alone if whole else spare
         found = cost(make_cache([*documents, told]))["batch/a"]
         assert found == pytest.approx(expected["batch/a"])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"minMember": 2**31}, {"minMember": -1}, {"minMember": "2"}, {"disruptionMode": 5},
+        {"schedulingConstraints": {"topology": 5}}, {"schedulingConstraints": {"topology": [5, {"key": 6}]}},
+        5, None,
+    ],
+)  # fmt: skip
+def test_a_pod_group_that_says_nothing_sensible_says_nothing(spec: Any) -> None:
+    odd = read({"kind": "PodGroup", "metadata": {"name": "g", "namespace": "n"}, "spec": spec})
+    assert isinstance(odd, PodGroupObject)
+    assert (odd.least, odd.topology, odd.stops_whole) == (None, (), False)

@@ -17,8 +17,15 @@ from kube_objects import NOW_S, budget, flextopo, full_node, node, pod, preempto
 from flextopo.baselines.registry import make_selector
 from flextopo.cli.app import main
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.objects import Meta, NodeObject, ObjectError, PodObject, VolumeObject
-from flextopo.policies.serving.recording import Playback, Recorder
+from flextopo.policies.serving.objects import (
+    Meta,
+    NodeObject,
+    ObjectError,
+    PodGroupObject,
+    PodObject,
+    VolumeObject,
+)
+from flextopo.policies.serving.recording import Anonymiser, Playback, Recorder
 from flextopo.policies.serving.records import CLASS_BANDS
 from flextopo.policies.serving.what_if import summarise_moments, what_if
 
@@ -264,3 +271,18 @@ def test_a_cluster_is_recorded_until_it_is_enough(tmp_path: Path) -> None:
     list(playback)
     assert len(playback.cache.pods) == 9
     assert not (tmp_path / ".day.jsonl.unfinished").exists()
+
+
+def test_what_a_pod_group_may_lose_is_recorded() -> None:
+    """A recorded group is priced as the live one was."""
+    spec = {
+        "schedulingPolicy": {"gang": {"minCount": 2}}, "disruptionMode": {"all": {}},
+        "schedulingConstraints": {"topology": [{"key": "topology.kubernetes.io/zone"}]},
+    }  # fmt: skip
+    group = read({"kind": "PodGroup", "metadata": {"name": "g", "namespace": "n"}, "spec": spec})
+    assert isinstance(group, PodGroupObject)
+    written = {"kind": "PodGroup", **Anonymiser().written(group)}
+    again = read(written)
+    assert isinstance(again, PodGroupObject)
+    assert (again.least, again.stops_whole) == (2, True)
+    assert again.topology == ("topology.kubernetes.io/zone",)

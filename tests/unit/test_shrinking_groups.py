@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tapes
 
+from flextopo.baselines.futures import InformationState
 from flextopo.baselines.registry import make_selector
+from flextopo.baselines.rollout import Lookahead
 from flextopo.baselines.workloads import workloads_below
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.observation.features import F, empty_observation
@@ -248,3 +250,43 @@ def test_what_a_tape_cannot_mean_is_said(pods: list[dict[str, Any]], said: str) 
     with pytest.raises(WorkloadError) as caught:
         play(*pods)
     assert said in str(caught.value)
+
+
+def test_it_starts_as_soon_as_enough_members_are_back() -> None:
+    """Members whose back-offs differ come back one after the other; the last one makes enough."""
+    pods = [*group(4, 3), online(100, depart_s=200), online(1000, depart_s=1100)]
+    pods += [online(2000, depart_s=2100)] * 2
+    tape = tapes.hand_tape(pods, 7200, warmup_s=2000)
+    sim = Simulator(tapes.with_backoff(tape, 60), A100)
+    while (pod := sim.next_decision()) is not None:
+        step(sim, pod)
+    assert statuses(sim) == [RUNNING] * 4
+    assert (sim.state.arrays.live["since_s"][:4] <= 2150).all()
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 4), (4, 8, 8)])
+def test_members_that_fit_nowhere_are_left_out_wherever_they_stand(sizes: tuple[int, ...]) -> None:
+    busy = {"arrive_s": -1500, "duration_s": 10**6, "gpus": 4, "cores": 4, "preemptible": 0}
+    sim = play(busy, *(group(1, 2, gpus)[0] for gpus in sizes), end_s=400)
+    assert sim.next_decision() is None
+    running = sim.state.arrays.live["status"][1:4] == RUNNING
+    assert sorted(np.array(sizes)[running].tolist()) == [4, 8]
+
+
+def test_members_that_are_done_count_in_imagined_futures() -> None:
+    pods = group(4, 3)
+    pods[0] = pods[0] | {"duration_s": 1050}
+    other = {"arrive_s": -900, "duration_s": 10**5, "gpus": 4, "cores": 4, "batch_class": 1}
+    sim = play(*pods, other, online(100))
+    pod = sim.next_decision()
+    assert pod is not None
+    assert statuses(sim)[0] == DONE
+    found, count = sim.state.find(pod, False, 8)
+    losses = Lookahead().branch(sim, pod, found, count)[0]
+    for i in range(count):
+        victims = sim.state.candidate_at(found, i, pod).victims
+        if victims == (1,):
+            own = stopping_cost(sim.state.arrays, 1, sim.costs)
+            assert own < losses[i] < 2 * own  # the two others would be three times as much
+    known = InformationState.of(sim)
+    assert set(known.pods["min_members"][known.pods["group"] == 3].tolist()) == {2}

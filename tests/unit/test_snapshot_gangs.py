@@ -346,3 +346,13 @@ def test_a_group_that_need_not_all_run_loses_what_it_can_spare() -> None:
     assert victims(None)[0] not in ("b0", "b2", "b4", "b6")
     with pytest.raises(PodError, match="min_members = -1"):
         victims(-1)
+    victims(3)
+    one["pods"][0]["min_members"] = 2
+    with pytest.raises(
+        SnapshotError, match=r"min_members = .*legal: the same for all of group 'job'"
+    ):
+        build_state(decode(json.dumps(one).encode()))
+    one["pods"][-1]["min_members"] = 1
+    one["pods"][0]["min_members"] = 3
+    with pytest.raises(SnapshotError, match="legal: none for online pods"):
+        build_state(decode(json.dumps(one).encode()))

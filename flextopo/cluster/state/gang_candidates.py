@@ -15,8 +15,9 @@ Bounds: in a part of more than 64 servers only those are put together that are a
 most; a node offers `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part ends where `TRAIL`
 steps were noted. Whether a disruption budget holds over several servers is known when a way is complete, and
 so is whether a PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks
-the one or the other, it is kept to the first servers of that way that it suffices for, and the search goes on.
-So a legal way is found, but with budgets and such groups perhaps not the cheapest.
+the one or the other, it is kept to the first servers of that way that it suffices for, and the search goes on;
+where no way is legal so, beginning with each other server of that way. So with budgets and such groups the way
+that is found is perhaps not the cheapest, and where several budgets bind on several servers, none may be found.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from flextopo.cluster.state.gang_nodes import (
     REFUSED,
     SEATS,
     TRIED,
+    TURN,
     VIOLATED,
     falls_under,
     search_node,
@@ -251,7 +253,7 @@ def _close(c: Cluster, trail: int) -> bool:
     Returns:
         False where it is kept so already, or too many are.
     """
-    key, used = as_index(c.gang_marks[VIOLATED]), 0
+    key, used, begin = as_index(c.gang_marks[VIOLATED]), 0, trail
     for at in range(c.gang_marks[NUM_CLOSED]):
         if c.gang_marks[CLOSED + at] == key:
             return False
@@ -259,23 +261,31 @@ def _close(c: Cluster, trail: int) -> bool:
         return False
     c.gang_marks[CLOSED + c.gang_marks[NUM_CLOSED]] = key
     c.gang_marks[NUM_CLOSED] += 1
-    while trail >= 0:
-        option = c.gang_options[c.gang_trail[trail]["option"]]
-        trail = as_index(c.gang_trail[trail]["before"])
-        node, uses, left = node_at(c, as_index(option["rank"])), 0, 0
-        slots = victim_slots(c, node, as_index(option["slots"]))
-        while slots != 0:
-            victim = as_index(c.node_pods[node, lowest_bit(slots)])
-            slots &= slots - 1
-            if falls_under(c, victim, key):
-                uses += 1
-                left = c.pdb_left[key] if key >= 0 else spare_members(c, victim)
-        at = c.gang_marks[NUM_ALLOWED]
-        if uses > 0 and used + uses <= left and at < MAX_MEMBERS:
-            used += uses
-            c.gang_marks[ALLOWED + 2 * at] = key
-            c.gang_marks[ALLOWED + 2 * at + 1] = option["rank"]
-            c.gang_marks[NUM_ALLOWED] += 1
+    for late in range(2):  # first those from the turn's server on, then those before it
+        trail, place_ = begin, 0
+        while trail >= 0:
+            option, early = (
+                c.gang_options[c.gang_trail[trail]["option"]],
+                place_ < c.gang_marks[TURN],
+            )
+            trail = as_index(c.gang_trail[trail]["before"])
+            place_ += 1
+            if early != (late == 1):
+                continue
+            node, uses, left = node_at(c, as_index(option["rank"])), 0, 0
+            slots = victim_slots(c, node, as_index(option["slots"]))
+            while slots != 0:
+                victim = as_index(c.node_pods[node, lowest_bit(slots)])
+                slots &= slots - 1
+                if falls_under(c, victim, key):
+                    uses += 1
+                    left = c.pdb_left[key] if key >= 0 else spare_members(c, victim)
+            at = c.gang_marks[NUM_ALLOWED]
+            if uses > 0 and used + uses <= left and at < MAX_MEMBERS:
+                used += uses
+                c.gang_marks[ALLOWED + 2 * at] = key
+                c.gang_marks[ALLOWED + 2 * at + 1] = option["rank"]
+                c.gang_marks[NUM_ALLOWED] += 1
     return True
 
 
@@ -505,8 +515,8 @@ def _search_part(
     attempts = (1 << groups) - 1 if groups <= 3 else 2 * groups - 1
     # First as it is, then with groups that are paid for, and as long as the cheapest way uses up a budget, or
     # more of a PodGroup than that can spare, with that kept to some servers.
-    which = -1
-    c.gang_marks[REFUSED] = -1
+    which, before = -1, kept
+    c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
     while which < attempts:
         if c.gang_marks[NUM_CLOSED] > 0 or which >= 0:
             paid = _take_paid(c, groups, as_index(which)) if which >= 0 else nobody
@@ -518,8 +528,12 @@ def _search_part(
             here = c.gang_nodes[rank]
             here["begin"], here["end"] = here["kept_begin"], here["kept_end"]
         if not refused:
+            # Where that leaves no way at all, another server of the way gets the budget first.
+            another = kept == before and which < 0 and c.gang_marks[NUM_CLOSED] > 0
             c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
-            which += 1
+            c.gang_marks[TURN] += 1
+            if not another or c.gang_marks[TURN] == MAX_MEMBERS:
+                which += 1
     return kept
 
 

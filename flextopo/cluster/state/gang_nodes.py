@@ -56,11 +56,12 @@ MAX_CLOSED = 8
 
 CLOSED = COUNTED + MAX_PAID
 ALLOWED = CLOSED + MAX_CLOSED
-NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED = range(
-    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 4
+NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED, TURN = range(
+    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 5
 )
 """Where those stand, see `falls_under`, pairs of one and a server that may use it, and how many of both;
-the one that a way uses up, and the cheapest way of an attempt if another is sought for that."""
+the one that a way uses up, the cheapest way of an attempt if another is sought for that, and how many of its
+servers are passed over at first."""
 
 
 @stage
