@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures interop format lint type test test-slow cover compare results reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: install docs pages figures interop format lint type test test-slow cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -98,6 +98,14 @@ results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/
 	$(BIN)/flextopo compare --servers "128*rtx4090" --selectors $(STRONGEST) --seeds 20 --out results/s128 --json docs/results/s128.json
 	$(BIN)/flextopo compare --servers "1000*rtx4090" --selectors $(STRONGEST) --seeds 10 --out results/s1000 --json docs/results/s1000.json
 	cp results/rtx4090/compare.png docs/results/rtx4090.png
+
+TRACES ?= ../shared/data
+
+recorded: $(VENV)/.core  ## the comparisons on recorded demand and jobs; TRACES=FOLDER has them
+	for each in "16*rtx4090 recorded" "16*a100 recorded-a100" "8*rtx4090,8*a100 recorded-mixed"; do \
+	  set -- $$each; \
+	  $(BIN)/flextopo compare --servers "$$1" --services $(TRACES)/online/servegen_services34_10min.csv.gz --batch $(TRACES)/batch/batch_jobs_unified.csv.gz --selectors kubernetes,flextopo-guaranteed,$(STRONGEST),lookahead,oracle-lookahead --seeds 20 --out results/$$2 --json docs/results/$$2.json || exit; \
+	done
 
 reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
 	$(BIN)/flextopo reproduce --json docs/results/reproduce.json --markdown docs/reproduction.md
