@@ -459,3 +459,24 @@ def test_one_endless_job_does_not_make_the_whole_load() -> None:
         counts.append(int(new_batch(tape).sum()))
     mean_gpu_s = 2 * duration.mean()
     assert counts == pytest.approx([0.65 * 128 * 36 * 3600 / mean_gpu_s] * 8, abs=1.01)
+
+
+def test_a_small_file_cannot_ask_for_all_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = tmp_path / "bomb.csv.gz"
+    with gzip.open(bomb, "wb", 1) as packed:
+        packed.write(JOBS.encode())
+        for _ in range(140):
+            packed.write(b"0,1.0,1\n" * 2**17)  # 1 MiB
+    with pytest.raises(WorkloadError, match=r"bomb\.csv\.gz: more than 128 MiB of text"):
+        read_jobs(bomb)
+    wide = write(tmp_path, JOBS + "0,1.0,1\n" * 5 + f"0,1.0,{'1' * 257}\n", "wide.csv")
+    with pytest.raises(
+        WorkloadError, match=r"wide\.csv:7: a cell of 257 characters; legal: up to 256"
+    ):
+        read_jobs(wide)
+    monkeypatch.setattr("flextopo.cluster.workload.trace_tables.MAX_ROWS", 3)
+    long = write(tmp_path, JOBS + "0,1.0,1\n" * 5, "long.csv")
+    with pytest.raises(WorkloadError, match=r"long\.csv:5: more than 3 rows; legal: up to 3"):
+        read_jobs(long)

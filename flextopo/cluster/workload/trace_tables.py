@@ -20,6 +20,10 @@ Read = TypeVar("Read")
 
 GZIP_MAGIC = b"\x1f\x8b"
 
+MAX_MIB, MAX_ROWS, MAX_CELL = 128, 2_000_000, 256
+"""Size of a trace when it is unpacked, its rows, and characters of a cell: a small file may ask for all memory
+there is. The largest public one that is read here has 118,000 rows."""
+
 
 @dataclass(frozen=True)
 class TraceTable:
@@ -92,8 +96,8 @@ def read_table(path: str | Path) -> TraceTable:
         Its columns as text.
 
     Raises:
-        WorkloadError: the file is missing, empty, cut off or not UTF-8, its header repeats a name,
-            or a row has more or fewer fields than the header.
+        WorkloadError: the file is missing, empty, too large, cut off or not UTF-8, its header repeats
+            a name, or a row has more or fewer fields than the header.
     """
     path = Path(path)
     text = _decode(path, _read_bytes(path))
@@ -130,8 +134,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _read_bytes(path: Path) -> bytes:
+    most = MAX_MIB * 2**20
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except FileNotFoundError:
         raise WorkloadError(f"{path}: no such file; legal: a trace as csv or csv.gz") from None
     except OSError as error:
@@ -140,11 +146,14 @@ def _read_bytes(path: Path) -> bytes:
         ) from None
     if data.startswith(GZIP_MAGIC):
         try:
-            data = gzip.decompress(data)
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+                data = packed.read(most + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise WorkloadError(
                 f"{path}: damaged or cut-off gzip file ({error}); legal: a whole one"
             ) from None
+    if len(data) > most:
+        raise WorkloadError(f"{path}: more than {MAX_MIB} MiB of text; legal: up to {MAX_MIB}")
     if not data.strip():
         raise WorkloadError(f"{path}: empty file; legal: a header line and one row at least")
     return data
@@ -160,6 +169,17 @@ def _decode(path: Path, data: bytes) -> str:
         ) from None
 
 
+def _check_row(path: Path, line: int, row: list[str], before: int) -> None:
+    """Refuse what would take all memory."""
+    longest = max(map(len, row))
+    if longest > MAX_CELL:
+        raise WorkloadError(
+            f"{path}:{line}: a cell of {longest} characters; legal: up to {MAX_CELL}"
+        )
+    if before > MAX_ROWS:
+        raise WorkloadError(f"{path}:{line}: more than {MAX_ROWS} rows; legal: up to {MAX_ROWS}")
+
+
 def _rows(path: Path, text: str) -> tuple[list[str], list[list[str]], list[int]]:
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -167,6 +187,7 @@ def _rows(path: Path, text: str) -> tuple[list[str], list[list[str]], list[int]]
     try:
         for row in reader:
             if row:
+                _check_row(path, reader.line_num, row, len(rows))
                 rows.append(row)
                 lines.append(reader.line_num)
     except csv.Error as error:
