@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,9 @@ from flextopo.policies.shipped import FIRST_FEATURES, FIRST_LAYOUT, ZOO, zoo_nam
 
 MAX_K = 4096
 """Most candidates that an artifact may look at; training uses 16 to 64."""
+
+MAX_WEIGHTS = 64 * 2**20
+"""Most bytes of an array of an artifact; shipped ones have 0.1 MB in all."""
 
 MODELS = ("weights.npz", "model.onnx")
 """Names of the file that holds the model; `meta.json` says which one its hash is of."""
@@ -229,11 +234,7 @@ def load_policy(name: str | Path) -> LearnedSelector:
     if path.name == "model.onnx":
         session = _open_session(blob, path, meta["features"])
         return OnnxSelector(meta["name"], {}, meta["k"], session=session, **about)
-    try:
-        with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
-            weights = {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path}: no arrays ({error}); legal: plain numbers") from None
+    weights = _read_weights(blob, path)
     named = {part: len(names) for part, names in meta["features"].items()}
     for layer, what, count in (
         ("candidate.weight", "a candidate", named["candidates"]),
@@ -244,7 +245,67 @@ def load_policy(name: str | Path) -> LearnedSelector:
             raise ArtifactError(
                 f"{path}: reads {wide} features of {what}; legal: the {count} that meta.json names"
             )
+    _check_layers(weights, path)
     return LearnedSelector(meta["name"], weights, meta["k"], **about)
+
+
+def _read_weights(blob: bytes, path: Path) -> dict[str, Array]:
+    """Read the arrays of a file, once their headers are known to say what is in it.
+
+    Raises:
+        ArtifactError: it holds no arrays of float32, or one that claims more than is there.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as file:
+            for entry in file.infolist():
+                with file.open(entry) as member:
+                    _check_array(member, entry, path)
+        with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ArtifactError(f"{path}: no arrays ({error}); legal: plain numbers") from None
+
+
+def _check_array(member: IO[bytes], entry: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse an array that is not of float32, or larger than it may be or than what follows its header."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    size = math.prod(shape) * dtype.itemsize
+    name = entry.filename.removesuffix(".npy")
+    if dtype != np.float32:
+        raise ArtifactError(f"{path}: {name} is of {dtype}; legal: float32")
+    if size > MAX_WEIGHTS or size > entry.file_size:
+        raise ArtifactError(
+            f"{path}: {name} is said to have {size} bytes; legal: what is there, up to {MAX_WEIGHTS}"
+        )
+
+
+def _check_layers(weights: Mapping[str, Array], path: Path) -> None:
+    """Refuse weights of which a layer is missing, or does not fit to the others.
+
+    Raises:
+        ArtifactError: names the layer.
+    """
+    h = int(weights["shared.weight"].shape[0])
+    shapes = {
+        "candidate.weight": (h, weights["candidate.weight"].shape[-1]), "candidate.bias": (h,),
+        "shared.weight": (h, weights["shared.weight"].shape[-1]),
+        "own.weight": (h, h), "own.bias": (h,), "score.weight": (1, h), "score.bias": (1,),
+        "wait.0.weight": (h, 2 * h), "wait.0.bias": (h,), "wait.2.weight": (1, h),
+        "wait.2.bias": (1,),
+    }  # fmt: skip
+    if "pooled.weight" in weights:
+        shapes["pooled.weight"] = (h, 2 * h)
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise ArtifactError(f"{path}: no {name}; legal: {', '.join(shapes)}")
+        if weights[name].shape != shape:
+            raise ArtifactError(
+                f"{path}: {name} of shape {weights[name].shape}; legal: {shape}, as of {h} hidden units"
+            )
 
 
 def _open_session(blob: bytes, path: Path, features: Mapping[str, Sequence[str]]) -> Any:

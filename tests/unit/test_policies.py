@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,7 @@ def test_nothing_is_unpickled(trap: bool, tmp_path: Path) -> None:
     meta["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
     (folder / "meta.json").write_text(json.dumps(meta))
     (folder / "weights.npz").write_bytes(buffer.getvalue())
-    with pytest.raises(ArtifactError, match="plain numbers"):
+    with pytest.raises(ArtifactError, match=r"plain numbers|legal: float32"):
         load_policy(folder)
     assert not (tmp_path / "sprung").exists()
 
@@ -293,3 +294,47 @@ def test_a_limit_on_waiting_holds() -> None:
 def test_a_limit_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(UnknownNameError, match="SECONDS"):
         find_selector(name)
+
+
+def replace_weights(folder: Path, blob: bytes) -> None:
+    """Put other weights into an artifact, with their hash."""
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["sha256"] = hashlib.sha256(blob).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "weights.npz").write_bytes(blob)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda w: w.pop("wait.2.bias"), r"no wait\.2\.bias; legal: candidate\.weight, "),
+        (lambda w: w.update({"own.weight": w["own.weight"][:, :-1]}), r"own\.weight of shape \(64, 63\); legal"),
+        (lambda w: w.update({"own.bias": w["own.bias"][None]}), r"own\.bias of shape \(1, 64\); legal: \(64,\)"),
+        (lambda w: w.update({"own.bias": w["own.bias"].astype(complex)}), "own.bias is of complex128; legal"),
+        (lambda w: w.update({"own.bias": np.array(["a"] * 64)}), "own.bias is of <U1; legal: float32"),
+    ],
+)  # fmt: skip
+def test_weights_that_no_network_has_are_refused(change: Any, match: str, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(ZOO / zoo_names()[0], folder)
+    with np.load(folder / "weights.npz") as arrays:
+        weights = dict(arrays)
+    change(weights)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **weights)
+    replace_weights(folder, buffer.getvalue())
+    with pytest.raises(ArtifactError, match=match):
+        load_policy(folder)
+
+
+def test_an_array_that_claims_terabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(ZOO / zoo_names()[0], folder)
+    member, buffer = io.BytesIO(), io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)}
+    np.lib.format.write_array_header_1_0(member, header)
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("own.weight.npy", member.getvalue())
+    replace_weights(folder, buffer.getvalue())
+    with pytest.raises(ArtifactError, match="said to have 4000000000000 bytes"):
+        load_policy(folder)
