@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import small_gangs
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flextopo.baselines.exact_gang import gang_minimum
 from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
@@ -23,7 +24,7 @@ def test_every_answer_is_legal(name: str, drawn: tuple[ClusterState, Pod, bool])
     selector = make_selector(name, seed=1)
     aligned = selector.filter.binds(gang)
     found = selector.select(cluster, gang)
-    best = cluster.candidates(gang, aligned, 1)
+    best = cluster.candidates(gang, aligned, 16)
     if found is None:
         return
     assert best, "nothing is legal"
@@ -40,7 +41,7 @@ def test_every_answer_is_legal(name: str, drawn: tuple[ClusterState, Pod, bool])
 
 
 @settings(max_examples=60, deadline=None)
-@given(small_gangs.clusters())
+@given(st.booleans().flatmap(lambda shrinking: small_gangs.clusters(shrinking=shrinking)))
 def test_exact_is_the_minimum_over_every_victim_set_and_every_seat(
     drawn: tuple[ClusterState, Pod, bool],
 ) -> None:
