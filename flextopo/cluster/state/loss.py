@@ -157,7 +157,7 @@ def stopping_cost(c: Cluster, pod: int, costs: Costs) -> float:
 @stage
 def eviction_cost(c: Cluster, pod: int, costs: Costs) -> float:
     """Return the loss of evicting a pod now, and of its PodGroup if it stops with it, in GPU-seconds."""
-    if spare_members(c, pod) > 0:
+    if c.pods[pod]["next_member"] == pod or spare_members(c, pod) > 0:
         return stopping_cost(c, pod, costs)
     total = 0.0
     member = pod
