@@ -104,7 +104,7 @@ TRACES ?= ../shared/data
 recorded: $(VENV)/.core  ## the comparisons on recorded demand and jobs; TRACES=FOLDER has them
 	for each in "16*rtx4090 recorded" "16*a100 recorded-a100" "8*rtx4090,8*a100 recorded-mixed"; do \
 	  set -- $$each; \
-	  $(BIN)/flextopo compare --servers "$$1" --services $(TRACES)/online/servegen_services34_10min.csv.gz --batch $(TRACES)/batch/batch_jobs_unified.csv.gz --selectors kubernetes,flextopo-guaranteed,$(STRONGEST),lookahead,oracle-lookahead --seeds 20 --out results/$$2 --json docs/results/$$2.json || exit; \
+	  $(BIN)/flextopo compare --servers "$$1" --services $(TRACES)/online/servegen_services34_10min.csv.gz --batch $(TRACES)/batch/batch_jobs_unified.csv.gz --selectors kubernetes,flextopo-guaranteed,$(STRONGEST),lookahead,oracle-lookahead --policies deepset-imitation,deepset-imitation@0 --seeds 20 --out results/$$2 --json docs/results/$$2.json || exit; \
 	done
 
 reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on

@@ -132,3 +132,22 @@ def budget(name: str, allowed: int, labels: Mapping[str, str], **status: Any) ->
         "spec": {"selector": {"matchLabels": dict(labels)}},
         "status": {"disruptionsAllowed": allowed, **status},
     }
+
+
+def bound_claim(label: str, value: str) -> list[dict[str, Any]]:
+    """Return the claim `batch/data`, and the volume it is bound to, on nodes of a label."""
+    terms = [{"matchExpressions": [{"key": label, "operator": "In", "values": [value]}]}]
+    bound = {"pv.kubernetes.io/bind-completed": "yes"}
+    return [
+        {
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "data", "namespace": "batch", "annotations": bound},
+            "spec": {"volumeName": "v"},
+            "status": {"phase": "Bound"},
+        },
+        {
+            "kind": "PersistentVolume",
+            "metadata": {"name": "v"},
+            "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}},
+        },
+    ]

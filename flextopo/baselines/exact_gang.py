@@ -7,7 +7,8 @@ OR-tools: `pip install flextopo[exact]`.
 Each server offers options: so many members of each size, without these victims. One that evicts more than
 another and aligns no better is left out, which loses no minimum: evicting costs, and uses up budgets. The
 solver chooses at most one option a server, so that all members sit, within the required level; each
-PodGroup that stops is paid once, members that leave others running each, and the last to be free sets how long all members wait.
+PodGroup that stops is paid once, members that leave others running each by itself, and the last to be free
+sets how long all members wait.
 """
 
 from __future__ import annotations

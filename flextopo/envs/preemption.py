@@ -37,8 +37,8 @@ class PreemptionEnv(gym.Env[Any, Any]):
     shorter, `relative` and `shuffle` are for training as well.
 
     ## Action Space
-    `Discrete(K + 1)`: candidate 0 ... K - 1 by ascending own loss (with `shuffle`, in any order), or K = "do not preempt now" (the
-    pod stays pending and is asked about again after the next event). An action whose place is empty
+    `Discrete(K + 1)`: candidate 0 ... K - 1 by ascending own loss (with `shuffle`, in any order), or
+    K = "do not preempt now" (the pod stays pending and is asked about again after the next event). An action whose place is empty
     counts as K and sets `info["invalid_action"]`; with `strict=True` it raises instead. With a hard
     deadline (`scenario.deadline`, the default) K is masked once waiting might take the pod past its
     deadline; whoever chooses it nevertheless gets the one of the least own loss.
@@ -59,8 +59,8 @@ class PreemptionEnv(gym.Env[Any, Any]):
     and all that counts from time 0 (`loss`, `metrics`, `unrewarded`) counts these hours, too.
 
     ## Episode End
-    `truncated` at the end of the tape, or after `episode_h` hours; the last observation shows the cluster as it is then, without
-    preemptor and candidates. A given tape without any decision ends with the first step.
+    `truncated` at the end of the tape, or after `episode_h` hours; the last observation shows the
+    cluster as it is then, without preemptor and candidates. A given tape without any decision ends with the first step.
 
     ## Information
     `action_mask` (as in the observation), `loss` (terms of the weighted loss in GPU-hours since

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from flextopo.cluster.errors import FlextopoError
+from flextopo.train.results import read_saved
 
 Rows = list[list[str]]
 
@@ -17,12 +16,7 @@ def load_ppo(path: Path) -> Any:
     Raises:
         FlextopoError: it is missing or none.
     """
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise FlextopoError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise FlextopoError(f"{path}: legal: what benchmarks/ppo.py writes") from None
+    return read_saved(path, "legal: what benchmarks/ppo.py writes")
 
 
 def _beyond(found: dict[str, Any]) -> str:

@@ -146,23 +146,37 @@ def load_scores(path: Path) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
+def read_saved(path: Path, what: str, **parts: type) -> Any:
+    """Read a file of saved results.
+
+    Args:
+        path: of the JSON file.
+        what: said where it is none, such as `legal: what ... writes`.
+        parts: which it must have, none of them empty, and what each is.
+
+    Raises:
+        FlextopoError: it is missing or none.
+    """
+    try:
+        found = json.loads(path.read_text())
+        for name, kind in parts.items():
+            if not isinstance(found[name], kind) or not found[name]:
+                raise KeyError(name)
+    except OSError as error:
+        raise FlextopoError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise FlextopoError(f"{path}: {what}") from None
+    return found
+
+
 def load_results(path: Path) -> Results:
     """Read a saved results file.
 
     Raises:
         FlextopoError: it is missing or no results file.
     """
-    try:
-        results = json.loads(path.read_text())
-        if not isinstance(results["selectors"], dict) or not isinstance(results["config"], dict):
-            raise KeyError("selectors")
-    except OSError as error:
-        raise FlextopoError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise FlextopoError(
-            f"{path}: no results file; legal: what `flextopo compare --json` writes"
-        ) from None
-    return dict(results)
+    what = "no results file; legal: what `flextopo compare --json` writes"
+    return dict(read_saved(path, what, selectors=dict, config=dict))
 
 
 def load_ablation(path: Path) -> list[dict[str, Any]]:
@@ -171,13 +185,8 @@ def load_ablation(path: Path) -> list[dict[str, Any]]:
     Raises:
         FlextopoError: it is missing or none.
     """
-    try:
-        found = json.loads(path.read_text())["ablation"]
-    except OSError as error:
-        raise FlextopoError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise FlextopoError(f"{path}: legal: what `flextopo ablate` writes") from None
-    return list(found)
+    what = "legal: what `flextopo ablate` writes"
+    return list(read_saved(path, what, ablation=list)["ablation"])
 
 
 def ablation_rows(rows: list[dict[str, Any]]) -> list[list[str]]:

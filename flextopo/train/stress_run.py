@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from flextopo.train.compare import (
     to_send,
 )
 from flextopo.train.config import ComparisonConfig
-from flextopo.train.results import versions
+from flextopo.train.results import read_saved, versions
 from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import MIN_SEEDS, paired_difference
 from flextopo.train.stress import BASE, PERTURBATIONS, chosen
@@ -170,17 +169,8 @@ def load_stress(path: Path) -> dict[str, Any]:
     Raises:
         FlextopoError: it is missing or none.
     """
-    try:
-        results = json.loads(path.read_text())
-        if not isinstance(results["stress"], dict) or not results["stress"]:
-            raise KeyError("stress")
-    except OSError as error:
-        raise FlextopoError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise FlextopoError(
-            f"{path}: no stress test; legal: what `flextopo stress` writes"
-        ) from None
-    return dict(results)
+    what = "no stress test; legal: what `flextopo stress` writes"
+    return dict(read_saved(path, what, stress=dict))
 
 
 def stress_rows(results: dict[str, Any]) -> list[list[str]]:

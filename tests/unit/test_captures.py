@@ -1,29 +1,18 @@
 """Text captures of servers (lscpu, nvidia-smi topo, numa_config) of odd and broken shapes."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from capture_texts import matrix
+from captured import Save
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.load import load_server, parse_cpu_list
 from flextopo.cluster.topology.flextopo import build_graph
 from flextopo.cluster.topology.model import ServerModel, preset
 from flextopo.cluster.topology.resource import write_resource
-
-Save = Callable[[str, str], Path]
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Save:
-    def write(name: str, text: str) -> Path:
-        path = tmp_path / name
-        path.write_text(text)
-        return path
-
-    return write
 
 
 def lscpu(nodes: Sequence[tuple[int, int, str]], threads: int = 1) -> str:

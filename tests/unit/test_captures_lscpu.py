@@ -1,28 +1,15 @@
 """What lscpu prints: lists of CPUs with other columns and CPUs off line, and its plain text."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from capture_texts import matrix
+from captured import Save
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.load import load_server
 from flextopo.cluster.topology.model import ServerModel
-
-Save = Callable[[str], Path]
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Save:
-    def write(text: str) -> Path:
-        path = tmp_path / "server"
-        path.write_text(text)
-        return path
-
-    return write
-
 
 TWO_SOCKETS = ServerModel("server", (), (0, 1), (2, 2))
 
@@ -56,7 +43,7 @@ LISTS = {
 
 @pytest.mark.parametrize("case", LISTS)
 def test_columns_go_by_name_and_cpus_off_line_are_left_out(case: str, save: Save) -> None:
-    model, warnings = load_server(save(LISTS[case]))
+    model, warnings = load_server(save("server", LISTS[case]))
     assert model == TWO_SOCKETS
     assert any("off line and left out" in warning for warning in warnings) == (
         "off-line" in case or case == "table"
@@ -79,7 +66,7 @@ CACHES = "# CPU,Core,Socket,Node,,L1d,L1i,L2,L3\n"
     ids=["a-column-each", "one-column", "two-threads-and-one"],
 )
 def test_core_numbers_that_start_again_for_another_type_of_cpu(text: str, save: Save) -> None:
-    model, warnings = load_server(save(text))
+    model, warnings = load_server(save("server", text))
     assert model == ServerModel("server", (), (0,), (4,))
     assert "4 cores by their L1d caches, 2 by the column Core" in warnings[0]
 
@@ -87,12 +74,12 @@ def test_core_numbers_that_start_again_for_another_type_of_cpu(text: str, save: 
 def test_caches_that_are_not_told_tell_no_cores_apart(save: Save) -> None:
     for cache in ("", "-"):
         text = CACHES + "".join(f"{i},{i % 2},0,0,,{cache or ''},,,\n" for i in range(4))
-        assert load_server(save(text))[0].numa_cores == (2,)
+        assert load_server(save("server", text))[0].numa_cores == (2,)
 
 
 def test_threads_that_share_a_cache_are_one_core(save: Save) -> None:
     text = CACHES + "".join(f"{i},{i % 2},0,0,,{i % 2},{i % 2},0,0\n" for i in range(4))
-    model, warnings = load_server(save(text))
+    model, warnings = load_server(save("server", text))
     assert (model.numa_cores, len(warnings)) == ((2,), 1)
 
 
@@ -102,37 +89,39 @@ def test_a_virtual_machine_whose_cpus_are_sockets(sockets: int, save: Save, tmp_
     gpus.write_text(matrix([(f"0-{sockets - 1}", "0")] * 2))
     lines = [f"{i},{i},{i},0\n" for i in range(sockets)]
     for text in ("".join(lines), "".join(line.replace(",", ",0", 1) for line in lines)):
-        model, warnings = load_server(save(text), gpus)
+        model, warnings = load_server(save("server", text), gpus)
         assert model == ServerModel("server", (0, 0), (0,), (sockets,))
         assert f"{sockets} sockets counted as 1, since NUMA nodes span them" in warnings[0]
 
 
 def test_core_numbers_that_start_again_in_each_socket_of_a_virtual_machine(save: Save) -> None:
     text = "".join(f"{cpu},0,{cpu // 2},{cpu // 8}\n" for cpu in range(16))
-    model, warnings = load_server(save(text))
+    model, warnings = load_server(save("server", text))
     assert model == ServerModel("server", (), (0, 1), (4, 4))
     assert "8 sockets counted as 2" in warnings[0]
 
 
 @pytest.mark.parametrize("sockets", [4, 16])
 def test_a_virtual_machine_without_numa(sockets: int, save: Save) -> None:
-    model, warnings = load_server(save("".join(f"{i},{i},{i},\n" for i in range(sockets))))
+    model, warnings = load_server(
+        save("server", "".join(f"{i},{i},{i},\n" for i in range(sockets)))
+    )
     assert (model.numa_socket, model.numa_cores) == ((0,), (sockets,))
     assert "tells no NUMA nodes; counted as one" in warnings[0]
 
 
 def test_more_sockets_than_a_model_holds(save: Save) -> None:
     rows = [f"{cpu},{cpu},{cpu // 2},{cpu // 12}\n" for cpu in range(24)]
-    assert load_server(save("".join(rows)))[0].numa_cores == (12, 12)
+    assert load_server(save("server", "".join(rows)))[0].numa_cores == (12, 12)
     rows = [f"{cpu},{cpu},{cpu // 2},{cpu // 2}\n" for cpu in range(24)]
     with pytest.raises(TopologyError, match="12 sockets; legal: 1 to 8"):
-        load_server(save("".join(rows)))
+        load_server(save("server", "".join(rows)))
 
 
 @pytest.mark.parametrize(("sockets", "cores"), [(2, 1), (2, 16), (4, 2), (8, 4)])
 def test_a_node_over_sockets_of_a_real_server_is_cut(sockets: int, cores: int, save: Save) -> None:
     rows = [f"{cpu},{cpu},{cpu // cores},0\n" for cpu in range(sockets * cores)]
-    model, warnings = load_server(save("".join(rows)))
+    model, warnings = load_server(save("server", "".join(rows)))
     assert (model.numa_socket, model.numa_cores) == (tuple(range(sockets)), (cores,) * sockets)
     assert any("NUMA node 0 spans several sockets; cut into one" in text for text in warnings)
 
@@ -186,7 +175,7 @@ def test_plain_text_that_tells_enough(case: str, save: Save) -> None:
     pairs = [line.partition(":") for line in text.splitlines()]
     fields = [{"field": f"{name.strip()}:", "data": value.strip()} for name, _, value in pairs]
     for written in (text, json.dumps({"lscpu": fields}), json.dumps({"lscpu": fields}, indent=3)):
-        model, warnings = load_server(save(written))
+        model, warnings = load_server(save("server", written))
         assert (model.numa_socket, model.numa_cores) == (sockets, cores)
         assert "in order" in warnings[0]
         assert "(lscpu -p tells)" in warnings[0]
@@ -206,7 +195,7 @@ def test_plain_text_that_tells_enough(case: str, save: Save) -> None:
 )
 def test_plain_text_that_tells_too_little(text: str, message: str, save: Save) -> None:
     with pytest.raises(TopologyError, match=message) as caught:
-        load_server(save(text))
+        load_server(save("server", text))
     assert "lscpu -p=CPU,CORE,SOCKET,NODE" in str(caught.value) or "3-1" in message
 
 
@@ -216,19 +205,19 @@ def test_plain_text_beside_a_matrix_or_with_it(save: Save, tmp_path: Path) -> No
     other = tmp_path / "gpus"
     other.write_text(gpus)
     expected = ServerModel("server", (0, 1), (0, 1), (4, 4))
-    assert load_server(save(plain), other)[0] == expected
-    model, warnings = load_server(save(f"$ lscpu\n{plain}\n$ nvidia-smi topo -m\n{gpus}"))
+    assert load_server(save("server", plain), other)[0] == expected
+    model, warnings = load_server(save("server", f"$ lscpu\n{plain}\n$ nvidia-smi topo -m\n{gpus}"))
     assert model == expected
     assert "dealt out to 2 socket(s) in order" in warnings[0]
     listed = "".join(f"{i},{i % 8},{i % 8 // 4},{i % 8 // 4}\n" for i in range(16))
     model, warnings = load_server(
-        save(f"$ lscpu -p\n# CPU,Core,Socket,Node\n{listed}$ topo\n{gpus}")
+        save("server", f"$ lscpu -p\n# CPU,Core,Socket,Node\n{listed}$ topo\n{gpus}")
     )
     assert (model, warnings) == (expected, [])
-    model, warnings = load_server(save(f"0,0,0,0\n1,x,0,0\n{gpus}"))
+    model, warnings = load_server(save("server", f"0,0,0,0\n1,x,0,0\n{gpus}"))
     assert model == expected
     assert "server:2: Core is 'x'; legal: 0 to 65535; what lscpu printed is not used" in warnings[0]
-    model, warnings = load_server(save(summary(2, 4, 2, "0-15") + gpus))
+    model, warnings = load_server(save("server", summary(2, 4, 2, "0-15") + gpus))
     assert model == expected
     assert "what lscpu printed is not used" in warnings[0]
 
@@ -243,6 +232,6 @@ def test_plain_text_beside_a_matrix_or_with_it(save: Save, tmp_path: Path) -> No
     ],
 )
 def test_broken_lists(text: str, message: str, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(save(text).parent)
+    monkeypatch.chdir(save("server", text).parent)
     with pytest.raises(TopologyError, match=message):
         load_server("server")

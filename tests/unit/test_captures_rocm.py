@@ -1,24 +1,12 @@
 """Where GPUs of AMD are, by `rocm-smi --showtopo`."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
+from captured import Save
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.load import load_server
-
-Save = Callable[[str, str], Path]
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Save:
-    def write(name: str, text: str) -> Path:
-        path = tmp_path / name
-        path.write_text(text)
-        return path
-
-    return write
 
 
 def table(title: str, cells: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fake_apiserver import FakeApiserver, running, until
-from kube_objects import budget, node, pod, preemptor
+from kube_objects import bound_claim, budget, node, pod, preemptor
 
 pytest.importorskip("lightkube")
 
@@ -199,24 +199,12 @@ FULL_OF_VOLUMES = "0/1 nodes are available: 1 node(s) exceed max volume count."
 
 def with_volume(message: str, host: str) -> list[dict[str, Any]]:
     """Return a pod that was refused, and its claim, bound to a volume on a host."""
-    terms = [{"matchExpressions": [{"key": "host", "operator": "In", "values": [host]}]}]
-    bound = {"pv.kubernetes.io/bind-completed": "yes"}
     volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
     said = {"conditions": [{**REFUSED["conditions"][0], "message": message}]}
     return [
         node("n0", labels={"host": "here"}),
         preemptor(2, status=said, spec={"volumes": volumes}),
-        {
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "data", "namespace": "batch", "annotations": bound},
-            "spec": {"volumeName": "v"},
-            "status": {"phase": "Bound"},
-        },
-        {
-            "kind": "PersistentVolume",
-            "metadata": {"name": "v"},
-            "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}},
-        },
+        *bound_claim("host", host),
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fake_apiserver import FakeApiserver, running, until
 from kube_devices import claim, claiming, slice_of
-from kube_objects import budget, flextopo, node, pod, preemptor
+from kube_objects import bound_claim, budget, flextopo, node, pod, preemptor
 
 pytest.importorskip("lightkube")
 
@@ -214,7 +214,7 @@ def test_a_node_that_one_member_may_not_go_to_is_left_alone(
     if tainted:
         second[0]["spec"] = {"taints": [{"key": "k", "effect": "NoSchedule"}]}
     more = dict(other)
-    volumes = volume("a") if more.pop("volume", "") else []
+    volumes = bound_claim("pool", "a") if more.pop("volume", "") else []
     if volumes:
         more["spec"] = {"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}
     gang = [group(), member("g0", **more), member("g1")]
@@ -236,25 +236,6 @@ def test_a_node_that_one_member_may_not_go_to_is_left_alone(
     # And with two nodes only, nobody goes.
     if not tainted:
         control([first, second, volumes, *gang], nothing)
-
-
-def volume(pool: str) -> list[dict[str, Any]]:
-    """Return a claim whose volume is on nodes of a pool."""
-    terms = [{"matchExpressions": [{"key": "pool", "operator": "In", "values": [pool]}]}]
-    bound = {"pv.kubernetes.io/bind-completed": "yes"}
-    return [
-        {
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "data", "namespace": "batch", "annotations": bound},
-            "spec": {"volumeName": "v"},
-            "status": {"phase": "Bound"},
-        },
-        {
-            "kind": "PersistentVolume",
-            "metadata": {"name": "v"},
-            "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}},
-        },
-    ]
 
 
 def apart() -> dict[str, Any]:

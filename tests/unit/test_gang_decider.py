@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 from kube_objects import budget, flextopo, make_cache, node, pod, preemptor
+from rogues import Rogue, seats_on
 
 from flextopo.baselines.policies import GreedyCost
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.state.cluster_state import ClusterState
-from flextopo.cluster.state.decision import AlignmentFilter, Candidate, Seat
+from flextopo.cluster.state.decision import Candidate, Seat
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import AlignmentLevel, NetworkLevel
 from flextopo.policies.runtime import load_policy
@@ -124,26 +125,6 @@ def test_a_gang_that_asks_for_no_alignment_is_decided_about_too() -> None:
     assert len(found.victims) == 4
 
 
-@dataclass
-class Rogue:
-    """Greedy, with a change to its answer."""
-
-    change: Any
-    name: str = "rogue"
-    filter: AlignmentFilter = AlignmentFilter.OWN
-
-    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
-        found = GreedyCost().select(cluster, preemptor)
-        assert found is not None
-        return self.change(found)  # type: ignore[no-any-return]
-
-
-def seats_on(*nodes: int) -> Any:
-    return lambda c: replace(
-        c, seats=tuple(replace(seat, node=n) for seat, n in zip(c.seats, nodes, strict=True))
-    )
-
-
 # Rows: two members, then two pods a node.
 @pytest.mark.parametrize(
     ("change", "cause", "why"),
@@ -185,9 +166,9 @@ def test_budgets_hold_over_all_nodes_whoever_decides() -> None:
     for each in nodes[:2]:
         for one in each[2:]:
             one["metadata"]["labels"]["team"] = "x"
-    found = decide(cluster(*nodes, budget("x", 4, {"team": "x"}), *TWO), Careless(None))
+    found = decide(cluster(*nodes, budget("x", 4, {"team": "x"}), *TWO), Careless())
     assert (found.fallback, set(places(found).values())) == ("", {"n0", "n1"})
-    found = decide(cluster(*nodes, budget("x", 3, {"team": "x"}), *TWO), Careless(None))
+    found = decide(cluster(*nodes, budget("x", 3, {"team": "x"}), *TWO), Careless())
     assert (found.fallback, set(places(found).values())) == ("guard", {"n2", "n3"})
     assert "within_budgets: 1 victims violate" in found.detail
 
@@ -225,7 +206,7 @@ def test_a_late_selector_and_a_stale_watch_have_the_baseline_decide() -> None:
             return None
 
     cache = cluster(*THREE, *TWO)
-    found = decide(cache, Slow(None), budget_s=1.0)
+    found = decide(cache, Slow(), budget_s=1.0)
     assert (found.fallback, len(found.victims)) == ("timeout", 4)
     found = decide(cache, age_s=lambda: 100.0)
     assert (found.fallback, len(found.victims)) == ("stale_watch", 4)
@@ -334,7 +315,7 @@ def test_what_is_seen_of_the_whole_cluster_hangs_where_it_does() -> None:
 
     far = full("n2", "r1")
     far[0]["spec"] = {"unschedulable": True}
-    found = decide(cluster(*THREE[:2], far, *TWO), Watching(None))
+    found = decide(cluster(*THREE[:2], far, *TWO), Watching())
     assert found.fallback == ""
     (view,) = seen
     assert (len(view.arrays.network), len(view.whole.network)) == (2, 3)

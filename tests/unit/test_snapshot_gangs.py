@@ -2,20 +2,18 @@
 
 import json
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rogues import Rogue, seats_on
 from starlette.testclient import TestClient
 
 from flextopo.baselines.policies import GreedyCost
 from flextopo.baselines.registry import make_selector
 from flextopo.cli.app import main
 from flextopo.cluster.errors import PodError
-from flextopo.cluster.state.cluster_state import ClusterState
-from flextopo.cluster.state.decision import AlignmentFilter, Candidate
-from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import NetworkLevel
 from flextopo.policies.runtime import load_policy
 from flextopo.policies.serving.openapi import openapi_document
@@ -146,27 +144,6 @@ def test_levels_reach_the_state() -> None:
     assert [state.name(pod) for pod in state.gang(preemptor)] == ["g0", "g1"]
     assert state.arrays.pods["required_tier"][16] == NetworkLevel.BLOCK
     assert state.arrays.pods["preferred_tier"][16] == NetworkLevel.LEAF
-
-
-@dataclass
-class Rogue:
-    """Greedy, with a change to its answer."""
-
-    change: Any
-    name: str = "rogue"
-    filter: AlignmentFilter = AlignmentFilter.OWN
-
-    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
-        found = GreedyCost().select(cluster, preemptor)
-        assert found is not None
-        return self.change(found)  # type: ignore[no-any-return]
-
-
-def seats_on(*nodes: int) -> Any:
-    """Return a change that puts members on other nodes."""
-    return lambda c: replace(
-        c, seats=tuple(replace(seat, node=n) for seat, n in zip(c.seats, nodes, strict=True))
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Victim sets for a gang: the cheapest ways to place its members over a part of the network.
 
-For every server and every number of members that it might take, the cheapest two minimal victim sets are sought
-(one for gangs of two sizes). Over a part of the network they are then put together by a dynamic
+For every server and every number of members that it might take, the cheapest two minimal victim sets are
+sought (one for gangs of two sizes). Over a part of the network they are then put together by a dynamic
 programme whose state is how many members of each size have a place; each state keeps the cheapest
 `WAYS`. That goes over each leaf, each block and the cluster, as far as the gang may be spread.
 

@@ -2,8 +2,8 @@
 
 Up to version 1.37 kube-scheduler calls no extender when the pod fits by counts. This controller
 nominates a node and evicts through the Eviction API; the scheduler binds once the victims are gone.
-For a gang it does so on all its nodes, once all members are there, or on none. And whenever a pod that was refused does fit, it has kube-scheduler look again, which would not see
-that by itself for minutes.
+For a gang it does so on all its nodes, once all members are there, or on none. And whenever a pod that
+was refused does fit, it has kube-scheduler look again, which would not see that by itself for minutes.
 
 All that has happened stands in the cluster: the nomination on the pod, the victims' deletion. So a
 controller that is started anew goes on where the last one was stopped.
