@@ -25,8 +25,8 @@ def _beyond(found: dict[str, Any]) -> str:
 
 def budget_rows(rows: list[dict[str, Any]]) -> Rows:
     """Return a heading, then what each learner makes of each budget."""
-    out = [["learner", "decisions", "minutes", "of the processor", "loss %", "against greedy-cost, points", "",
-            "against requeue-aware, points", "", "days", "seed"]]  # fmt: skip
+    out = [["learner", "decisions", "minutes", "of the processor", "loss %", "against greedy-cost, points",
+            "verdict", "against requeue-aware, points", "verdict", "days", "seed"]]  # fmt: skip
     for row in rows:
         greedy, requeue = row["greedy-cost"], row["requeue-aware"]
         out.append(
