@@ -5,6 +5,7 @@ Selectors stand here as text, so that names are known without importing any of t
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -99,7 +100,16 @@ SELECTORS: dict[str, Entry] = {
 BUILT_IN = tuple(SELECTORS)
 
 LOOKAHEAD = ("oracle-lookahead", "rollout", "lookahead")
-"""Selectors that branch a simulation: no snapshot will do, and they take their time."""
+"""Selectors that branch a simulation, and take their time."""
+
+ORACLES = ("oracle-lookahead",)
+"""Those among them that know the future: no snapshot will do."""
+
+
+def looks_ahead(name: str) -> bool:
+    """Say whether a selector branches a simulation, by its name or how it is put together."""
+    return "+plan@" in name or re.split("[+@]", name)[0] in LOOKAHEAD
+
 
 GANG_RULES = ("kubernetes-workload", "kueue", "volcano")
 """Selectors that differ from `kubernetes` for gangs alone."""

@@ -2,39 +2,90 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.baselines.futures import (
-    Future,
-    InformationState,
-    median_future,
-    sample_futures,
-)
+from flextopo.baselines.futures import FutureSampler, median_future
+from flextopo.baselines.information import InformationState
 from flextopo.baselines.requeue import RequeueAware, costs_of, unpriced
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.simulation.events import Events, empty_events, heap_entries
-from flextopo.cluster.simulation.simulator import Simulator, simulation_of
-from flextopo.cluster.state.arrays import (
-    BACKING_OFF,
-    NOMINATED,
-    PENDING,
-    RUNNING,
-    STARTING,
-    TERMINATING,
-    Cluster,
-)
+from flextopo.cluster.simulation.events import Events, empty_events
+from flextopo.cluster.simulation.from_snapshot import simulation_from
+from flextopo.cluster.simulation.imagined import Futures, rings
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.arrays import PENDING, Cluster
 from flextopo.cluster.state.candidates import CandidateArrays
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
-from flextopo.cluster.state.schema import LIVE_DTYPE, NEVER_S, blank
+from flextopo.cluster.state.schema import LIVE_DTYPE, NEVER_S, POD_DTYPE, blank
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.state.storage import branch_of
 from flextopo.cluster.workload.config import WorkloadConfig
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+ROUND = 16
+"""Futures of the first round; each further one is as large as all before it."""
+
+BEFORE_JUDGING = 64
+"""Futures before any branch is given up: losses have long tails, and fewer futures miss them."""
+
+MOST_SAMPLES = 4096
+"""Futures of a decision that is limited by its time alone."""
+
+HOPELESS = 3.0
+"""Standard errors by which a branch must be worse than the best for no more futures to be spent on it."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a base has to say of a decision.
+
+    Attributes:
+        found: candidates.
+        count: how many there are.
+        tried: (count + 1,) bool, the branches worth a look, waiting last.
+        own: the base's own choice, `count` = waiting.
+    """
+
+    found: CandidateArrays
+    count: int
+    tried: Bools
+    own: int
+
+
+def propose(
+    base: VictimSelector,
+    cluster: ClusterState,
+    preemptor: Pod,
+    most: int,
+    filter_: AlignmentFilter,
+) -> Proposal:
+    """Return a base's choice, and its best few candidates.
+
+    A rule of costs tries its cheapest candidates, a policy (which has `rank`) those of the highest scores. For
+    any other the cheapest are tried, and the first is taken for its own.
+    """
+    may_wait = cluster.may_wait(preemptor)
+    rank = getattr(base, "rank", None)
+    if rank is None:
+        aligned = filter_.binds(preemptor)
+        found, count = cluster.find(preemptor, aligned, most, costs_of(base, cluster))
+        tried = np.ones(count + 1, np.bool_)
+        tried[count] = may_wait
+        return Proposal(found, count, tried, 0)
+    found, count, scores = rank(cluster, preemptor)
+    tried = np.zeros(count + 1, np.bool_)
+    tried[np.argsort(-scores[:count], kind="stable")[:most]] = True
+    tried[count] = may_wait
+    best = int(np.argmax(np.append(scores[:count], scores[-1] if may_wait else -np.inf)))
+    return Proposal(found, count, tried, best)
 
 
 @dataclass(frozen=True)
@@ -46,21 +97,27 @@ class Rollout:
     drawn from the workload model given what has been seen: how long batch jobs have run, and how
     many replicas services have had. The draw depends on the seed, the time and the pod alone.
 
+    Futures are played in rounds, each as large as all before it. A branch that is clearly worse than the best
+    one gets no more of them.
+
     Attributes:
         seed: of the futures.
-        samples: futures a decision; with fewer, chance chooses among the branches.
-        caution: standard errors that are added to the mean difference from the first candidate, the
-            base's own, or the branch with the luckiest futures would win.
-        branches: how many of the cheapest candidates are tried, beside waiting.
+        samples: futures a decision at most; with fewer, chance chooses among the branches.
+        budget_s: wall-clock seconds a decision, None = as long as it takes. After the first round only so
+            many futures are played as there is time for: how many depends on the machine.
+        caution: standard errors that are added to the mean difference from the base's own choice, or the
+            branch with the luckiest futures would win.
+        branches: how many of the base's best candidates are tried, beside waiting.
         horizon_s: how far a branch looks ahead.
         history_s: how far back the replicas of services are looked at.
-        base: decides in the branches; compiled where it is a rule of costs.
+        base: decides in the branches; compiled where it is a rule of costs or a network.
         workload: the model that futures are drawn from.
     """
 
     seed: int = 0
     samples: int = 64
-    caution: float = 1.0
+    budget_s: float | None = None
+    caution: float = 0.5
     branches: int = 16
     horizon_s: int = 4 * 3600
     history_s: int = 12 * 3600
@@ -75,45 +132,92 @@ class Rollout:
                 raise FlextopoError(f"rollout: {name} = {getattr(self, name)}; legal: 1 or more")
         if self.seed < 0:
             raise FlextopoError(f"rollout: seed = {self.seed}; legal: 0 or more")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise FlextopoError(f"rollout: budget_s = {self.budget_s}; legal: above 0")
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
-        """Choose the branch of the least mean loss; None where waiting loses least.
-
-        Raises:
-            FlextopoError: the cluster is a snapshot, which has no past to sample a future from.
-        """
-        sim = simulation_of(cluster, self.name)
-        costs = costs_of(self.base, cluster)
-        found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches, costs)
-        if count == 0:
+        """Choose the branch of the least mean loss; None where waiting loses least."""
+        begin = time.perf_counter()
+        given = propose(self.base, cluster, preemptor, self.branches, self.filter)
+        if given.count == 0:
             return None
-        losses = self.branch(sim, preemptor, found, count)
-        legal = np.isfinite(losses[0])
-        above = losses[:, legal] - losses[:, :1]
-        error = above.std(0) / np.sqrt(len(above))
-        chosen = int(np.argmin(above.mean(0) + self.caution * error))
-        return None if chosen == count else unpriced(cluster.candidate_at(found, chosen, preemptor))
+        chosen = given.own
+        if given.tried.sum() > 1:
+            losses = self.branch(cluster, preemptor, given, begin)
+            mean, error = compare_with(losses, given.own)
+            chosen = int(np.argmin(mean + self.caution * error))
+        if chosen == given.count:
+            return None
+        return unpriced(cluster.candidate_at(given.found, chosen, preemptor))
 
     def branch(
-        self, sim: Simulator, preemptor: Pod, found: CandidateArrays, count: int
-    ) -> npt.NDArray[np.float64]:
-        """Return the loss of each of the first `count` candidates and of waiting in each future.
+        self,
+        cluster: ClusterState,
+        preemptor: Pod,
+        given: Proposal,
+        begin: float | None = None,
+    ) -> Floats:
+        """Return the loss of each candidate and of waiting in each future.
+
+        Args:
+            cluster: at the decision.
+            preemptor: whom it is about.
+            given: the candidates.
+            begin: when the decision began, by `time.perf_counter`; not given = now.
 
         Returns:
-            (samples, count + 1) float64, weighted GPU-seconds from now to the horizon.
+            (samples, count + 1) float64, weighted GPU-seconds from now to the horizon; infinite from the
+            round on in which a branch is not played any more.
         """
+        begin = time.perf_counter() if begin is None else begin
+        sim = simulation_at(cluster, preemptor, self.filter, self.horizon_s)
         known = InformationState.of(sim)
         rng = np.random.default_rng((self.seed, known.now_s & 0xFFFFFFFF, preemptor.index))
-        futures = sample_futures(
-            self.workload, known, self.samples, self.horizon_s, self.history_s, rng
-        )
-        rows = [
-            sim.with_arrays(*imagine(sim, known, future)).branch(
-                found, count, self.horizon_s, self.base
-            )
-            for future in futures
-        ]
-        return np.stack(rows)
+        sampler = FutureSampler(self.workload, known, self.horizon_s, self.history_s, rng)
+        losses, tried, size = np.empty((0, given.count + 1)), given.tried, ROUND
+        while len(losses) < self.samples and (tried.sum() > 1 or not len(losses)):
+            started = time.perf_counter()
+            futures = sampler.sample(min(size, self.samples - len(losses)))
+            ahead = imagined(sim, known, futures)
+            branches = ahead.branches(given.found, given.count, self.horizon_s, self.base)
+            played = ahead.branch_in(futures, branches, tried, self.base)
+            losses = np.concatenate((losses, played))
+            now, size = time.perf_counter(), len(losses)
+            if self.budget_s is not None:
+                fits = int((begin + self.budget_s - now) / (now - started) * len(played))
+                if fits < ROUND:
+                    break
+                size = min(size, fits)
+            if len(losses) >= BEFORE_JUDGING:
+                tried = worth_playing(losses, given.own)
+        return losses
+
+
+def compare_with(losses: Floats, own: int) -> tuple[Floats, Floats]:
+    """Return mean and standard error of what each branch loses more than one of them.
+
+    Args:
+        losses: (M, B) float64 of B branches in M futures.
+        own: the branch to compare with.
+
+    Returns:
+        Two (B,) float64; infinity and 0 for branches that were not played in every future.
+    """
+    mean, error = np.full(losses.shape[1], np.inf), np.zeros(losses.shape[1])
+    played = np.isfinite(losses[-1])
+    above = losses[:, played] - losses[:, own, None]
+    mean[played], error[played] = above.mean(0), above.std(0) / np.sqrt(len(above))
+    return mean, error
+
+
+def worth_playing(losses: Floats, own: int) -> Bools:
+    """Say which branches may still turn out best, (B,) bool; the base's own is always played."""
+    mean, error = compare_with(losses, own)
+    best = int(np.argmin(mean + error))
+    to_best, error = compare_with(losses, best)
+    worth: Bools = to_best - HOPELESS * error <= 0
+    worth[own] = True
+    return worth
 
 
 @dataclass(frozen=True)
@@ -129,7 +233,7 @@ class Lookahead:
         branches: how many of the cheapest candidates are tried, beside waiting.
         horizon_s: how far a branch looks ahead.
         caution_h: GPU-hours that it must lose less; of 0 to 8 the best on 40 validation days.
-        base: decides in the branches; compiled where it is a rule of costs.
+        base: decides in the branches; compiled where it is a rule of costs or a network.
         workload: the model of run times.
     """
 
@@ -142,109 +246,84 @@ class Lookahead:
     filter: AlignmentFilter = AlignmentFilter.OWN
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
-        """Choose a branch; None where waiting loses clearly less than what the base takes.
-
-        Raises:
-            FlextopoError: the cluster is a snapshot, which has no past.
-        """
-        sim = simulation_of(cluster, self.name)
-        costs = costs_of(self.base, cluster)
-        found, count = cluster.find(preemptor, self.filter.binds(preemptor), self.branches, costs)
-        if count == 0:
+        """Choose a branch; None where waiting loses clearly less than what the base takes."""
+        given = propose(self.base, cluster, preemptor, self.branches, self.filter)
+        if given.count == 0:
             return None
-        losses = self.branch(sim, preemptor, found, count)[0]
+        losses = self.branch(cluster, preemptor, given)[0]
         chosen = int(np.argmin(losses))
-        if losses[0] - losses[chosen] < self.caution_h * 3600.0:
-            chosen = 0
-        return None if chosen == count else unpriced(cluster.candidate_at(found, chosen, preemptor))
+        if losses[given.own] - losses[chosen] < self.caution_h * 3600.0:
+            chosen = given.own
+        if chosen == given.count:
+            return None
+        return unpriced(cluster.candidate_at(given.found, chosen, preemptor))
 
-    def branch(
-        self, sim: Simulator, preemptor: Pod, found: CandidateArrays, count: int
-    ) -> npt.NDArray[np.float64]:
-        """Return the loss of each of the first `count` candidates and of waiting.
+    def branch(self, cluster: ClusterState, preemptor: Pod, given: Proposal) -> Floats:
+        """Return the loss of each candidate and of waiting.
 
         Returns:
             (1, count + 1) float64, weighted GPU-seconds from now to the horizon.
         """
+        sim = simulation_at(cluster, preemptor, self.filter, self.horizon_s)
         known = InformationState.of(sim)
-        ahead = sim.with_arrays(*imagine(sim, known, median_future(self.workload, known)))
-        return ahead.branch(found, count, self.horizon_s, self.base)[None]
+        future = median_future(self.workload, known)
+        ahead = imagined(sim, known, future)
+        branches = ahead.branches(given.found, given.count, self.horizon_s, self.base)
+        return ahead.branch_in(future, branches, given.tried, self.base)
 
 
-def imagine(sim: Simulator, known: InformationState, future: Future) -> tuple[Cluster, Events]:
-    """Return the present state of a simulation with another future.
+def simulation_at(
+    cluster: ClusterState, preemptor: Pod, filter_: AlignmentFilter, horizon_s: int
+) -> Simulator:
+    """Return the simulation that a cluster belongs to, or one that begins with a snapshot."""
+    if isinstance(cluster.simulator, Simulator):
+        return cluster.simulator
+    return simulation_from(cluster, preemptor, filter_, horizon_s)
 
-    Its pod table has the present pods in their order, then the arrivals. Nodes list their pods in
+
+def imagined(sim: Simulator, known: InformationState, futures: Futures) -> Simulator:
+    """Return a simulation of the present state with memory for any of these futures.
+
+    Its pod table has the present pods in their order, then room for the arrivals. Nodes list their pods in
     the same places, so that candidates of the simulation are candidates here.
 
     Args:
         sim: at a decision; not modified.
         known: what is known of it.
-        future: sampled.
+        futures: sampled for it.
 
     Returns:
-        Arrays of their own; only the server models are shared.
+        Arrays of its own, which `imagine` completes; only the server models are shared.
     """
-    c, e = sim.state.arrays, sim.events
-    pods = np.concatenate((future.present, future.arrivals))
-    here, coming = len(future.present), len(future.arrivals)
-    pods["pdb"][here:][pods["pdb"][here:] >= 0] += len(c.pdb_left)
-    pods["next_member"] = _rings(pods["group"])
+    here, size = len(known.pods), futures.num_pods
+    pods, live = blank(size, POD_DTYPE), blank(size, LIVE_DTYPE)
+    pods[:here], live[:here] = known.pods, known.live
+    pods["next_member"][:here] = rings(known.pods["group"])
+    pods["arrive_s"][here:] = NEVER_S
+    c = sim.state.arrays
+    never = (known.live["status"] == PENDING) & (known.live["heap_at"] < 0)
+    live["next_s"][:here][never] = NEVER_S
     new_row = np.full(len(c.pods) + 1, -1, np.int64)  # row -1 stays -1
     new_row[known.rows] = np.arange(here)
-    live = blank(len(pods), LIVE_DTYPE)
-    live[:here] = known.live
-    asked = (live["status"][:here] == PENDING) & (live["heap_at"][:here] >= 0)
-    due = _next_events(pods[:here], live[:here], asked)
-    live["heap_at"][:here] = -1
-    live["heap_at"][due] = np.arange(len(due))
-    leaving = np.flatnonzero((pods["online"] == 1) & (pods["depart_s"] < NEVER_S))
-    events = empty_events(len(pods), leaving[np.argsort(pods["depart_s"][leaving], kind="stable")])
-    events.heap[: len(due)] = heap_entries(live["next_s"][due], due)
-    waiting = int(e.clock[0]["queue_size"])
-    events.queue[:waiting] = new_row[e.queue[:waiting]]
-    unserved = int(e.clock[0]["unserved"])
-    events.unserved[:unserved] = new_row[e.unserved[:unserved]]
-    events.clock[:], events.account[:] = e.clock, e.account
-    clock = events.clock
-    clock["next_arrival"], clock["next_departure"], clock["heap_size"] = here, 0, len(due)
-    clock["asked"] = new_row[e.clock[0]["asked"]]
-    empty = np.zeros((coming, c.pod_cores.shape[1]), np.int16)
-    cluster = branch_of(c, copy=True)._replace(
+    coming = np.zeros((size - here, c.pod_cores.shape[1]), np.int16)
+    cluster: Cluster = branch_of(c, copy=True)._replace(
         pods=pods,
         live=live,
-        pod_cores=np.concatenate((c.pod_cores[known.rows], empty)),
+        pod_cores=np.concatenate((c.pod_cores[known.rows], coming)),
         node_pods=new_row[c.node_pods].astype(np.int32),
-        pdb_left=np.append(c.pdb_left, np.ones(future.num_pdbs, np.int64)),
+        pdb_left=np.append(c.pdb_left, np.ones(futures.num_pdbs, np.int64)),
     )
-    return cluster, events
+    return sim.with_arrays(cluster, _events(sim.events, futures, new_row, here))
 
 
-def _next_events(
-    pods: npt.NDArray[Any], live: npt.NDArray[Any], asked: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.int64]:
-    """Write when runs and start-ups end, and return the pods with an event by (time, row).
-
-    Sorted pods are a binary heap. Those in `asked` will be asked about again at a time.
-    """
-    status, online = live["status"], pods["online"] == 1
-    runs = (status == RUNNING) & ~online
-    left = live["overhead_s"] + pods["duration_s"] - live["done_s"]
-    live["next_s"][runs] = (live["since_s"] + left)[runs]
-    starts = status == STARTING
-    live["next_s"][starts] = (live["since_s"] + pods["start_s"])[starts]
-    leaving = np.isin(status, (NOMINATED, TERMINATING, BACKING_OFF))
-    rows = np.flatnonzero(runs | starts | leaving | asked)
-    return rows[np.argsort(live["next_s"][rows], kind="stable")]
-
-
-def _rings(group: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    """Return `next_member` of pods with these groups, -1 = none."""
-    ring = np.arange(len(group))
-    rows = np.flatnonzero(group >= 0)
-    rows = rows[np.argsort(group[rows], kind="stable")]
-    if len(rows):
-        first = np.flatnonzero(np.diff(group[rows], prepend=-1))
-        ring[rows[:-1]] = rows[1:]
-        ring[rows[np.append(first[1:], len(rows)) - 1]] = rows[first]
-    return ring
+def _events(e: Events, futures: Futures, new_row: npt.NDArray[np.int64], here: int) -> Events:
+    """Return the events of a simulation, with pods in other rows and nothing of what comes."""
+    events = empty_events(futures.num_pods, np.zeros(futures.departures.shape[1], np.int64))
+    waiting, unserved = int(e.clock[0]["queue_size"]), int(e.clock[0]["unserved"])
+    events.queue[:waiting] = new_row[e.queue[:waiting]]
+    events.unserved[:unserved] = new_row[e.unserved[:unserved]]
+    events.clock[:], events.account[:] = e.clock, e.account
+    clock: Any = events.clock
+    clock["next_arrival"], clock["next_departure"], clock["heap_size"] = here, 0, 0
+    clock["asked"] = new_row[e.clock[0]["asked"]]
+    return events

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -108,13 +107,11 @@ def serve(
         flextopo serve --kube --shadow
         flextopo serve --kube --selector flextopo --budget-ms 100
     """
-    from flextopo.baselines.registry import LOOKAHEAD, make_selector
+    from flextopo.baselines.registry import ORACLES, make_selector
     from flextopo.policies.selectors import find_served
 
-    if re.split("[+@]", selector)[0] in LOOKAHEAD:
-        raise FlextopoError(
-            f"--selector {selector}: sees the future of a simulation; legal: others"
-        )
+    if selector.partition("+")[0].partition("@")[0] in ORACLES:
+        raise FlextopoError(f"--selector {selector}: knows the future; legal: others")
     if budget_ms < 1:
         raise FlextopoError(f"--budget-ms {budget_ms}; legal: 1 or more")
     if kube and snapshot is not None:

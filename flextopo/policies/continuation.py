@@ -19,7 +19,6 @@ from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.simulation.lookahead import Branches, begin_branch, rules_ahead
 from flextopo.cluster.simulation.rules import Rules, must_align
 from flextopo.cluster.simulation.scheduler import END, advance, carry_out, decline, may_wait
-from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import Cluster
 from flextopo.cluster.state.candidates import (
     CandidateArrays,
@@ -31,6 +30,8 @@ from flextopo.cluster.state.loss import Costs, weighted_gpu_s
 from flextopo.cluster.state.preemption import find_candidates
 
 Array = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 
 ROWS = 4
@@ -79,21 +80,9 @@ class PolicyLookahead:
         width = weights["candidate.weight"].shape[1]
         self._view = View(workspace(), candidate_arrays(k), empty_observation(k, width))
 
-    def branch(
-        self, sim: Simulator, found: CandidateArrays, count: int, horizon_s: int
-    ) -> npt.NDArray[np.float64]:
-        """Return the loss of each of the first `count` candidates and of waiting, looked ahead.
-
-        Returns:
-            (count + 1,) weighted GPU-seconds from now to the horizon, as `Simulator.branch` does
-            under the greedy rule; infinite where the pod may not be left pending any longer.
-        """
-        losses = np.empty(count + 1)
-        branches = sim.branches(found, count, horizon_s)
-        branch_losses_under(self.net, branches, self._view, losses)
-        if not may_wait(sim.state.arrays, sim.rules, sim.events.clock[0]["asked"]):
-            losses[count] = np.inf
-        return losses - weighted_gpu_s(sim.events.account, sim.costs)
+    def branch_losses(self, branches: Branches, tried: Bools, losses: Floats) -> None:
+        """Write the loss of each branch of a decision; see `branch_losses_under`."""
+        branch_losses_under(self.net, branches, self._view, tried, losses)
 
 
 def _transposed(weights: Mapping[str, Array], k: int) -> Net:
@@ -213,17 +202,26 @@ def _run_policy(net: Net, c: Cluster, e: Events, rules: Rules, costs: Costs, vie
 
 
 @copying_kernel
-def branch_losses_under(net: Net, b: Branches, view: View, losses: npt.NDArray[np.float64]) -> None:
+def branch_losses_under(
+    net: Net,
+    b: Branches,
+    view: View,
+    tried: Bools,
+    losses: Floats,
+) -> None:
     """Write the loss of each branch: take a candidate now, then follow the policy.
 
     Args:
         net: the policy.
         b: the branches.
         view: memory for the decisions within them.
-        losses: (num_branched + 1,) output, weighted GPU-seconds; the last is "do not preempt now".
+        tried: (num_branched + 1,) the branches to play; the last is "do not preempt now".
+        losses: (num_branched + 1,) output, weighted GPU-seconds from now on; others are left alone.
     """
     ahead = rules_ahead(b.cluster, b.rules, b.horizon_s)
+    before = weighted_gpu_s(b.events.account, b.costs)
     for i in range(b.num_branched + 1):
-        begin_branch(b, ahead, i)
-        _run_policy(net, b.scratch_cluster, b.scratch_events, ahead, b.costs, view)
-        losses[i] = weighted_gpu_s(b.scratch_events.account, b.costs)
+        if tried[i]:
+            begin_branch(b, ahead, i)
+            _run_policy(net, b.scratch_cluster, b.scratch_events, ahead, b.costs, view)
+            losses[i] = weighted_gpu_s(b.scratch_events.account, b.costs) - before

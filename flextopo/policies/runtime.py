@@ -12,11 +12,11 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,12 @@ from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.policies.shipped import FIRST_FEATURES, FIRST_LAYOUT, ZOO, zoo_names
+
+if TYPE_CHECKING:
+    from flextopo.cluster.simulation.lookahead import Branches
+
+    Bools = npt.NDArray[np.bool_]
+    Floats = npt.NDArray[np.float64]
 
 MAX_K = 4096
 """Most candidates that an artifact may look at; training uses 16 to 64."""
@@ -149,6 +155,19 @@ class LearnedSelector:
     def score(self, o: Observation) -> Array:
         """Return the scores of all actions, (K + 1,), illegal ones at -1e8."""
         return score(self.weights, o)
+
+    @cached_property
+    def branch_losses(self) -> Callable[[Branches, Bools, Floats], None]:
+        """What writes the losses of branches that go on under this policy; see `PolicyLookahead`.
+
+        Raises:
+            AttributeError: no kernel runs it, and branches go on in Python.
+        """
+        from flextopo.policies.continuation import PolicyLookahead
+
+        if not self.weights or self._columns:
+            raise AttributeError(f"policy {self.name!r} is not for kernels")
+        return PolicyLookahead(self.weights, self.k).branch_losses
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose the candidate of the highest score; None where waiting scores higher.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from flextopo.baselines.loading import IMPORT_TEXT, build, load_attribute
 from flextopo.baselines.registry import (
-    LOOKAHEAD,
     SELECTORS,
     Entry,
     check_free,
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 
+PLANNED = re.compile(r"(.+)\+plan@([1-9][0-9]{0,5})(ms)?")
+"""A selector that plans, its base, and how many futures, or milliseconds, it may take."""
+
 
 def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
     """Return a selector.
@@ -36,8 +39,9 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
     Args:
         selector: a name of the registry, a policy of the zoo, the folder of one, `module:name` of a
             selector or its class, or one of these two itself. `NAME@300` is any of them that lets no pod
-            wait for more than 300 seconds by its own choice; `rollout+NAME`, `lookahead+NAME` and
-            `oracle-lookahead+NAME` go on with that selector in their branches.
+            wait for more than 300 seconds by its own choice. `NAME+plan@64` tries the best candidates of
+            one in 64 sampled futures, `NAME+plan@50ms` in as many as there is time for; see `Rollout`.
+            `lookahead+NAME` and `oracle-lookahead+NAME` go on with that selector in their branches.
         seed: of this episode; a class that takes a `seed` gets it.
 
     Raises:
@@ -53,18 +57,27 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
         return make_selector(selector, seed)
     if _is_policy(selector):
         return load_policy(selector)
+    planned = PLANNED.fullmatch(selector)
+    if planned:
+        from flextopo.baselines.rollout import MOST_SAMPLES, Rollout
+
+        base, number, unit = planned.groups()
+        limit: dict[str, Any] = {"samples": int(number)}
+        if unit:
+            limit = {"samples": MOST_SAMPLES, "budget_s": int(number) / 1000}
+        return Rollout(seed=seed, base=find_selector(base, seed), name=selector, **limit)
     named, at, seconds = selector.rpartition("@")
     if at and seconds.isdecimal():
         return WaitLimit(find_selector(named, seed), selector, int(seconds))
     ahead, plus, base = selector.partition("+")
-    if plus and ahead in LOOKAHEAD:
+    if plus and ahead in ("lookahead", "oracle-lookahead"):
         found: Any = make_selector(ahead, seed)
         return cast("VictimSelector", replace(found, name=selector, base=find_selector(base, seed)))
     if IMPORT_TEXT.fullmatch(selector):
         return build(load_attribute(selector), seed, selector)
     others = [
         "the folder of a policy",
-        "MODULE:NAME of a selector or its class; all of them also with @SECONDS",
+        "MODULE:NAME of a selector or its class; all of them also with @SECONDS or +plan@FUTURES",
     ]
     raise UnknownNameError("selector", selector, [*known_selectors(), *zoo_names(), *others])
 

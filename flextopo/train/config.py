@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flextopo.baselines.registry import COMPARED, LOOKAHEAD, check_object, selector_name
+from flextopo.baselines.registry import COMPARED, check_object, looks_ahead, selector_name
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.workload.config import WorkloadConfig
@@ -86,7 +85,7 @@ class ComparisonConfig:
 
     def seeds_of(self, name: str) -> list[int]:
         """Return the seeds that a selector plays."""
-        ahead = re.split("[+@]", name)[0] in LOOKAHEAD
+        ahead = looks_ahead(name)
         fewer = self.oracle_seeds if ahead and self.oracle_seeds else self.seeds
         return take(SPLITS[self.split], fewer)
 

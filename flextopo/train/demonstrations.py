@@ -137,7 +137,7 @@ class Demonstrator:
             if ahead is None:
                 branch = sim.branch(found, count, self.horizon_s)
             else:
-                branch = ahead.branch(sim, found, count, self.horizon_s)
+                branch = sim.branch(found, count, self.horizon_s, ahead)
             row = np.zeros(k + 1, np.float32)
             row[:count] = (branch[:count] - branch[0]) / 3600.0
             if o.mask[k]:

@@ -20,9 +20,9 @@ from flextopo.baselines.policies import (
     PreemptionPolicy,
     RandomCandidate,
 )
-from flextopo.baselines.requeue import costs_of, unpriced
+from flextopo.baselines.requeue import unpriced
 from flextopo.baselines.residents import NodeOption, NodeView, disruptions_left
-from flextopo.baselines.rollout import Lookahead, Rollout
+from flextopo.baselines.rollout import Lookahead, Rollout, propose
 from flextopo.cluster.state.arrays import lost_work_s
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate, Seat
@@ -186,14 +186,14 @@ def _rank(selector: VictimSelector, state: ClusterState, pod: Pod) -> _Ranked:
         return _Ranked(listed, scores[:count].tolist(), wait, "score")
     aligned = selector.filter.binds(pod)
     if isinstance(selector, OracleLookahead | Rollout | Lookahead) and state.simulator is not None:
-        costs = costs_of(selector.base, state)
-        found, count = state.find(pod, aligned, selector.branches, costs)
+        given = propose(selector.base, state, pod, selector.branches, selector.filter)
+        found, count = given.found, given.count
         listed = [unpriced(state.candidate_at(found, i, pod)) for i in range(count)]
         if not count:
             return _Ranked([])
         losses: npt.NDArray[Any]
         if isinstance(selector, Rollout | Lookahead):
-            losses = selector.branch(state.simulator, pod, found, count).mean(0)
+            losses = selector.branch(state, pod, given).mean(0)
         else:
             losses = state.simulator.branch(found, count, selector.horizon_s, selector.base)
         *ahead, wait = (losses / 3600).tolist()

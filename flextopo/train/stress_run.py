@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flextopo.baselines.registry import LOOKAHEAD
+from flextopo.baselines.registry import looks_ahead
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
@@ -42,7 +41,7 @@ SAVED = ("weighted_loss", *LOSS_TERMS, "fallbacks")
 
 def applies(perturbation: str, selector: str) -> bool:
     """Say whether a selector can be disturbed so: one that looks ahead does so on the true state."""
-    ahead = re.split("[+@]", selector)[0] in LOOKAHEAD
+    ahead = looks_ahead(selector)
     return not (ahead and PERTURBATIONS[perturbation].view in WRONG_STATES)
 
 

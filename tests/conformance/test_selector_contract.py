@@ -7,7 +7,7 @@ import pytest
 import tapes
 import twin
 
-from flextopo.baselines.registry import GANG_RULES, LOOKAHEAD, SELECTORS, make_selector
+from flextopo.baselines.registry import GANG_RULES, ORACLES, SELECTORS, make_selector
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import may_evict
@@ -80,7 +80,7 @@ def test_no_candidate_is_no_answer(name: str) -> None:
     ]
     state = ClusterState.from_pods([preset("a100")], [0], pods)
     state.start(0, 0)
-    if name in LOOKAHEAD:
+    if name in ORACLES:
         with pytest.raises(FlextopoError, match="needs a simulated cluster"):
             make_selector(name).select(state, state.pod(1))
     else:

@@ -111,7 +111,7 @@ def test_branches_under_a_policy_cost_what_playing_it_costs() -> None:
                 break
             found, count = sim.state.find(pod, AlignmentFilter.OWN.binds(pod), 8)
             if count:
-                ahead = PolicyLookahead(weights, 8).branch(sim, found, count, 7200)
+                ahead = sim.branch(found, count, 7200, PolicyLookahead(weights, 8))
                 assert np.isfinite(ahead[count]) == sim.may_wait(pod)
                 for action in range(count + sim.may_wait(pod)):
                     chosen = sim.state.candidate_at(found, action, pod) if action < count else None

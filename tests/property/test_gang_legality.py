@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextopo.baselines.exact_gang import gang_minimum
-from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
+from flextopo.baselines.registry import ORACLES, SELECTORS, make_selector
 from flextopo.cluster.state.arrays import may_evict
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.pods import Pod
 
-RULES = [name for name in SELECTORS if name not in (*LOOKAHEAD, "exact")]
+RULES = [name for name in SELECTORS if name not in (*ORACLES, "exact")]
 
 
 @pytest.mark.parametrize("name", RULES)

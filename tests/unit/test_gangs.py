@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tapes
+from imagined_futures import sample
 
-from flextopo.baselines.futures import InformationState, sample_futures
+from flextopo.baselines.information import InformationState
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.errors import PodError, WorkloadError
 from flextopo.cluster.observation.features import (
@@ -276,7 +277,7 @@ def test_imagined_gangs_are_gangs() -> None:
     assert sim.next_decision() is not None
     known = InformationState.of(sim)
     sizes = set(np.bincount(known.pods["group"][known.pods["group"] >= 0]).tolist())
-    futures = sample_futures(config, known, 8, 4 * 3600, 12 * 3600, np.random.default_rng(0))
+    futures = sample(config, known, 8)
     gangs = 0
     for future in futures:
         for pods in (future.present, future.arrivals):

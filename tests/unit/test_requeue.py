@@ -12,7 +12,7 @@ import flextopo
 from flextopo.baselines.gfs import Gfs, demand_growth
 from flextopo.baselines.registry import make_selector
 from flextopo.baselines.requeue import HOURS, SIZES, RequeueAware
-from flextopo.baselines.rollout import Lookahead
+from flextopo.baselines.rollout import Lookahead, propose
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.metrics import episode_metrics
@@ -143,12 +143,12 @@ def test_lookahead_draws_nothing_and_reads_no_tape() -> None:
     sim = tapes.simulate("4*rtx4090", 3)
     pod = sim.next_decision()
     assert pod is not None
-    found, count = sim.state.find(pod, Lookahead.filter.binds(pod), 8)
-    first = Lookahead().branch(sim, pod, found, count)
+    given = propose(RequeueAware(), sim.state, pod, 8, Lookahead.filter)
+    first = Lookahead().branch(sim.state, pod, given)
     c = sim.state.arrays
     waiting = c.live["status"] != 6
     c.pods["duration_s"][waiting & ~c.pods["online"]] *= 7
-    assert Lookahead().branch(sim, pod, found, count).tobytes() == first.tobytes()
+    assert Lookahead().branch(sim.state, pod, given).tobytes() == first.tobytes()
 
 
 def test_looking_ahead_goes_on_with_any_selector() -> None:

@@ -8,31 +8,40 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tapes
+from imagined_futures import sample, unfold
 
-from flextopo.baselines import rollout as rolling
-from flextopo.baselines.futures import (
-    Future,
-    InformationState,
-    find_jobs,
-    log_normal_beyond,
-    median_future,
-    remaining_beyond,
-    sample_futures,
-)
+from flextopo.baselines.futures import assemble, median_future
+from flextopo.baselines.information import InformationState, find_jobs
 from flextopo.baselines.policies import GreedyCost, OracleLookahead
 from flextopo.baselines.registry import make_selector
 from flextopo.baselines.replica_forecast import filter_demand, replica_runs, within_limit
-from flextopo.baselines.rollout import Rollout, imagine
+from flextopo.baselines.requeue import RequeueAware
+from flextopo.baselines.rollout import (
+    Lookahead,
+    Proposal,
+    Rollout,
+    compare_with,
+    imagined,
+    propose,
+    worth_playing,
+)
+from flextopo.baselines.run_times import log_normal_beyond, remaining_beyond
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import Scenario
+from flextopo.cluster.simulation.from_snapshot import simulation_from
+from flextopo.cluster.simulation.imagined import imagine, rings
 from flextopo.cluster.simulation.simulator import Simulator
-from flextopo.cluster.state.arrays import BACKING_OFF, DONE, RUNNING, STARTING
+from flextopo.cluster.state.arrays import BACKING_OFF, DONE, RUNNING, STARTING, Cluster
 from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import NEVER_S
+from flextopo.cluster.state.storage import Kind, names_of
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.tape import Tape
+from flextopo.policies.runtime import load_policy
+from flextopo.policies.selectors import find_selector
 from flextopo.train.stress_world import with_a_claim
 
 SERVERS = "4*rtx4090"
@@ -50,6 +59,21 @@ def stop_at(tape: Tape, fleet: Fleet, decision: int) -> tuple[Simulator, Pod]:
     pod_now = sim.next_decision()
     assert pod_now is not None
     return sim, pod_now
+
+
+def given(sim: Simulator, pod: Pod) -> Proposal:
+    """Return what the rule proposes."""
+    return propose(RequeueAware(), sim.state, pod, 16, Rollout.filter)
+
+
+class Plain:
+    """The rule, but a selector like any other: branches go on in Python."""
+
+    name, filter = "plain", AlignmentFilter.OWN
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose as the rule does."""
+        return RequeueAware().select(cluster, preemptor)
 
 
 def with_another_future(tape: Tape, sim: Simulator, seed: int) -> Tape:
@@ -97,40 +121,55 @@ def test_the_tapes_future_changes_no_choice(decision: int) -> None:
     oracle = [s.branch(found, count, 4 * 3600) for s in (sim, twin)]
     assert (oracle[0] != oracle[1]).any(), "the futures differ, and the oracle sees it"
     rollout = Rollout(samples=12)
-    losses = [rollout.branch(s, pod, found, count) for s in (sim, twin)]
+    losses = [rollout.branch(s.state, pod, given(s, pod)) for s in (sim, twin)]
     assert losses[0].tobytes() == losses[1].tobytes()
     assert rollout.select(sim.state, pod) == rollout.select(twin.state, pod)
 
 
 def test_the_seed_draws_other_futures_and_equal_seeds_the_same() -> None:
     sim, pod = stop_at(*tapes.make_tape(SERVERS, 3), 5)
-    found, count = sim.state.find(pod, Rollout.filter.binds(pod), 16)
+    what = given(sim, pod)
     one, again, other = (
-        Rollout(seed, samples=12).branch(sim, pod, found, count) for seed in (0, 0, 1)
+        Rollout(seed, samples=12).branch(sim.state, pod, what) for seed in (0, 0, 1)
     )
-    assert one.shape == (12, count + 1)
+    assert one.shape == (12, what.count + 1)
     assert one.tobytes() == again.tobytes()
     assert (one != other).any()
 
 
 @pytest.mark.parametrize(("servers", "decision"), [(SERVERS, 0), (SERVERS, 9), ("16*a100", 4)])
-def test_with_the_true_future_it_is_the_oracle(
-    servers: str, decision: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The present state is carried over whole: on the real tape the branches lose the same."""
+def test_with_the_true_future_it_is_the_oracle(servers: str, decision: int) -> None:
+    """The present state is carried over whole: on the real tape the branches lose the same, and again where
+    another, longer future has been laid ahead in the meantime.
+    """
     tape, fleet = tapes.make_tape(servers, 3)
     pods = tape.pods.copy()
     pods["pdb"] = -1
     sim, pod = stop_at(replace(tape, pods=pods), fleet, decision)
     c, known = sim.state.arrays, InformationState.of(sim)
-    arrived = int(sim.events.clock[0]["next_arrival"])
-    truth = Future(c.pods[known.rows].copy(), c.pods[arrived:].copy(), 0)
-    state, events = imagine(sim, known, truth)
-    Simulator(tape, fleet, arrays=(state, events)).state.check_invariants()
-    monkeypatch.setattr(rolling, "sample_futures", lambda *_: [truth])
-    found, count = sim.state.find(pod, Rollout.filter.binds(pod), 16)
-    (losses,) = Rollout(samples=1).branch(sim, pod, found, count)
-    assert losses.tobytes() == sim.branch(found, count, Rollout.horizon_s, Rollout().base).tobytes()
+    now, coming = c.pods[known.rows], c.pods[int(sim.events.clock[0]["next_arrival"]) :].copy()
+    less = coming[::2][coming["group"][::2] < 0]
+    arrivals = np.concatenate((coming, less, coming))
+    future = np.repeat([0, 1, 2], [len(coming), len(less), len(coming)])
+    times = [np.tile(now[name], (3, 1)) for name in ("duration_s", "depart_s", "start_s")]
+    times[0][1] += 5000
+    numbered = arrivals["group"] >= 0
+    arrivals["group"][numbered] += 10_000 * future[numbered]
+    futures = assemble(known, (times[0], times[1], times[2]), arrivals, future, 0)
+    ahead = imagined(sim, known, futures)
+    for i in (1, 0):
+        imagine(ahead.state.arrays, ahead.events, futures, i)
+        ahead.state.check_invariants()
+    what = given(sim, pod)
+    base = Rollout().base
+    branches = ahead.branches(what.found, what.count, Rollout.horizon_s, base)
+    played = ahead.branch_in(futures, branches, what.tried, base)
+    losses = sim.branch(what.found, what.count, Rollout.horizon_s, base)
+    assert played[0].tobytes() == played[2].tobytes() == losses.tobytes()
+    assert played[1].tobytes() != losses.tobytes()
+    branches = ahead.branches(what.found, what.count, 3600)
+    whole = ahead.branch_in(futures, branches, what.tried, Plain())
+    assert whole[2].tobytes() == sim.branch(what.found, what.count, 3600, base).tobytes()
 
 
 def test_futures_agree_with_what_is_known() -> None:
@@ -138,7 +177,7 @@ def test_futures_agree_with_what_is_known() -> None:
     known = InformationState.of(sim)
     for name in ("duration_s", "depart_s", "start_s"):
         assert not known.pods[name].any()
-    futures = sample_futures(MODEL, known, 12, 14400, 43200, np.random.default_rng(0))
+    futures = sample(MODEL, known, 12)
     live, batch = known.live, known.pods["online"] == 0
     spent = np.where(live["status"] == RUNNING, known.now_s - live["since_s"], 0)
     done = live["done_s"] + np.maximum(spent - live["overhead_s"], 0)
@@ -168,7 +207,7 @@ def test_the_workers_of_a_job_are_known_and_run_for_the_same_time() -> None:
     assert len(later) > 3
     for job in later:
         assert len(set(truth[known.job == job].tolist())) == 1
-    futures = sample_futures(LONG, known, 6, 14400, 43200, np.random.default_rng(0))
+    futures = sample(LONG, known, 6)
     lengths = [{f.present["duration_s"][known.job == job][0] for f in futures} for job in jobs]
     assert any(len(drawn) > 1 for drawn in lengths)
     for future in futures:
@@ -194,7 +233,7 @@ def test_jobs_that_come_in_one_second_are_told_apart() -> None:
 def test_futures_have_long_elastic_and_guaranteed_jobs() -> None:
     sim, _ = stop_at(*tapes.make_tape("16*rtx4090", 5, LONG), 4)
     known = InformationState.of(sim)
-    futures = sample_futures(LONG, known, 40, 14400, 43200, np.random.default_rng(0))
+    futures = sample(LONG, known, 40)
     batch = known.pods["online"] == 0
     present = np.concatenate([future.present[batch] for future in futures])
     coming = np.concatenate([future.arrivals for future in futures])
@@ -283,11 +322,43 @@ def test_what_remains_of_jobs_in_progress_is_length_biased(
         assert np.quantile(found, q) == pytest.approx(np.quantile(remains, q), rel=0.06)
 
 
-def test_a_snapshot_is_refused() -> None:
-    pod = Pod(0, "ns/a", gpus=1, cores=1, priority=1000, online=True)
-    state = ClusterState.from_pods([tapes.DUO], [0], [pod])
-    with pytest.raises(FlextopoError, match="needs a simulated cluster"):
-        Rollout().select(state, pod)
+def test_a_snapshot_is_planned_from_what_it_knows() -> None:
+    """Simulated on from a snapshot of a moment, branches begin where they do in the simulation itself."""
+    sim, pod = stop_at(*tapes.make_tape(SERVERS, 3), 5)
+    c = sim.state.arrays
+    arrived = int(sim.events.clock[0]["next_arrival"])
+    rows = np.flatnonzero(c.live["status"][:arrived] != DONE)
+    new = np.full(len(c.pods), -1)
+    new[rows] = np.arange(len(rows))
+    copied = {name: getattr(c, name).copy() for name in ("nodes", "cores_free", "pdb_left")}
+    there = c.node_pods >= 0
+    arrays = c._replace(
+        pods=c.pods[rows],
+        live=c.live[rows],
+        pod_cores=c.pod_cores[rows],
+        node_pods=np.where(there, new[c.node_pods], -1).astype(np.int32),
+        by_free=np.zeros((0, 0), np.int64),
+        totals=np.zeros_like(c.totals),
+        **copied,
+    )
+    arrays.pods["next_member"] = rings(arrays.pods["group"])
+    arrays.totals["now_s"], arrays.totals["gpus"] = sim.state.now_s, c.totals["gpus"]
+    kept = list(names_of(Cluster, Kind.GIVEN, Kind.STATE))
+    before = [getattr(arrays, name).tobytes() for name in kept]
+    snapshot = ClusterState(arrays, sim.state.models, sim.costs)
+    asked = snapshot.pod(int(new[pod.index]))
+    begun = simulation_from(snapshot, asked, Rollout.filter, 3600)
+    # What pods hold, and who waits, is as it was; only how well replicas sit is not known.
+    for name in ("free_gpus", "online_gpus", "wait_gpus", "batch_wait_gpus", "free_counts"):
+        assert begun.state.arrays.totals[0][name] == c.totals[0][name], name
+    queue = begun.events.queue[: begun.events.clock[0]["queue_size"]]
+    then = sim.events.queue[: sim.events.clock[0]["queue_size"]]
+    assert set(queue.tolist()) == set(new[then].tolist())
+    assert queue[begun.events.clock[0]["cursor"]] == asked.index
+    for selector in (Rollout(samples=16), Lookahead(), Lookahead(base=Plain())):
+        chosen = selector.select(snapshot, asked)
+        assert chosen is None or snapshot.candidate(chosen.node, chosen.victims, asked)
+    assert [getattr(arrays, name).tobytes() for name in kept] == before
 
 
 @pytest.mark.parametrize(("name", "value"), [("samples", 0), ("branches", 0), ("seed", -1)])
@@ -322,9 +393,11 @@ def test_no_imagined_event_is_in_the_past() -> None:
         greedy = make_selector("greedy-cost")
         while (pod := sim.next_decision()) is not None:
             known = InformationState.of(sim)
-            future = median_future(config, known)
-            _, e = imagine(sim, known, future)
-            heap = e.heap[: e.clock[0]["heap_size"]] >> 32
+            futures = median_future(config, known)
+            ahead = imagined(sim, known, futures)
+            imagine(ahead.state.arrays, ahead.events, futures, 0)
+            heap = ahead.events.heap[: ahead.events.clock[0]["heap_size"]] >> 32
+            (future,) = unfold(known, futures)
             assert (heap >= sim.state.now_s).all()
             checked += int((known.live["status"] == BACKING_OFF).sum())
             gone += int(known.gone.sum())
@@ -340,3 +413,41 @@ def test_a_pod_of_no_service_is_no_replica_of_the_last() -> None:
     sim, _ = stop_at(claimed, fleet, 4)
     known = InformationState.of(sim)
     assert (known.replica_service >= 0).all()
+
+
+def test_branches_that_are_clearly_worse_get_no_more_futures() -> None:
+    rng = np.random.default_rng(0)
+    luck = 100 * rng.standard_normal((16, 1))
+    losses = luck + np.array([10.0, 11.0, 9.5, 500.0, 20.0]) + rng.standard_normal((16, 5))
+    assert worth_playing(losses, 0).tolist() == [True, False, True, False, False]
+    assert worth_playing(losses, 4).tolist() == [True, False, True, False, True]
+    losses[8:, 3] = np.inf
+    mean, error = compare_with(losses, 0)
+    assert mean[0] == error[0] == 0
+    assert np.isinf(mean[3])
+    assert mean[2] == pytest.approx(-0.5, abs=0.8)
+
+
+def test_a_budget_ends_it_after_a_round_of_the_same_futures() -> None:
+    sim, pod = stop_at(*tapes.make_tape(SERVERS, 3), 5)
+    what = given(sim, pod)
+    (short, long) = (
+        Rollout(samples=64, budget_s=budget, base=base).branch(sim.state, pod, what)
+        for budget, base in ((1e-9, RequeueAware()), (None, RequeueAware()))
+    )
+    assert len(short) == 16
+    assert short.tobytes() == long[:16].tobytes()
+
+
+def test_a_policy_plans_among_what_it_ranks_highest() -> None:
+    sim, pod = stop_at(*tapes.make_tape("16*rtx4090", 3, MODEL), 5)
+    policy = load_policy("deepset-imitation")
+    what = propose(policy, sim.state, pod, 3, policy.filter)
+    _, count, scores = policy.rank(sim.state, pod)
+    assert count > 3
+    assert set(np.flatnonzero(what.tried[:-1])) == set(np.argsort(-scores[:count])[:3])
+    assert what.own == int(np.argmax(np.append(scores[:count], scores[-1])))
+    assert what.tried[what.own]
+    planned = find_selector("deepset-imitation+plan@4").branch(sim.state, pod, what)  # type: ignore[attr-defined]
+    assert planned.shape == (4, count + 1)
+    assert np.isfinite(planned[0]).tolist() == what.tried.tolist()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from flextopo.baselines.policies import FLEXTOPO_BEST_EFFORT, FLEXTOPO_GUARANTEED, KUBERNETES
-from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
+from flextopo.baselines.registry import ORACLES, SELECTORS, make_selector
 from flextopo.baselines.residents import (
     NodeOption,
     NodeView,
@@ -241,9 +241,7 @@ def test_kubernetes_evicts_over_budget_if_nothing_else_helps_and_godel_does_not(
     state.start(0, 0)
     asked = state.pod(1)
     answers = {
-        name: make_selector(name).select(state, asked)
-        for name in SELECTORS
-        if name not in LOOKAHEAD
+        name: make_selector(name).select(state, asked) for name in SELECTORS if name not in ORACLES
     }
     for name in ("kubernetes", "kubernetes-workload", "kueue", "volcano"):
         assert answers.pop(name) == state.candidate(0, [0], asked)

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from kube_objects import full_node, make_cache, node, preemptor
 
-from flextopo.baselines.registry import LOOKAHEAD, SELECTORS, make_selector
+from flextopo.baselines.registry import ORACLES, SELECTORS, make_selector
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.cluster_state import ClusterState
@@ -67,7 +67,7 @@ def encode(document: object) -> bytes:
     return json.dumps(document).encode()
 
 
-@pytest.mark.parametrize("name", sorted(set(SELECTORS) - set(LOOKAHEAD)))
+@pytest.mark.parametrize("name", sorted(set(SELECTORS) - set(ORACLES)))
 def test_selectors_decide_about_a_snapshot(name: str) -> None:
     found = decide(decode(encode(FULL)), make_selector(name), FALLBACK)
     assert found["node"] == "n0"

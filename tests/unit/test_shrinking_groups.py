@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tapes
 
-from flextopo.baselines.futures import InformationState
+from flextopo.baselines.information import InformationState
 from flextopo.baselines.registry import make_selector
-from flextopo.baselines.rollout import Lookahead
+from flextopo.baselines.requeue import RequeueAware
+from flextopo.baselines.rollout import Lookahead, propose
 from flextopo.baselines.workloads import workloads_below
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.observation.features import F, empty_observation
@@ -281,10 +282,10 @@ def test_members_that_are_done_count_in_imagined_futures() -> None:
     pod = sim.next_decision()
     assert pod is not None
     assert statuses(sim)[0] == DONE
-    found, count = sim.state.find(pod, False, 8)
-    losses = Lookahead().branch(sim, pod, found, count)[0]
-    for i in range(count):
-        victims = sim.state.candidate_at(found, i, pod).victims
+    given = propose(RequeueAware(), sim.state, pod, 8, Lookahead.filter)
+    losses = Lookahead().branch(sim.state, pod, given)[0]
+    for i in range(given.count):
+        victims = sim.state.candidate_at(given.found, i, pod).victims
         if victims == (1,):
             own = stopping_cost(sim.state.arrays, 1, sim.costs)
             assert own < losses[i] < 3 * own  # which the two others alone come to, with it

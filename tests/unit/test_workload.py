@@ -239,7 +239,7 @@ def test_mean_of_cut_durations_is_exact(mu: float, sigma: float) -> None:
 def test_hourly_factors_are_gamma_with_the_asked_correlation(
     shape: float, correlation: float
 ) -> None:
-    factors = hourly_factors(shape, correlation, 200_000, np.random.default_rng(1))
+    (factors,) = hourly_factors(shape, correlation, 200_000, np.random.default_rng(1))
     assert factors.mean() == pytest.approx(1, abs=0.02)
     assert factors.var() == pytest.approx(1 / shape, rel=0.05)
     skewness = ((factors - factors.mean()) ** 3).mean() / factors.std() ** 3

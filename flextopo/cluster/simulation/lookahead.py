@@ -92,7 +92,11 @@ def begin_branch(b: Branches, ahead: Rules, i: int) -> None:
 
 @copying_kernel
 def branch_losses(
-    b: Branches, w: Workspace, one: CandidateArrays, losses: npt.NDArray[np.float64]
+    b: Branches,
+    w: Workspace,
+    one: CandidateArrays,
+    tried: npt.NDArray[np.bool_],
+    losses: npt.NDArray[np.float64],
 ) -> None:
     """Write the loss of each branch: take a candidate now, then be greedy until the horizon.
 
@@ -100,10 +104,13 @@ def branch_losses(
         b: the branches.
         w: scratch memory.
         one: memory for one candidate.
-        losses: (num_branched + 1,) output, weighted GPU-seconds; the last is "do not preempt now".
+        tried: (num_branched + 1,) the branches to play; the last is "do not preempt now".
+        losses: (num_branched + 1,) output, weighted GPU-seconds from now on; others are left alone.
     """
     ahead = rules_ahead(b.cluster, b.rules, b.horizon_s)
+    before = weighted_gpu_s(b.events.account, b.costs)
     for i in range(b.num_branched + 1):
-        begin_branch(b, ahead, i)
-        run_greedy(b.scratch_cluster, b.scratch_events, ahead, b.base, w, one)
-        losses[i] = weighted_gpu_s(b.scratch_events.account, b.costs)
+        if tried[i]:
+            begin_branch(b, ahead, i)
+            run_greedy(b.scratch_cluster, b.scratch_events, ahead, b.base, w, one)
+            losses[i] = weighted_gpu_s(b.scratch_events.account, b.costs) - before

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from flextopo.cluster.errors import FlextopoError, PodError, WorkloadError
 from flextopo.cluster.scenario import BACKFILLS, Scenario
 from flextopo.cluster.simulation.events import Events, empty_events
+from flextopo.cluster.simulation.imagined import Futures, branch_losses_in, imagine
 from flextopo.cluster.simulation.lookahead import (
     Branches,
     begin_branch,
@@ -43,6 +44,8 @@ from flextopo.cluster.state.storage import branch_of
 from flextopo.cluster.topology.levels import NO_FIT, NetworkLevel
 from flextopo.cluster.topology.model import Fleet, compile_models
 from flextopo.cluster.workload.tape import Tape
+
+Floats = npt.NDArray[np.float64]
 
 
 class Simulator:
@@ -175,30 +178,62 @@ class Simulator:
         found: CandidateArrays,
         count: int,
         horizon_s: int,
-        base: VictimSelector | None = None,
-    ) -> npt.NDArray[np.float64]:
+        base: Any = None,
+    ) -> Floats:
         """Return the loss of each of the first `count` candidates and of waiting, looked ahead.
 
         Args:
             found: candidates of the present decision.
             count: how many are branched.
             horizon_s: how far.
-            base: decides in the branches; None = the cheapest candidate does.
+            base: decides in the branches: a selector, compiled if it has `costs_for` or `branch_losses`; None =
+                the cheapest candidate does.
 
         Returns:
             (count + 1,) weighted GPU-seconds from now to the horizon; see `branch_losses`. Where the pod
             may not be left pending any longer, the last is infinite.
         """
-        losses = np.empty(count + 1)
-        branches = self.branches(found, count, horizon_s, base)
+        tried = np.ones(count + 1, np.bool_)
+        tried[count] = may_wait(self.state.arrays, self.rules, self.events.clock[0]["asked"])
+        losses = np.full(count + 1, np.inf)
+        self._branch(self.branches(found, count, horizon_s, base), base, tried, losses)
+        return losses
+
+    def branch_in(
+        self, futures: Futures, branches: Branches, tried: npt.NDArray[np.bool_], base: Any
+    ) -> Floats:
+        """Return the loss of branches in futures of the state that this simulation has memory for.
+
+        Args:
+            futures: that `imagine` can lay ahead of it.
+            branches: of its decision, with the same base.
+            tried: (B,) bool, the branches to play, waiting last.
+            base: as for `branch`.
+
+        Returns:
+            (M, B) weighted GPU-seconds from now to the horizon, infinite for the others.
+        """
+        losses = np.full((futures.num_futures, len(tried)), np.inf)
+        if hasattr(base, "costs_for"):
+            branch_losses_in(branches, futures, self._workspace, self._one, tried, losses)
+            return losses
+        for i, row in enumerate(losses):
+            imagine(self.state.arrays, self.events, futures, i)
+            self._branch(branches, base, tried, row)
+        return losses
+
+    def _branch(
+        self, branches: Branches, base: Any, tried: npt.NDArray[np.bool_], losses: Floats
+    ) -> None:
+        """Write the loss of the branches that are tried."""
         if base is None or hasattr(base, "costs_for"):
-            branch_losses(branches, self._workspace, self._one, losses)
+            branch_losses(branches, self._workspace, self._one, tried, losses)
+        elif hasattr(base, "branch_losses"):
+            base.branch_losses(branches, tried, losses)
         else:
-            for i in range(count + 1):
-                losses[i] = self._branch_loss(branches, i, base)
-        if not may_wait(self.state.arrays, self.rules, self.events.clock[0]["asked"]):
-            losses[count] = np.inf
-        return losses - weighted_gpu_s(self.events.account, self.costs)
+            before = weighted_gpu_s(self.events.account, self.costs)
+            for i in np.flatnonzero(tried).tolist():
+                losses[i] = self._branch_loss(branches, i, base) - before
 
     def with_arrays(self, cluster: Cluster, events: Events) -> Simulator:
         """Return a simulation by the same rules over other arrays."""
@@ -222,7 +257,7 @@ class Simulator:
         found: CandidateArrays,
         count: int,
         horizon_s: int,
-        base: VictimSelector | None = None,
+        base: Any = None,
     ) -> Branches:
         """Return what branches of the present decision are made of; see `branch` and `Branches`."""
         if self._scratch is None:

@@ -55,6 +55,9 @@ POD_COLUMNS: dict[str, type] = {
 }
 """What a `Pod` and the table of pods have in common, with the type that a `Pod` has it in."""
 
+HOLDING = (arrays.NOMINATED, arrays.STARTING, arrays.RUNNING)
+"""Status of pods that hold what they ask for; a terminating one may have handed some of it on."""
+
 
 class ClusterState:
     """Nodes, the pods on them, and the pods that wait.
@@ -517,8 +520,7 @@ class ClusterState:
     def _check_totals(self) -> None:
         c = self.arrays
         status, online = c.live["status"], c.pods["online"].astype(bool)
-        holds = np.isin(status, (arrays.NOMINATED, arrays.STARTING, arrays.RUNNING))
-        waits = np.isin(status, (arrays.PENDING, arrays.NOMINATED))
+        holds = np.isin(status, HOLDING)
         serving = online & (status == arrays.RUNNING)
         stands = np.diff(c.pods["group"], prepend=-1) != 0
         stands |= c.pods["group"] < 0
@@ -526,21 +528,10 @@ class ClusterState:
         replicas = np.bincount(c.pods["service"][stands])
         if (c.serving[: len(replicas)] != replicas).any() or c.serving[len(replicas) :].any():
             raise PodError(f"replicas that serve {c.serving.tolist()}; true: {replicas.tolist()}")
-        true = {
-            "free_gpus": sum(int(mask).bit_count() for mask in c.nodes["gpu_free"]),
-            "online_gpus": c.pods["gpus"][online & holds].sum(),
-            "batch_gpus": c.pods["gpus"][~online & holds].sum(),
-            "misaligned_gpus": self._misaligned_gpus(serving),
-        }
-        if self.simulator is not None:
-            true["wait_gpus"] = c.pods["gpus"][online & waits].sum()
-            waiting = c.pods[~online & waits]
-            size = waiting["gpus"]
-            true["batch_wait_gpus"] = size.sum()
-            true["batch_wait_1"] = size[size <= 1].sum()
-            true["batch_wait_2"] = size[size == 2].sum()
-            true["batch_wait_4"] = size[(size > 2) & (size <= 4)].sum()
-            true["batch_wait_group"] = size[waiting["group"] >= 0].sum()
+        true = true_totals(c)
+        if self.simulator is None:
+            true = {name: true[name] for name in ("free_gpus", "online_gpus", "batch_gpus")}
+        true["misaligned_gpus"] = self._misaligned_gpus(serving)
         for name, value in true.items():
             if np.any(c.totals[0][name] != value):
                 raise PodError(f"totals: {name} = {c.totals[0][name]}; true: {value}")
@@ -560,6 +551,25 @@ class ClusterState:
             if live["tier"]:
                 found[misaligned_at(spec["sensitivity"], network_row(live["tier"]))] += spec["gpus"]
         return found
+
+
+def true_totals(c: Cluster) -> dict[str, Any]:
+    """Return what the totals should say of free GPUs, of those that are held, and of those asked for."""
+    status, online = c.live["status"], c.pods["online"].astype(bool)
+    holds, waits = np.isin(status, HOLDING), np.isin(status, (arrays.PENDING, arrays.NOMINATED))
+    waiting = c.pods[~online & waits]
+    size = waiting["gpus"]
+    return {
+        "free_gpus": np.bitwise_count(c.nodes["gpu_free"]).sum(),
+        "online_gpus": c.pods["gpus"][online & holds].sum(),
+        "batch_gpus": c.pods["gpus"][~online & holds].sum(),
+        "wait_gpus": c.pods["gpus"][online & waits].sum(),
+        "batch_wait_gpus": size.sum(),
+        "batch_wait_1": size[size <= 1].sum(),
+        "batch_wait_2": size[size == 2].sum(),
+        "batch_wait_4": size[(size > 2) & (size <= 4)].sum(),
+        "batch_wait_group": size[waiting["group"] >= 0].sum(),
+    }
 
 
 def _bits(mask: int) -> list[int]:

@@ -89,8 +89,16 @@ class BatchJobs:
 
 
 @dataclass(frozen=True)
-class _JobKinds:
-    """The mix of jobs: GPU sizes of single pods, then the groups; K kinds."""
+class JobKinds:
+    """The mix of jobs: GPU sizes of single pods, then the groups; K kinds.
+
+    Attributes:
+        share: (K,) float64, of the number of jobs.
+        gpus: (K,) int64, of a pod.
+        pods: (K,) int64, of a job.
+        mu, sigma: (K,) float64, of the logarithm of the run time in seconds.
+        mean_s: (K,) float64, run time as it is cut.
+    """
 
     share: Floats
     gpus: Ints
@@ -101,6 +109,7 @@ class _JobKinds:
 
     @property
     def mean_gpu_s(self) -> float:
+        """GPU-seconds that a job asks for on average."""
         return float((self.share * self.gpus * self.pods * self.mean_s).sum())
 
 
@@ -120,7 +129,8 @@ def mean_duration_s(mu: float, sigma: float, low: float, high: float) -> float:
     return low * below(a) + inside + high * below(-b)
 
 
-def _job_kinds(config: WorkloadConfig, num_gpus: int, gpus_per_server: int) -> _JobKinds:
+def job_kinds(config: WorkloadConfig, num_gpus: int, gpus_per_server: int) -> JobKinds:
+    """Return the mix of jobs of a cluster with so many GPUs."""
     sizes = np.minimum(REPLICA_GPUS, gpus_per_server).astype(np.int64)
     large = np.array(REPLICA_GPUS) > 2
     cut = (config.min_duration_s, config.max_duration_s)
@@ -136,7 +146,7 @@ def _job_kinds(config: WorkloadConfig, num_gpus: int, gpus_per_server: int) -> _
     by_number = groups * single_gpu_s / (groups * single_gpu_s + (1 - groups) * group_gpu_s)
     extra = len(GROUP_SIZES)
     is_large = np.append(large, [True] * extra)
-    return _JobKinds(
+    return JobKinds(
         share=np.append(share * (1 - by_number), [by_number / extra] * extra),
         gpus=np.append(sizes, [group_gpus] * extra),
         pods=np.append(np.ones(len(sizes), np.int64), GROUP_SIZES),
@@ -147,9 +157,9 @@ def _job_kinds(config: WorkloadConfig, num_gpus: int, gpus_per_server: int) -> _
 
 
 def hourly_factors(
-    shape: float, correlation: float, hours: int, rng: np.random.Generator
+    shape: float, correlation: float, hours: int, rng: np.random.Generator, series: int = 1
 ) -> Floats:
-    """Draw Gamma(shape, mean 1) factors with lag-1 correlation, (hours,) float64.
+    """Draw Gamma(shape, mean 1) factors with lag-1 correlation, (series, hours) float64.
 
     References:
         The beta-gamma autoregression of Lewis, McKenzie and Hugus (1989), "Gamma processes":
@@ -157,13 +167,14 @@ def hourly_factors(
         margins and lag-1 correlation r exactly, and needs no inverse distribution function.
     """
     # Beta(0, b) is the constant 0, which numpy refuses; a tiny first parameter is as good.
-    keep = rng.beta(max(shape * correlation, 1e-9), shape * (1 - correlation), hours)
-    fresh = rng.gamma(shape * (1 - correlation), 1.0, hours)
-    factors = np.empty(hours)
-    value = rng.gamma(shape)
+    size = series, hours
+    keep = rng.beta(max(shape * correlation, 1e-9), shape * (1 - correlation), size)
+    fresh = rng.gamma(shape * (1 - correlation), 1.0, size)
+    factors = np.empty(size)
+    value = rng.gamma(shape, size=series)
     for hour in range(hours):
-        value = keep[hour] * value + fresh[hour] if hour else value
-        factors[hour] = value / shape
+        value = keep[:, hour] * value + fresh[:, hour] if hour else value
+        factors[:, hour] = value / shape
     return factors
 
 
@@ -209,14 +220,14 @@ def generate_jobs(
     Returns:
         The jobs by submission; those in progress are submitted at `begin_s`.
     """
-    kinds = _job_kinds(config, num_gpus, gpus_per_server)
-    submit_s = _arrivals(config, num_gpus / kinds.mean_gpu_s, begin_s, end_s, rng)
-    jobs = _draw_jobs(config, kinds, submit_s, rng[2])
+    kinds = job_kinds(config, num_gpus, gpus_per_server)
+    _, submit_s = draw_arrivals(config, num_gpus / kinds.mean_gpu_s, begin_s, end_s, rng[:2])
+    jobs = draw_jobs(config, kinds, submit_s, rng[2])
     if not config.initial_jobs:
         return jobs
     filled = config.batch_load * num_gpus
     pool = np.full(POOL + math.ceil(4 * filled), begin_s, np.int64)
-    running = jobs_in_progress(_draw_jobs(config, kinds, pool, rng[3]), filled, begin_s, rng[3])
+    running = jobs_in_progress(draw_jobs(config, kinds, pool, rng[3]), filled, begin_s, rng[3])
     return join_jobs(running, jobs)
 
 
@@ -229,9 +240,10 @@ def join_jobs(first: BatchJobs, second: BatchJobs) -> BatchJobs:
     return replace(second, **both)
 
 
-def _draw_jobs(
-    config: WorkloadConfig, kinds: _JobKinds, submit_s: Ints, rng: np.random.Generator
+def draw_jobs(
+    config: WorkloadConfig, kinds: JobKinds, submit_s: Ints, rng: np.random.Generator
 ) -> BatchJobs:
+    """Draw the jobs that arrive at these seconds, each by itself."""
     kind = rng.choice(len(kinds.share), size=len(submit_s), p=kinds.share)
     wanted = np.exp(kinds.mu[kind] + kinds.sigma[kind] * rng.standard_normal(len(kind)))
     return BatchJobs(
@@ -244,23 +256,40 @@ def _draw_jobs(
     )
 
 
-def _arrivals(
+def draw_arrivals(
     config: WorkloadConfig,
     jobs_per_s: float,
     begin_s: int,
     end_s: int,
     rng: list[np.random.Generator],
-) -> Ints:
-    """Draw ascending arrival seconds in [begin_s, end_s); `jobs_per_s` is at a load of 1."""
+    series: int = 1,
+) -> tuple[Ints, Ints]:
+    """Draw when jobs arrive.
+
+    Args:
+        config: load and how it varies.
+        jobs_per_s: at a load of 1.
+        begin_s: start of the window; t = 0 is 00:00.
+        end_s: its end.
+        rng: two generators: hourly factors, arrivals.
+        series: how many windows are drawn, each by itself.
+
+    Returns:
+        (J,) int64, the series, ascending; (J,) int64, seconds in [begin_s, end_s), ascending in each.
+    """
     first, last = math.floor(begin_s / 3600), math.ceil(end_s / 3600)
     hours = np.arange(first, last)
-    noise = hourly_factors(config.arrival_shape, config.arrival_correlation, len(hours), rng[0])
+    shape, correlation = config.arrival_shape, config.arrival_correlation
+    noise = hourly_factors(shape, correlation, len(hours), rng[0], series)
     rate = config.batch_load * jobs_per_s * np.array(config.hour_factors)[hours % 24] * noise
     counts = rng[1].poisson(rate * 3600)
-    times = np.repeat(hours * 3600, counts) + rng[1].integers(0, 3600, int(counts.sum()))
-    times.sort()
-    inside: Ints = times[(times >= begin_s) & (times < end_s)].astype(np.int64)
-    return inside
+    begin = np.repeat(np.tile(hours * 3600, series), counts.ravel())
+    times = begin + rng[1].integers(0, 3600, int(counts.sum()))
+    of = np.repeat(np.arange(series), counts.sum(1))
+    order = np.lexsort((times, of))
+    times, of = times[order].astype(np.int64), of[order]
+    inside = (times >= begin_s) & (times < end_s)
+    return of[inside], times[inside]
 
 
 def jobs_in_progress(

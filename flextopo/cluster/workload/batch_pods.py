@@ -109,7 +109,7 @@ def batch_columns(jobs: BatchJobs, attributes: BatchAttributes) -> dict[str, npt
     """
     elastic = attributes.elastic
     gpus = np.where(elastic, WORKER_GPUS, jobs.gpus)
-    pods = np.where(elastic, jobs.gpus // WORKER_GPUS, jobs.pods)
+    pods = num_pods(jobs, attributes)
     grouped = (pods > 1) & ~elastic
     columns = {
         "arrive_s": jobs.submit_s,
@@ -128,3 +128,8 @@ def batch_columns(jobs: BatchJobs, attributes: BatchAttributes) -> dict[str, npt
     shorter = jobs.rest > 0
     repeated["gpus"][np.cumsum(pods)[shorter] - 1] = jobs.rest[shorter]
     return repeated
+
+
+def num_pods(jobs: BatchJobs, attributes: BatchAttributes) -> Ints:
+    """Return how many pods each job becomes, (J,) int64."""
+    return np.where(attributes.elastic, jobs.gpus // WORKER_GPUS, jobs.pods)
