@@ -51,7 +51,8 @@ OPTION_DTYPE = np.dtype(
         ("slots", "i8"),  # as in `CandidateArrays`
         ("wait_s", "i8"),
         ("rank", "i4"),  # of the node, see `Cluster.network`
-        ("step", "i4"),  # members placed there: first size * stride + second size
+        ("first", "i2"),  # members of each size that are placed there
+        ("second", "i2"),
         ("level", "i4"),  # worst of the members
         ("deficit", "i4"),
     ]

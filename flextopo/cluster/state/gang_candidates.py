@@ -84,21 +84,25 @@ LARGE_PART = 64
 """Servers of a part from which on the dear ones are left out."""
 
 
+class Way(NamedTuple):
+    """A way to place some members: what it costs, its last option, and the trail before it."""
+
+    cost: float
+    option: int
+    before: int
+
+
 @stage
-def _push(
-    c: Cluster, state: int, ways: int, cost: float, option: int, before: int, used: int
-) -> int:
-    """Keep a way of a state if it is among the cheapest; return how long the trail is."""
+def _push(c: Cluster, state: int, ways: int, way: Way, used: int) -> int:
+    """Keep a way of a state, which is among its cheapest; return how long the trail is."""
     base = state * WAYS
     at = base + ways - 1
-    if cost >= c.gang_ways[at]["cost"] or used == c.gang_trail.shape[0]:
-        return used
-    while at > base and c.gang_ways[at - 1]["cost"] > cost:
+    while at > base and c.gang_ways[at - 1]["cost"] > way.cost:
         c.gang_ways[at]["cost"] = c.gang_ways[at - 1]["cost"]
         c.gang_ways[at]["trail"] = c.gang_ways[at - 1]["trail"]
         at -= 1
-    c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = cost, used
-    c.gang_trail[used]["option"], c.gang_trail[used]["before"] = option, before
+    c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = way.cost, used
+    c.gang_trail[used]["option"], c.gang_trail[used]["before"] = way.option, way.before
     return used + 1
 
 
@@ -117,9 +121,10 @@ def _choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
         here, last = c.gang_nodes[rank], -1
         for at in range(here["begin"], here["end"]):
             option = c.gang_options[at]
-            if option["step"] == last:  # the first of a step is its cheapest
+            step = option["first"] * (g.second + 1) + option["second"]
+            if step == last:  # the first of a step is its cheapest
                 continue
-            last = option["step"]
+            last = step
             base = last * KEPT_NODES
             place_ = base + KEPT_NODES - 1
             if option["cost"] >= c.gang_top[place_]["cost"]:
@@ -137,6 +142,38 @@ def _choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
             c.gang_nodes[c.gang_top[at]["rank"]]["used"] = 1
 
 
+@stage
+def _count_members(c: Cluster, begin: int, end: int) -> tuple[int, int]:
+    """Write how many members of each size each server of a part takes at most; return their sums."""
+    all_first, all_second = as_index(0), as_index(0)
+    for rank in range(begin, end):
+        here = c.gang_nodes[rank]
+        here["first"] = here["second"] = 0
+        if here["used"]:
+            for at in range(here["begin"], here["end"]):
+                here["first"] = max(here["first"], as_index(c.gang_options[at]["first"]))
+                here["second"] = max(here["second"], as_index(c.gang_options[at]["second"]))
+        all_first += here["first"]
+        all_second += here["second"]
+    return all_first, all_second
+
+
+@stage
+def _extend(
+    c: Cluster, at: int, before: int, state: int, ways: int, limit: float, used: int
+) -> int:
+    """Reach a state from another by an option; return how long the trail is."""
+    last, added = state * WAYS + ways - 1, c.gang_options[at]["cost"]
+    for way in range(ways):
+        so_far = c.gang_ways[before * WAYS + way]
+        cost = so_far["cost"] + added
+        # Those to come cost no less.
+        if cost >= limit or cost >= c.gang_ways[last]["cost"] or used == c.gang_trail.shape[0]:
+            break
+        used = _push(c, state, ways, Way(cost, at, as_index(so_far["trail"])), used)
+    return used
+
+
 @kernel
 def _combine(c: Cluster, g: Gang, begin: int, end: int, ways: int, limit: float) -> None:
     """Put the options of the chosen servers of a part together: `gang_ways` gets the cheapest.
@@ -144,22 +181,11 @@ def _combine(c: Cluster, g: Gang, begin: int, end: int, ways: int, limit: float)
     Nothing that costs the limit already is followed up.
     """
     stride = g.second + 1
-    states = (g.first + 1) * stride
-    for at in range(states * WAYS):
+    for at in range((g.first + 1) * stride * WAYS):
         c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = NEVER, -1
     c.gang_ways[0]["cost"] = 0.0
-    used, left_first, left_second = as_index(0), 0, 0
-    for rank in range(begin, end):
-        here = c.gang_nodes[rank]
-        here["first"] = here["second"] = 0
-        if here["used"]:
-            for at in range(here["begin"], here["end"]):
-                step = as_index(c.gang_options[at]["step"])
-                here["first"] = max(here["first"], step // stride)
-                here["second"] = max(here["second"], step % stride)
-        left_first += here["first"]
-        left_second += here["second"]
-    so_far_first, so_far_second = 0, 0
+    left_first, left_second = _count_members(c, begin, end)
+    used, so_far_first, so_far_second = as_index(0), as_index(0), as_index(0)
     for rank in range(begin, end):
         here = c.gang_nodes[rank]
         if here["used"] == 0 or here["begin"] == here["end"]:
@@ -169,33 +195,15 @@ def _combine(c: Cluster, g: Gang, begin: int, end: int, ways: int, limit: float)
         so_far_first += here["first"]
         so_far_second += here["second"]
         # States that the servers so far cannot reach, or those to come cannot complete, are left out.
-        top = min(g.first, so_far_first) * stride + min(g.second, so_far_second)
-        bottom = max(max(0, g.first - left_first) * stride, 1)
-        for state in range(top, bottom - 1, -1):
-            first, second = state // stride, state % stride
-            if second > so_far_second or second < g.second - left_second:
-                continue
-            for at in range(here["begin"], here["end"]):
-                step = as_index(c.gang_options[at]["step"])
-                if step > state or step // stride > first or step % stride > second:
-                    continue
-                base = (state - step) * WAYS
-                for way in range(ways):
-                    so_far = c.gang_ways[base + way]
-                    if so_far["cost"] >= NEVER:
-                        break
-                    cost = so_far["cost"] + c.gang_options[at]["cost"]
-                    if cost >= limit:
-                        break
-                    used = _push(
-                        c,
-                        as_index(state),
-                        ways,
-                        cost,
-                        as_index(at),
-                        as_index(so_far["trail"]),
-                        used,
-                    )
+        least_first, least_second = max(0, g.first - left_first), max(0, g.second - left_second)
+        for first in range(min(g.first, so_far_first), least_first - 1, -1):
+            for second in range(min(g.second, so_far_second), least_second - 1, -1):
+                state = as_index(first * stride + second)
+                for at in range(here["begin"], here["end"]):
+                    option = c.gang_options[at]
+                    if option["first"] <= first and option["second"] <= second:
+                        before = state - (option["first"] * stride + option["second"])
+                        used = _extend(c, as_index(at), before, state, ways, limit, used)
 
 
 @stage
@@ -298,8 +306,7 @@ def _write_seats(c: Cluster, g: Gang, trail: int) -> None:
         left, at = (firsts if is_first else seconds) + 1, trail
         while at >= 0:
             option = c.gang_options[c.gang_trail[at]["option"]]
-            step = as_index(option["step"])
-            left -= step // (g.second + 1) if is_first else step % (g.second + 1)
+            left -= as_index(option["first"] if is_first else option["second"])
             if left <= 0:
                 c.gang_marks[SEATS + seat] = node_at(c, as_index(option["rank"]))
                 c.gang_marks[SEATS + MAX_MEMBERS + seat] = option["slots"]

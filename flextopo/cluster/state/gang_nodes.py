@@ -138,13 +138,17 @@ def _add_option(c: Cluster, g: Gang, s: Step, end: int, option: Option) -> int:
         before, here = c.gang_options[at - 1], c.gang_options[at]
         here["cost"], here["misaligned"] = before["cost"], before["misaligned"]
         here["slots"], here["wait_s"] = before["slots"], before["wait_s"]
-        here["rank"], here["step"] = before["rank"], before["step"]
+        here["rank"], here["first"], here["second"] = (
+            before["rank"],
+            before["first"],
+            before["second"],
+        )
         here["level"], here["deficit"] = before["level"], before["deficit"]
         at -= 1
     here = c.gang_options[at]
     here["cost"], here["misaligned"], here["slots"] = cost, option.misaligned, option.slots
     here["wait_s"], here["level"], here["deficit"] = option.wait_s, option.level, option.deficit
-    here["rank"], here["step"] = s.rank, s.first * (g.second + 1) + s.second
+    here["rank"], here["first"], here["second"] = s.rank, s.first, s.second
     return end
 
 
