@@ -10,14 +10,15 @@ are priced when a way is complete, and so is a victim group on several servers, 
 with members on two servers of the part are tried as paid for already, all combinations of up to three,
 else each by itself and the cheapest 2, 3, ... of them together.
 
-Bounds: in a part of more than 64 servers only those are put together that are among the cheapest 16 +
-`WAYS` for some number of members, which changes none of the kept ways, since a gang uses 16 servers at
-most; a node offers `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part ends where `TRAIL`
-steps were noted. Whether a disruption budget holds over several servers is known when a way is complete, and
-so is whether a PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks
-the one or the other, it is kept to the first servers of that way that it suffices for, and the search goes on;
-where no way is legal so, beginning with each other server of that way. So with budgets and such groups the way
-that is found is perhaps not the cheapest, and where several budgets bind on several servers, none may be found.
+Bounds: of a part only those servers are put together that are among the cheapest 16 + `WAYS` for some number
+of members, which changes none of the kept ways, since a gang uses 16 servers at most, but for what rounding
+does to ways that cost the same; of up to 64 servers all are taken where that could be. A node offers
+`OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part ends where `TRAIL` steps were noted.
+Whether a disruption budget holds over several servers is known when a way is complete, and so is whether a
+PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks the one or the
+other, it is kept to the first servers of that way that it suffices for, and the search goes on; where no way
+is legal so, beginning with each other server of that way. So with budgets and such groups the way that is
+found is perhaps not the cheapest, and where several budgets bind on several servers, none may be found.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ from flextopo.cluster.state.schema import MAX_MEMBERS
 from flextopo.cluster.topology.levels import CLUSTER, LEAF, SERVER
 
 LARGE_PART = 64
-"""Servers of a part from which on the dear ones are left out."""
+"""Servers of a part from which on dear ones are left out even where only rounding tells them apart."""
+
+ROUNDING = 1e-12
+"""Rounding changes what a way costs by less than this part of the dearest option."""
 
 
 class Way(NamedTuple):
@@ -106,15 +110,28 @@ def _push(c: Cluster, state: int, ways: int, way: Way, used: int) -> int:
     return used + 1
 
 
+@stage
+def _are_told_apart(c: Cluster, states: int, dearest: float) -> bool:
+    """Say whether the servers left out are dearer than those kept, however sums are rounded.
+
+    One that costs nothing changes no sum; of ways that cost the same the one with the first servers is kept.
+    """
+    for state in range(states):
+        last = (state + 1) * KEPT_NODES - 1  # all but this one are enough
+        most, before = c.gang_top[last]["cost"], c.gang_top[last - 1]["cost"]
+        if before > 0.0 and most < NEVER and most - before <= ROUNDING * dearest:
+            return False
+    return True
+
+
 @kernel
 def _choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
     """Mark the servers of a part that its cheapest ways can use: see the bounds above."""
-    everybody = end - begin <= LARGE_PART
     for rank in range(begin, end):
-        c.gang_nodes[rank]["used"] = everybody
-    if everybody:
+        c.gang_nodes[rank]["used"] = 1
+    if end - begin <= KEPT_NODES:
         return
-    states = (g.first + 1) * (g.second + 1)
+    states, dearest = (g.first + 1) * (g.second + 1), 0.0
     for at in range(states * KEPT_NODES):
         c.gang_top[at]["cost"], c.gang_top[at]["rank"] = NEVER, -1
     for rank in range(begin, end):
@@ -122,6 +139,8 @@ def _choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
         for at in range(here["begin"], here["end"]):
             option = c.gang_options[at]
             step = option["first"] * (g.second + 1) + option["second"]
+            if option["cost"] < NEVER:
+                dearest = max(dearest, option["cost"])
             if step == last:  # the first of a step is its cheapest
                 continue
             last = step
@@ -137,6 +156,10 @@ def _choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
                 )
                 place_ -= 1
             c.gang_top[place_]["cost"], c.gang_top[place_]["rank"] = option["cost"], rank
+    if end - begin <= LARGE_PART and not _are_told_apart(c, states, dearest):
+        return
+    for rank in range(begin, end):
+        c.gang_nodes[rank]["used"] = 0
     for at in range(states * KEPT_NODES):
         if c.gang_top[at]["rank"] >= 0:
             c.gang_nodes[c.gang_top[at]["rank"]]["used"] = 1
