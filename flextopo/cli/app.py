@@ -32,6 +32,7 @@ from flextopo.cli import (
     stress,
     sweep,
     topology,
+    trace,
 )
 from flextopo.cli import train as training
 from flextopo.cli.commands import Command, Commands
@@ -79,6 +80,7 @@ for panel, commands in MAP.items():
     for name, command in commands.items():
         app.command(name, cls=Command, rich_help_panel=panel)(command)
 app.add_typer(topology.app, name="topology", rich_help_panel="Look around")
+app.add_typer(trace.app, name="trace", rich_help_panel="Look around")
 
 
 def _show_version(value: bool) -> None:

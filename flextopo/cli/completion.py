@@ -60,6 +60,13 @@ def presets(incomplete: str) -> Completions:
     return _last(incomplete, [(name, model.gpu_name) for name, model in PRESETS.items()])
 
 
+def trace_kinds(incomplete: str) -> Completions:
+    """Complete a format of trace files."""
+    from flextopo.cluster.workload.trace_readers import KINDS
+
+    return _starting(incomplete, [(name, kind.about) for name, kind in KINDS.items()])
+
+
 def algorithms(incomplete: str) -> Completions:
     """Complete a training algorithm."""
     return _starting(incomplete, [(name, config.name) for name, config in ALGORITHMS.items()])

@@ -9,6 +9,7 @@ import pytest
 
 from flextopo.cluster.topology.model import preset
 from flextopo.cluster.workload.generator import WorkloadConfig
+from flextopo.cluster.workload.trace_convert import convert_traces
 from flextopo.cluster.workload.traces import read_jobs, read_services, tape_from_traces
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -101,3 +102,19 @@ def test_services_and_jobs_fill_a_cluster(server: str, servers: int) -> None:
     assert 3 < np.mean(added) < 15
     # What the jobs would hold in the account if none had to wait.
     assert np.mean(batch) == pytest.approx(0.65, abs=3 * np.std(batch) / 20**0.5)
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in SERVICES])
+def test_converted_services_play_the_same(tmp_path: Path, name: str) -> None:
+    path, made = DATA / "online" / name, tmp_path / "made.csv"
+    made.write_text(convert_traces([path]).text)
+    np.testing.assert_array_equal(read_services(made).rates, read_services(path).rates)
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in JOBS])
+def test_converted_jobs_play_the_same(tmp_path: Path, name: str) -> None:
+    path, made = DATA / "batch" / name, tmp_path / "made.csv"
+    made.write_text(convert_traces([path]).text)
+    for field in ("submit_s", "duration_s", "gpus", "pods", "rest", "source"):
+        ours, theirs = getattr(read_jobs(made), field), getattr(read_jobs(path), field)
+        np.testing.assert_array_equal(ours, theirs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.workload.batch_jobs import BatchJobs, join_jobs
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.cluster.workload.tape import Tape
-from flextopo.cluster.workload.trace_readers import ServiceRates
+from flextopo.cluster.workload.trace_rates import ServiceRates
 from flextopo.cluster.workload.traces import read_jobs, read_services, tape_from_traces
 
 DAY = 86400
@@ -480,3 +481,16 @@ def test_a_small_file_cannot_ask_for_all_memory(
     long = write(tmp_path, JOBS + "0,1.0,1\n" * 5, "long.csv")
     with pytest.raises(WorkloadError, match=r"long\.csv:5: more than 3 rows; legal: up to 3"):
         read_jobs(long)
+
+
+def test_days_are_told_on_the_clock_of_the_trace(tmp_path: Path) -> None:
+    rows = "".join(f"x,{t},{1 + t % 7}\n" for t in range(9 * DAY + 600, 12 * DAY, 600))
+    services = read_services(write(tmp_path, SERVICES + rows))
+    jobs = read_jobs(write(tmp_path, JOBS + f"{20 * DAY + 7},6000,1\n" * 99, "jobs.csv"))
+    assert (services.first, services.aligned) == (10 * 144, True)
+    _, report = tape_from_traces(services, jobs, WorkloadConfig(), 32, 0)
+    assert report.services.split("from day ")[1][:2] in ("10", "11")
+    assert "jobs from day 20 on" in report.jobs[0]
+    evening = read_services(write(tmp_path, SERVICES + f"x,{DAY + 64800},1\nx,{DAY + 65400},2\n"))
+    _, report = tape_from_traces(evening, jobs, WorkloadConfig(), 32, 0)
+    assert re.search(r"from day 1 18:[01]0 on", report.services)

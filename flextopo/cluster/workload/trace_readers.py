@@ -1,63 +1,121 @@
-"""Readers of the public traces: request rates of services, and batch jobs."""
+"""Readers of traces, public and users' own: what kind a file is, and what it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
-
-from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.errors import UnknownNameError, WorkloadError
+from flextopo.cluster.workload import trace_pai as pai
+from flextopo.cluster.workload import trace_rates as rates
+from flextopo.cluster.workload import trace_requests as requests
 from flextopo.cluster.workload.batch_jobs import BatchJobs
-from flextopo.cluster.workload.online_demand import STEP_S
-from flextopo.cluster.workload.trace_tables import TraceTable, read_by_format, read_table
+from flextopo.cluster.workload.trace_files import read_text
+from flextopo.cluster.workload.trace_jobs import (
+    JobRows,
+    read_elasticflow,
+    read_openb,
+    read_plain_jobs,
+    read_pollux,
+)
+from flextopo.cluster.workload.trace_json import JsonTrace, is_json, json_trace
+from flextopo.cluster.workload.trace_philly import read_philly
+from flextopo.cluster.workload.trace_rates import RateWindows, ServiceRates
+from flextopo.cluster.workload.trace_requests import RequestLog
+from flextopo.cluster.workload.trace_tables import Columns, TraceTable, table_of
 
-DAY_S = 86400
-MAX_TIME_S = 1e11
-MAX_JOB_S = 1e9
-MAX_CELLS = 5 * 10**7
-POD_GPUS = 8
-"""GPUs of the largest server in the public traces; larger jobs have pods of it and one of the rest."""
-
-ONLINE_QOS = ("LS", "Guaranteed")
-"""openb's latency-sensitive classes: long-running pods that belong to the online side."""
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+Content = TraceTable | JsonTrace
+Found = RateWindows | RequestLog | JobRows
 
 
 @dataclass(frozen=True)
-class ServiceRates:
-    """Request rates of services in 10-min windows.
+class Kind:
+    """A format of trace files.
 
     Attributes:
-        names: S names, sorted.
-        rates: (S, T) float64, requests/s, 0 or more; gaps are filled.
-        aligned: column 0 is 00:00 and T is whole days; False for traces under a day.
-        source: file name.
-        notes: what the reader changed, "" = nothing.
+        about: what it is, for people.
+        columns: that tell it: of the line of names, or keys of JSON objects.
+        read: a table of text, or JSON, to what it holds.
+        json: whether it is JSON.
+        headless: tells by their first row files that have no line of names; None = all have one.
     """
 
-    names: tuple[str, ...]
-    rates: Floats
-    aligned: bool
-    source: str
-    notes: str = ""
+    about: str
+    columns: Columns
+    read: Callable[[Any], Found]
+    json: bool = False
+    headless: Callable[[Sequence[str]], bool] | None = None
+
+
+SERVICE_KINDS: dict[str, Kind] = {
+    "services": Kind("your services", ("service", "t_s", "rate_rps"), rates.read_service_rates),
+    "models": Kind(
+        "totals of ServeGen's models",
+        ("model", "t_s", "rate_rps", "valid"),
+        rates.read_model_rates,
+    ),
+    "minutes": Kind("requests of each minute", ("minute", "requests"), rates.read_minutes),
+    "requests": Kind(
+        "your log of requests", ("t_s", "input_tokens", "output_tokens"), requests.read_requests
+    ),
+    "azure": Kind(
+        "Azure LLM inference trace, 2023 and 2024",
+        requests.AZURE,
+        requests.read_azure,
+        headless=requests.is_azure,
+    ),
+    "mooncake": Kind("Mooncake's traces", requests.MOONCAKE, requests.read_mooncake, json=True),
+    "servegen": Kind(
+        "ServeGen's clients, chunk-*-trace.csv",
+        ("t_s", "rate_rps", "cv", "pattern", "shape", "scale"),
+        rates.read_servegen,
+        headless=rates.is_servegen,
+    ),
+}
+JOB_KINDS: dict[str, Kind] = {
+    "jobs": Kind("your jobs", ("submit_s", "duration_s", "gpus"), read_plain_jobs),
+    "openb": Kind(
+        "openb's pods (Alibaba 2023)",
+        (
+            *("num_gpu", "gpu_milli", "qos"),
+            *("creation_time", "deletion_time", "scheduled_time"),
+        ),
+        read_openb,
+    ),
+    "philly": Kind(
+        "Philly's cluster_job_log", ("attempts", "submitted_time"), read_philly, json=True
+    ),
+    "pollux": Kind(
+        "Philly as Pollux and ElasticFlow simulate it",
+        ("timestamp", "duration", "num_gpus"),
+        read_pollux,
+    ),
+    "elasticflow": Kind(
+        "ElasticFlow's traces",
+        ("job_id", "submit_time", "num_gpu", "duration"),
+        read_elasticflow,
+    ),
+    "pai": Kind("Alibaba PAI 2020, pai_task_table", pai.TASKS, pai.read_pai, headless=pai.is_pai),
+}
+KINDS = {**SERVICE_KINDS, **JOB_KINDS}
+"""All formats; the first one whose columns a file has reads it."""
+
+LAYOUTS = {
+    **{kind.columns: kind.headless for kind in KINDS.values() if kind.headless},
+    pai.JOBS: pai.is_pai,
+}
+"""Columns of files without a line of names, to what tells them."""
 
 
 def read_services(path: str | Path) -> ServiceRates:
     """Read the request rates of one or more services.
 
-    Formats, told apart by their columns (others are ignored):
-        service,t_s,rate_rps: ServeGen's services; an empty rate is a gap.
-        model,t_s,rate_rps,valid: ServeGen's totals; valid = 0 is a gap.
-        minute,requests: one service, requests of each minute (Azure 2023).
-        t_s,input_tokens,output_tokens: one service, one row a request (Azure 2023, Mooncake).
-
     Args:
-        path: csv or csv.gz; t_s in s, 0 = 00:00 of a day.
+        path: a file of one of `SERVICE_KINDS`, told apart by its columns (others are ignored); plain
+            or gzip; t_s in s, 0 = 00:00 of a day.
 
     Returns:
         Rates in 10-min means. Gaps inside a service are interpolated; incomplete days at the
@@ -66,29 +124,18 @@ def read_services(path: str | Path) -> ServiceRates:
     Raises:
         WorkloadError: names file, line, value and what was legal.
     """
-    table = read_table(path)
-    formats: dict[tuple[str, ...], Callable[[TraceTable], ServiceRates]] = {
-        ("service", "t_s", "rate_rps"): lambda t: _read_rates(t, "service"),
-        ("model", "t_s", "rate_rps", "valid"): lambda t: _read_rates(t, "model"),
-        ("minute", "requests"): _read_minutes,
-        ("t_s", "input_tokens", "output_tokens"): _read_requests,
-    }
-    return read_by_format(table, formats)
+    content = open_trace(path)
+    found = _kind_of(content, SERVICE_KINDS).read(content)
+    windows = found.windows() if isinstance(found, RequestLog) else cast(RateWindows, found)
+    return windows.filled()
 
 
 def read_jobs(path: str | Path) -> BatchJobs:
     """Read batch jobs.
 
-    Formats, told apart by their columns (others are ignored):
-        submit_s,duration_s,gpus: Philly, Acme and files of several sources. Optional columns:
-            source; qos (LS and Guaranteed rows of the source openb are left out: long-running
-            pods are online); gpu_frac; nodes (Acme) or vc (Philly): jobs over 8 GPUs are legal
-            and become PodGroups.
-        num_gpu,gpu_milli,qos,creation_time,deletion_time,scheduled_time: openb as published; pods
-            never scheduled are left out as well.
-
     Args:
-        path: csv or csv.gz; times in s.
+        path: a file of one of `JOB_KINDS`, told apart by its columns (others are ignored); plain or
+            gzip; times in s.
 
     Returns:
         Jobs by submission; pods of 8 GPUs, the last one of a job of what is left: 20 = 8 + 8 + 4.
@@ -98,166 +145,60 @@ def read_jobs(path: str | Path) -> BatchJobs:
     Raises:
         WorkloadError: names file, line, value and what was legal, or no job is left.
     """
-    table = read_table(path)
-    formats: dict[tuple[str, ...], Callable[[TraceTable], BatchJobs]] = {
-        ("submit_s", "duration_s", "gpus"): _read_plain_jobs,
-        (
-            *("num_gpu", "gpu_milli", "qos"),
-            *("creation_time", "deletion_time", "scheduled_time"),
-        ): _read_openb_pods,
-    }
-    return read_by_format(table, formats)
+    content = open_trace(path)
+    return cast(JobRows, _kind_of(content, JOB_KINDS).read(content)).jobs()
 
 
-def _read_rates(table: TraceTable, key: str) -> ServiceRates:
-    times = table.numbers("t_s", 0, MAX_TIME_S)
-    rates = table.numbers("rate_rps", 0, 1e12, empty=np.nan)
-    if key == "model":
-        rates[table.numbers("valid", 0, 1) == 0] = np.nan
-    names, service = np.unique(table.text(key), return_inverse=True)
-    step = (times // STEP_S).astype(np.int64)
-    first = int(step.min())
-    width = int(step.max()) - first + 1
-    if width * len(names) > MAX_CELLS:
-        table.fail(
-            int(step.argmax()),
-            f"t_s spans {width} steps of 10 min for {len(names)} services",
-            f"{MAX_CELLS} cells at most",
-        )
-    known = ~np.isnan(rates)
-    cell = service[known] * width + step[known] - first
-    size = width * len(names)
-    with np.errstate(invalid="ignore"):
-        mean = np.bincount(cell, rates[known], size) / np.bincount(cell, minlength=size)
-    return _service_rates(table, tuple(names.tolist()), mean.reshape(len(names), width), first)
+def read_traces(paths: Sequence[str | Path], kind: str | None = None) -> list[Found]:
+    """Read traces of any kinds.
+
+    Args:
+        paths: pai_job_table goes with pai_task_table, and adds the times of submission to it.
+        kind: one of `KINDS` that all are of; None = told by the columns of each.
+
+    Raises:
+        UnknownNameError: there is no such kind.
+        WorkloadError: names file, line, value and what was legal.
+    """
+    if kind is not None and kind not in KINDS:
+        raise UnknownNameError("kind of trace", kind, [*KINDS])
+    kinds = KINDS if kind is None else {kind: KINDS[kind]}
+    contents = [open_trace(path) for path in paths]
+    submissions = [
+        c for c in contents if isinstance(c, TraceTable) and set(pai.JOBS) <= set(c.columns)
+    ]
+    contents = [content for content in contents if content not in submissions]
+    readers = [_kind_of(content, kinds).read for content in contents]
+    if submissions:
+        if len(submissions) > 1 or readers.count(pai.read_pai) != 1:
+            raise WorkloadError(
+                f"{submissions[-1].path}: pai_job_table, which tells no GPUs; legal: one, "
+                "together with one pai_task_table"
+            )
+        with_times = partial(pai.read_pai, jobs=submissions[0])
+        readers = [with_times if read is pai.read_pai else read for read in readers]
+    return [read(content) for read, content in zip(readers, contents, strict=True)]
 
 
-def _read_minutes(table: TraceTable) -> ServiceRates:
-    minute = table.numbers("minute", 0, MAX_TIME_S / 60)
-    requests = table.numbers("requests", 0, 1e12)
-    return _single_service(table, np.floor(minute) * 60, requests, 60)
+def open_trace(path: str | Path) -> Content:
+    """Return a trace as columns of text, or as JSON; nothing of it is understood yet.
+
+    Raises:
+        WorkloadError: it is neither.
+    """
+    path = Path(path)
+    text = read_text(path)
+    return json_trace(path, text) if is_json(text) else table_of(path, text, LAYOUTS)
 
 
-def _read_requests(table: TraceTable) -> ServiceRates:
-    times = table.numbers("t_s", 0, MAX_TIME_S)
-    return _single_service(table, times, np.ones(len(table)), 1)
-
-
-def _single_service(
-    table: TraceTable, times: Floats, requests: Floats, resolution_s: float
-) -> ServiceRates:
-    """Count requests into 10-min rates; the last window counts as far as it is covered."""
-    step = (times // STEP_S).astype(np.int64)
-    first, last = int(step.min()), int(step.max())
-    if last - first >= MAX_CELLS:
-        table.fail(int(step.argmax()), f"t_s spans {last - first} steps", f"{MAX_CELLS} at most")
-    counts = np.bincount(step - first, requests)
-    seconds = np.full(len(counts), float(STEP_S))
-    covered = float(times.max()) + resolution_s - last * STEP_S
-    # Below a minute the rate of the last window would be a guess from a handful of requests.
-    seconds[-1] = min(max(covered, 60.0), STEP_S)
-    return _service_rates(table, (_stem(table.path),), (counts / seconds)[None], first)
-
-
-def _service_rates(
-    table: TraceTable, names: tuple[str, ...], rates: Floats, first: int
-) -> ServiceRates:
-    """Cut to whole days and fill the gaps; `first` is the step of column 0."""
-    day = DAY_S // STEP_S
-    begin, end = -(-first // day) * day, (first + rates.shape[1]) // day * day
-    aligned = end > begin
-    if aligned:
-        rates = rates[:, begin - first : end - first]
-    known = ~np.isnan(rates)
-    empty: npt.NDArray[np.bool_] = np.logical_not(known.any(axis=1))
-    if empty.all():
-        raise WorkloadError(f"{table.path}: no window with a rate; legal: one at least")
-    kept = [name for name, bad in zip(names, empty.tolist(), strict=True) if not bad]
-    rates, known = rates[~empty], known[~empty]
-    columns = np.arange(rates.shape[1])
-    for row, mask in zip(rates, known, strict=True):
-        row[~mask] = np.interp(columns[~mask], columns[mask], row[mask])
-    notes = [f"{int((~known).sum())} gaps of 10 min interpolated"] if not known.all() else []
-    if empty.any():
-        notes.append(f"{int(empty.sum())} services without a rate left out")
-    if not aligned:
-        notes.append("shorter than a day, so not aligned to the hour of day")
-    return ServiceRates(tuple(kept), rates, aligned, table.path.name, ", ".join(notes))
-
-
-def _read_plain_jobs(table: TraceTable) -> BatchJobs:
-    submit = table.numbers("submit_s", 0, MAX_TIME_S)
-    duration = table.numbers("duration_s", 0, MAX_JOB_S)
-    many_servers = "nodes" in table.columns or "vc" in table.columns
-    gpus = table.numbers("gpus", 0, 10**6 if many_servers else POD_GPUS)
-    share = np.ones(len(table))
-    if "gpu_frac" in table.columns:
-        share = table.numbers("gpu_frac", 0, 1, empty=1.0)
-    source = np.full(len(table), _stem(table.path))
-    if "source" in table.columns:
-        source = table.text("source")
-    online = np.zeros(len(table), np.bool_)
-    if "qos" in table.columns:
-        online = (source == "openb") & np.isin(table.text("qos"), ONLINE_QOS)
-    return _batch_jobs(table, submit, duration, gpus, share, source, {"online (LS)": online})
-
-
-def _read_openb_pods(table: TraceTable) -> BatchJobs:
-    created = table.numbers("creation_time", 0, MAX_TIME_S)
-    scheduled = table.numbers("scheduled_time", 0, MAX_TIME_S, empty=np.nan)
-    deleted = table.numbers("deletion_time", 0, MAX_TIME_S, empty=np.nan)
-    gpus = table.numbers("num_gpu", 0, POD_GPUS)
-    share = table.numbers("gpu_milli", 0, 1000, empty=1000.0) / 1000
-    online = np.isin(table.text("qos"), ONLINE_QOS)
-    pending = np.isnan(scheduled) | np.isnan(deleted)
-    duration = np.where(pending, 0.0, deleted - scheduled)
-    if (duration < 0).any():
-        row = int(np.argmax(duration < 0))
-        value = table.columns["deletion_time"][row]
-        table.fail(
-            row, f"deletion_time = {value!r}", f"scheduled_time = {scheduled[row]:g} or more"
-        )
-    source = np.full(len(table), "openb")
-    left_out = {"online (LS)": online, "never scheduled": pending}
-    return _batch_jobs(table, created, duration, gpus, share, source, left_out)
-
-
-def _batch_jobs(
-    table: TraceTable,
-    submit: Floats,
-    duration: Floats,
-    gpus: Floats,
-    share: Floats,
-    source: npt.NDArray[np.str_],
-    left_out: dict[str, npt.NDArray[np.bool_]],
-) -> BatchJobs:
-    """Drop, round and sort rows, and say how many of each; all arrays (N,)."""
-    left_out["CPU-only"] = gpus == 0
-    keep = ~np.logical_or.reduce(list(left_out.values()))
-    if not keep.any():
-        raise WorkloadError(f"{table.path}: no batch job with a GPU; legal: one at least")
-    rounded = keep & ((gpus % 1 != 0) | ((share < 1) & (gpus > 0)))
-    sources, index = np.unique(source[keep], return_inverse=True)
-    notes = []
-    for name in sources.tolist():
-        own = source == name
-        counts = [(int((own & mask).sum()), f"{why} left out") for why, mask in left_out.items()]
-        counts.append((int((own & rounded).sum()), "shares of a GPU rounded up to one"))
-        notes.append(", ".join(f"{count} {what}" for count, what in counts if count))
-    whole = np.ceil(gpus[keep]).astype(np.int64)
-    pods = -(-whole // POD_GPUS)
-    jobs = BatchJobs(
-        submit_s=np.floor(submit[keep]).astype(np.int64),
-        duration_s=np.rint(duration[keep]).astype(np.int64),
-        gpus=np.minimum(whole, POD_GPUS),
-        pods=pods,
-        source=index.astype(np.int64),
-        sources=tuple(sources.tolist()),
-        notes=tuple(notes),
-        rest=np.where(pods > 1, whole % POD_GPUS, 0),
+def _kind_of(content: Content, kinds: dict[str, Kind]) -> Kind:
+    json = isinstance(content, JsonTrace)
+    for kind in kinds.values():
+        if kind.json == json and set(kind.columns) <= set(content.columns):
+            return kind
+    shown = ",".join(name[:40] for name in [*content.columns][:20])
+    legal = [",".join(kind.columns) for kind in kinds.values() if kind.json == json]
+    instead = " or ".join(legal) or "comma-separated values, no JSON"
+    raise WorkloadError(
+        f"{content.path}:1: {'keys' if json else 'columns'} {shown}; legal: {instead}"
     )
-    return jobs.take(np.argsort(jobs.submit_s, kind="stable"))
-
-
-def _stem(path: Path) -> str:
-    return path.name.split(".")[0]

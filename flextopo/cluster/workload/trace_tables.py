@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.workload.trace_files import MAX_CELL, MAX_ROWS, read_text
 
-Read = TypeVar("Read")
-
-GZIP_MAGIC = b"\x1f\x8b"
-
-MAX_MIB, MAX_ROWS, MAX_CELL = 128, 2_000_000, 256
-"""Size of a trace when it is unpacked, its rows, and characters of a cell: a small file may ask for all memory
-there is. The largest public one that is read here has 118,000 rows."""
+Ints = npt.NDArray[np.int64]
+Columns = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class TraceTable:
-    """A file with a header line.
+    """The rows of a trace.
 
     Attributes:
         path: where it came from.
@@ -36,7 +30,7 @@ class TraceTable:
     """
 
     path: Path
-    columns: dict[str, tuple[str, ...]]
+    columns: dict[str, Columns]
     lines: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -61,47 +55,73 @@ class TraceTable:
             WorkloadError: a cell is not a number, or outside [low, high].
         """
         cells = self.columns[name]
+        values = np.fromiter(map(_number, cells), np.float64, len(cells))
         blank = np.zeros(len(self), np.bool_)
         if empty is not None:
-            blank = np.array([not cell.strip() for cell in cells])
-            cells = tuple(cell if cell.strip() else "nan" for cell in cells)
-        legal = f"a number from {low:.10g} to {high:.10g}"
-        try:
-            values = np.array(cells).astype(np.float64)
-        except ValueError:
-            row = next(i for i, cell in enumerate(cells) if not _is_number(cell))
-            self.fail(row, f"{name} = {cells[row]!r}", legal)
+            blank = ~self.filled(name)
         wrong = ~blank & ~((values >= low) & (values <= high))
-        # Python and numpy read 1_0 as ten; in a trace it is a damaged number.
-        wrong |= np.char.find(cells, "_") >= 0
         if wrong.any():
             row = int(np.argmax(wrong))
-            self.fail(row, f"{name} = {self.columns[name][row]!r}", legal)
+            self.fail(row, f"{name} = {cells[row]!r}", f"a number from {low:.10g} to {high:.10g}")
         if empty is not None:
             values[blank] = empty
         return values
 
-    def text(self, name: str) -> npt.NDArray[np.str_]:
-        """Return a column as (N,) str, stripped."""
-        return np.char.strip(np.array(self.columns[name], dtype=np.str_))
+    def filled(self, name: str) -> npt.NDArray[np.bool_]:
+        """Return (N,) bool: whether a column's cell is not empty."""
+        cells = self.columns[name]
+        return np.fromiter((bool(cell.strip()) for cell in cells), np.bool_, len(cells))
+
+    def codes(self, name: str) -> tuple[Columns, Ints]:
+        """Return the values of a column, stripped and sorted, and (N,) int64, which each row has."""
+        cells = [cell.strip() for cell in self.columns[name]]
+        values = tuple(sorted(set(cells)))
+        number = {value: i for i, value in enumerate(values)}
+        return values, np.fromiter(map(number.__getitem__, cells), np.int64, len(cells))
+
+    def among(self, name: str, values: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return (N,) bool: whether a column has one of these values."""
+        cells = self.columns[name]
+        return np.fromiter((cell.strip() in values for cell in cells), np.bool_, len(cells))
 
 
-def read_table(path: str | Path) -> TraceTable:
-    """Read a comma-separated file with a header, plain or gzip, UTF-8.
+def read_table(
+    path: str | Path, layouts: Mapping[Columns, Callable[[Sequence[str]], bool]] | None = None
+) -> TraceTable:
+    """Read a comma-separated file, plain or gzip, UTF-8.
 
     Args:
-        path: of the file; gzip is known by its first bytes, not by the name.
+        path: of the file.
+        layouts: names of the columns of files without a line of names, to what tells such a file by
+            its first row; for others the first line is the names.
 
     Returns:
         Its columns as text.
 
     Raises:
-        WorkloadError: the file is missing, empty, too large, cut off or not UTF-8, its header repeats
-            a name, or a row has more or fewer fields than the header.
+        WorkloadError: see `read_text`; its header repeats a name, or a row has more or fewer fields
+            than the header.
     """
     path = Path(path)
-    text = _decode(path, _read_bytes(path))
-    header, rows, lines = _rows(path, text)
+    return table_of(path, read_text(path), layouts or {})
+
+
+def table_of(
+    path: Path, text: str, layouts: Mapping[Columns, Callable[[Sequence[str]], bool]]
+) -> TraceTable:
+    """Return the columns of a text; see `read_table`."""
+    rows, lines = _rows(path, text)
+    header = _header(rows, layouts)
+    if header is None:
+        header = tuple(name.strip() for name in rows.pop(0)) if rows else ()
+        first, *lines = lines or [1]
+        repeated = sorted({name for name in header if header.count(name) > 1})
+        if repeated:
+            raise WorkloadError(
+                f"{path}:{first}: column {repeated[0]!r} twice; legal: each name once"
+            )
+        if not rows:
+            raise WorkloadError(f"{path}: a header and no rows; legal: one row at least")
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             raise WorkloadError(
@@ -110,63 +130,24 @@ def read_table(path: str | Path) -> TraceTable:
     return TraceTable(path, dict(zip(header, zip(*rows, strict=True), strict=True)), tuple(lines))
 
 
-def read_by_format(
-    table: TraceTable, formats: Mapping[tuple[str, ...], Callable[[TraceTable], Read]]
-) -> Read:
-    """Read with the first format whose columns the table has.
-
-    Raises:
-        WorkloadError: names the columns found and those that each format needs.
-    """
-    for needed, read in formats.items():
-        if all(name in table.columns for name in needed):
-            return read(table)
-    legal = " or ".join(",".join(needed) for needed in formats)
-    raise WorkloadError(f"{table.path}:1: columns {','.join(table.columns)}; legal: {legal}")
+def _header(
+    rows: list[list[str]],
+    layouts: Mapping[Columns, Callable[[Sequence[str]], bool]],
+) -> Columns | None:
+    """Return the names of the columns where the first row tells that no line names them."""
+    for names, tells in layouts.items():
+        if rows and len(rows[0]) == len(names) and tells(rows[0]):
+            return names
+    return None
 
 
-def _is_number(cell: str) -> bool:
+def _number(cell: str) -> float:
+    """Return the number in a cell, NaN where there is none."""
     try:
-        float(cell)
+        # Python reads 1_0 as ten, and digits of any script; in a trace those are damaged numbers.
+        return float(cell) if cell.isascii() and "_" not in cell else np.nan
     except ValueError:
-        return False
-    return True
-
-
-def _read_bytes(path: Path) -> bytes:
-    most = MAX_MIB * 2**20
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except FileNotFoundError:
-        raise WorkloadError(f"{path}: no such file; legal: a trace as csv or csv.gz") from None
-    except OSError as error:
-        raise WorkloadError(
-            f"{path}: {error.strerror or error}; legal: a readable csv or csv.gz file"
-        ) from None
-    if data.startswith(GZIP_MAGIC):
-        try:
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-                data = packed.read(most + 1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise WorkloadError(
-                f"{path}: damaged or cut-off gzip file ({error}); legal: a whole one"
-            ) from None
-    if len(data) > most:
-        raise WorkloadError(f"{path}: more than {MAX_MIB} MiB of text; legal: up to {MAX_MIB}")
-    if not data.strip():
-        raise WorkloadError(f"{path}: empty file; legal: a header line and one row at least")
-    return data
-
-
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise WorkloadError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; legal: UTF-8 text"
-        ) from None
+        return np.nan
 
 
 def _check_row(path: Path, line: int, row: list[str], before: int) -> None:
@@ -180,7 +161,7 @@ def _check_row(path: Path, line: int, row: list[str], before: int) -> None:
         raise WorkloadError(f"{path}:{line}: more than {MAX_ROWS} rows; legal: up to {MAX_ROWS}")
 
 
-def _rows(path: Path, text: str) -> tuple[list[str], list[list[str]], list[int]]:
+def _rows(path: Path, text: str) -> tuple[list[list[str]], list[int]]:
     rows: list[list[str]] = []
     lines: list[int] = []
     reader = csv.reader(io.StringIO(text, newline=""))
@@ -194,10 +175,4 @@ def _rows(path: Path, text: str) -> tuple[list[str], list[list[str]], list[int]]
         raise WorkloadError(
             f"{path}:{reader.line_num}: {error}; legal: comma-separated values"
         ) from None
-    header = [name.strip() for name in rows[0]] if rows else []
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise WorkloadError(f"{path}:1: column {repeated[0]!r} twice; legal: each name once")
-    if len(rows) < 2:
-        raise WorkloadError(f"{path}: a header and no rows; legal: one row at least")
-    return header, rows[1:], lines[1:]
+    return rows, lines

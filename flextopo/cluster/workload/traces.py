@@ -21,7 +21,8 @@ from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.generator import Streams, assemble_tape, check_cluster
 from flextopo.cluster.workload.online_demand import STEP_S, num_services, num_steps, replica_pods
 from flextopo.cluster.workload.tape import Tape
-from flextopo.cluster.workload.trace_readers import DAY_S, ServiceRates, read_jobs, read_services
+from flextopo.cluster.workload.trace_rates import DAY_S, ServiceRates
+from flextopo.cluster.workload.trace_readers import read_jobs, read_services
 
 __all__ = ["ServiceRates", "TraceReport", "read_jobs", "read_services", "tape_from_traces"]
 
@@ -110,7 +111,8 @@ def _stretch_of_services(
     chosen = np.concatenate([rng.permutation(available) for _ in range(rounds)])[:wanted]
     start = np.repeat(starts, available)[:wanted] * unit
     columns = (start[:, None] + np.arange(-warmup, account)) % steps
-    begin = f"day {starts[0]}" if services.aligned else f"minute {starts[0] * STEP_S // 60}"
+    day, step = divmod(services.first + int(starts[0]) * unit, DAY_S // STEP_S)
+    begin = f"day {day}" if services.aligned else f"day {day} {step // 6:02d}:{step % 6}0"
     text = f"{services.source}: {wanted} services played from {available} recorded, from {begin} on"
     if rounds > 1:
         text += f", each about {wanted / available:.3g} times with different starts"
@@ -203,11 +205,12 @@ def _stretch_of_jobs(
     """Place one source's jobs in [begin_s, end_s) from a random day on, keeping the hour of day.
 
     Jobs before that day fill the warm-up; the trace goes round at its last whole day. Returns the
-    jobs and the day, counted from the trace's first.
+    jobs and the day, counted from t_s = 0.
     """
     if not len(jobs):
         return jobs, 0
-    since = jobs.submit_s - jobs.submit_s.min() // DAY_S * DAY_S
+    first = int(jobs.submit_s.min()) // DAY_S
+    since = jobs.submit_s - first * DAY_S
     days = max(int(since.max()) // DAY_S, 1)
     inside = np.flatnonzero(since < days * DAY_S)
     since = since[inside]
@@ -215,12 +218,12 @@ def _stretch_of_jobs(
     early = since[since % DAY_S < end_s]
     day = int(rng.choice(np.unique((early if len(early) else since) // DAY_S)))
     period = days * DAY_S
-    first = begin_s + (since - day * DAY_S - begin_s) % period
+    played_s = begin_s + (since - day * DAY_S - begin_s) % period
     rounds = -(-(end_s - begin_s) // period)
-    submit_s = (first + period * np.arange(rounds)[:, None]).ravel()
+    submit_s = (played_s + period * np.arange(rounds)[:, None]).ravel()
     rows = np.tile(inside, rounds)
     keep = submit_s < end_s
-    return replace(jobs.take(rows[keep]), submit_s=submit_s[keep]), day
+    return replace(jobs.take(rows[keep]), submit_s=submit_s[keep]), first + day
 
 
 def _scale_load(
