@@ -16,6 +16,7 @@ from flextopo.baselines.policies import OracleLookahead
 from flextopo.baselines.registry import BUILT_IN, SELECTORS, known_selectors, selector_name
 from flextopo.baselines.rollout import Lookahead, Rollout
 from flextopo.baselines.wait_limit import WaitLimit
+from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.simulation.metrics import METRICS, episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.selector import VictimSelector
@@ -28,6 +29,7 @@ from flextopo.cluster.workload.seeds import SPLITS, take
 from flextopo.cluster.workload.tape import Tape
 from flextopo.cluster.workload.traces import (
     ServiceRates,
+    TraceReport,
     read_jobs,
     read_services,
     tape_from_traces,
@@ -92,9 +94,21 @@ def make_tape(config: ComparisonConfig, fleet: Fleet, seed: int) -> tuple[Tape, 
         tape = generate_tape(config.workload, fleet.num_gpus, seed, **shape)
         cut = f"; seed {seed}: {tape.notes}" if tape.notes else ""
         return tape, f"generated workload{cut}"
+    tape, report = play_traces(config, fleet, seed)
+    return tape, f"seed {seed}: {report}"
+
+
+def play_traces(config: ComparisonConfig, fleet: Fleet, seed: int) -> tuple[Tape, TraceReport]:
+    """Return the tape of a seed from the traces, and what was done to them.
+
+    Raises:
+        WorkloadError: they cannot be read or played, or there are none.
+    """
+    if config.services is None or config.batch is None:
+        raise WorkloadError("no traces; legal: services and batch together")
     services, jobs = read_traces(config.services, config.batch)
-    tape, report = tape_from_traces(services, jobs, config.workload, fleet.num_gpus, seed, **shape)
-    return tape, str(report)
+    shape = {"gpus_per_server": fleet.gpus_per_server, "cores_per_gpu": fleet.cores_per_gpu}
+    return tape_from_traces(services, jobs, config.workload, fleet.num_gpus, seed, **shape)
 
 
 def play_tape(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:

@@ -9,13 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.workload.seeds import SPLITS, take
 from flextopo.train import results as saved
 from flextopo.train.compare import REFERENCE, check, make_tape, play_all, summarise
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.differences import flip_lines
 from flextopo.train.tables import format_table
+from flextopo.train.trace_seeds import describe_seeds, seed_rows
 
 FLIPS = "order changes where a term weighs so many times as much, 0.1 to 10 times [95 % interval]:"
+
+
+SCALING = (
+    "load: GPU-hours that batch jobs ask for, by those of the cluster; online demand is scaled to a peak "
+    "of {share:g} of all GPUs on each seed"
+)
+NOTHING = (
+    "nothing to compare: no selector preempted a pod on any of {seeds} seeds; "
+    "higher demand (--peak), more jobs (--load) or a longer trace make them differ"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,21 +56,34 @@ class Comparison:
         """Return the tables that `flextopo compare` prints."""
         results, config = self.results, self.results["config"]
         parts = [self.about]
+        if tapes := config.get("tapes"):
+            share = config["workload"]["online_peak_share"]
+            parts += ["", "what each seed plays of the traces:", format_table(seed_rows(tapes))]
+            parts.append(SCALING.format(share=share))
         if weights := saved.other_weights(results):
             parts.append(f"weights of the loss: {weights}")
         for table in saved.tables(results):
             parts += ["", format_table(table)]
+        parts += self._differences()
+        parts += ["", "cells: mean over seeds ± half of the 95 % bootstrap interval"]
+        if config["oracle_seeds"]:
+            played = f"{config['oracle_seeds']} of {config['seeds']} seeds"
+            parts.append(f"selectors that look ahead played {played}")
+        return "\n".join(parts)
+
+    def _differences(self) -> list[str]:
+        """Return the lines that compare: differences from the reference, and where orders change."""
+        results = self.results
+        if saved.nobody_preempted(results):
+            return ["", NOTHING.format(seeds=results["config"]["seeds"])]
+        parts = []
         if results["paired"]:
             parts += ["", f"against {REFERENCE} on the same tapes (weighted loss):"]
             parts.append(format_table(saved.paired_rows(results)))
             parts += saved.paired_notes(results)
         if flips := flip_lines(results):
             parts += ["", FLIPS, *flips]
-        parts += ["", "cells: mean over seeds ± half of the 95 % bootstrap interval"]
-        if config["oracle_seeds"]:
-            played = f"{config['oracle_seeds']} of {config['seeds']} seeds"
-            parts.append(f"selectors that look ahead played {played}")
-        return "\n".join(parts)
+        return parts
 
     def to_frame(self) -> Any:
         """Return a pandas data frame: a row for each selector and seed, a column for each metric.
@@ -122,11 +147,13 @@ def run_comparison(
     """
     fleet = check(config)
     _, source = make_tape(config, fleet, config.seeds_of(config.names[0])[0])
+    tapes = describe_seeds(config, fleet, take(SPLITS[config.split], config.seeds))
     begin()
     scores, interrupted = play_all(config, workers, done, ray)
     if not any(scores.values()):
         raise KeyboardInterrupt("no seed was finished")
+    about = {"tapes": tapes} if tapes else {}
     results = summarise(
-        config, scores, versions=saved.versions(), source=source, interrupted=interrupted
+        config, scores, versions=saved.versions(), source=source, interrupted=interrupted, **about
     )
     return Comparison(results, f"{fleet.num_nodes} servers, {fleet.num_gpus} GPUs; {source}")

@@ -22,7 +22,7 @@ from flextopo.cluster.files import make_folder, write_whole
 from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.train.differences import with_details
-from flextopo.train.statistics import paired_difference, verdict
+from flextopo.train.statistics import MIN_SEEDS, paired_difference, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -251,6 +251,12 @@ def mean_of(row: dict[str, Cell], metric: str) -> float:
     return float(row.get(metric, {"mean": 0.0})["mean"] or 0.0)
 
 
+def nobody_preempted(results: Results) -> bool:
+    """Say whether no selector placed a pod by evicting others, on any seed."""
+    found = [row.get("preemptions") for row in results["selectors"].values()]
+    return all(cell is not None and not any(cell["per_seed"]) for cell in found)
+
+
 def tables(results: Results) -> list[list[list[str]]]:
     """Return the tables of a comparison, of columns that it has; see `rows`."""
     saved = set().union(*results["selectors"].values())
@@ -303,6 +309,11 @@ def paired_rows(results: Results) -> list[list[str]]:
 def paired_notes(results: Results) -> list[str]:
     """Return what the columns of `paired_rows` mean, a line each."""
     notes = ["largest day: the largest difference over the sum of all, signs left out"]
+    seeds = [row["seeds"] for row in results["paired"].values() if "seeds" in row]
+    if seeds and min(seeds) < MIN_SEEDS:
+        notes.append(
+            f"no verdict is given from fewer than {MIN_SEEDS} seeds; here are {min(seeds)}"
+        )
     if results.get("recipes"):
         notes.append("several training seeds: the interval is over these and tapes together")
     return notes

@@ -40,6 +40,8 @@ class TraceReport:
     Attributes:
         services: sentence about the services.
         jobs: a sentence for each source of jobs.
+        begins: when the stretch of each begins, on its own clock: the services' file, then each source
+            of jobs.
         load_found: batch GPU-seconds of the stretch a GPU-second of the cluster, each job counted
             with the mean of its source: one job of many days can be more than the whole load.
         load: the same after thinning or repeating.
@@ -48,9 +50,15 @@ class TraceReport:
 
     services: str
     jobs: tuple[str, ...]
+    begins: tuple[tuple[str, str], ...]
     load_found: float
     load: float
     factor: float
+
+    @property
+    def scaling(self) -> str:
+        """What was done to the jobs to reach the load."""
+        return _how(self.factor)
 
     def __str__(self) -> str:
         return "\n".join((self.services, *self.jobs))
@@ -93,16 +101,19 @@ def tape_from_traces(
     check_cluster(num_gpus, gpus_per_server, cores_per_gpu)
     rng = Streams.from_seed(seed)
     wanted = num_services(config, num_gpus)
-    rates, services_text = _stretch_of_services(services, config, wanted, rng.service_stretch)
+    rates, *told = _stretch_of_services(services, config, wanted, rng.service_stretch)
     online = replica_pods(rates, config, num_gpus, gpus_per_server, rng.of_replicas)
-    played, report = _play_jobs(jobs, config, num_gpus, gpus_per_server, rng, services_text)
+    played, report = _play_jobs(jobs, config, num_gpus, gpus_per_server, rng)
+    text, begin = told
+    begins = ((services.source, begin), *report.begins)
+    report = replace(report, services=text, begins=begins)
     return assemble_tape(config, online, played, rng, cores_per_gpu), report
 
 
 def _stretch_of_services(
     services: ServiceRates, config: WorkloadConfig, wanted: int, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.float64], str]:
-    """Choose services and their start, (wanted, T) float64 from -warmup on."""
+) -> tuple[npt.NDArray[np.float64], str, str]:
+    """Choose services and their start, (wanted, T) float64 from -warmup on; tell both, and the start."""
     available, steps = services.rates.shape
     unit = DAY_S // STEP_S if services.aligned else 1
     warmup, account = num_steps(config)
@@ -118,7 +129,7 @@ def _stretch_of_services(
         text += f", each about {wanted / available:.3g} times with different starts"
     if warmup + account > steps:
         text += f", going round the trace's {steps * STEP_S / 3600:.3g} h"
-    return services.rates[chosen[:, None], columns], _sentence(text, services.notes)
+    return services.rates[chosen[:, None], columns], _sentence(text, services.notes), begin
 
 
 def _play_jobs(
@@ -127,9 +138,8 @@ def _play_jobs(
     num_gpus: int,
     gpus_per_server: int,
     streams: Streams,
-    services_text: str,
 ) -> tuple[BatchJobs, TraceReport]:
-    """Cut, place and scale the jobs; returns them by submission."""
+    """Cut, place and scale the jobs; returns them by submission, and a report without services."""
     rng = streams.job_stretch
     fitted, too_large = _fit_cluster(jobs, config, num_gpus, gpus_per_server)
     warmup, account = num_steps(config)
@@ -167,7 +177,10 @@ def _play_jobs(
         )
         for i, name in enumerate(jobs.sources)
     )
-    return scaled, TraceReport(services_text, sentences, load_found, load, factor)
+    begins = tuple(
+        (name, f"day {day}") for name, (_, day) in zip(jobs.sources, placed, strict=True)
+    )
+    return scaled, TraceReport("", sentences, begins, load_found, load, factor)
 
 
 def _how(factor: float) -> str:

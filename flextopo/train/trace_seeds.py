@@ -1,0 +1,66 @@
+"""What each seed of a comparison plays of recorded traces, and whether there is anything to compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.workload.online_demand import STEP_S
+from flextopo.train.compare import play_traces, read_traces
+from flextopo.train.config import ComparisonConfig
+
+
+def describe_seeds(
+    config: ComparisonConfig, fleet: Fleet, seeds: list[int]
+) -> list[dict[str, Any]]:
+    """Return what each seed plays of the traces, and how the load was scaled.
+
+    Returns:
+        One a seed: `seed`, `begins` (file or source to when its stretch begins), `load_found` and
+        `load` of batch jobs (GPU-hours asked for a GPU-hour of the cluster), `scaling` in words, and
+        `new_replicas`, online pods that arrive during the account.
+
+    Raises:
+        WorkloadError: the demand is shorter than a day and adds a replica on no seed, so that nothing
+            would be preempted.
+    """
+    if config.services is None or config.batch is None:
+        return []
+    services, _ = read_traces(config.services, config.batch)
+    out = []
+    for seed in seeds:
+        tape, report = play_traces(config, fleet, seed)
+        new = tape.pods["online"] & (tape.pods["arrive_s"] >= 0)
+        out.append(
+            {
+                "seed": seed,
+                "begins": dict(report.begins),
+                "load_found": report.load_found,
+                "load": report.load,
+                "scaling": report.scaling,
+                "new_replicas": int(np.count_nonzero(new)),
+            }
+        )
+    if not services.aligned and not any(row["new_replicas"] for row in out):
+        hours = services.rates.shape[1] * STEP_S / 3600
+        raise WorkloadError(
+            f"{config.services}: {hours:.3g} h of demand, in which no replica is added on any of "
+            f"{len(seeds)} seeds, so nothing would be preempted and there is nothing to compare; legal: "
+            "demand that rises, of a day or more at best"
+        )
+    return out
+
+
+def seed_rows(tapes: list[dict[str, Any]]) -> list[list[str]]:
+    """Return what each seed plays: headings, then a row a seed."""
+    names = list(tapes[0]["begins"])
+    out = [["seed", *(f"{name}\nfrom" for name in names), "load\nfound", "jobs", "load\nplayed",
+            "replicas\nadded"]]  # fmt: skip
+    for row in tapes:
+        begins = [row["begins"][name] for name in names]
+        loads = [f"{row['load_found']:.3g}", row["scaling"], f"{row['load']:.3g}"]
+        out.append([str(row["seed"]), *begins, *loads, str(row["new_replicas"])])
+    return out

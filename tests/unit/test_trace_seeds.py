@@ -1,0 +1,95 @@
+"""What a comparison on traces says: each seed's stretch and load, and where nothing can be compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flextopo
+from flextopo.cluster.errors import WorkloadError
+from flextopo.train.results import nobody_preempted, paired_notes
+
+DAY = 86400
+SERVERS, WORKLOAD = "2*rtx4090", {"warmup_h": 2.0, "horizon_h": 6.0}
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> str:
+    path = tmp_path / "jobs.csv"
+    rows = [f"{600 * i},{1800 + i % 5 * 900},{1 + i % 2}\n" for i in range(6 * 144)]
+    path.write_text("submit_s,duration_s,gpus\n" + "".join(rows))
+    return str(path)
+
+
+def services(folder: Path, steps: int) -> str:
+    path = folder / "rates.csv"
+    wave = 2 - np.cos(2 * np.pi * np.arange(steps) / 36)
+    rows = [f"chat,{5 * DAY + 600 * i},{rate}\n" for i, rate in enumerate(wave.tolist())]
+    path.write_text("service,t_s,rate_rps\n" + "".join(rows))
+    return str(path)
+
+
+def test_every_seed_is_told(tmp_path: Path, jobs: str) -> None:
+    trace = (services(tmp_path, 5 * 144), jobs)
+    found = flextopo.compare(
+        ["godel", "greedy-cost"], seeds=3, trace=trace, servers=SERVERS, workload=WORKLOAD
+    )
+    tapes = found.results["config"]["tapes"]
+    assert [row["seed"] for row in tapes] == found.results["config"]["seeds_used"]["godel"]
+    for row in tapes:
+        assert set(row["begins"]) == {"rates.csv", "jobs"}
+        assert row["begins"]["rates.csv"] in {f"day {5 + day}" for day in range(5)}
+        assert row["begins"]["jobs"] in {f"day {day}" for day in range(6)}
+        assert row["load"] == pytest.approx(0.65, abs=0.05)
+        assert row["scaling"].startswith(("thinned to", "repeated"))
+        assert row["new_replicas"] > 0
+    lines = found.summary().splitlines()
+    at = lines.index("what each seed plays of the traces:")
+    assert lines[at + 1].split() == [
+        "seed",
+        "rates.csv",
+        "jobs",
+        "load",
+        "jobs",
+        "load",
+        "replicas",
+    ]
+    for row, line in zip(tapes, lines[at + 3 :], strict=False):
+        assert line.split()[0] == str(row["seed"])
+        assert row["scaling"] in line
+    assert lines[0].startswith(f"2 servers, 16 GPUs; seed {tapes[0]['seed']}: rates.csv: ")
+    assert "no verdict is given from fewer than 10 seeds; here are 3" in lines
+
+
+def test_half_an_hour_is_refused_before_playing(tmp_path: Path, jobs: str) -> None:
+    trace = (services(tmp_path, 3), jobs)
+    with pytest.raises(WorkloadError) as caught:
+        flextopo.compare(
+            ["godel", "greedy-cost"], seeds=3, trace=trace, servers=SERVERS, workload=WORKLOAD
+        )
+    assert str(caught.value) == (
+        f"{trace[0]}: 0.5 h of demand, in which no replica is added on any of 3 seeds, so nothing would "
+        "be preempted and there is nothing to compare; legal: demand that rises, of a day or more at best"
+    )
+
+
+def test_where_nobody_preempts_nothing_is_compared(tmp_path: Path, jobs: str) -> None:
+    trace = (services(tmp_path, 5 * 144), jobs)
+    idle = {**WORKLOAD, "batch_load": 0.01, "online_peak_share": 0.3, "initial_jobs": False}
+    found = flextopo.compare(
+        ["godel", "greedy-cost"], servers="2*rtx4090", seeds=2, workload=idle, trace=trace
+    )
+    assert nobody_preempted(found.results)
+    said = found.summary()
+    assert "\nnothing to compare: no selector preempted a pod on any of 2 seeds; higher" in said
+    assert "verdict" not in said
+    assert "better on" not in said
+
+
+def test_ten_seeds_need_no_excuse() -> None:
+    notes = [paired_notes({"paired": {"godel": {"seeds": seeds}}}) for seeds in (9, 10)]
+    assert notes[0][1] == "no verdict is given from fewer than 10 seeds; here are 9"
+    assert len(notes[1]) == 1
+    assert not nobody_preempted({"selectors": {"godel": {"weighted_loss": {"per_seed": [0.0]}}}})
