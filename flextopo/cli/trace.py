@@ -1,4 +1,4 @@
-"""`flextopo trace`: published traces as files for a comparison."""
+"""`flextopo trace`: published traces as files for a comparison, and traces as a picture."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typer
 
 from flextopo.cli import completion
 from flextopo.cli.commands import Command
+from flextopo.cli.compare import Servers
+from flextopo.cli.configuration import COMPARISON
 from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.files import make_folder, write_whole
@@ -66,3 +68,43 @@ def convert(
         write_whole(out, gzip.compress(content, mtime=0) if out.suffix == ".gz" else content)
         write({"out": str(out), "rows": made.rows, "said": list(made.said)})
         typer.echo("\n".join([*made.said, f"{out}: {made.rows} rows"]))
+
+
+@app.command(cls=Command)
+def show(
+    services: Annotated[Path | None, typer.Option(help="Trace of online demand.")] = None,
+    batch: Annotated[Path | None, typer.Option(help="Trace of batch jobs.")] = None,
+    servers: Servers = COMPARISON.defaults["servers"],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Draw to this PNG file.")] = None,
+    json_path: JsonPath = None,
+) -> None:
+    """Tell what traces are like, or draw them.
+
+    Of demand its services over time and their mean day; of jobs their sizes, run times, and what
+    they would hold of the servers if each started when it is submitted.
+
+    Examples:
+        flextopo trace show --services services.csv --batch jobs.csv --out trace.png
+        flextopo trace show --batch cluster_job_log --servers "64*a100"
+    """
+    from flextopo.cluster.topology.servers import parse_servers
+    from flextopo.cluster.workload.trace_readers import read_jobs, read_services
+    from flextopo.cluster.workload.trace_summary import describe_jobs, describe_services
+
+    if services is None and batch is None:
+        raise WorkloadError("no trace; legal: --services, --batch or both")
+    if out is not None and (out.is_dir() or out.suffix != ".png"):
+        raise WorkloadError(f"--out {out}; legal: a file to write, .png")
+    with results_to(json_path) as write:
+        num_gpus = parse_servers(servers).num_gpus
+        rates = None if services is None else read_services(services)
+        jobs = None if batch is None else read_jobs(batch)
+        said = [] if rates is None else [describe_services(rates)]
+        said += [] if jobs is None else describe_jobs(jobs, num_gpus)
+        if out is not None:
+            from flextopo.cli.trace_drawing import draw_traces
+
+            make_folder(out.parent)
+            draw_traces(out, rates, jobs, num_gpus)
+        write({"said": said, "picture": None if out is None else str(out)})
+        typer.echo("\n".join([*said, *([] if out is None else [f"picture: {out}"])]))
