@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures interop format lint type test test-slow cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: install docs pages figures interop format lint type test test-slow fuzz cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -27,7 +27,10 @@ test: $(VENV)/.dev  ## all tests but the slow ones
 	$(BIN)/python -m pytest --numprocesses 2 --quiet -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev  ## tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not fuzz" $(ARGS)
+
+fuzz: $(VENV)/.dev  ## damaged files, five minutes a reader; ARGS="--fuzz-seconds 60 -k trace"
+	$(BIN)/python -m pytest tests/fuzz -m fuzz $(ARGS)
 
 cover: $(VENV)/.dev  ## coverage; the kernels run as plain Python to be seen, so this takes longer
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest --numprocesses 2 --quiet -m "not slow" --cov $(ARGS)

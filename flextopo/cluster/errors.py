@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+MAX_MESSAGE = 4000
+"""Characters of a message: what it quotes from a file may be as long as the file."""
+
 
 class FlextopoError(ValueError):
     """Report a user's mistake in one sentence; the command line prints it and exits with status 2."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        half = MAX_MESSAGE // 2
+        return text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 class TopologyError(FlextopoError):

@@ -7,20 +7,17 @@ by numpy alone, or `model.onnx`, run by onnxruntime (`flextopo export` writes th
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.array_file import read_arrays
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.observation.features import (
     ISLAND_FEATURES,
@@ -269,37 +266,21 @@ def load_policy(name: str | Path) -> LearnedSelector:
 
 
 def _read_weights(blob: bytes, path: Path) -> dict[str, Array]:
-    """Read the arrays of a file, once their headers are known to say what is in it.
+    """Read the arrays of a file.
 
     Raises:
-        ArtifactError: it holds no arrays of float32, or one that claims more than is there.
+        ArtifactError: it holds none of float32, one that claims more than is there, or no number.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(blob)) as file:
-            for entry in file.infolist():
-                with file.open(entry) as member:
-                    _check_array(member, entry, path)
-        with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = read_arrays(blob, MAX_WEIGHTS)
+    except ValueError as error:
         raise ArtifactError(f"{path}: no arrays ({error}); legal: plain numbers") from None
-
-
-def _check_array(member: IO[bytes], entry: zipfile.ZipInfo, path: Path) -> None:
-    """Refuse an array that is not of float32, or larger than it may be or than what follows its header."""
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0
-    if version != (1, 0):
-        read = np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
-    size = math.prod(shape) * dtype.itemsize
-    name = entry.filename.removesuffix(".npy")
-    if dtype != np.float32:
-        raise ArtifactError(f"{path}: {name} is of {dtype}; legal: float32")
-    if size > MAX_WEIGHTS or size > entry.file_size:
-        raise ArtifactError(
-            f"{path}: {name} is said to have {size} bytes; legal: what is there, up to {MAX_WEIGHTS}"
-        )
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise ArtifactError(f"{path}: {name} is of {array.dtype}; legal: float32")
+        if not np.isfinite(array).all():
+            raise ArtifactError(f"{path}: {name} is not finite; legal: numbers")
+    return arrays
 
 
 def _check_layers(weights: Mapping[str, Array], path: Path) -> None:
@@ -359,7 +340,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     path = folder / "meta.json"
     try:
         meta = json.loads(_read(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not JSON ({error})") from None
     if not isinstance(meta, dict):
         raise ArtifactError(f"{path}: no JSON object; legal: what `flextopo export` writes")

@@ -7,7 +7,6 @@ import json
 import math
 import platform
 import subprocess
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.array_file import read_arrays
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.cluster.scenario import LossWeights
@@ -88,6 +88,10 @@ TABLES = (LOSS_COLUMNS, OTHER_COLUMNS, WAIT_COLUMNS, BATCH_COLUMNS, GANG_COLUMNS
 """The tables of a comparison; one of which no metric was saved is left out, that of gangs without gangs."""
 
 
+MAX_SCORES = 256 * 2**20
+"""Bytes of one metric's scores: a million seeds of thirty selectors."""
+
+
 def save_results(results: Results, path: Path) -> None:
     """Write results as JSON.
 
@@ -135,11 +139,10 @@ def load_scores(path: Path) -> dict[str, npt.NDArray[Any]]:
         FlextopoError: it is missing or no scores file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path.read_bytes(), MAX_SCORES)
     except OSError as error:
         raise FlextopoError(f"{path}: {error.strerror or 'no scores file'}") from None
-    except (ValueError, zipfile.BadZipFile):
+    except ValueError:
         arrays = {}
     if not {"selectors", "seeds"} <= set(arrays):
         raise FlextopoError(f"{path}: no scores file; legal: what `flextopo compare` writes")
@@ -164,7 +167,7 @@ def read_saved(path: Path, what: str, **parts: type) -> Any:
                 raise KeyError(name)
     except OSError as error:
         raise FlextopoError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise FlextopoError(f"{path}: {what}") from None
     return found
 

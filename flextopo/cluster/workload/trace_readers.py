@@ -196,7 +196,7 @@ def _kind_of(content: Content, kinds: dict[str, Kind]) -> Kind:
     for kind in kinds.values():
         if kind.json == json and set(kind.columns) <= set(content.columns):
             return kind
-    shown = ",".join(name[:40] for name in [*content.columns][:20])
+    shown = ",".join(" ".join(name.split())[:40] for name in [*content.columns][:20])
     legal = [",".join(kind.columns) for kind in kinds.values() if kind.json == json]
     instead = " or ".join(legal) or "comma-separated values, no JSON"
     raise WorkloadError(
