@@ -13,7 +13,7 @@ from flextopo.cluster.workload.seeds import SPLITS, take
 from flextopo.train import results as saved
 from flextopo.train.compare import REFERENCE, check, make_tape, play_all, summarise
 from flextopo.train.config import ComparisonConfig
-from flextopo.train.differences import flip_lines
+from flextopo.train.differences import flip_lines, nobody_preempted
 from flextopo.train.tables import format_table
 from flextopo.train.trace_seeds import describe_seeds, seed_rows
 
@@ -74,7 +74,7 @@ class Comparison:
     def _differences(self) -> list[str]:
         """Return the lines that compare: differences from the reference, and where orders change."""
         results = self.results
-        if saved.nobody_preempted(results):
+        if nobody_preempted(results):
             return ["", NOTHING.format(seeds=results["config"]["seeds"])]
         parts = []
         if results["paired"]:

@@ -41,6 +41,12 @@ def common_values(
     return np.array([ours[s] for s in both]), np.array([theirs[s] for s in both])
 
 
+def nobody_preempted(results: Results) -> bool:
+    """Say whether no selector placed a pod by evicting others, on any seed."""
+    found = [row.get("preemptions") for row in results["selectors"].values()]
+    return all(cell is not None and not any(cell["per_seed"]) for cell in found)
+
+
 def with_details(results: Results, name: str, row: dict[str, Any]) -> dict[str, Any]:
     """Return a paired difference as `PairedDifference` has it, also one that was saved before.
 

@@ -254,12 +254,6 @@ def mean_of(row: dict[str, Cell], metric: str) -> float:
     return float(row.get(metric, {"mean": 0.0})["mean"] or 0.0)
 
 
-def nobody_preempted(results: Results) -> bool:
-    """Say whether no selector placed a pod by evicting others, on any seed."""
-    found = [row.get("preemptions") for row in results["selectors"].values()]
-    return all(cell is not None and not any(cell["per_seed"]) for cell in found)
-
-
 def tables(results: Results) -> list[list[list[str]]]:
     """Return the tables of a comparison, of columns that it has; see `rows`."""
     saved = set().union(*results["selectors"].values())

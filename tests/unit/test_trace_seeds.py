@@ -9,7 +9,8 @@ import pytest
 
 import flextopo
 from flextopo.cluster.errors import WorkloadError
-from flextopo.train.results import nobody_preempted, paired_notes
+from flextopo.train.differences import nobody_preempted
+from flextopo.train.results import paired_notes
 
 DAY = 86400
 SERVERS, WORKLOAD = "2*rtx4090", {"warmup_h": 2.0, "horizon_h": 6.0}

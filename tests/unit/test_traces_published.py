@@ -277,8 +277,7 @@ def test_an_archive_is_named(tmp_path: Path) -> None:
         (("pollux",), {"service": "x"}, "service 'x' with files of jobs; legal: with logs"),
         (("servegen",), {"service": "x"}, "service 'x' with rates of named services; legal: with"),
         (("requests", "azure-2023"), {"service": "x"}, "times without dates beside others with"),
-        (("services", "services"), {}, "service 'chat' in services.csv, services.csv; legal: each"),
-        (("jobs", "jobs"), {}, "source 'jobs' of jobs in two files; legal: files with"),
+        (("services", "services"), {}, "services.csv: given twice; legal: each file once"),
         (("requests",), {"tokens_per_s": 0.0}, "tokens_per_s = 0; legal: above 0"),
         (("requests",), {"kind": "azur"}, "unknown kind of trace 'azur'; legal: azure, "),
         (
@@ -297,12 +296,31 @@ def test_what_does_not_go_together_is_named(
         convert_traces(paths, **more)
 
 
+def test_names_in_two_files_are_told(tmp_path: Path) -> None:
+    paths = [write(tmp_path, texts.SERVICES, f"{part}/services.csv") for part in "ab"]
+    with pytest.raises(
+        WorkloadError, match=r"service 'chat' in services\.csv, services\.csv; legal:"
+    ):
+        convert_traces(paths)
+    paths = [write(tmp_path, texts.JOBS, f"{part}/jobs.csv") for part in "ab"]
+    with pytest.raises(
+        WorkloadError, match="source 'jobs' of jobs in two files; legal: files with"
+    ):
+        convert_traces(paths)
+
+
 def test_the_table_of_jobs_alone_tells_no_gpus(tmp_path: Path) -> None:
     table = write(tmp_path, texts.PAI_JOBS)
     with pytest.raises(
         WorkloadError, match="pai_job_table, which tells no GPUs; legal: one, togeth"
     ):
         convert_traces([table])
+
+
+def test_a_file_given_twice_counts_once(tmp_path: Path) -> None:
+    path = write(tmp_path, texts.AZURE_2023)
+    with pytest.raises(WorkloadError, match=r"trace\.csv: given twice; legal: each file once"):
+        convert_traces([path, tmp_path / "." / "trace.csv"], service="code")
 
 
 def test_every_kind_has_a_text_here() -> None:

@@ -20,7 +20,7 @@ from flextopo.cluster.workload.trace_times import seconds_of_times
 MAX_JOB_S = 1e9
 MAX_GPUS = 10**6
 POD_GPUS = 8
-"""GPUs of the largest server in the public traces; larger jobs have pods of it and one of the rest."""
+"""GPUs of the largest public server; larger jobs have pods of it and one of the rest."""
 
 ONLINE_QOS = ("LS", "Guaranteed")
 """openb's latency-sensitive classes: long-running pods that belong to the online side."""

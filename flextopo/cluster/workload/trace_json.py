@@ -1,4 +1,4 @@
-"""JSON trace files, an object at a time: a list of them, or one a line; nothing of it is trusted."""
+"""JSON trace files, an object at a time: a list of them, or one a line; none is trusted."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class JsonTrace:
         """Yield line and content of each object.
 
         Raises:
-            WorkloadError: the text is no JSON, an object repeats a key, holds NaN or infinity, is nested
-                too deeply or longer than `MAX_OBJECT`, or there are more than `MAX_ROWS`.
+            WorkloadError: the text is no JSON, an object repeats a key, holds NaN or infinity, is
+                nested too deeply or longer than `MAX_OBJECT`, or there are more than `MAX_ROWS`.
         """
         return _objects(self.path, self.text)
 

@@ -1,4 +1,4 @@
-"""Alibaba's PAI trace of 2020 as published: tables without a line of names, a row a task or a job."""
+"""Alibaba's PAI trace of 2020 as published: tables without a line of names, a task or job a row."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_pai(tasks: TraceTable, jobs: TraceTable | None = None) -> JobRows:
         WorkloadError: a cell is illegal.
 
     References:
-        alibaba/clusterdata, cluster-trace-gpu-v2020: README.md, data/*.header and analysis/utils.py.
+        alibaba/clusterdata, cluster-trace-gpu-v2020: README.md, data/*.header, analysis/utils.py.
     """
     names, job = tasks.codes("job_name")
     gpus = _gpus(tasks)

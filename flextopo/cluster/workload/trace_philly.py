@@ -1,4 +1,4 @@
-"""Microsoft's Philly trace as published: cluster_job_log, a JSON list of jobs with their attempts."""
+"""Microsoft's Philly trace as published: cluster_job_log, a JSON list of jobs and attempts."""
 
 from __future__ import annotations
 

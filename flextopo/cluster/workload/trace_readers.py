@@ -162,6 +162,9 @@ def read_traces(paths: Sequence[str | Path], kind: str | None = None) -> list[Fo
     """
     if kind is not None and kind not in KINDS:
         raise UnknownNameError("kind of trace", kind, [*KINDS])
+    places = [Path(path).resolve() for path in paths]
+    if twice := next((str(paths[i]) for i, p in enumerate(places) if p in places[:i]), None):
+        raise WorkloadError(f"{twice}: given twice; legal: each file once")
     kinds = KINDS if kind is None else {kind: KINDS[kind]}
     contents = [open_trace(path) for path in paths]
     submissions = [
