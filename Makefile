@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs pages figures interop format lint type test test-slow fuzz cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: planning install docs pages figures interop format lint type test test-slow fuzz cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -101,6 +101,16 @@ results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/
 	$(BIN)/flextopo compare --servers "128*rtx4090" --selectors $(STRONGEST) --seeds 20 --out results/s128 --json docs/results/s128.json
 	$(BIN)/flextopo compare --servers "1000*rtx4090" --selectors $(STRONGEST) --seeds 10 --out results/s1000 --json docs/results/s1000.json
 	cp results/rtx4090/compare.png docs/results/rtx4090.png
+
+PLANS := $(foreach futures,16 64 256 1024,requeue-aware+plan@$(futures))
+EMPTY :=
+COMMA := ,
+
+planning: $(VENV)/.core  ## the tables of looking ahead in docs/results.md; half an hour
+	for each in "16*rtx4090 planning" "16*a100 planning-a100" "8*rtx4090,8*a100 planning-mixed"; do \
+	  set -- $$each; \
+	  $(BIN)/flextopo compare --servers "$$1" --selectors greedy-cost,requeue-aware,lookahead,oracle-lookahead,$(subst $(EMPTY) $(EMPTY),$(COMMA),$(PLANS)) --policies deepset-imitation --seeds 50 --out results/$$2 --json docs/results/$$2.json || exit; \
+	done
 
 TRACES ?= ../shared/data
 

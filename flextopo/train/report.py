@@ -12,6 +12,7 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.policies.runtime import read_meta
 from flextopo.policies.shipped import ZOO, zoo_names
+from flextopo.train.planning_results import load_clusters, planning_rows
 from flextopo.train.ppo_results import budget_rows, load_ppo, speed_rows
 from flextopo.train.reference import REFERENCE
 from flextopo.train.results import (
@@ -32,18 +33,19 @@ SAVED: dict[str, tuple[Callable[[Path], Any], Callable[[Any], list[list[str]]]]]
     "ablation": (load_ablation, ablation_rows),
     "ppo": (load_ppo, budget_rows),
     "ppo-speed": (load_ppo, speed_rows),
+    "planning-all": (lambda path: load_clusters(path.parent), planning_rows),
 }
-"""Name of a block, and of its results file, to what reads them and makes the rows."""
+"""Name of a block, and of its results file if it has one, to what reads them and makes the rows."""
 
 
 def generated(name: str, results: Path) -> str:
     """Return the Markdown of one generated block.
 
     Args:
-        name: `environments`, `selectors`, `policies`, `ablation`, `ppo`, `ppo-speed`, a block of
-            `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
+        name: `environments`, `selectors`, `policies`, `ablation`, `ppo`, `ppo-speed`, `planning-all`, a block
+            of `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
             `-against` for those of its last policy from every other selector, with `-gangs` for what was
-            done for gangs.
+            done for gangs, with `-plans` for what looking ahead buys.
         results: folder of the saved results.
 
     Raises:
@@ -81,6 +83,7 @@ def generated(name: str, results: Path) -> str:
         ("-against", against_rows),
         ("-paired", paired_rows),
         ("-gangs", gang_rows),
+        ("-plans", lambda found: planning_rows([found])),
     ):
         if name.endswith(kind):
             return markdown(of(load_results(results / f"{name.removesuffix(kind)}.json")))
