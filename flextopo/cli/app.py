@@ -63,6 +63,8 @@ MAP: dict[str, dict[str, Callable[..., Any]]] = {
         "ablate": ablate.ablate,
         "fit-requeue": fit.fit_requeue,
         "export": export.export,
+        "push": export.push,
+        "pull": export.pull,
     },
     "Serve": {
         "decide": serving.decide,

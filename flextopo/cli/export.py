@@ -20,7 +20,8 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; made if missing.")],
     results: Annotated[
-        Path | None, typer.Option(help="Results of `flextopo compare`, for the card.")
+        list[Path] | None,
+        typer.Option(help="Results of `flextopo compare`, for the card; may be given again."),
     ] = None,
     json_path: JsonPath = None,
 ) -> None:
@@ -31,10 +32,9 @@ def export(
     Examples:
         flextopo export deepset-imitation -o exported
         flextopo export runs/ppo/policy -o exported --results results/compare.json
+        flextopo export deepset-imitation -o exported --results day.json --results recorded.json
     """
-    from flextopo.train.results import LOSS_COLUMNS, load_results, markdown, rows
-
-    table = "" if results is None else markdown(rows(load_results(results), LOSS_COLUMNS))
+    table = "\n\n".join(map(_results, results or []))
     with results_to(json_path) as write:
         with needing("train,export"), progress("exporting"):
             from flextopo.policies.export import export_policy
@@ -44,3 +44,56 @@ def export(
 
         write({"exported": str(folder), "meta": read_meta(folder)})
         typer.echo(f"exported: {folder}\nnext: flextopo serve --selector {folder} --snapshot FILE")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A policy as `flextopo export` writes it.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="If the repository is made.")] = False,
+    json_path: JsonPath = None,
+) -> None:
+    """Upload an exported policy and its card to the Hugging Face Hub.
+
+    The token is that of `hf auth login`, or HF_TOKEN.
+
+    Examples:
+        flextopo push exported someone/flextopo-policy
+    """
+    with results_to(json_path) as write, needing("hub"):
+        from flextopo.policies import hub
+
+        commit = hub.push(folder, repo, private)
+        write({"commit": commit})
+        typer.echo(f"pushed: {commit}\nnext: flextopo pull {repo} -o FOLDER")
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; made if missing.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; default: the newest.")
+    ] = None,
+    json_path: JsonPath = None,
+) -> None:
+    """Download a policy from the Hugging Face Hub, and check that it loads.
+
+    Examples:
+        flextopo pull someone/flextopo-policy -o policy
+    """
+    with results_to(json_path) as write, needing("hub"):
+        from flextopo.policies import hub
+
+        folder = hub.pull(repo, out, revision)
+        write({"policy": str(folder)})
+        typer.echo(f"policy: {folder}\nnext: flextopo compare --policies {folder}")
+
+
+def _results(path: Path) -> str:
+    """Return saved results as a table with a line on what was played."""
+    from flextopo.train.results import LOSS_COLUMNS, load_results, markdown, rows
+
+    found = load_results(path)
+    config = found["config"]
+    what = config.get("source") or f"generated demand, {config['workload']['horizon_h']:g} h a seed"
+    heading = f"{config['servers']}, {config['seeds']} seeds ({config['split']}): {what}"
+    return f"{heading}\n\n{markdown(rows(found, LOSS_COLUMNS))}"

@@ -21,9 +21,13 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.cluster.observation.features import FEATURES
 from flextopo.policies.artifact import load_network
+from flextopo.policies.model_card import model_card
 from flextopo.policies.network import CandidateScorer
 from flextopo.policies.runtime import MAX_K, OUTPUTS, inputs_of, read_meta
 from flextopo.policies.shipped import ZOO, zoo_names
+
+SHIPPED_LICENCE = "apache-2.0"
+"""Of the policies that come with this package; see LICENSE."""
 
 
 def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
@@ -34,7 +38,7 @@ def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
     Args:
         name: policy of the zoo, or a folder with `weights.npz`.
         folder: created if it is missing; it must not be the policy's own.
-        table: results as a Markdown table, for the card.
+        table: results as Markdown, for the card.
 
     Returns:
         The folder.
@@ -54,7 +58,8 @@ def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
     meta = _describe(about, model, program)
     write_whole(folder / "model.onnx", model)
     write_whole(folder / "model.pt2", program)
-    write_whole(folder / "README.md", _card(meta, table).encode())
+    licence = SHIPPED_LICENCE if str(name) in zoo_names() else ""
+    write_whole(folder / "README.md", model_card(meta, table, licence).encode())
     write_whole(folder / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
     return folder
 
@@ -178,60 +183,3 @@ def _in_one_form(servers: str) -> str:
         name, times, count = item.strip().rpartition("x")
         items.append(f"{count}*{name}" if times and count.isdigit() else item.strip())
     return ",".join(items)
-
-
-def _card(meta: dict[str, Any], table: str) -> str:
-    """Return the artifact's README."""
-    rows = "\n".join(
-        f"| `{entry['name']}` | {entry['dtype']} | {' x '.join(map(str, entry['shape']))} |"
-        for entry in (*meta["inputs"], *meta["outputs"])
-    )
-    results = table or _validation(meta)
-    files = "\n".join(f"- `{name}`: SHA-256 `{digest}`" for name, digest in meta["files"].items())
-    return f"""# {meta["name"]}
-
-A victim selector of flextopo: it scores the {meta["k"]} cheapest minimal victim sets of a pending
-pod, and "do not preempt now"; the highest score is its choice.
-
-Trained by `{meta.get("trained_by", "an unknown command")}` on
-{", ".join(f"`{name}`" for name in meta["environments"]) or "servers of no registered environment"}.
-
-## Results
-
-{results}
-
-## Run it
-
-`flextopo serve --selector FOLDER --snapshot FILE`, or from Python, without torch:
-
-```python
-from flextopo.policies.runtime import load_policy
-
-selector = load_policy("FOLDER")
-```
-
-From any other language: `model.onnx` takes and gives these arrays, in this order.
-
-| array | type | shape |
-| --- | --- | --- |
-{rows}
-
-`meta.json` names every feature of every array in order, with its scale. `mask` is 1 where a
-candidate is there and 0 where the place is empty; its last entry is "do not preempt now".
-
-## Files
-
-{files}
-"""
-
-
-def _validation(meta: dict[str, Any]) -> str:
-    """Return the policy's own validation as a table, or say that there is none."""
-    found = meta.get("validation")
-    if not isinstance(found, dict):
-        return "No results were saved with this policy."
-    rows = []
-    for name, value in found.items():
-        label = meta["name"] if name == "weighted_loss" else name
-        rows.append(f"| {label} | {100 * float(value):.2f} |")
-    return "\n".join(["| selector | weighted loss %, validation |", "| --- | --- |", *rows])

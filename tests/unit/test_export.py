@@ -250,7 +250,7 @@ def test_a_failed_export_leaves_no_artifact(
 
     torch.manual_seed(0)
     source = save_policy(CandidateScorer(ScorerConfig(hidden=8)), tmp_path / "p", "p", k=8)
-    monkeypatch.setattr(exporting, "_card", fail)
+    monkeypatch.setattr(exporting, "model_card", fail)
     with pytest.raises(KeyboardInterrupt):
         exporting.export_policy(source, tmp_path / "out")
     assert not (tmp_path / "out" / "meta.json").exists()
