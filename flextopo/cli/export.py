@@ -52,7 +52,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="If the repository is made.")] = False,
     json_path: JsonPath = None,
 ) -> None:
-    """Upload an exported policy and its card to the Hugging Face Hub.
+    """Upload an exported policy to the Hugging Face Hub.
 
     The token is that of `hf auth login`, or HF_TOKEN.
 
@@ -75,7 +75,7 @@ def pull(
     ] = None,
     json_path: JsonPath = None,
 ) -> None:
-    """Download a policy from the Hugging Face Hub, and check that it loads.
+    """Download a policy from the Hugging Face Hub.
 
     Examples:
         flextopo pull someone/flextopo-policy -o policy
