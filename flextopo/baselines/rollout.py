@@ -31,7 +31,11 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 ROUND = 16
-"""Futures of the first round; each further one is as large as all before it."""
+"""Futures of the first round; each further one is as large as all before it. Fewer futures choose worse than
+the base does, so where there is no time for so many, the base decides."""
+
+PROBE = 2
+"""Futures that tell how long one takes, where time is limited."""
 
 BEFORE_JUDGING = 64
 """Futures before any branch is given up: losses have long tails, and fewer futures miss them."""
@@ -103,8 +107,8 @@ class Rollout:
     Attributes:
         seed: of the futures.
         samples: futures a decision at most; with fewer, chance chooses among the branches.
-        budget_s: wall-clock seconds a decision, None = as long as it takes. After the first round only so
-            many futures are played as there is time for: how many depends on the machine.
+        budget_s: wall-clock seconds a decision, None = as long as it takes. So many futures are played as there
+            is time for, which depends on the machine; where that is too few, the base decides (`ROUND`).
         caution: standard errors that are added to the mean difference from the base's own choice, or the
             branch with the luckiest futures would win.
         branches: how many of the base's best candidates are tried, beside waiting.
@@ -144,8 +148,9 @@ class Rollout:
         chosen = given.own
         if given.tried.sum() > 1:
             losses = self.branch(cluster, preemptor, given, begin)
-            mean, error = compare_with(losses, given.own)
-            chosen = int(np.argmin(mean + self.caution * error))
+            if len(losses):
+                mean, error = compare_with(losses, given.own)
+                chosen = int(np.argmin(mean + self.caution * error))
         if chosen == given.count:
             return None
         return unpriced(cluster.candidate_at(given.found, chosen, preemptor))
@@ -167,14 +172,15 @@ class Rollout:
 
         Returns:
             (samples, count + 1) float64, weighted GPU-seconds from now to the horizon; infinite from the
-            round on in which a branch is not played any more.
+            round on in which a branch is not played any more. No rows where there is no time.
         """
         begin = time.perf_counter() if begin is None else begin
         sim = simulation_at(cluster, preemptor, self.filter, self.horizon_s)
         known = InformationState.of(sim)
         rng = np.random.default_rng((self.seed, known.now_s & 0xFFFFFFFF, preemptor.index))
         sampler = FutureSampler(self.workload, known, self.horizon_s, self.history_s, rng)
-        losses, tried, size = np.empty((0, given.count + 1)), given.tried, ROUND
+        losses, tried = np.empty((0, given.count + 1)), given.tried
+        size = ROUND if self.budget_s is None else PROBE
         while len(losses) < self.samples and (tried.sum() > 1 or not len(losses)):
             started = time.perf_counter()
             futures = sampler.sample(min(size, self.samples - len(losses)))
@@ -182,12 +188,13 @@ class Rollout:
             branches = ahead.branches(given.found, given.count, self.horizon_s, self.base)
             played = ahead.branch_in(futures, branches, tried, self.base)
             losses = np.concatenate((losses, played))
-            now, size = time.perf_counter(), len(losses)
+            now, size = time.perf_counter(), max(len(losses), ROUND)
             if self.budget_s is not None:
-                fits = int((begin + self.budget_s - now) / (now - started) * len(played))
-                if fits < ROUND:
+                size = min(size, int((begin + self.budget_s - now) / (now - started) * len(played)))
+                if len(losses) + size < ROUND:
+                    return losses[:0]
+                if size <= 0:
                     break
-                size = min(size, fits)
             if len(losses) >= BEFORE_JUDGING:
                 tried = worth_playing(losses, given.own)
         return losses
