@@ -117,8 +117,9 @@ TRACES ?= ../shared/data
 recorded: $(VENV)/.core  ## the comparisons on recorded demand and jobs; TRACES=FOLDER has them
 	for each in "16*rtx4090 recorded" "16*a100 recorded-a100" "8*rtx4090,8*a100 recorded-mixed"; do \
 	  set -- $$each; \
-	  $(BIN)/flextopo compare --servers "$$1" --services $(TRACES)/online/servegen_services34_10min.csv.gz --batch $(TRACES)/batch/batch_jobs_unified.csv.gz --selectors kubernetes,flextopo-guaranteed,$(STRONGEST),lookahead,oracle-lookahead --policies deepset-imitation,deepset-imitation@0 --seeds 20 --out results/$$2 --json docs/results/$$2.json || exit; \
+	  $(BIN)/flextopo compare --servers "$$1" --services $(TRACES)/online/servegen_services34_10min.csv.gz --batch $(TRACES)/batch/batch_jobs_unified.csv.gz --selectors kubernetes,flextopo-guaranteed,$(STRONGEST),lookahead,oracle-lookahead --policies deepset-imitation,deepset-imitation@0 --seeds 100 --out results/$$2 --json docs/results/$$2.json || exit; \
 	done
+	$(BIN)/flextopo compare --servers "16*rtx4090" --services $(TRACES)/online/servegen_services34_10min.csv.gz --batch $(TRACES)/batch/batch_jobs_unified.csv.gz --selectors greedy-cost,requeue-aware,lookahead,oracle-lookahead,requeue-aware+plan@64,requeue-aware+plan@256,requeue-aware+plan@256@0 --policies deepset-imitation,deepset-imitation@0 --seeds 20 --out results/planning-recorded --json docs/results/planning-recorded.json
 
 reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
 	$(BIN)/flextopo reproduce --json docs/results/reproduce.json --markdown docs/reproduction.md

@@ -18,23 +18,24 @@ from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.generator import generate_tape
 
-DECISIONS = 60
+CLUSTERS = {"16*rtx4090": 60, "64*rtx4090": 10}
+"""Servers to decisions; larger clusters take seconds a future."""
 
 PLANS = {f"@{n}": Rollout(samples=n) for n in (16, 64, 256, 1024)} | {
     f"@{ms}ms": Rollout(samples=MOST_SAMPLES, budget_s=ms / 1000) for ms in (5, 20, 50, 200)
 }
 
 
-def measure(servers: str) -> None:
+def measure(servers: str, decisions: int) -> None:
     """Print a row a plan: p50 and p99 of a decision in ms, and the mean number of futures."""
     fleet, rule = parse_servers(servers), RequeueAware()
     took: dict[str, list[tuple[float, int]]] = {name: [] for name in PLANS}
     seed = 0
-    while len(took["@16"]) <= DECISIONS:
+    while len(took["@16"]) <= decisions:
         shape = {"gpus_per_server": fleet.gpus_per_server, "cores_per_gpu": fleet.cores_per_gpu}
         tape = generate_tape(WorkloadConfig(), fleet.num_gpus, seed, **shape)
         sim = Simulator(tape, fleet)
-        while (pod := sim.next_decision()) is not None and len(took["@16"]) <= DECISIONS:
+        while (pod := sim.next_decision()) is not None and len(took["@16"]) <= decisions:
             given = propose(rule, sim.state, pod, 16, rule.filter)
             if given.tried.sum() > 1:
                 for name, plan in PLANS.items():
@@ -56,5 +57,5 @@ def _timed(plan: Rollout, sim: Simulator, pod: Pod, given: Proposal) -> tuple[fl
 if __name__ == "__main__":
     print("| servers | plan | p50 ms | p99 ms | futures |")
     print("| --- | --- | --- | --- | --- |")
-    for cluster in ("16*rtx4090", "128*rtx4090", "1000*rtx4090"):
-        measure(cluster)
+    for cluster, number in CLUSTERS.items():
+        measure(cluster, number)

@@ -7,4 +7,5 @@ from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.server import warm_up
 
 baseline = make_selector("flextopo-best-effort")
-warm_up(Decider(ClusterCache(), find_selector("deepset-imitation"), baseline))
+for name in ("requeue-aware", "deepset-imitation"):
+    warm_up(Decider(ClusterCache(), find_selector(name), baseline))

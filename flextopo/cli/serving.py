@@ -67,7 +67,7 @@ def decide(
 
 
 def serve(
-    selector: Selector = "deepset-imitation",
+    selector: Selector = "requeue-aware",
     snapshot: Annotated[
         Path | None, typer.Option(help="YAML or JSON file of pods, nodes and FlexTopo objects.")
     ] = None,

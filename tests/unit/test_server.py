@@ -235,7 +235,7 @@ def test_mistakes_are_one_sentence(
             (("--kube",), "no cluster"),
             (("--budget-ms", "0"), "1 or more"),
             (("--selector", "nobody"), "unknown selector 'nobody'"),
-            (("--selector", "oracle-lookahead"), "future of a simulation"),
+            (("--selector", "oracle-lookahead"), "knows the future"),
             (("--tls-cert", "x"), "both"),
             (("--client-ca", "x"), "--tls-cert"),
             (("--tls-cert", "x", "--tls-key", "y"), "no such file"),
