@@ -14,7 +14,7 @@ from flextopo.baselines.information import InformationState
 from flextopo.baselines.requeue import RequeueAware, costs_of, unpriced
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.events import Events, empty_events
-from flextopo.cluster.simulation.from_snapshot import simulation_from
+from flextopo.cluster.simulation.from_snapshot import lost_elsewhere, simulation_from
 from flextopo.cluster.simulation.imagined import Futures, rings
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import PENDING, Cluster
@@ -31,17 +31,16 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 ROUND = 16
-"""Futures of the first round; each further one is as large as all before it. Fewer futures choose worse than
-the base does, so where there is no time for so many, the base decides."""
-
-PROBE = 2
-"""Futures that tell how long one takes, where time is limited."""
+"""Futures of the first round; each further one is as large as all before it."""
 
 BEFORE_JUDGING = 64
 """Futures before any branch is given up: losses have long tails, and fewer futures miss them."""
 
 MOST_SAMPLES = 4096
 """Futures of a decision that is limited by its time alone."""
+
+MOST_AT_ONCE = 1024
+"""Futures of a round at most: all futures of a round are in memory together."""
 
 HOPELESS = 3.0
 """Standard errors by which a branch must be worse than the best for no more futures to be spent on it."""
@@ -101,14 +100,14 @@ class Rollout:
     drawn from the workload model given what has been seen: how long batch jobs have run, and how
     many replicas services have had. The draw depends on the seed, the time and the pod alone.
 
-    Futures are played in rounds, each as large as all before it. A branch that is clearly worse than the best
+    Futures are played in rounds, each as large as all before it, up to `MOST_AT_ONCE`. A branch that is clearly worse than the best
     one gets no more of them.
 
     Attributes:
         seed: of the futures.
         samples: futures a decision at most; with fewer, chance chooses among the branches.
-        budget_s: wall-clock seconds a decision, None = as long as it takes. So many futures are played as there
-            is time for, which depends on the machine; where that is too few, the base decides (`ROUND`).
+        budget_s: wall-clock seconds a decision, None = as long as it takes. After the first round only so
+            many futures are played as there is time for: how many depends on the machine.
         caution: standard errors that are added to the mean difference from the base's own choice, or the
             branch with the luckiest futures would win.
         branches: how many of the base's best candidates are tried, beside waiting.
@@ -148,9 +147,8 @@ class Rollout:
         chosen = given.own
         if given.tried.sum() > 1:
             losses = self.branch(cluster, preemptor, given, begin)
-            if len(losses):
-                mean, error = compare_with(losses, given.own)
-                chosen = int(np.argmin(mean + self.caution * error))
+            mean, error = compare_with(losses, given.own)
+            chosen = int(np.argmin(mean + self.caution * error))
         if chosen == given.count:
             return None
         return unpriced(cluster.candidate_at(given.found, chosen, preemptor))
@@ -172,29 +170,28 @@ class Rollout:
 
         Returns:
             (samples, count + 1) float64, weighted GPU-seconds from now to the horizon; infinite from the
-            round on in which a branch is not played any more. No rows where there is no time.
+            round on in which a branch is not played any more.
         """
         begin = time.perf_counter() if begin is None else begin
         sim = simulation_at(cluster, preemptor, self.filter, self.horizon_s)
         known = InformationState.of(sim)
         rng = np.random.default_rng((self.seed, known.now_s & 0xFFFFFFFF, preemptor.index))
         sampler = FutureSampler(self.workload, known, self.horizon_s, self.history_s, rng)
-        losses, tried = np.empty((0, given.count + 1)), given.tried
-        size = ROUND if self.budget_s is None else PROBE
+        beyond = lost_elsewhere(cluster, given.found, given.tried, preemptor)
+        losses, tried, size = np.empty((0, given.count + 1)), given.tried, ROUND
         while len(losses) < self.samples and (tried.sum() > 1 or not len(losses)):
             started = time.perf_counter()
             futures = sampler.sample(min(size, self.samples - len(losses)))
             ahead = imagined(sim, known, futures)
             branches = ahead.branches(given.found, given.count, self.horizon_s, self.base)
             played = ahead.branch_in(futures, branches, tried, self.base)
-            losses = np.concatenate((losses, played))
-            now, size = time.perf_counter(), max(len(losses), ROUND)
+            losses = np.concatenate((losses, played + beyond))
+            now, size = time.perf_counter(), min(len(losses), MOST_AT_ONCE)
             if self.budget_s is not None:
-                size = min(size, int((begin + self.budget_s - now) / (now - started) * len(played)))
-                if len(losses) + size < ROUND:
-                    return losses[:0]
-                if size <= 0:
+                fits = int((begin + self.budget_s - now) / (now - started) * len(played))
+                if fits < ROUND:
                     break
+                size = min(size, fits)
             if len(losses) >= BEFORE_JUDGING:
                 tried = worth_playing(losses, given.own)
         return losses
@@ -276,7 +273,8 @@ class Lookahead:
         future = median_future(self.workload, known)
         ahead = imagined(sim, known, future)
         branches = ahead.branches(given.found, given.count, self.horizon_s, self.base)
-        return ahead.branch_in(future, branches, given.tried, self.base)
+        beyond = lost_elsewhere(cluster, given.found, given.tried, preemptor)
+        return ahead.branch_in(future, branches, given.tried, self.base) + beyond
 
 
 def simulation_at(

@@ -6,14 +6,14 @@ would take a hundred times as long.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import copying_kernel, kernel, program
-from flextopo.cluster.observation.features import Observation, empty_observation
+from flextopo.cluster.observation.features import FEATURES, Observation, empty_observation
 from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.simulation.lookahead import Branches, begin_branch, rules_ahead
@@ -77,12 +77,45 @@ class PolicyLookahead:
 
     def __init__(self, weights: Mapping[str, Array], k: int) -> None:
         self.net = _transposed(weights, k)
-        width = weights["candidate.weight"].shape[1]
-        self._view = View(workspace(), candidate_arrays(k), empty_observation(k, width))
+        self._k, self._width = k, weights["candidate.weight"].shape[1]
+        self._idle: list[tuple[Net, View]] = []
 
     def branch_losses(self, branches: Branches, tried: Bools, losses: Floats) -> None:
-        """Write the loss of each branch of a decision; see `branch_losses_under`."""
-        branch_losses_under(self.net, branches, self._view, tried, losses)
+        """Write the loss of each branch of a decision; see `branch_losses_under`.
+
+        A decision that a service has given up goes on in its thread beside the next one, so each call
+        has its scratch memory to itself.
+        """
+        try:
+            net, view = self._idle.pop()
+        except IndexError:
+            net, view = self._memory()
+        branch_losses_under(net, branches, view, tried, losses)
+        self._idle.append((net, view))
+
+    def _memory(self) -> tuple[Net, View]:
+        """Return the network and a view with scratch memory of their own."""
+        view = View(workspace(), candidate_arrays(self._k), empty_observation(self._k, self._width))
+        return self.net._replace(scratch=np.zeros_like(self.net.scratch)), view
+
+
+def spread(
+    weights: Mapping[str, Array], columns: Mapping[str, Sequence[int]], width: int
+) -> dict[str, Array]:
+    """Return the first layers of a scorer that reads some features as those of one that is shown all.
+
+    Args:
+        weights: as above.
+        columns: of the features that it reads, by part of the observation, in its order.
+        width: features of a candidate that are observed.
+    """
+    given, h = columns["preemptor"], len(weights["candidate.bias"])
+    behind = len(FEATURES["preemptor"])
+    shared = np.zeros((h, behind + len(FEATURES["cluster"])), np.float32)
+    shared[:, [*given, *(behind + at for at in columns["cluster"])]] = weights["shared.weight"]
+    candidate = np.zeros((h, width), np.float32)
+    candidate[:, columns["candidates"]] = weights["candidate.weight"]
+    return {"shared.weight": shared, "candidate.weight": candidate}
 
 
 def _transposed(weights: Mapping[str, Array], k: int) -> Net:

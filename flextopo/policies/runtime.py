@@ -160,11 +160,12 @@ class LearnedSelector:
         Raises:
             AttributeError: no kernel runs it, and branches go on in Python.
         """
-        from flextopo.policies.continuation import PolicyLookahead
+        from flextopo.policies.continuation import PolicyLookahead, spread
 
-        if not self.weights or self._columns:
+        if not self.weights or not self.allow_wait:
             raise AttributeError(f"policy {self.name!r} is not for kernels")
-        return PolicyLookahead(self.weights, self.k).branch_losses
+        wide = spread(self.weights, columns_of(self.names), self.width) if self._columns else {}
+        return PolicyLookahead({**self.weights, **wide}, self.k).branch_losses
 
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose the candidate of the highest score; None where waiting scores higher.

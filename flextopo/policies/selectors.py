@@ -15,6 +15,7 @@ from flextopo.baselines.registry import (
     Entry,
     check_free,
     known_selectors,
+    looks_ahead,
     make_selector,
     plugins,
 )
@@ -32,6 +33,9 @@ S = TypeVar("S")
 PLANNED = re.compile(r"(.+)\+plan@([1-9][0-9]{0,5})(ms)?")
 """A selector that plans, its base, and how many futures, or milliseconds, it may take."""
 
+NEARLY_PLANNED = re.compile(r".*\+plan(@[^@]*)?", re.DOTALL)
+"""What is meant for one."""
+
 
 def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
     """Return a selector.
@@ -47,7 +51,8 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
     Raises:
         UnknownNameError: it is none of them.
         ArtifactError: the policy is damaged or reads unknown features.
-        FlextopoError: the module fails, or what it names is no selector.
+        FlextopoError: the module fails, what it names is no selector, or `+plan@` is not followed by a
+            number.
     """
     if isinstance(selector, Path):
         selector = str(selector)
@@ -57,22 +62,16 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
         return make_selector(selector, seed)
     if _is_policy(selector):
         return load_policy(selector)
-    planned = PLANNED.fullmatch(selector)
-    if planned:
-        from flextopo.baselines.rollout import MOST_SAMPLES, Rollout
-
-        base, number, unit = planned.groups()
-        limit: dict[str, Any] = {"samples": int(number)}
-        if unit:
-            limit = {"samples": MOST_SAMPLES, "budget_s": int(number) / 1000}
-        return Rollout(seed=seed, base=find_selector(base, seed), name=selector, **limit)
+    if NEARLY_PLANNED.fullmatch(selector):
+        return _find_planner(selector, seed)
     named, at, seconds = selector.rpartition("@")
     if at and seconds.isdecimal():
         return WaitLimit(find_selector(named, seed), selector, int(seconds))
     ahead, plus, base = selector.partition("+")
     if plus and ahead in ("lookahead", "oracle-lookahead"):
         found: Any = make_selector(ahead, seed)
-        return cast("VictimSelector", replace(found, name=selector, base=find_selector(base, seed)))
+        found = replace(found, name=selector, base=_find_base(base, selector, seed))
+        return cast("VictimSelector", found)
     if IMPORT_TEXT.fullmatch(selector):
         return build(load_attribute(selector), seed, selector)
     others = [
@@ -80,6 +79,40 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
         "MODULE:NAME of a selector or its class; all of them also with @SECONDS or +plan@FUTURES",
     ]
     raise UnknownNameError("selector", selector, [*known_selectors(), *zoo_names(), *others])
+
+
+def _find_planner(selector: str, seed: int) -> VictimSelector:
+    """Return `NAME+plan@64` or `NAME+plan@50ms`.
+
+    Raises:
+        FlextopoError: there is no such number, or the base looks ahead itself.
+    """
+    from flextopo.baselines.rollout import MOST_SAMPLES, Rollout
+
+    planned = PLANNED.fullmatch(selector)
+    if planned is None:
+        raise FlextopoError(
+            f"selector {selector!r}; legal: NAME+plan@FUTURES or NAME+plan@MILLISECONDSms, whole "
+            "numbers from 1 to 999999"
+        )
+    base, number, unit = planned.groups()
+    limit: dict[str, Any] = {"samples": int(number)}
+    if unit:
+        limit = {"samples": MOST_SAMPLES, "budget_s": int(number) / 1000}
+    return Rollout(seed=seed, base=_find_base(base, selector, seed), name=selector, **limit)
+
+
+def _find_base(base: str, selector: str, seed: int) -> VictimSelector:
+    """Return what branches go on with.
+
+    Raises:
+        FlextopoError: it would look ahead in every branch itself.
+    """
+    if looks_ahead(base):
+        raise FlextopoError(
+            f"selector {selector!r}: {base!r} looks ahead itself; legal: a base that does not"
+        )
+    return find_selector(base, seed)
 
 
 @overload

@@ -9,8 +9,11 @@ import numpy.typing as npt
 import pytest
 import tapes
 from imagined_futures import sample, unfold
+from kube_objects import flextopo, make_cache, node, preemptor, read_record
+from kube_objects import pod as running
 
-from flextopo.baselines.futures import assemble, median_future
+from flextopo.baselines import rollout
+from flextopo.baselines.futures import FutureSampler, assemble, median_future
 from flextopo.baselines.information import InformationState, find_jobs
 from flextopo.baselines.policies import GreedyCost, OracleLookahead
 from flextopo.baselines.registry import make_selector
@@ -29,17 +32,20 @@ from flextopo.baselines.run_times import log_normal_beyond, remaining_beyond
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.from_snapshot import simulation_from
-from flextopo.cluster.simulation.imagined import imagine, rings
+from flextopo.cluster.simulation.imagined import Futures, imagine, rings
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import BACKING_OFF, DONE, RUNNING, STARTING, Cluster
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import NEVER_S
+from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.state.storage import Kind, names_of
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.tape import Tape
+from flextopo.policies import continuation
+from flextopo.policies.continuation import Net, PolicyLookahead, View
 from flextopo.policies.runtime import load_policy
 from flextopo.policies.selectors import find_selector
 from flextopo.train.stress_world import with_a_claim
@@ -74,6 +80,17 @@ class Plain:
     def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
         """Choose as the rule does."""
         return RequeueAware().select(cluster, preemptor)
+
+
+class InPython(Plain):
+    """A selector whose branches go on in Python."""
+
+    def __init__(self, selector: VictimSelector) -> None:
+        self.selector = selector
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Choose as the selector does."""
+        return self.selector.select(cluster, preemptor)
 
 
 def with_another_future(tape: Tape, sim: Simulator, seed: int) -> Tape:
@@ -451,3 +468,96 @@ def test_a_policy_plans_among_what_it_ranks_highest() -> None:
     planned = find_selector("deepset-imitation+plan@4").branch(sim.state, pod, what)  # type: ignore[attr-defined]
     assert planned.shape == (4, count + 1)
     assert np.isfinite(planned[0]).tolist() == what.tried.tolist()
+
+
+def test_a_policy_that_may_not_wait_plans_without_the_kernel_that_may() -> None:
+    policy = load_policy("deepset-imitation")
+    assert hasattr(policy, "branch_losses")
+    assert not hasattr(replace(policy, allow_wait=False), "branch_losses")
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_network_that_reads_some_features_runs_in_kernels(mixed: bool) -> None:
+    """The shipped network does not read all of what is observed, and may do so in any order."""
+    sim, pod = stop_at(*tapes.make_tape("16*rtx4090", 3, MODEL), 5)
+    policy = load_policy("deepset-imitation")
+    if mixed:
+        names = {part: [*reversed(names)] for part, names in policy.names.items()}
+        parts = policy.weights["shared.weight"], len(names["preemptor"])
+        shared = np.hstack([parts[0][:, : parts[1]][:, ::-1], parts[0][:, parts[1] :][:, ::-1]])
+        candidate = policy.weights["candidate.weight"][:, ::-1]
+        mirrored = {"shared.weight": shared, "candidate.weight": candidate}
+        policy = replace(policy, features=names, weights={**policy.weights, **mirrored})
+    found, count, _ = policy.rank(sim.state, pod)
+    played = sim.branch(found, count, 4 * 3600, policy)
+    slowly = sim.branch(found, count, 4 * 3600, InPython(policy))
+    np.testing.assert_array_equal(played, slowly)
+
+
+def test_decisions_side_by_side_share_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decision that was given up goes on in its thread while the next one is made."""
+    ahead = PolicyLookahead(load_policy("deepset-imitation").weights, 8)
+    inside: list[tuple[object, ...]] = []
+
+    def play(net: Net, branches: object, view: View, *_: object) -> None:
+        inside.append((net.scratch, *view.found, *view.workspace, *view.observation))
+        if len(inside) == 1:
+            ahead.branch_losses(*[None] * 3)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(continuation, "branch_losses_under", play)
+    ahead.branch_losses(*[None] * 3)  # type: ignore[arg-type]
+    first, second = ({id(array) for array in arrays} for arrays in inside)
+    assert not first & second
+    ahead.branch_losses(*[None] * 3)  # type: ignore[arg-type]
+    assert {id(array) for array in inside[2]} in (first, second)
+
+
+@pytest.mark.parametrize("name", ["requeue-aware+plan@16@0", "lookahead@0"])
+def test_members_on_other_nodes_count_when_they_stop_with_a_victim(name: str) -> None:
+    """The victim with the least work of its own would stop four whole servers that the view lacks."""
+    group = {"labels": {"scheduling.x-k8s.io/pod-group": "g"}}
+    later, sooner = ({"startTime": f"2027-01-15T0{hour}:00:00Z"} for hour in (7, 6))
+    documents = [node("n0"), flextopo("n0", {"a": [0, 1], "b": [2, 3], "c": [4, 5], "d": [6, 7]})]
+    documents.append(running("a", "n0", gpus=2, cpu="14", meta=group, status=later))
+    documents += [running(name, "n0", gpus=2, cpu="14", status=sooner) for name in "bcd"]
+    for other in ("n1", "n2", "n3", "n4"):
+        documents += [node(other), flextopo(other, {f"a-{other}": list(range(8))})]
+        documents.append(running(f"a-{other}", other, gpus=8, cpu="56", meta=group, status=later))
+    cache = make_cache(documents)
+    view = cache.view(read_record(preemptor(2)), {"n0": cache.nodes.states["n0"]}, worst_case=True)
+    chosen = find_selector(name).select(view, view.preemptor)
+    assert chosen is not None
+    assert [view.name(victim) for victim in chosen.victims] == ["batch/b"]
+
+
+@pytest.mark.parametrize(
+    "suffix", ["", "@", "@0", "@-3", "@5s", "@1000000", "@1.5ms", "@ 5", "@\u0663"]
+)
+def test_a_plan_of_no_number_says_what_is_legal(suffix: str) -> None:
+    with pytest.raises(FlextopoError, match=r"greedy-cost\+plan.*legal: NAME\+plan@FUTURES or"):
+        find_selector(f"greedy-cost+plan{suffix}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rollout+plan@4", "oracle-lookahead+plan@8", "lookahead+godel+plan@8", "godel+plan@8+plan@8",
+     "lookahead+rollout"],
+)  # fmt: skip
+def test_what_looks_ahead_itself_is_no_base(name: str) -> None:
+    with pytest.raises(FlextopoError, match="looks ahead itself; legal: a base that does not"):
+        find_selector(name)
+
+
+def test_rounds_end_at_what_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "MOST_AT_ONCE", 32)
+    sim, pod = stop_at(*tapes.make_tape(SERVERS, 3), 5)
+    sizes: list[int] = []
+    drawn = FutureSampler.sample
+
+    def sample_and_note(self: FutureSampler, num_futures: int) -> Futures:
+        sizes.append(num_futures)
+        return drawn(self, num_futures)
+
+    monkeypatch.setattr(FutureSampler, "sample", sample_and_note)
+    assert len(Rollout(samples=100).branch(sim.state, pod, given(sim, pod))) == 100
+    assert sizes == [16, 16, 32, 32, 4]

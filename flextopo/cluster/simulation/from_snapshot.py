@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from flextopo.cluster.simulation.events import Events, empty_events
 from flextopo.cluster.simulation.simulator import Simulator
@@ -12,13 +13,16 @@ from flextopo.cluster.state.arrays import (
     DONE,
     NOMINATED,
     PENDING,
+    RUNNING,
     STARTING,
     Cluster,
     free_counts,
     index_by_free,
 )
+from flextopo.cluster.state.candidates import CandidateArrays
 from flextopo.cluster.state.cluster_state import ClusterState, true_totals
 from flextopo.cluster.state.decision import AlignmentFilter
+from flextopo.cluster.state.loss import stopping_cost
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.schema import POD_DTYPE, blank
 from flextopo.cluster.topology.model import Fleet
@@ -63,6 +67,31 @@ def simulation_from(
         pods=blank(0, POD_DTYPE),
     )
     return Simulator(tape, fleet, filter_, arrays=(state, _events(state, preemptor.index)))
+
+
+def lost_elsewhere(
+    cluster: ClusterState, found: CandidateArrays, tried: npt.NDArray[np.bool_], preemptor: Pod
+) -> npt.NDArray[np.float64]:
+    """Return what each candidate stops on no node of a snapshot, where no branch looks.
+
+    Args:
+        cluster: the snapshot; members of a PodGroup may run on other nodes than its own.
+        found: its candidates.
+        tried: (count + 1,) bool, the branches that are played, waiting last.
+        preemptor: the decision is about it.
+
+    Returns:
+        (count + 1,) float64, weighted GPU-seconds; 0 for those that are not played, and for waiting.
+    """
+    c, lost = cluster.arrays, np.zeros(len(tried))
+    away = (c.live["node"] < 0) & np.isin(c.live["status"], (RUNNING, STARTING))
+    if not away.any():
+        return lost
+    for i in np.flatnonzero(tried[:-1]).tolist():
+        victims = cluster.candidate_at(found, i, preemptor).victims
+        stopped = {pod for victim in victims for pod in cluster.stopped_with(victim, victims)}
+        lost[i] = sum(float(stopping_cost(c, pod, cluster.costs)) for pod in stopped if away[pod])
+    return lost
 
 
 def _events(c: Cluster, asked: int) -> Events:
