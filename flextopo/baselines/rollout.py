@@ -16,6 +16,7 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.events import Events, empty_events
 from flextopo.cluster.simulation.from_snapshot import lost_elsewhere, simulation_from
 from flextopo.cluster.simulation.imagined import Futures, rings
+from flextopo.cluster.simulation.lookahead import Branches
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import PENDING, Cluster
 from flextopo.cluster.state.candidates import CandidateArrays
@@ -73,22 +74,41 @@ def propose(
     """Return a base's choice, and its best few candidates.
 
     A rule of costs tries its cheapest candidates, a policy (which has `rank`) those of the highest scores. For
-    any other the cheapest are tried, and the first is taken for its own.
+    any other the cheapest are tried, and the first stands for its own choice where that is not among them.
     """
     may_wait = cluster.may_wait(preemptor)
     rank = getattr(base, "rank", None)
     if rank is None:
-        aligned = filter_.binds(preemptor)
-        found, count = cluster.find(preemptor, aligned, most, costs_of(base, cluster))
+        aligned, costs = filter_.binds(preemptor), costs_of(base, cluster)
+        # Before the others are found, whose arrays are valid until the next search.
+        chosen = base.select(cluster, preemptor) if costs is None else None
+        found, count = cluster.find(preemptor, aligned, most, costs)
         tried = np.ones(count + 1, np.bool_)
         tried[count] = may_wait
-        return Proposal(found, count, tried, 0)
+        own = 0
+        if costs is None and chosen is None and may_wait:
+            own = count
+        elif chosen is not None:
+            own = _place_of(chosen, cluster, preemptor, found, count)
+        return Proposal(found, count, tried, own)
     found, count, scores = rank(cluster, preemptor)
     tried = np.zeros(count + 1, np.bool_)
     tried[np.argsort(-scores[:count], kind="stable")[:most]] = True
     tried[count] = may_wait
     best = int(np.argmax(np.append(scores[:count], scores[-1] if may_wait else -np.inf)))
     return Proposal(found, count, tried, best)
+
+
+def _place_of(
+    chosen: Candidate, cluster: ClusterState, preemptor: Pod, found: CandidateArrays, count: int
+) -> int:
+    """Return which of the candidates was chosen, 0 if it is none of them."""
+    what = chosen.node, chosen.seats, set(chosen.victims)
+    for i in range(count):
+        each = cluster.candidate_at(found, i, preemptor)
+        if (each.node, each.seats, set(each.victims)) == what:
+            return i
+    return 0
 
 
 @dataclass(frozen=True)
@@ -106,8 +126,9 @@ class Rollout:
     Attributes:
         seed: of the futures.
         samples: futures a decision at most; with fewer, chance chooses among the branches.
-        budget_s: wall-clock seconds a decision, None = as long as it takes. After the first round only so
-            many futures are played as there is time for: how many depends on the machine.
+        budget_s: wall-clock seconds a decision, None = as long as it takes. Only so many futures are played
+            as there is time for: how many depends on the machine. The first one tells how long they take;
+            where there is no time for a first round of `ROUND`, the base's own choice stands.
         caution: standard errors that are added to the mean difference from the base's own choice, or the
             branch with the luckiest futures would win.
         branches: how many of the base's best candidates are tried, beside waiting.
@@ -147,8 +168,9 @@ class Rollout:
         chosen = given.own
         if given.tried.sum() > 1:
             losses = self.branch(cluster, preemptor, given, begin)
-            mean, error = compare_with(losses, given.own)
-            chosen = int(np.argmin(mean + self.caution * error))
+            if len(losses) >= min(ROUND, self.samples):
+                mean, error = compare_with(losses, given.own)
+                chosen = int(np.argmin(mean + self.caution * error))
         if chosen == given.count:
             return None
         return unpriced(cluster.candidate_at(given.found, chosen, preemptor))
@@ -170,7 +192,8 @@ class Rollout:
 
         Returns:
             (samples, count + 1) float64, weighted GPU-seconds from now to the horizon; infinite from the
-            round on in which a branch is not played any more.
+            round on in which a branch is not played any more. One row or none where the budget ends before
+            the first round does.
         """
         begin = time.perf_counter() if begin is None else begin
         sim = simulation_at(cluster, preemptor, self.filter, self.horizon_s)
@@ -184,8 +207,11 @@ class Rollout:
             futures = sampler.sample(min(size, self.samples - len(losses)))
             ahead = imagined(sim, known, futures)
             branches = ahead.branches(given.found, given.count, self.horizon_s, self.base)
-            played = ahead.branch_in(futures, branches, tried, self.base)
+            until = np.inf if self.budget_s is None or len(losses) else begin + self.budget_s
+            played = play_until(until, ahead, futures, branches, tried, self.base)
             losses = np.concatenate((losses, played + beyond))
+            if len(played) < futures.num_futures:
+                break
             now, size = time.perf_counter(), min(len(losses), MOST_AT_ONCE)
             if self.budget_s is not None:
                 fits = int((begin + self.budget_s - now) / (now - started) * len(played))
@@ -195,6 +221,37 @@ class Rollout:
             if len(losses) >= BEFORE_JUDGING:
                 tried = worth_playing(losses, given.own)
         return losses
+
+
+def play_until(
+    until: float,
+    ahead: Simulator,
+    futures: Futures,
+    branches: Branches,
+    tried: Bools,
+    base: VictimSelector,
+) -> Floats:
+    """Return the loss of branches in futures: all that there are, the first one, or none.
+
+    Args:
+        until: when to be done, by `time.perf_counter`; the first future tells how long all take.
+        ahead: see `Simulator.branch_in`, as are the others.
+        futures: at least one.
+        branches: of the decision.
+        tried: the branches to play.
+        base: decides in them.
+    """
+    if until == np.inf:
+        return ahead.branch_in(futures, branches, tried, base)
+    started = time.perf_counter()
+    if started >= until:
+        return np.empty((0, len(tried)))
+    first = ahead.branch_in(futures.some(0, 1), branches, tried, base)
+    now, others = time.perf_counter(), futures.num_futures - 1
+    if others == 0 or now + others * (now - started) > until:
+        return first
+    rest = ahead.branch_in(futures.some(1, others + 1), branches, tried, base)
+    return np.concatenate((first, rest))
 
 
 def compare_with(losses: Floats, own: int) -> tuple[Floats, Floats]:

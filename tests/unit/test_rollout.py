@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +39,7 @@ from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import BACKING_OFF, DONE, RUNNING, STARTING, Cluster
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
-from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.pods import Pod, TopologyRequirement
 from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.state.storage import Kind, names_of
@@ -445,15 +447,50 @@ def test_branches_that_are_clearly_worse_get_no_more_futures() -> None:
     assert mean[2] == pytest.approx(-0.5, abs=0.8)
 
 
-def test_a_budget_ends_it_and_too_short_a_one_leaves_the_choice_to_the_base() -> None:
+@pytest.mark.parametrize(("budget_s", "least", "most"), [(0.5, 0, 0), (10, 1, 1), (20, 16, 64)])
+def test_a_budget_ends_it_where_no_more_of_the_same_futures_fit(
+    monkeypatch: pytest.MonkeyPatch, budget_s: float, least: int, most: int
+) -> None:
     sim, pod = stop_at(*tapes.make_tape(SERVERS, 3), 5)
     what = given(sim, pod)
-    none = Rollout(budget_s=1e-9)
-    assert len(none.branch(sim.state, pod, what)) == 0
-    assert none.select(sim.state, pod) == RequeueAware().select(sim.state, pod)
-    ample = Rollout(samples=40, budget_s=60.0).branch(sim.state, pod, what)
-    assert len(ample) == 40
-    assert np.isfinite(ample[:, what.tried]).all()
+    long = Rollout(samples=64).branch(sim.state, pod, what)
+    ticks = count(start=0.0)  # whoever looks at the clock takes a second
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    planner = Rollout(samples=64, budget_s=budget_s)
+    short = planner.branch(sim.state, pod, what)
+    assert least <= len(short) <= most
+    assert short[:16].tobytes() == long[: len(short)][:16].tobytes()
+
+
+def test_without_time_for_a_round_the_bases_own_choice_stands() -> None:
+    sim, pod = stop_at(*tapes.make_tape("16*rtx4090", 3, MODEL), 5)
+    for name in ("requeue-aware", "greedy-cost", "flextopo", "deepset-imitation"):
+        chosen = find_selector(name).select(sim.state, pod)
+        planned = Rollout(base=find_selector(name), budget_s=1e-9).select(sim.state, pod)
+        if chosen is None:
+            assert planned is None
+        else:
+            assert planned is not None
+            assert (planned.node, planned.victims) == (chosen.node, chosen.victims)
+
+
+class Second(Plain):
+    """Takes the second of the cheapest, or waits."""
+
+    def __init__(self, waits: bool) -> None:
+        self.waits = waits
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        """Take the second candidate."""
+        return None if self.waits else cluster.candidates(preemptor, True, 16)[1]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_own_choice_of_any_selector_is_what_it_chooses(waits: bool) -> None:
+    sim, pod = stop_at(*tapes.make_tape("16*rtx4090", 3, MODEL), 5)
+    pod = replace(pod, requirement=TopologyRequirement.GUARANTEED)
+    what = propose(Second(waits), sim.state, pod, 16, AlignmentFilter.OWN)
+    assert what.own == (what.count if waits and what.tried[-1] else 0 if waits else 1)
 
 
 def test_a_policy_plans_among_what_it_ranks_highest() -> None:

@@ -50,6 +50,16 @@ class Futures(NamedTuple):
         """How many there are, M."""
         return int(self.duration_s.shape[0])
 
+    def some(self, begin: int, end: int) -> Futures:
+        """Return those from `begin` to `end`, for the memory of all."""
+        return self._replace(
+            duration_s=self.duration_s[begin:end],
+            depart_s=self.depart_s[begin:end],
+            start_s=self.start_s[begin:end],
+            first=self.first[begin : end + 1],
+            departures=self.departures[begin:end],
+        )
+
     @property
     def num_pods(self) -> int:
         """Rows of a table with the present pods, the most arrivals, and one pod that never comes."""
