@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -28,7 +27,6 @@ from flextopo.cluster.simulation.batch import (
     Batch,
     BatchSettings,
     empty_batch,
-    empty_observations,
     step_batch,
 )
 from flextopo.cluster.simulation.episodes import (
@@ -60,22 +58,10 @@ EVERYWHERE = slice(None)
 LAST_SEED = 2**63 - 1
 """The largest seed that the arrays hold."""
 
-MAX_BUFFERS = 4
-"""Observations kept to be written again once nobody holds them."""
-
 ENVS_PER_THREAD = 16
 """Fewer environments than that in a thread are not worth a second one."""
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-def _holders(buffer: Observation) -> int:
-    """Count the references to the arrays of a buffer, views of them included."""
-    return sum(sys.getrefcount(array) for array in buffer)
-
-
-UNUSED = _holders(empty_observations(1, 1, 1))
-"""What `_holders` counts where only the buffer itself holds its arrays."""
 
 
 def observation_space(k: int, width: int = NUM_CANDIDATE) -> spaces.Dict:
@@ -91,7 +77,7 @@ def observation_space(k: int, width: int = NUM_CANDIDATE) -> spaces.Dict:
 
 
 def named(o: Observation) -> Arrays:
-    """Return an observation under the names of its space."""
+    """Return an observation under the names of its space: its own arrays, no copies."""
     return {
         "preemptor": o.preemptor,
         "cluster": o.cluster,
@@ -172,7 +158,6 @@ class Core:
         self._greedy = GreedyLosses(self._store.simulate, self.fleet.num_gpus) if relative else None
         self.order = np.tile(np.arange(k), (num_envs, 1)) if shuffle else None
         self._random: list[np.random.Generator] = []
-        self._buffers: list[Observation] = []
         self.batch: Batch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,7 +168,6 @@ class Core:
         return {
             **self.__dict__,
             "_threads": WorkerThreads(self._threads.size),
-            "_buffers": [],
             "batch": batch,
         }
 
@@ -223,10 +207,7 @@ class Core:
             if which[i] and (not self._random or self._random[i] is not random[i]):
                 b.environments[i]["cursor"] = DRAWS
         self._random = list(random)
-        shown = self._buffer()
-        for at in range(len(shown)):
-            shown[at][:] = b.observation[at]
-        self.batch = b = b._replace(observation=shown, outcome=b.outcome.copy())
+        self.batch = b = b._replace(outcome=b.outcome.copy())
         b.environments["starting"][which] = True
         b.environments["tries"][which] = 0
         b.environments["given"][which] = -1 if given is None else given[which]
@@ -236,7 +217,10 @@ class Core:
         return self.batch
 
     def step(self, actions: npt.NDArray[np.int64]) -> Batch:
-        """Step every environment; return the arrays, with what a step writes in fresh ones."""
+        """Step every environment; return the arrays, `outcome` a fresh one.
+
+        `observation` is written over by the next step or reset: who shows it copies it.
+        """
         assert self.batch is not None
         before = self.batch
         tapes, ended = before.running.tape.copy(), before.environments["ended"].copy()
@@ -245,7 +229,7 @@ class Core:
             stands = self.order[rows, np.minimum(actions, self.k - 1)]
             actions = np.where(actions < self.k, stands, actions)
         outcome = np.zeros(self.num_envs, OUTCOME_DTYPE)
-        self.batch = before._replace(observation=self._buffer(), outcome=outcome)
+        self.batch = before._replace(outcome=outcome)
         self._run(actions)
         if self._greedy is not None:
             until_s = np.where(outcome["truncated"], outcome["final_time_s"], outcome["time_s"])
@@ -266,16 +250,6 @@ class Core:
         shown = b.observation.candidates
         shown[which] = np.take_along_axis(shown[which], order[:, :, None], 1)
         self.order[which] = order
-
-    def _buffer(self) -> Observation:
-        """Return arrays for an observation that nobody holds: used ones again, or new ones."""
-        for at, buffer in enumerate(self._buffers):
-            if _holders(buffer) == UNUSED:
-                self._buffers.append(self._buffers.pop(at))
-                return buffer
-        buffer = empty_observations(self.num_envs, self.k, self._settings.width)
-        self._buffers = [*self._buffers[1 - MAX_BUFFERS :], buffer]
-        return buffer
 
     def _run(self, actions: npt.NDArray[np.int64]) -> None:
         assert self.batch is not None

@@ -19,7 +19,7 @@ from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.cluster.workload.tape import Tape
-from flextopo.envs.core import Core, given_tape, observation_space
+from flextopo.envs.core import Core, given_tape, named, observation_space
 from flextopo.envs.rendering import draw_cluster, print_cluster
 
 ObsType = dict[str, npt.NDArray[Any]]
@@ -201,14 +201,8 @@ class PreemptionEnv(gym.Env[Any, Any]):
         self.core.close()
 
     def _observe(self, batch: Batch) -> ObsType:
-        o = batch.observation
-        self._legal[:] = o.mask[0]  # whatever is done to the observation
-        return {
-            "preemptor": o.preemptor[0],
-            "cluster": o.cluster[0],
-            "candidates": o.candidates[0],
-            "action_mask": o.mask[0],
-        }
+        self._legal[:] = batch.observation.mask[0]  # whatever is done to the observation
+        return {name: array[0].copy() for name, array in named(batch.observation).items()}
 
     def _info(self, batch: Batch) -> dict[str, Any]:
         outcome = batch.outcome[0]

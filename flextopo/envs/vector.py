@@ -48,6 +48,9 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
             `options={"reset_mask": mask}`).
         threads: that step the environments side by side; None = one for each core that 16 or more
             environments are left for. It changes no result.
+        copy: True gives observations that are the caller's own and never change; False gives the
+            environment's arrays, without a copy, which the next `step` or `reset` writes over. All else
+            that is returned is the caller's own either way.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         episode_h: float | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         threads: int | None = None,
+        copy: bool = True,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None:
@@ -90,7 +94,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
             episode_h,
             threads,
         )
-        self.num_envs, self.k = num_envs, k
+        self.num_envs, self.k, self.copy = num_envs, k, copy
         self.render_mode = None
         self.metadata = {"autoreset_mode": mode, "render_modes": []}
         self.single_action_space = spaces.Discrete(k + 1)
@@ -152,7 +156,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
                 self._seeds[i : i + 1] = [used]
         given = None if tape is None else np.full(self.num_envs, tape)
         batch = self.core.reset(where, self._random, given)
-        return named(batch.observation), self._info(batch, where)
+        return self._observe(batch), self._info(batch, where)
 
     def step(
         self, actions: npt.ArrayLike
@@ -163,8 +167,8 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
             actions: (B,) integers from 0 to K.
 
         Returns:
-            Observations with a leading B, rewards (B,) float64, terminations and truncations (B,)
-            bool, infos.
+            Observations with a leading B (with `copy=False` until the next step), rewards (B,)
+            float64, terminations and truncations (B,) bool, infos.
 
         Raises:
             FlextopoError: an action is not legal.
@@ -186,7 +190,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         if np.count_nonzero(truncated):
             self._add_final(info, batch, truncated)
         reward = batch.outcome["reward"].copy()
-        return named(batch.observation), reward, self._nowhere, truncated, info
+        return self._observe(batch), reward, self._nowhere, truncated, info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """Return which actions are legal, (B, K + 1) bool."""
@@ -198,6 +202,11 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         """Stop the threads."""
         if hasattr(self, "core"):  # gymnasium 1.2 also closes what an argument kept from being made
             self.core.close()
+
+    def _observe(self, batch: Batch) -> Arrays:
+        """Return the observations, as copies unless nobody wants them."""
+        shown = named(batch.observation)
+        return {name: array.copy() for name, array in shown.items()} if self.copy else shown
 
     def _info(self, batch: Batch, where: npt.NDArray[np.bool_]) -> dict[str, Any]:
         """Return infos as Gymnasium's vectors give them: each with a mask of who has it."""

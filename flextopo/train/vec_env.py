@@ -10,6 +10,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
+from flextopo.cluster.errors import FlextopoError
 from flextopo.envs.core import Arrays
 from flextopo.envs.vector import PreemptionVectorEnv
 
@@ -22,13 +23,21 @@ class PreemptionVecEnv(VecEnv):
 
     Args:
         num_envs: how many environments.
-        servers: this and the other arguments as in `PreemptionVectorEnv`.
+        servers: this and the other arguments as in `PreemptionVectorEnv`, but for `copy`:
+            Stable-Baselines3 keeps an observation over the next step, so it is always True.
+
+    Raises:
+        FlextopoError: `copy` is False.
 
     Attributes:
         elapsed_s: (B,) simulated seconds that passed in the last step.
     """
 
     def __init__(self, num_envs: int = 64, servers: Any = "16*rtx4090", **arguments: Any) -> None:
+        if not arguments.get("copy", True):
+            raise FlextopoError(
+                "copy = False; legal: True, since Stable-Baselines3 keeps observations over a step"
+            )
         self.vector = PreemptionVectorEnv(
             num_envs, servers, autoreset_mode=AutoresetMode.SAME_STEP, **arguments
         )

@@ -144,25 +144,46 @@ def test_threads_and_the_number_of_days_in_memory_change_nothing(
     assert rollout(2) == expected
 
 
-def test_kept_observations_do_not_change_and_used_memory_is_used_again() -> None:
-    env = PreemptionVectorEnv(4, SMALL)
-    shown, info = env.reset(seed=0)
-    frozen = pickle.dumps((shown, info))
-    one_row = shown["candidates"][2]
-    copy = one_row.copy()
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("copy", [True, False])
+def test_what_a_caller_keeps_never_changes(mode: AutoresetMode, copy: bool) -> None:
+    """Observations with `copy=False` are the exception: the environment's own arrays."""
+    env = PreemptionVectorEnv(4, SMALL, episode_h=0.5, autoreset_mode=mode, copy=copy)
+    twin = PreemptionVectorEnv(4, SMALL, episode_h=0.5, autoreset_mode=mode)
+    first, info = env.reset(seed=0)
+    twin.reset(seed=0)
+    kept: list[Any] = [(first if copy else {}, info)]
+    ends = 0
+    frozen = [pickle.dumps(kept[0])]
+    for _ in range(60):
+        shown, *rest = env.step([0] * 4)
+        expected, *theirs = twin.step([0] * 4)
+        assert agree(plain(shown), plain(expected))
+        assert agree(plain(rest[-1]), plain(theirs[-1]))
+        if mode == AutoresetMode.DISABLED and rest[2].any():
+            shown, _ = env.reset(options={"reset_mask": rest[2]})
+            twin.reset(options={"reset_mask": theirs[2]})
+        kept.append((shown if copy else {}, rest))
+        ends += rest[2].sum()
+        frozen.append(pickle.dumps(kept[-1]))
+        for name in first:
+            assert np.shares_memory(shown[name], first[name]) != copy
+    assert ends > 0
+    assert [pickle.dumps(entry) for entry in kept] == frozen
+
+
+def test_a_scalar_environments_observations_are_the_callers_own() -> None:
+    env = PreemptionEnv(SMALL, workload=tapes.BUSY)
+    shown = [env.reset(seed=0)[0]]
+    frozen = [pickle.dumps(shown[0])]
     for _ in range(10):
-        env.step([0, 0, 0, 0])
-    assert pickle.dumps((shown, info)) == frozen
-    del shown, info
-    for _ in range(10):
-        env.step([0, 0, 0, 0])
-    assert (one_row == copy).all()  # a view of it was still held
-    addresses = {env.step([0] * 4)[0]["candidates"].ctypes.data for _ in range(40)}
-    assert len(addresses) <= 4
+        shown.append(env.step(0)[0])
+        frozen.append(pickle.dumps(shown[-1]))
+    assert [pickle.dumps(entry) for entry in shown] == frozen
 
 
 def test_a_changed_observation_leaves_no_trace() -> None:
-    clean, dirty = PreemptionVectorEnv(2, SMALL), PreemptionVectorEnv(2, SMALL)
+    clean, dirty = PreemptionVectorEnv(2, SMALL), PreemptionVectorEnv(2, SMALL, copy=False)
     a, b = clean.reset(seed=4)[0], dirty.reset(seed=4)[0]
     for _ in range(20):
         for array in b.values():

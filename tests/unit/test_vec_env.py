@@ -13,6 +13,7 @@ pytest.importorskip("sb3_contrib")
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
+from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import Scenario
 from flextopo.envs.greedy_losses import GreedyLosses
 from flextopo.envs.preemption import PreemptionEnv
@@ -57,6 +58,8 @@ def test_it_gives_what_the_scalar_environments_give() -> None:
     with pytest.raises(AttributeError, match="no attributes of their own"):
         envs.set_attr("k", 3)
     envs.close()
+    with pytest.raises(FlextopoError, match="copy = False; legal: True, since"):
+        PreemptionVecEnv(2, SMALL, copy=False)
 
 
 def test_a_relative_reward_sums_to_the_loss_beyond_greedys() -> None:
