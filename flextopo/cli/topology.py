@@ -138,8 +138,8 @@ def import_captures(
 ) -> None:
     """Read captures of a server; write its resource.
 
-    Kinds: FlexTopo resource, lscpu, `nvidia-smi topo -m`, `rocm-smi --showtopo`, hwloc XML, NCCL and
-    RCCL XML, MLPerf numa_config. Give lscpu and nvidia-smi together for cores and GPUs.
+    Kinds: FlexTopo resource, lscpu, `nvidia-smi topo -m`, `rocm-smi --showtopo`, `amd-smi
+    topology` and `static --numa`, hwloc XML, NCCL and RCCL XML, MLPerf numa_config. Give lscpu and nvidia-smi together for cores and GPUs.
 
     Examples:
         flextopo topology import lscpu.csv topo.txt -o node.yaml --name node-1

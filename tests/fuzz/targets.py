@@ -245,6 +245,8 @@ LSCPU_JSON = json.dumps(
     },
     indent=1,
 )
+AMD_NODES = [(0, "0-3"), (1, "4-7")]
+AMD_TABLES = capture_texts.amd_tables([["SELF", "XGMI"], ["XGMI", "SELF"]])
 CAPTURES = {
     "lscpu-p": "# CPU,Core,Socket,Node\n0,0,0,0\n1,1,0,0\n2,2,1,1\n3,3,1,1\n4,-,-,-\n",
     "lscpu": LSCPU,
@@ -252,12 +254,20 @@ CAPTURES = {
     "nvidia-smi": MATRIX,
     "report": f"{LSCPU}\n{MATRIX}",
     "rocm-smi": f"{LSCPU}\n{ROCM}",
+    "amd-smi": f"{LSCPU}\n{AMD_TABLES}\n{capture_texts.amd_static(AMD_NODES)}",
+    "amd-smi-json": json.dumps(capture_texts.amd_static_entries(AMD_NODES), indent=1),
     "numa-config": 'numa_config = "1:0-7&0:8-15"\n',
     "hwloc": HWLOC,
     "nccl": capture_texts.nccl(
         ("0", "0f", capture_texts.pci("0000:01:00.0")),
         ("1", "f0", capture_texts.pci("0000:02:00.0")),
     ),
+    "nccl-hosts": '<system version="1">'
+    + "".join(
+        f'<cpu host_hash="0x{i}" numaid="0" affinity="0f">{capture_texts.pci("0000:01:00.0")}</cpu>'
+        for i in (1, 2)
+    )
+    + "</system>",
 }
 _SMALL = build_graph(ServerModel("made", (0, 1), (0, 1), (2, 2), gpu_island=(0, 1)), "node-1")
 RESOURCE = (format_resource(_SMALL), format_resource(_SMALL, ".json"))

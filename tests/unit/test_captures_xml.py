@@ -14,6 +14,7 @@ from flextopo.cluster.topology.model import ServerModel
 
 Save = Callable[[str], Path]
 
+C2C = '<gpu dev="{}" sm="90"><c2c bw="12500" count="1"/></gpu>'
 NO_GPU_PCI = '<object type="PCIDev" pci_busid="0000:05:00.0" pci_type="0200 [15b3:1021] [] 00"/>'
 
 
@@ -163,6 +164,45 @@ def test_nccl_hardware_threads_and_memory_only_node(save: Save) -> None:
     text = nccl(("0", "00000303", ""), ("1", "00000c0c", ""), ("2", "0", pci("0000:01:00.0")))
     model, _ = load_server(save(text))
     assert (model.numa_cores, model.numa_socket, model.gpu_numa) == ((2, 2, 0), (0, 1, 0), (2,))
+
+
+def host(hash_: str, *bus_ids: str) -> str:
+    told = f' host_hash="{hash_}"' if hash_ else ""
+    return "".join(
+        f'<cpu{told} numaid="{i}" affinity="{0xF << 4 * i:08x}">{pci(bus_id)}</cpu>'
+        for i, bus_id in enumerate(bus_ids)
+    )
+
+
+def test_nccl_of_several_hosts(save: Save) -> None:
+    """The first counts, and a warning says so; hashes are hexadecimal numbers, 0 where none is told."""
+    first, second = host("0x0A1", "0000:01:00.0", "0000:02:00.0"), host("0x2b", "0000:01:00.0")
+    text = '<system version="1">%s</system>'
+    model, warnings = load_server(save(text % (first + second)))
+    assert (model.gpu_numa, model.numa_cores) == ((0, 1), (4, 4))
+    assert (
+        "cpu elements of 2 hosts; the first is read, host_hash '0x0A1', and not '0x2b': to read "
+        "another, leave only its cpu elements"
+    ) in warnings[0]
+    assert load_server(save(text % (second + first)))[0].gpu_numa == (0,)
+    for same in (first.replace("0x0A1", "a1", 1), host("", "0000:01:00.0", "0000:02:00.0")):
+        model, warnings = load_server(save(text % same))
+        assert model.num_gpus == 2
+        assert "host_hash" not in "".join(warnings)
+    many = "".join(host(f"0x{i}", "0000:01:00.0") for i in range(1, 19))
+    assert "'0x2', '0x3', '0x4' and 14 more" in load_server(save(text % many))[1][0]
+    with pytest.raises(TopologyError, match="NUMA node 0 is listed twice"):
+        load_server(save(text % (second + second)))
+
+
+def test_more_sockets_than_a_server_may_have(save: Save) -> None:
+    nodes = range(9)
+    packages = [one_numa_package(i, i, range(3 * i, 3 * i + 3)) for i in nodes]
+    with pytest.raises(TopologyError, match="9 sockets; legal: 1 to 8"):
+        load_server(save(machine("".join(packages))))
+    grace = [(f"{i}", f"{0x7 << 3 * i:08x}", pci(f"000{i}:01:00.0", C2C.format(i))) for i in nodes]
+    with pytest.raises(TopologyError, match="9 sockets; legal: 1 to 8"):
+        load_server(save(nccl(*grace)))
 
 
 def test_nccl_of_a_virtual_machine_without_numa(save: Save) -> None:

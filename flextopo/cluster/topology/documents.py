@@ -30,7 +30,7 @@ def parse_documents(text: str, source: str) -> list[object]:
     Raises:
         TopologyError: it is neither; the message names the line.
     """
-    if not text.lstrip().startswith("{"):
+    if not text.lstrip().startswith(("{", "[")):
         return _parse_yaml(text, source)
     try:
         return [json.loads(text)]

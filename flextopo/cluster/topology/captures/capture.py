@@ -71,7 +71,7 @@ def assemble(
     """Put captures of one server together.
 
     Cores come from the first capture that lists hardware threads, else from one that lists the
-    CPUs of NUMA nodes; GPUs from the first that lists GPUs.
+    CPUs of NUMA nodes; GPUs from the first that tells where they are, else from one that lists them.
 
     Args:
         captures: one or more of the same server.
@@ -92,7 +92,7 @@ def assemble(
     read = merge_sockets(hardware if hardware.rows else _inferred(hardware))
     warnings = [w for c in captures for w in (read if c is hardware else c).warnings]
     hardware, rows = read, read.rows
-    listing = next((c for c in captures if c.gpus is not None), None)
+    listing = _listing(captures)
     if listing is None:
         warnings.append(f"{hardware.source}: GPUs are not listed; the server counts as without GPU")
     places = listing.gpus or () if listing else ()
@@ -122,6 +122,17 @@ def assemble(
         model, assumed = with_islands(model, told, where)
         warnings += assumed
     return model, warnings
+
+
+def _listing(captures: Sequence[Capture]) -> Capture | None:
+    """Return the capture that tells best where GPUs are, None where none lists any."""
+    lists = [capture for capture in captures if capture.gpus is not None]
+    placed = (
+        capture
+        for capture in lists
+        if any(gpu.cpus or gpu.numa_node is not None for gpu in capture.gpus or ())
+    )
+    return next(placed, lists[0] if lists else None)
 
 
 def check_cores(model: ServerModel, source: str) -> None:
@@ -210,7 +221,8 @@ def with_islands(
     if told is None or len(told) != model.num_gpus:
         raise TopologyError(
             f"{source}: tells no islands of its {model.num_gpus} GPUs; legal: nvidia-smi topo -m "
-            "with PIX, PXB or NV# links, NCCL XML with PCIe switches, or a resource with islands"
+            "with PIX, PXB or NV# links, amd-smi topology with XGMI links between some, NCCL XML with "
+            "PCIe switches, or a resource with islands"
         )
     keys = list(zip(told, model.gpu_numa, strict=True))
     numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}

@@ -130,7 +130,7 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
     missing = [gpu for gpu in gpus if gpu not in rows]
     if missing:
         raise TopologyError(f"{source}: row {missing[0]} is missing; legal: one row a GPU column")
-    capture = _gpu_capture([rows[gpu] for gpu in gpus], source)
+    capture = gpu_capture([rows[gpu] for gpu in gpus], source)
     islands = join_islands([links[gpu] for gpu in gpus], ("NV[0-9]+", "PIX|PXB"))
     return replace(capture, islands=islands, node_is_socket=node_is_socket)
 
@@ -189,7 +189,7 @@ def _gpu_row(
     return GpuPlace(label, numa_node, cpus), to_gpus, "".join(rest[2:])
 
 
-def _gpu_capture(gpus: Sequence[GpuPlace], source: str) -> Capture:
+def gpu_capture(gpus: Sequence[GpuPlace], source: str) -> Capture:
     """Collect the CPUs of the NUMA nodes; they serve where no other capture tells of CPUs."""
     numa_cpus: dict[int, tuple[int, ...]] = {}
     told = all(gpu.numa_node is not None for gpu in gpus)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING
 
 from flextopo.cluster.errors import TopologyError
@@ -245,6 +246,9 @@ def _hwloc_gpus(devices: list[Path], source: str) -> tuple[GpuPlace, ...]:
 def read_nccl(root: Element, source: str) -> Capture:
     """Read an NCCL topology: CPUs and GPUs of each NUMA node; it tells no cores and no sockets.
 
+    Where NVLink joins servers, NCCL writes those of one communicator into one file, told apart by the
+    `host_hash` of their cpu elements. The first counts, with a warning that names all.
+
     Args:
         root: the `system` element.
         source: the file's name for messages.
@@ -254,7 +258,11 @@ def read_nccl(root: Element, source: str) -> Capture:
 
     Raises:
         TopologyError: names the element that is malformed.
+
+    References:
+        NCCL 2.30, src/graph/topo.cc, ncclGetSystemId; a cpu without host_hash is of host 0.
     """
+    root, warnings = _one_host(root, source)
     numa_cpus: dict[int, tuple[int, ...]] = {}
     found: dict[str, tuple[int | None, GpuPlace]] = {}
     switches: dict[str, int] = {}
@@ -300,7 +308,30 @@ def read_nccl(root: Element, source: str) -> Capture:
         gpus=gpus,
         memory_nodes=memory_nodes,
         islands=islands if len(numbers) < len(gpus) else None,
+        warnings=warnings,
     )
+
+
+def _one_host(root: Element, source: str) -> tuple[Element, tuple[str, ...]]:
+    """Return the topology of the first host alone, and a warning where there are others."""
+    hosts: dict[str, str] = {}
+    kept = copy(root)
+    for element in root:
+        if element.tag == "cpu":
+            told = element.get("host_hash", "0")
+            host = told.lower().removeprefix("0x").lstrip("0")
+            hosts.setdefault(host, told)
+            if host != next(iter(hosts)):
+                kept.remove(element)
+    if len(hosts) < 2:
+        return root, ()
+    first, *others = (told[:20] for told in list(hosts.values())[:4])
+    more = f" and {len(hosts) - 4} more" if len(hosts) > 4 else ""
+    warning = (
+        f"{source}: cpu elements of {len(hosts)} hosts; the first is read, host_hash {first!r}, and not "
+        f"{', '.join(map(repr, others))}{more}: to read another, leave only its cpu elements"
+    )
+    return kept, (warning,)
 
 
 def _is_nccl_gpu(element: Element) -> bool:

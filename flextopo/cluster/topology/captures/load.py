@@ -1,8 +1,8 @@
 """Load a server from any capture of it: the kind of each file is told by its content.
 
-Kinds: the FlexTopo custom resource, lscpu, `nvidia-smi topo -m`, `rocm-smi --showtopo`, MLPerf
-`numa_config`, hwloc XML, and NCCL or RCCL XML. Several files of one server may be given together,
-such as the cores from lscpu and the GPUs from nvidia-smi.
+Kinds: the FlexTopo custom resource, lscpu, `nvidia-smi topo -m`, `rocm-smi --showtopo`, `amd-smi
+topology` and `static --numa`, MLPerf `numa_config`, hwloc XML, and NCCL or RCCL XML. Several files of
+one server may be given together, such as the cores from lscpu and the GPUs from nvidia-smi.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from flextopo.cluster.topology.captures.capture import (
     check_cores,
     with_islands,
 )
+from flextopo.cluster.topology.captures.from_amd_smi import is_amd_smi, read_amd_smi
 from flextopo.cluster.topology.captures.from_lscpu import (
     is_lscpu,
     is_lscpu_summary,
@@ -60,7 +61,14 @@ __all__ = [
 
 KINDS = (
     "FlexTopo resource (YAML, JSON), lscpu -p, lscpu, nvidia-smi topo -m, rocm-smi --showtopo, "
-    "MLPerf numa_config, hwloc XML, NCCL or RCCL XML"
+    "amd-smi topology, amd-smi static --numa, MLPerf numa_config, hwloc XML, NCCL or RCCL XML"
+)
+
+
+_GPU_KINDS = (
+    (is_amd_smi, read_amd_smi),
+    (is_rocm_smi, read_rocm_smi),
+    (is_gpu_matrix, read_gpu_matrix),
 )
 
 
@@ -92,8 +100,11 @@ def read_capture(path: str | Path) -> Capture | nx.DiGraph:
     text = decode_input(data, source)
     if re.search('apiVersion"?:|^spec:', text, re.MULTILINE):
         return graph_from_resource(parse_document(text, source), source)
-    if is_gpu_matrix(text) or is_rocm_smi(text) or is_lscpu_summary(text):
-        return _read_report(text, source)
+    read_gpus = next((read for tells, read in _GPU_KINDS if tells(text)), None)
+    if read_gpus is not None:
+        return _with_pasted_lscpu(read_gpus(text, source), text, source)
+    if is_lscpu_summary(text):
+        return read_lscpu_summary(text, source)
     if is_numa_config(text):
         return read_numa_config(text, source)
     if text.lstrip().startswith("{"):
@@ -103,11 +114,8 @@ def read_capture(path: str | Path) -> Capture | nx.DiGraph:
     raise TopologyError(f"{source}: of no known kind; legal: {KINDS}")
 
 
-def _read_report(text: str, source: str) -> Capture:
-    """Read where GPUs are, what lscpu prints, or both of them pasted together."""
-    if not is_gpu_matrix(text) and not is_rocm_smi(text):
-        return read_lscpu_summary(text, source)
-    gpus = read_rocm_smi(text, source) if is_rocm_smi(text) else read_gpu_matrix(text, source)
+def _with_pasted_lscpu(gpus: Capture, text: str, source: str) -> Capture:
+    """Add what lscpu printed, if that is pasted beside where GPUs are."""
     try:
         cpus = _read_pasted_lscpu(text, source)
     except TopologyError as error:
