@@ -137,6 +137,8 @@ BROKEN = {
         '[{"gpu": 0, "links": {"gpu": 0}}]',
         "gpus: links of GPU 0; legal: a list, an object a link",
     ),
+    "partitions": (amd_static([(0, "")] * 64), "gpus: 64 GPUs; legal: 0 to 16"),
+    "partition-links": (amd_tables([["SELF"] * 64] * 64), "gpus: 64 GPUs; legal: 0 to 16"),
     "no-list": ('{"gpu": 0}', "gpus: tells of GPUs []; legal: of GPU 0, 1, ..."),
 }  # fmt: skip
 

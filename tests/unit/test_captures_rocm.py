@@ -75,6 +75,7 @@ def test_a_machine_without_numa(save: Save) -> None:
     ("text", "message"),
     [
         (showtopo([0]), "gpus: tells of no CPU; legal: a capture that lists CPUs"),
+        (showtopo([0] * 17), "gpus: 17 GPUs; legal: 0 to 16"),
         (showtopo([5000]), r"gpus: GPU\[0\]: Numa Node 5000; legal: 0 to 1023"),
         (showtopo([0, 0]).replace("GPU[0]", "GPU[2]"), r"of GPUs \[1, 2\]; legal: of GPU 0, 1"),
         (showtopo([0]).partition("= Numa")[0], r"of GPUs \[\]; legal: of GPU 0, 1, ... as rocm"),

@@ -16,13 +16,16 @@ from typing import Any
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.capture import Capture, GpuPlace
-from flextopo.cluster.topology.captures.from_text import MAX_NUMA_ID, gpu_capture, join_islands
+from flextopo.cluster.topology.captures.from_text import (
+    MAX_NUMA_ID,
+    check_gpus,
+    gpu_capture,
+    join_islands,
+)
 from flextopo.cluster.topology.captures.from_xml import parse_cpu_mask
 from flextopo.cluster.topology.documents import parse_document
 
 _TABLE = re.compile(r"[ \t]*(ACCESS|WEIGHT|HOPS|LINK TYPE|NUMA BW) TABLE:[ \t]*")
-_HEXADECIMAL_DIGITS = 16
-
 Entry = dict[str, Any]
 
 
@@ -104,6 +107,7 @@ def _table(lines: Sequence[str], start: int, source: str) -> dict[str, list[str]
             f"{source}:{start + 2}: heading of {len(names)} GPUs, {len(set(names))} different; "
             "legal: each GPU once"
         )
+    check_gpus(len(names), source)
     rows: dict[str, list[str]] = {}
     for i, name in enumerate(names, start + 2):
         label, *cells = lines[i].split() if i < len(lines) and lines[i].strip() else [""]
@@ -156,6 +160,7 @@ def _entries(document: object, source: str) -> list[Entry]:
             f"{source}: tells of GPUs {sorted(numbers)[:16]}; legal: of GPU 0, 1, ... as amd-smi "
             "prints them without -g"
         )
+    check_gpus(len(numbers), source)
     return [numbers[gpu] for gpu in range(len(numbers))]
 
 
@@ -178,7 +183,7 @@ def _place(entry: Entry, where: str) -> GpuPlace:
     """Return where one GPU is."""
     numa = entry.get("numa")
     numa = numa if isinstance(numa, dict) else {}
-    told = (str(numa.get(name)) for name in ("affinity", "node"))
+    told = (str(numa.get(name))[:40] for name in ("affinity", "node"))
     numbers = [int(value) for value in told if re.fullmatch("[0-9]{1,9}", value)]
     if numbers and numbers[0] > MAX_NUMA_ID:
         raise TopologyError(f"{where}: NUMA node {numbers[0]}; legal: 0 to {MAX_NUMA_ID}")
@@ -196,6 +201,6 @@ def _cpus(lists: Mapping[str, Any], where: str) -> frozenset[int]:
             f"{where}: lists of CPUs {', '.join(lists)[:80]!r}; legal: cpu_list_0, cpu_list_1, ..."
         )
     try:
-        return parse_cpu_mask(",".join(map(str, reversed(words))), _HEXADECIMAL_DIGITS)
+        return parse_cpu_mask(",".join(map(str, reversed(words))), digits=16)
     except TopologyError as error:
         raise TopologyError(f"{where}: {error}") from None

@@ -6,7 +6,7 @@ import re
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.capture import Capture, GpuPlace
-from flextopo.cluster.topology.captures.from_text import MAX_NUMA_ID, join_islands
+from flextopo.cluster.topology.captures.from_text import MAX_NUMA_ID, check_gpus, join_islands
 
 _PLACE = re.compile(r"GPU\[([0-9]{1,4})\][ \t]*:[ \t]*\(Topology\) Numa (Node|Affinity): *(\S*)")
 _TITLE = re.compile(r"^=+ *Link Type between two GPUs *=+", re.MULTILINE)
@@ -40,6 +40,7 @@ def read_rocm_smi(text: str, source: str) -> Capture:
             f"{source}: tells the NUMA node of GPUs {sorted(found)[:16]}; legal: of GPU 0, 1, ... "
             "as rocm-smi --showtopo prints them"
         )
+    check_gpus(len(found), source)
     places = tuple(
         GpuPlace(f"GPU{gpu}", _numa_node(found[gpu], f"{source}: GPU[{gpu}]"), frozenset())
         for gpu in range(len(found))

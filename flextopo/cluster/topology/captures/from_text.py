@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from flextopo.cluster.errors import TopologyError
 from flextopo.cluster.topology.captures.capture import Capture, GpuPlace
+from flextopo.cluster.topology.model import MAX_GPUS
 
 # Linux supports at most 8192 CPUs on any architecture; the margin costs nothing.
 MAX_CPU = 65535
@@ -111,6 +112,7 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
         raise TopologyError(
             f"{source}:{number}: GPU columns {' '.join(gpus)}; legal: GPU0 GPU1 ..."
         )
+    check_gpus(len(gpus), source)
     if "CPU Affinity" not in headings:
         raise TopologyError(f"{source}:{number}: has no column CPU Affinity; legal: one")
     rows: dict[str, GpuPlace] = {}
@@ -133,6 +135,16 @@ def read_gpu_matrix(text: str, source: str) -> Capture:
     capture = gpu_capture([rows[gpu] for gpu in gpus], source)
     islands = join_islands([links[gpu] for gpu in gpus], ("NV[0-9]+", "PIX|PXB"))
     return replace(capture, islands=islands, node_is_socket=node_is_socket)
+
+
+def check_gpus(count: int, source: str) -> None:
+    """Refuse more GPUs than a server may have, before anybody looks at the links between them.
+
+    Raises:
+        TopologyError: names the number.
+    """
+    if count > MAX_GPUS:
+        raise TopologyError(f"{source}: {count} GPUs; legal: 0 to {MAX_GPUS}")
 
 
 def _is_header(line: str) -> bool:

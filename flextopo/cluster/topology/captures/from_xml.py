@@ -1,13 +1,12 @@
-"""Importers of XML captures: hwloc (`lstopo file.xml`) and NCCL (`NCCL_TOPO_DUMP_FILE`).
+"""Importer of hwloc's XML (`lstopo file.xml`), and what that of NCCL's XML shares with it.
 
-Both are parsed with defusedxml, which refuses entities: a few lines of them can grow to gigabytes.
+XML is parsed with defusedxml, which refuses entities: a few lines of them can grow to gigabytes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from copy import copy
 from typing import TYPE_CHECKING
 
 from flextopo.cluster.errors import TopologyError
@@ -24,7 +23,7 @@ MAX_DEPTH = 100
 
 _NVIDIA, _AMD = "10de", "1002"
 # PCI classes: VGA and 3D controllers; AMD's accelerators call themselves processing accelerators.
-_GPU_CLASSES = {_NVIDIA: ("0300", "0302"), _AMD: ("0300", "0302", "0380", "1200")}
+GPU_CLASSES = {_NVIDIA: ("0300", "0302"), _AMD: ("0300", "0302", "0380", "1200")}
 
 
 def parse_xml(data: bytes, source: str) -> Element:
@@ -107,17 +106,17 @@ def read_hwloc(root: Element, source: str) -> Capture:
     found: list[Element] = []
     threads: list[Path] = []
     devices: list[Path] = []
-    for path in _walk(root, source, "object"):
+    for path in walk(root, source, "object"):
         kind = path[-1].get("type", "")
         if kind in ("Package", "Socket"):
             found.append(path[-1])
         elif kind == "NUMANode":
-            numa_node = _number(path, "os_index", source, MAX_NUMA_ID)
+            numa_node = number_at(path, "os_index", source, MAX_NUMA_ID)
             if numa_node in numa_nodes:
                 raise TopologyError(
-                    f"{_where(path, source)}: NUMA node {numa_node} is listed twice; legal: once"
+                    f"{where_at(path, source)}: NUMA node {numa_node} is listed twice; legal: once"
                 )
-            numa_nodes[numa_node] = _mask(path, "cpuset", source)
+            numa_nodes[numa_node] = mask_at(path, "cpuset", source)
             numa_paths[numa_node] = path
         elif kind == "PU":
             threads.append(path)
@@ -161,7 +160,7 @@ def _hwloc_parts(root: Element, source: str) -> tuple[str, ...]:
         return ()
     path = (root, machine)
     seen, whole, allowed = (
-        _mask(path, name, source) if machine.get(name) else None
+        mask_at(path, name, source) if machine.get(name) else None
         for name in ("cpuset", "complete_cpuset", "allowed_cpuset")
     )
     seen = seen or frozenset()
@@ -198,10 +197,10 @@ def _core(path: Path) -> Element:
 def _hwloc_row(
     path: Path, owner: dict[int, int] | None, packages: dict[int, int], source: str
 ) -> CpuRow:
-    cpu = _number(path, "os_index", source, MAX_CPU)
+    cpu = number_at(path, "os_index", source, MAX_CPU)
     cores = [i for i, element in enumerate(path) if element.get("type") == "Core"]
     # Machines whose cores hwloc cannot see list the threads alone; each counts as a core.
-    core = _number(path[: cores[-1] + 1], "os_index", source, MAX_CPU) if cores else cpu
+    core = number_at(path[: cores[-1] + 1], "os_index", source, MAX_CPU) if cores else cpu
     numa_node = 0
     if owner is not None:
         numa_node = owner[cpu] if cpu in owner else _hidden_node(path, cpu, source)
@@ -210,10 +209,10 @@ def _hwloc_row(
 
 def _hidden_node(path: Path, cpu: int, source: str) -> int:
     """Return the NUMA node of a CPU that is not listed, since a cgroup allows not its memory."""
-    nodes = _mask(path, "complete_nodeset", source)
+    nodes = mask_at(path, "complete_nodeset", source)
     if len(nodes) != 1:
         raise TopologyError(
-            f"{_where(path, source)}: CPU {cpu} is in no NUMANode's cpuset; legal: one"
+            f"{where_at(path, source)}: CPU {cpu} is in no NUMANode's cpuset; legal: one"
         )
     return min(nodes)
 
@@ -228,137 +227,28 @@ def _hwloc_gpus(devices: list[Path], source: str) -> tuple[GpuPlace, ...]:
     for path in devices:
         device = path[-1]
         match = re.match(r"([0-9a-fA-F]{4}) \[([0-9a-fA-F]{4}):", device.get("pci_type", ""))
-        if match is None or match[1] not in _GPU_CLASSES.get(match[2].lower(), ()):
+        if match is None or match[1] not in GPU_CLASSES.get(match[2].lower(), ()):
             continue
         bus_id = device.get("pci_busid", "")
         if not bus_id or bus_id in found:
             raise TopologyError(
-                f"{_where(path, source)}: pci_busid is {bus_id!r}; legal: one of its own"
+                f"{where_at(path, source)}: pci_busid is {bus_id!r}; legal: one of its own"
             )
         holders = [i for i, element in enumerate(path) if element.get("cpuset")]
-        cpus = _mask(path[: holders[-1] + 1], "cpuset", source) if holders else frozenset()
+        cpus = mask_at(path[: holders[-1] + 1], "cpuset", source) if holders else frozenset()
         infos = {info.get("name"): info.get("value", "") for info in device.iter("info")}
         name = infos.get("GPUModel") or infos.get("PCIDevice") or ""
         found[bus_id] = GpuPlace(f"GPU {bus_id}", None, cpus, name)
-    return tuple(found[bus_id] for bus_id in sorted(found, key=_bus_key))
+    return tuple(found[bus_id] for bus_id in sorted(found, key=bus_key))
 
 
-def read_nccl(root: Element, source: str) -> Capture:
-    """Read an NCCL topology: CPUs and GPUs of each NUMA node; it tells no cores and no sockets.
-
-    Where NVLink joins servers, NCCL writes those of one communicator into one file, told apart by the
-    `host_hash` of their cpu elements. The first counts, with a warning that names all.
-
-    Args:
-        root: the `system` element.
-        source: the file's name for messages.
-
-    Returns:
-        A capture; GPUs by their `dev` number where all have one, else in order of PCI bus ids.
-
-    Raises:
-        TopologyError: names the element that is malformed.
-
-    References:
-        NCCL 2.30, src/graph/topo.cc, ncclGetSystemId; a cpu without host_hash is of host 0.
-    """
-    root, warnings = _one_host(root, source)
-    numa_cpus: dict[int, tuple[int, ...]] = {}
-    found: dict[str, tuple[int | None, GpuPlace]] = {}
-    switches: dict[str, int] = {}
-    for path in _walk(root, source, "cpu", "pci", "nic", "gpu"):
-        element = path[-1]
-        if element.tag == "cpu":
-            # A virtual machine without NUMA says -1.
-            is_flat = element.get("numaid") == "-1"
-            numa_node = 0 if is_flat else _number(path, "numaid", source, MAX_NUMA_ID)
-            if numa_node in numa_cpus:
-                raise TopologyError(
-                    f"{_where(path, source)}: NUMA node {numa_node} is listed twice; legal: once"
-                )
-            numa_cpus[numa_node] = tuple(sorted(_mask(path, "affinity", source)))
-        elif element.tag == "pci" and _is_nccl_gpu(element):
-            if not numa_cpus or path[1].tag != "cpu":
-                raise TopologyError(f"{_where(path, source)}: a GPU outside of cpu; legal: inside")
-            bus_id = element.get("busid", "")
-            if not bus_id or bus_id in found:
-                raise TopologyError(
-                    f"{_where(path, source)}: busid is {bus_id!r}; legal: one of its own"
-                )
-            gpu = element.find("gpu")
-            has_number = gpu is not None and re.fullmatch("[0-9]{1,4}", gpu.get("dev", ""))
-            number = int(gpu.get("dev", "")) if gpu is not None and has_number else None
-            numa_node = list(numa_cpus)[-1]
-            place = GpuPlace(f"GPU {bus_id}", numa_node, frozenset())
-            found[bus_id] = number, place
-            # The outermost switch, as PIX and PXB have it: what lies beyond is the host bridge.
-            switches[place.label] = id(next(above for above in path if above.tag == "pci"))
-    if not numa_cpus:
-        raise TopologyError(f"{source}: has no cpu element; legal: one for each NUMA node")
-    memory_nodes = {numa_node: 0 for numa_node, cpus in numa_cpus.items() if not cpus}
-    gpus = _nccl_order(found, source)
-    numbers = {switch: i for i, switch in enumerate(dict.fromkeys(switches.values()))}
-    islands = tuple(numbers[switches[gpu.label]] for gpu in gpus)
-    return Capture(
-        source,
-        numa_cpus=numa_cpus,
-        lists_all_nodes=root.find("cpu[@numaid='-1']") is not None,
-        # GPUs that are joined to their CPU by NVLink-C2C are those of NVIDIA Grace.
-        node_is_socket=root.find(".//c2c") is not None,
-        gpus=gpus,
-        memory_nodes=memory_nodes,
-        islands=islands if len(numbers) < len(gpus) else None,
-        warnings=warnings,
-    )
-
-
-def _one_host(root: Element, source: str) -> tuple[Element, tuple[str, ...]]:
-    """Return the topology of the first host alone, and a warning where there are others."""
-    hosts: dict[str, str] = {}
-    kept = copy(root)
-    for element in root:
-        if element.tag == "cpu":
-            told = element.get("host_hash", "0")
-            host = told.lower().removeprefix("0x").lstrip("0")
-            hosts.setdefault(host, told)
-            if host != next(iter(hosts)):
-                kept.remove(element)
-    if len(hosts) < 2:
-        return root, ()
-    first, *others = (told[:20] for told in list(hosts.values())[:4])
-    more = f" and {len(hosts) - 4} more" if len(hosts) > 4 else ""
-    warning = (
-        f"{source}: cpu elements of {len(hosts)} hosts; the first is read, host_hash {first!r}, and not "
-        f"{', '.join(map(repr, others))}{more}: to read another, leave only its cpu elements"
-    )
-    return kept, (warning,)
-
-
-def _is_nccl_gpu(element: Element) -> bool:
-    pci_class = element.get("class", "").removeprefix("0x")
-    vendor = element.get("vendor", "").removeprefix("0x").lower()
-    if element.find("gpu") is not None:
-        return True
-    # Files made by hand often leave the vendor out; a 3D controller then is a GPU.
-    return pci_class[:4] in _GPU_CLASSES.get(vendor, ()) or (not vendor and pci_class[:4] == "0302")
-
-
-def _nccl_order(found: dict[str, tuple[int | None, GpuPlace]], source: str) -> tuple[GpuPlace, ...]:
-    numbers = [number for number, _ in found.values() if number is not None]
-    if len(numbers) < len(found):
-        return tuple(found[bus_id][1] for bus_id in sorted(found, key=_bus_key))
-    if len(set(numbers)) < len(numbers):
-        raise TopologyError(f"{source}: gpu dev numbers {sorted(numbers)}; legal: each once")
-    return tuple(place for _, place in sorted(found.values(), key=lambda item: item[0] or 0))
-
-
-def _bus_key(bus_id: str) -> tuple[int, str]:
+def bus_key(bus_id: str) -> tuple[int, str]:
     """Order PCI bus ids as numbers: their domains may have four or eight digits."""
     digits = re.sub(r"[^0-9a-fA-F]", "", bus_id)
     return int(digits or "0", 16), bus_id
 
 
-def _walk(root: Element, source: str, *tags: str) -> Iterator[Path]:
+def walk(root: Element, source: str, *tags: str) -> Iterator[Path]:
     """Yield the path from the root to each element with one of the tags, in document order."""
     pending: list[Path] = [(root,)]
     while pending:
@@ -370,23 +260,25 @@ def _walk(root: Element, source: str, *tags: str) -> Iterator[Path]:
         pending.extend((*path, child) for child in reversed(path[-1]) if child.tag in tags)
 
 
-def _number(path: Path, attribute: str, source: str, largest: int) -> int:
+def number_at(path: Path, attribute: str, source: str, largest: int) -> int:
+    """Return the attribute of the last element of a path that must be a whole number."""
     text = path[-1].get(attribute, "")
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) > largest:
         raise TopologyError(
-            f"{_where(path, source)}: {attribute} is {text[:40]!r}; legal: 0 to {largest}"
+            f"{where_at(path, source)}: {attribute} is {text[:40]!r}; legal: 0 to {largest}"
         )
     return int(text)
 
 
-def _mask(path: Path, attribute: str, source: str) -> frozenset[int]:
+def mask_at(path: Path, attribute: str, source: str) -> frozenset[int]:
+    """Return the attribute of the last element of a path that must be a mask of CPUs, or empty."""
     try:
         return parse_cpu_mask(path[-1].get(attribute, ""))
     except TopologyError as error:
-        raise TopologyError(f"{_where(path, source)}: {attribute}: {error}") from None
+        raise TopologyError(f"{where_at(path, source)}: {attribute}: {error}") from None
 
 
-def _where(path: Path, source: str) -> str:
+def where_at(path: Path, source: str) -> str:
     """Name an element by its path: tags, with hwloc's type and index where it has them."""
     steps = []
     for element in path[-4:]:

@@ -30,6 +30,7 @@ from flextopo.cluster.topology.captures.from_lscpu import (
     read_lscpu,
     read_lscpu_summary,
 )
+from flextopo.cluster.topology.captures.from_nccl import read_nccl
 from flextopo.cluster.topology.captures.from_rocm import is_rocm_smi, read_rocm_smi
 from flextopo.cluster.topology.captures.from_text import (
     is_gpu_matrix,
@@ -38,7 +39,7 @@ from flextopo.cluster.topology.captures.from_text import (
     read_gpu_matrix,
     read_numa_config,
 )
-from flextopo.cluster.topology.captures.from_xml import parse_xml, read_hwloc, read_nccl
+from flextopo.cluster.topology.captures.from_xml import parse_xml, read_hwloc
 from flextopo.cluster.topology.documents import parse_document
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.cluster.topology.model_from_graph import server_model_from_graph
