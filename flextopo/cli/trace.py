@@ -61,6 +61,7 @@ def convert(
 
     if out.is_dir() or not out.name.endswith((".csv", ".csv.gz")):
         raise WorkloadError(f"--out {out}; legal: a file to write, .csv or .csv.gz")
+    _check_apart(files, out, json_path)
     with results_to(json_path) as write:
         made = convert_traces(files, kind, service, tokens_per_s)
         make_folder(out.parent)
@@ -68,6 +69,19 @@ def convert(
         write_whole(out, gzip.compress(content, mtime=0) if out.suffix == ".gz" else content)
         write({"out": str(out), "rows": made.rows, "said": list(made.said)})
         typer.echo("\n".join([*made.said, f"{out}: {made.rows} rows"]))
+
+
+def _check_apart(files: list[Path], out: Path, json_path: Path | None) -> None:
+    """Refuse to write over what is read, or over what is written.
+
+    Raises:
+        WorkloadError: names the option.
+    """
+    taken = {file.resolve() for file in files}
+    for option, path in (("--out", out), ("--json", json_path)):
+        if path is not None and path.resolve() in taken:
+            raise WorkloadError(f"{option} {path}: is a file of this call already; legal: another")
+        taken |= set() if path is None else {path.resolve()}
 
 
 @app.command(cls=Command)

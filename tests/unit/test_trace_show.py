@@ -71,8 +71,8 @@ def test_text_tells_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     )
     assert second == (
         "philly: 3 jobs over 29.1 days, run time p50 600 s and p90 69288 s, up to 12 GPUs; they would "
-        "hold 0.2757 GPUs on average, 0.0172 times those of 16; 2 never started or without times left "
-        "out, 1 CPU-only left out, 1 run over 24 h, 1 with attempts of other GPUs than the first, 1 "
+        "hold 0.2757 GPUs on average, 0.0172 times those of 16; 3 never started or without times left "
+        "out, 1 run over 24 h, 1 with attempts of other GPUs than the first, 1 "
         "attempts that end before they start left out, 1 with the id of another, day 0 is 2017-10-06."
     )
 

@@ -66,8 +66,7 @@ def test_philly_runs_for_the_sum_of_its_attempts(tmp_path: Path) -> None:
     assert jobs.duration_s.tolist() == [40, 60 + 86400, 600]
     assert jobs.total_gpus.tolist() == [12, 8, 2]
     assert jobs.notes[0].split(", ") == [
-        "2 never started or without times left out",
-        "1 CPU-only left out",
+        "3 never started or without times left out",
         "1 run over 24 h",
         "1 with attempts of other GPUs than the first",
         "1 attempts that end before they start left out",
@@ -361,3 +360,53 @@ def test_a_mistake_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         code, _, error = run(capsys, "trace", "convert", path, "--out", place)
         assert code == 2
         assert error == f"error: --out {place}; legal: a file to write, .csv or .csv.gz\n"
+
+
+def test_what_is_left_out_is_counted_once(tmp_path: Path) -> None:
+    """A pod that was online, never scheduled and without a GPU is one pod, not three."""
+    jobs = read_jobs(
+        write(
+            tmp_path,
+            "num_gpu,gpu_milli,qos,creation_time,deletion_time,scheduled_time\n"
+            "1,1000,BE,0,9,1\n0,0,LS,0,9,\n0,0,BE,0,9,\n0,0,BE,0,9,1\n",
+        )
+    )
+    assert jobs.notes == (
+        "1 online (LS) left out, 1 never scheduled left out, 1 CPU-only left out",
+    )
+
+
+def test_a_job_of_philly_without_attempts_never_started(tmp_path: Path) -> None:
+    job = json.loads(texts.PHILLY)[0]
+    never = {**job, "jobid": "never", "attempts": []}
+    jobs = read_jobs(write(tmp_path, json.dumps([job, never]), "cluster_job_log"))
+    assert "1 never started or without times left out" in jobs.notes[0]
+    assert "CPU-only" not in jobs.notes[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'service,t_s,rate_rps\n"a\nb",0,1\n', "service,t_s,rate_rps\n ,0,1\n",
+        "model,t_s,rate_rps,valid\na\x1b[31m,0,1,1\n", "submit_s,duration_s,gpus,source\n0,5,1,\n",
+    ],
+)  # fmt: skip
+def test_names_are_of_printed_characters(tmp_path: Path, text: str) -> None:
+    with pytest.raises(WorkloadError, match=r":[23]: .* legal: a name of printed characters"):
+        convert_traces([write(tmp_path, text)])
+    for service in ("", "a\nb"):
+        with pytest.raises(WorkloadError, match="legal: a name of printed characters"):
+            convert_traces([write(tmp_path, texts.MOONCAKE)], service=service)
+
+
+def test_what_is_read_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = write(tmp_path, "submit_s,duration_s,gpus\n0,5,1\n"), tmp_path / "out.csv"
+    before = path.read_bytes()
+    for more in (["-o", path], ["-o", out, "--json", path], ["-o", out, "--json", out]):
+        code, _, said = run(capsys, "trace", "convert", path, *more)
+        assert code == 2
+        assert "is a file of this call already; legal: another" in said
+        assert path.read_bytes() == before
+        assert not out.exists()

@@ -59,6 +59,8 @@ def convert_traces(
     """
     if tokens_per_s is not None and not 0 < tokens_per_s < math.inf:
         raise WorkloadError(f"tokens_per_s = {tokens_per_s:g}; legal: above 0")
+    if service is not None and not (service.strip() and service.isprintable()):
+        raise WorkloadError(f"service {service!r}; legal: a name of printed characters")
     found = read_traces(paths, kind)
     jobs = [each for each in found if isinstance(each, JobRows)]
     if jobs and len(jobs) < len(found):

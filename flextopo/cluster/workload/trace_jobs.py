@@ -64,8 +64,10 @@ class JobRows:
         Raises:
             WorkloadError: no job with a GPU is left.
         """
-        left_out = {**self.left_out, "CPU-only": self.gpus == 0}
-        keep = ~np.logical_or.reduce(list(left_out.values()))
+        left_out, keep = dict[str, Mask](), np.ones(len(self.gpus), np.bool_)
+        for why, mask in {**self.left_out, "CPU-only": self.gpus == 0}.items():
+            left_out[why] = mask & keep  # the first reason counts, so that all counts add up
+            keep &= ~mask
         if not keep.any():
             raise WorkloadError(f"{self.path}: no batch job with a GPU; legal: one at least")
         shared = self.gpus % 1 != 0
@@ -111,7 +113,7 @@ def read_plain_jobs(table: TraceTable) -> JobRows:
     sources: tuple[str, ...] = (stem(table.path),)
     source = np.zeros(len(table), np.int64)
     if "source" in table.columns:
-        sources, source = table.codes("source")
+        sources, source = table.names("source")
     left_out = {}
     if "qos" in table.columns:
         openb = np.array([name == "openb" for name in sources])[source]

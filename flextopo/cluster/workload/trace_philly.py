@@ -62,7 +62,7 @@ def read_philly(trace: JsonTrace) -> JobRows:
         gpus=gpus,
         source=np.zeros(len(jobs), np.int64),
         sources=("philly",),
-        left_out={"never started or without times": ~started & (gpus > 0)},
+        left_out={"never started or without times": ~started},
         since=since,
         notes=", ".join(f"{count} {what}" for count, what in counts if count),
     )

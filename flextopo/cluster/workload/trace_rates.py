@@ -140,7 +140,7 @@ def read_service_rates(table: TraceTable) -> RateWindows:
         WorkloadError: a cell is illegal.
     """
     rates = table.numbers("rate_rps", 0, MAX_RATE, empty=np.nan)
-    return windows_of_rates(table, table.codes("service"), rates)
+    return windows_of_rates(table, table.names("service"), rates)
 
 
 def read_model_rates(table: TraceTable) -> RateWindows:
@@ -151,7 +151,7 @@ def read_model_rates(table: TraceTable) -> RateWindows:
     """
     rates = table.numbers("rate_rps", 0, MAX_RATE, empty=np.nan)
     rates[table.numbers("valid", 0, 1) == 0] = np.nan
-    return windows_of_rates(table, table.codes("model"), rates)
+    return windows_of_rates(table, table.names("model"), rates)
 
 
 def read_servegen(table: TraceTable) -> RateWindows:

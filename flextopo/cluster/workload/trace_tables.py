@@ -79,6 +79,17 @@ class TraceTable:
         number = {value: i for i, value in enumerate(values)}
         return values, np.fromiter(map(number.__getitem__, cells), np.int64, len(cells))
 
+    def names(self, name: str) -> tuple[Columns, Ints]:
+        """Return what `codes` does, of a column of names that are told to people.
+
+        Raises:
+            WorkloadError: one is empty, or has a character that is not printed.
+        """
+        for row, cell in enumerate(self.columns[name]):
+            if not cell.strip() or not cell.strip().isprintable():
+                self.fail(row, f"{name} = {cell!r}", "a name of printed characters")
+        return self.codes(name)
+
     def among(self, name: str, values: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return (N,) bool: whether a column has one of these values."""
         cells = self.columns[name]
