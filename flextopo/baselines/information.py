@@ -1,4 +1,4 @@
-"""What is known of a simulation at a decision: the one place that reads its tape for a policy that looks ahead."""
+"""What is known of a simulation at a decision: the one place that reads its tape for those that look ahead."""
 
 from __future__ import annotations
 

@@ -116,12 +116,12 @@ class Rollout:
     """Branch over the best candidates in sampled futures, and take the least mean loss.
 
     After its own choice each branch goes on with a base selector until the horizon, as with
-    `OracleLookahead`. All branches of a decision face the same futures. These start from the present state, and are
-    drawn from the workload model given what has been seen: how long batch jobs have run, and how
+    `OracleLookahead`. All branches of a decision face the same futures. These start from the present state,
+    and are drawn from the workload model given what has been seen: how long batch jobs have run, and how
     many replicas services have had. The draw depends on the seed, the time and the pod alone.
 
-    Futures are played in rounds, each as large as all before it, up to `MOST_AT_ONCE`. A branch that is clearly worse than the best
-    one gets no more of them.
+    Futures are played in rounds, each as large as all before it, up to `MOST_AT_ONCE`. A branch that is
+    clearly worse than the best one gets no more of them.
 
     Attributes:
         seed: of the futures.
