@@ -19,7 +19,7 @@ DAY_S = 86400
 DAY_STEPS = DAY_S // STEP_S
 MAX_TIME_S = 1e11
 MAX_RATE = 1e12
-MAX_CELLS = 5 * 10**7
+MAX_CELLS = 10**7
 
 Floats = npt.NDArray[np.float64]
 
