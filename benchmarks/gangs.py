@@ -3,7 +3,7 @@
     python benchmarks/gangs.py --sizes 125,250,500,1000
 
 Servers of 8 A100s on leaves of 16 are full of batch pods of 1 to 8 GPUs, a tenth of them in PodGroups over
-servers. Gangs of 16 members of 8 GPUs (and, by itself, of 8 members of 8 and 8 of 4) ask; the 64 cheapest
+servers. Gangs of 16 members of 8 GPUs, and of two sizes, 8 members of each, ask; the 64 cheapest
 candidates are sought within a leaf and, for those that may be spread, in blocks and the cluster.
 """
 
@@ -20,7 +20,12 @@ from flextopo.cluster.topology.levels import NetworkLevel
 from flextopo.cluster.topology.servers import parse_servers
 
 MIXES = ((8,), (8,), (4, 4), (4, 2, 2), (2, 2, 2, 1, 1), (4, 4))
-KINDS = {"16 x 8": (8,) * 16, "8 x 8 + 8 x 4": (8,) * 8 + (4,) * 8}
+KINDS = {
+    "16 x 8": (8,) * 16,
+    "8 x 8 + 8 x 4": (8,) * 8 + (4,) * 8,
+    "8 x 4 + 8 x 2": (4,) * 8 + (2,) * 8,
+    "8 x 8 + 8 x 1": (8,) * 8 + (1,) * 8,
+}
 K = 64
 NOW_S = 200_000
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.simulation.events import Events, empty_events
+from flextopo.cluster.simulation.imagined import Futures, rings
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.arrays import (
     BACKING_OFF,
@@ -15,8 +17,10 @@ from flextopo.cluster.state.arrays import (
     NOMINATED,
     PENDING,
     TERMINATING,
+    Cluster,
 )
-from flextopo.cluster.state.schema import ALL_MEMBERS, NEVER_S
+from flextopo.cluster.state.schema import ALL_MEMBERS, LIVE_DTYPE, NEVER_S, POD_DTYPE, blank
+from flextopo.cluster.state.storage import branch_of
 from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.batch_pods import WORKER_GPUS
 
@@ -156,3 +160,51 @@ def find_jobs(pods: npt.NDArray[Any]) -> tuple[Ints, Bools]:
     alike[:1] = False
     job = np.cumsum(~alike) - 1
     return job, worker & (np.bincount(job)[job] > 1)
+
+
+def imagined(sim: Simulator, known: InformationState, futures: Futures) -> Simulator:
+    """Return a simulation of the present state with memory for any of these futures.
+
+    Its pod table has the present pods in their order, then room for the arrivals. Nodes list their pods in
+    the same places, so that candidates of the simulation are candidates here.
+
+    Args:
+        sim: at a decision; not modified.
+        known: what is known of it.
+        futures: sampled for it.
+
+    Returns:
+        Arrays of its own, which `imagine` completes; only the server models are shared.
+    """
+    here, size = len(known.pods), futures.num_pods
+    pods, live = blank(size, POD_DTYPE), blank(size, LIVE_DTYPE)
+    pods[:here], live[:here] = known.pods, known.live
+    pods["next_member"][:here] = rings(known.pods["group"])
+    pods["arrive_s"][here:] = NEVER_S
+    c = sim.state.arrays
+    never = (known.live["status"] == PENDING) & (known.live["heap_at"] < 0)
+    live["next_s"][:here][never] = NEVER_S
+    new_row = np.full(len(c.pods) + 1, -1, np.int64)  # row -1 stays -1
+    new_row[known.rows] = np.arange(here)
+    coming = np.zeros((size - here, c.pod_cores.shape[1]), np.int16)
+    cluster: Cluster = branch_of(c, copy=True)._replace(
+        pods=pods,
+        live=live,
+        pod_cores=np.concatenate((c.pod_cores[known.rows], coming)),
+        node_pods=new_row[c.node_pods].astype(np.int32),
+        pdb_left=np.append(c.pdb_left, np.ones(futures.num_pdbs, np.int64)),
+    )
+    return sim.with_arrays(cluster, _events(sim.events, futures, new_row, here))
+
+
+def _events(e: Events, futures: Futures, new_row: npt.NDArray[np.int64], here: int) -> Events:
+    """Return the events of a simulation, with pods in other rows and nothing of what comes."""
+    events = empty_events(futures.num_pods, np.zeros(futures.departures.shape[1], np.int64))
+    waiting, unserved = int(e.clock[0]["queue_size"]), int(e.clock[0]["unserved"])
+    events.queue[:waiting] = new_row[e.queue[:waiting]]
+    events.unserved[:unserved] = new_row[e.unserved[:unserved]]
+    events.clock[:], events.account[:] = e.clock, e.account
+    clock: Any = events.clock
+    clock["next_arrival"], clock["next_departure"], clock["heap_size"] = here, 0, 0
+    clock["asked"] = new_row[e.clock[0]["asked"]]
+    return events

@@ -16,7 +16,7 @@ from kube_objects import pod as running
 
 from flextopo.baselines import rollout
 from flextopo.baselines.futures import FutureSampler, assemble, median_future
-from flextopo.baselines.information import InformationState, find_jobs
+from flextopo.baselines.information import InformationState, find_jobs, imagined
 from flextopo.baselines.policies import GreedyCost, OracleLookahead
 from flextopo.baselines.registry import make_selector
 from flextopo.baselines.replica_forecast import filter_demand, replica_runs, within_limit
@@ -26,7 +26,6 @@ from flextopo.baselines.rollout import (
     Proposal,
     Rollout,
     compare_with,
-    imagined,
     propose,
     worth_playing,
 )

@@ -89,7 +89,7 @@ def _services(found: list[Found], service: str | None, tokens_per_s: float | Non
     hours = joined.rates.shape[1] * STEP_S / 3600
     said = [_log_sentence(log, tokens_per_s) for log in logs]
     said.append(
-        f"{len(joined.names)} services over {hours:.3g} h"
+        f"{_counted(len(joined.names), 'service')} over {hours:.3g} h"
         + (f"; in a comparison: {filled.notes}" if filled.notes else "")
     )
     steps = (joined.first + np.arange(joined.rates.shape[1])) * STEP_S
@@ -104,7 +104,7 @@ def _services(found: list[Found], service: str | None, tokens_per_s: float | Non
 def _log_sentence(log: RequestLog, tokens_per_s: float | None) -> str:
     peak = log.peak_tokens_per_s()
     text = (
-        f"{log.name}: {len(log.times_s)} requests of {log.input_tokens.mean():.0f} tokens in and "
+        f"{log.name}: {_counted(len(log.times_s), 'request')} of {log.input_tokens.mean():.0f} tokens in and "
         f"{log.output_tokens.mean():.0f} out; {peak:.0f} tokens/s in the busiest 10 min"
     )
     if tokens_per_s is None:
@@ -117,7 +117,7 @@ def _jobs(jobs: BatchJobs) -> Converted:
     for i, (name, notes) in enumerate(zip(jobs.sources, jobs.notes, strict=True)):
         own = jobs.source == i
         large = int((jobs.pods[own] > 1).sum())
-        parts = [f"{name}: {int(own.sum())} jobs", notes]
+        parts = [f"{name}: {_counted(int(own.sum()), 'job')}", notes]
         parts += [f"{large} over 8 GPUs, which become PodGroups"] if large else []
         said.append("; ".join(part for part in parts if part))
     columns = (jobs.submit_s, jobs.duration_s, jobs.total_gpus, jobs.pods)
@@ -125,6 +125,10 @@ def _jobs(jobs: BatchJobs) -> Converted:
     rows = zip(*(column.tolist() for column in columns), names, strict=True)
     text = _csv(("submit_s", "duration_s", "gpus", "nodes", "source"), rows)
     return Converted(len(jobs), text, tuple(said))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -20,6 +20,7 @@ DAY_STEPS = DAY_S // STEP_S
 MAX_TIME_S = 1e11
 MAX_RATE = 1e12
 MAX_CELLS = 10**7
+"""Windows of all services of a trace, gaps included: 190 years of one. A damaged time asks for no more memory."""
 
 Floats = npt.NDArray[np.float64]
 
