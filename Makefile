@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: planning install docs pages figures interop format lint type test test-slow fuzz cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: planning install docs links pages figures interop format lint type test test-slow fuzz cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -145,8 +145,11 @@ report: $(VENV)/.core  ## write the generated blocks of README.md and docs
 	$(BIN)/flextopo report --readme docs/how-to/train-with-ppo.md
 	$(BIN)/python -m flextopo.cli.reference docs/command-line.md
 
-docs: $(VENV)/.dev  ## the site, into build/site; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+docs: $(VENV)/.dev  ## the site, into build/site; warnings and broken links are errors
+	$(BIN)/python tests/website.py
+
+links: $(VENV)/.dev  ## links between pages, from their text; ARGS=--external asks other hosts
+	$(BIN)/python tests/links.py $(ARGS)
 
 figures: $(VENV)/.core  ## the drawings of docs/method.md
 	$(BIN)/python docs/figures/draw.py
