@@ -181,14 +181,19 @@ def test_the_site_has_all_pages_and_loads_nothing_from_elsewhere(site: Path) -> 
     assert "Choose the victims for one pending online pod after another" in api
 
 
-@pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="needs a browser")
-def test_search_works_in_a_page_opened_from_a_folder(site: Path) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("needs a browser")
     sync_api = pytest.importorskip("playwright.sync_api")
+    options = {"executable_path": "/usr/bin/chromium", "args": ["--no-sandbox"]}
+    with sync_api.sync_playwright() as driver, driver.chromium.launch(**options) as browser:
+        yield browser
+
+
+def test_search_works_in_a_page_opened_from_a_folder(site: Path, browser: Any) -> None:
     asked: list[str] = []
-    with sync_api.sync_playwright() as driver:
-        options = {"executable_path": "/usr/bin/chromium", "args": ["--no-sandbox"]}
-        browser = driver.chromium.launch(**options)
-        page = browser.new_page()
+    with browser.new_page() as page:
         page.on("request", lambda request: asked.append(request.url))
         page.goto((site / "build" / "site" / "api" / "envs.html").as_uri())
         page.wait_for_selector(".md-search__button")
@@ -196,10 +201,21 @@ def test_search_works_in_a_page_opened_from_a_folder(site: Path) -> None:
         page.keyboard.type("requeue-aware")
         page.get_by_text(re.compile(r"^\d+ results$")).wait_for(timeout=10_000)
         page.keyboard.press("Enter")
-        page.wait_for_url(re.compile(r"\.html\?h=.+#|command-line\.html"), timeout=10_000)
-        browser.close()
+        page.wait_for_url(re.compile(r"site/[\w-]+\.html"), timeout=10_000)
     assert asked
     assert all(url.startswith("file:") for url in asked)
+
+
+def test_tables_hide_no_columns(site: Path, browser: Any) -> None:
+    hidden = """() => [...document.querySelectorAll('.md-typeset__scrollwrap')].filter(
+        box => box.scrollWidth > box.clientWidth).map(box => box.innerText.split('\\n')[0])"""
+    tables = 0
+    with browser.new_page(viewport={"width": 1280, "height": 900}) as page:
+        for name in PAGES:
+            page.goto((site / "build" / "site" / name.replace(".md", ".html")).as_uri())
+            assert page.evaluate(hidden) == [], name
+            tables += page.locator(".md-typeset__scrollwrap").count()
+    assert tables > 50
 
 
 @pytest.mark.parametrize(
