@@ -31,6 +31,12 @@ def test_the_citation_is_of_this_version() -> None:
     assert "2411.11560" in citation["references"][0]["identifiers"][0]["value"]
 
 
+def test_the_changelog_begins_with_this_version_and_its_date() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = next(heading for heading in headings if heading != "Unreleased")
+    assert newest == f"{flextopo.__version__} - {read('CITATION.cff')['date-released']}"
+
+
 def test_the_map_of_the_code_names_every_module_and_nothing_else() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     rows = re.findall(r"^\| `([\w/]+)` \| (`[^|]+`) \|", text, re.MULTILINE)
