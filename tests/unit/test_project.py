@@ -72,12 +72,13 @@ def test_issue_forms_have_what_a_code_host_asks_for() -> None:
 def test_workflows_call_make_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     called = {}
-    for name in ("ci", "release"):
+    for name in ("ci", "release", "nightly"):
         for job, content in read(f".github/workflows/{name}.yml")["jobs"].items():
             steps = [step["run"] for step in content["steps"] if "run" in step]
             called[job] = [step.split()[1] for step in steps if step.startswith("make ")]
             assert set(called[job]) <= targets
     assert called["build"] == ["dist"]
+    assert (called["numbers"], called["links"]) == (["replay"], ["links"])
     assert (called["lowest"], called["newest"]) == (["lowest"], ["newest"])
     local = re.findall(r"^make ([a-z-]+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     check = re.search(r"^check: ([a-z -]+?)  ##", (ROOT / "Makefile").read_text(), re.MULTILINE)
