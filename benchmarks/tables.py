@@ -98,7 +98,7 @@ def stages(traces: str) -> list[Stage]:
         words = f"--servers 16*rtx4090 --selectors {STRONGEST},oracle-lookahead --seeds 50"
         found.append(compare("results", f"peak{peak}", 1, f"{words} --peak 0.{peak}"))
     words = f"--servers 16*rtx4090 --selectors {STRONGEST} --seeds 50 --hours 2184"
-    found.append(compare("results", "limit", 3, f"{words} --policies {LIMITS}"))
+    found.append(compare("results", "limit", 1, f"{words} --policies {LIMITS}"))
     for count, seeds in ((128, 20), (1000, 10)):
         words = f"--servers {count}*rtx4090 --selectors {STRONGEST} --seeds {seeds}"
         found.append(compare("results", f"s{count}", 3, words))
@@ -107,12 +107,12 @@ def stages(traces: str) -> list[Stage]:
         found.append(compare("planning", f"planning{tail}", 10, f"{words} --seeds 50"))
     for tail, servers in SERVERS.items():
         words = f"--servers {servers} {recorded} --selectors {RECORDED} --policies {BOTH}"
-        found.append(compare("recorded", f"recorded{tail}", 5, f"{words} --seeds 100"))
+        found.append(compare("recorded", f"recorded{tail}", 20, f"{words} --seeds 100"))
     words = f"--servers 16*rtx4090 {recorded} --selectors {planned} --policies {BOTH} --seeds 20"
-    found.append(compare("recorded", "planning-recorded", 5, words))
+    found.append(compare("recorded", "planning-recorded", 10, words))
     gangs = "--set gang_share=0.25"
     words = f"--servers 64*a100@leaf8 {gangs} --selectors {GANG_RULES},lookahead,oracle-lookahead"
-    found.append(compare("gangs", "gangs64", 20, f"{words} --seeds 20 --oracle-seeds 10"))
+    found.append(compare("gangs", "gangs64", 15, f"{words} --seeds 20 --oracle-seeds 10"))
     words = f"--servers 1000*a100@leaf8 {gangs} --selectors {GANG_RULES} --seeds 3"
     found.append(compare("gangs", "gangs1000", 20, words))
     stress = (

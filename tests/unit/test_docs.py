@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +284,24 @@ def test_a_link_that_leads_nowhere_is_noticed(tmp_path: Path) -> None:
         "docs/a.md: ../README.md is no page of the site",
     ]
     assert links.external_links(tmp_path) == {"https://a.example/b": "README.md"}
+
+
+def test_hosts_are_asked_whether_a_page_is_there() -> None:
+    class Host(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(self.path[1:]))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        threading.Thread(target=server.serve_forever).start()
+        there = f"http://127.0.0.1:{server.server_port}"
+        answers = [links.unanswered(f"{there}/{status}") for status in (200, 403, 404)]
+        server.shutdown()
+    assert answers == [None, None, "status 404"]
+    assert links.unanswered(f"{there}/200", timeout_s=1) is not None
 
 
 @pytest.mark.parametrize("page", PAGES)
