@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flextopo.policies.runtime import load_policy
     from flextopo.policies.selectors import register_selector
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "compare",
