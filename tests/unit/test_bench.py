@@ -300,9 +300,22 @@ def test_ranks_follow_the_loss() -> None:
     rows = board.track_rows("gang", entries)[1:]
     assert [r[0] for r in rows] == ["1", "2", ""]
     assert [r[1] for r in rows] == ["`a`", "`b`", "`o`"]
-    assert [r[7] for r in rows] == ["better", "worse", "better"]
-    assert {r[8] for r in rows} == {"-"}
+    assert [r[8] for r in rows] == ["better", "worse", "better"]
+    assert {r[9] for r in rows} == {"-"}
     assert "| - | - |" in board.leaderboard(entries)  # tracks that nobody played
+
+
+def test_the_overview_is_ordered_by_rank_and_not_by_one_bad_day() -> None:
+    def whole(name: str, kind: str, loss: float) -> Entry:
+        found = [row(name, kind, loss, track) for track in TRACKS]
+        return replace(found[0], tracks={k: v for one in found for k, v in one.tracks.items()})
+
+    steady, bad = whole("steady", "rule", 0.5), whole("bad-day", "rule", 0.4)
+    bad.tracks["recorded"].metrics["weighted_loss"][95] = 1e4
+    entries = [whole("o", "oracle", 0.0), row("part", "rule", 0.1), steady, bad]
+    rows = board.overview_rows(entries)
+    assert [r[0] for r in rows[1:]] == ["`bad-day`", "`steady`", "`part`", "`o`"]
+    assert [r[-2] for r in rows[1:]] == ["1.3", "2.0", "-", "-"]
 
 
 def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ WRITTEN = (
 POINTS = (
     f"Points of weighted loss against `{PAR}` on the same games; less is better, * where the 95 % interval "
     "leaves out 0. An oracle knows the future: no entry to beat, but what there is to gain. Of {intervals} "
-    "intervals {chance:.0f} leave out 0 by chance alone."
+    "intervals {chance:.0f} leave out 0 by chance alone. Ordered by the mean rank: one day may outweigh all others in a mean of losses."
 )
 
 
@@ -47,7 +47,7 @@ def load_entries(folder: Path) -> list[Entry]:
 
 def track_rows(name: str, entries: Sequence[Entry]) -> Rows:
     """Return the table of a track: headings, then a row an entry, least loss first, oracles last."""
-    head = ["", "entry", "kind", "loss %", f"against {PAR},\npoints", "95 % interval",
+    head = ["", "entry", "kind", "loss %", f"against {PAR},\npoints", "95 % interval", "median",
             "better\non", "verdict", "hit\nrate %", "late %", "discarded\nGPU-h"]  # fmt: skip
     played = [entry for entry in entries if name in entry.tracks]
     ranked = sorted(played, key=lambda entry: (entry.kind == "oracle", _mean(entry, name)))
@@ -68,6 +68,7 @@ def track_rows(name: str, entries: Sequence[Entry]) -> Rows:
                 f"{100 * loss.mean:.2f} ±{100 * half:.2f}",
                 "0" if same else f"{100 * found.mean:+.2f}",
                 "" if same else f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]",
+                "" if same else f"{100 * found.median:+.2f}",
                 "" if same else f"{found.improvement:.0%}",
                 "par" if same else verdict(found.low, found.high, len(losses)),
                 _cell(metrics["hit_rate"], 100, 1),
@@ -79,11 +80,15 @@ def track_rows(name: str, entries: Sequence[Entry]) -> Rows:
 
 
 def overview_rows(entries: Sequence[Entry]) -> Rows:
-    """Return the table of all tracks: points against par, `*` where the interval leaves out 0."""
-    out = [["entry", "kind", *TRACKS, "mean", "by"]]
+    """Return the table of all tracks: points against par, `*` where the interval leaves out 0.
+
+    Entries are ordered by their mean rank over all tracks, since one day of one track may outweigh all
+    others in a mean of losses; those that left a track out stand below, oracles last.
+    """
+    ranks = {name: _ranks(name, entries) for name in TRACKS}
     rows = []
     for entry in entries:
-        cells, means = [], []
+        cells = []
         for name in TRACKS:
             if name not in entry.tracks:
                 cells.append("-")
@@ -92,13 +97,25 @@ def overview_rows(entries: Sequence[Entry]) -> Rows:
             found = paired_difference(losses, frozen()[name].par)
             claimed = "*" if found.high < 0 or found.low > 0 else ""
             cells.append("0" if entry.name == PAR else f"{100 * found.mean:+.2f}{claimed}")
-            means.append(100 * found.mean)
-        whole = len(means) == len(TRACKS)
-        mean = float(np.mean(means))
-        key = (entry.kind == "oracle", not whole, mean)
-        said = f"{mean:+.2f}" if whole else "-"
+        oracle = entry.kind == "oracle"
+        whole = not oracle and all(name in entry.tracks for name in TRACKS)
+        mean = [ranks[name][entry.name] for name in TRACKS if entry.name in ranks[name]]
+        rank = float(np.mean(mean)) if mean else 0.0
+        said = f"{rank:.1f}" if whole else "-"
+        key = (oracle, not whole, rank)
         rows.append((key, [f"`{entry.name}`", entry.kind, *cells, said, entry.by]))
-    return out + [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+    head = ["entry", "kind", *TRACKS, "mean rank", "by"]
+    return [head] + [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+
+
+def _ranks(name: str, entries: Sequence[Entry]) -> dict[str, float]:
+    """Return the rank of everybody but oracles on a track, 1 = least loss; equal losses share one."""
+    played = [entry for entry in entries if name in entry.tracks and entry.kind != "oracle"]
+    losses = np.array([_mean(entry, name) for entry in played])
+    return {
+        entry.name: float((losses < loss).sum() + ((losses == loss).sum() + 1) / 2)
+        for entry, loss in zip(played, losses, strict=True)
+    }
 
 
 def leaderboard(entries: Sequence[Entry]) -> str:
