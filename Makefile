@@ -101,6 +101,7 @@ results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/
 	$(BIN)/flextopo compare --servers "128*rtx4090" --selectors $(STRONGEST) --seeds 20 --out results/s128 --json docs/results/s128.json
 	$(BIN)/flextopo compare --servers "1000*rtx4090" --selectors $(STRONGEST) --seeds 10 --out results/s1000 --json docs/results/s1000.json
 	cp results/rtx4090/compare.png docs/results/rtx4090.png
+	$(BIN)/flextopo replay docs/results/rtx4090.json --selector greedy-cost --selector deepset-imitation --seed 2000019 --output docs/results/day.gif
 
 PLANS := $(foreach futures,16 64 256 1024,requeue-aware+plan@$(futures))
 EMPTY :=

@@ -110,8 +110,8 @@ def _file(folder: Path | None, name: str) -> str:
 
 
 TRACKS: dict[str, Track] = {
-    "rtx4090": Track("16 servers of 8 RTX 4090, two sockets each", "16*rtx4090", 50),
-    "a100": Track("16 servers of 8 A100, eight NUMA nodes each", "16*a100", 50),
+    "rtx4090": Track("16 servers of 8 RTX 4090, 8 NUMA nodes each", "16*rtx4090", 50),
+    "a100": Track("16 servers of 8 A100, 2 NUMA nodes each", "16*a100", 50),
     "mixed": Track("8 servers of each kind", "8*rtx4090,8*a100", 50),
     "gang": Track(
         "64 servers on 8 leaves; a quarter of the replicas span servers",
