@@ -171,6 +171,45 @@ def draw_front(data: ReportData) -> Figure | None:
     return figure
 
 
+def draw_gangs(data: ReportData) -> Figure | None:
+    """Draw what selectors did for gangs, of the first comparison in which some were placed."""
+    found = [
+        c
+        for c in data.comparisons
+        if any(mean_of(row, "gang_preemptions") for row in c.results["selectors"].values())
+    ]
+    if not found:
+        return None
+    selectors = found[0].results["selectors"]
+    figure = new_figure(11, 0.34 * len(selectors) + 1.3)
+    axes = list(figure.subplots(1, 3, sharey=True))
+    for ax, (heading, metric, factor) in zip(
+        axes,
+        (
+            (
+                "gangs as close as they ask, every\nmember at its best level, %",
+                "gang_hit_rate",
+                100,
+            ),
+            ("wait of gangs, 99th percentile, s", "gang_wait_p99_s", 1),
+            ("victims a preemption", "victims_per_preemption", 1),
+        ),
+        strict=True,
+    ):
+        for name, row in selectors.items():
+            cell = row.get(metric)
+            if cell is None or cell["mean"] is None:
+                continue
+            mean, low, high = (factor * cell[key] for key in ("mean", "low", "high"))
+            ax.barh(name, mean, color="#1f6fb4", alpha=0.75)
+            error = [[max(mean - low, 0)], [max(high - mean, 0)]]
+            ax.errorbar(mean, name, xerr=error, fmt="none", ecolor="black", capsize=3)
+        ax.set_xlabel(heading)
+    axes[0].invert_yaxis()
+    figure.suptitle(found[0].label, fontsize="medium")
+    return figure
+
+
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """Return whom no other beats in one of two costs without being worse in the other, by the first."""
     front: list[str] = []
@@ -376,6 +415,7 @@ FIGURES: dict[str, tuple[str, Callable[[ReportData], Figure | None]]] = {
         "Loss against waiting: the line joins those that no other beats in both",
         draw_front,
     ),
+    "gangs": ("Replicas that span servers: mean and 95 % interval", draw_gangs),
     "differences": (
         "Paired differences on the same tapes and probability of improvement, stratified bootstrap",
         draw_differences,

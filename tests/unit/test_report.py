@@ -28,7 +28,7 @@ from flextopo.train.report_data import (
     scaling,
     weight_series,
 )
-from flextopo.train.report_figures import FIGURES, draw_decomposition, pareto_front
+from flextopo.train.report_figures import FIGURES, draw_decomposition, draw_gangs, pareto_front
 from flextopo.train.report_page import write_report
 from flextopo.train.results import save_results
 
@@ -125,6 +125,14 @@ def test_the_front_is_of_those_that_no_other_beats() -> None:
     for name, (x, y) in points.items():
         beaten = any(u <= x and v <= y and (u, v) != (x, y) for u, v in points.values())
         assert (name in pareto_front(points)) == (not beaten)
+
+
+def test_gangs_are_drawn_where_there_are_some() -> None:
+    assert draw_gangs(read_report_data([SAVED / "rtx4090.json"])) is None
+    figure = draw_gangs(read_report_data([SAVED / "gangs64.json"]))
+    assert figure is not None
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert set(names) == set(json.loads((SAVED / "gangs64.json").read_text())["selectors"])
 
 
 def test_a_stress_test_has_its_table(tmp_path: Path) -> None:
