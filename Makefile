@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs links pages figures interop format lint type test test-slow fuzz cover compare tables results planning recorded reproduce fit stress gangs replay report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: leaderboard install docs links pages figures interop format lint type test test-slow fuzz cover compare tables results planning recorded reproduce fit stress gangs replay report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -115,11 +115,22 @@ stress: $(VENV)/.core  ## the table of disturbed worlds in docs/results.md; ten 
 replay: $(VENV)/.dev  ## a tenth of the saved seeds again, bit for bit; ARGS="--part 3"
 	$(BIN)/python benchmarks/replay_results.py --traces $(TRACES) $(ARGS)
 
+RANKED := random kubernetes godel flextopo-best-effort flextopo-guaranteed flextopo kubernetes-workload kueue volcano greedy-cost gfs requeue-aware lookahead oracle-lookahead requeue-aware+plan@64 deepset-imitation deepset-imitation@0
+RECORDED ?= recorded
+
+leaderboard: $(VENV)/.core  ## play what is missing of our entries, and write the page; RECORDED=FOLDER of docs/benchmark.md
+	for each in $(RANKED); do \
+	  $(BIN)/flextopo bench run $$each --by flextopo --traces $(RECORDED) --out leaderboard/v1/$$each.json || exit; \
+	done
+	$(BIN)/flextopo bench run exact --by flextopo --traces $(RECORDED) --tracks rtx4090,a100,mixed,recorded,stress --out leaderboard/v1/exact.json
+	$(BIN)/flextopo bench table leaderboard/v1 --out docs/leaderboard.md
+
 report: $(VENV)/.core  ## write the generated blocks of README.md and docs
 	$(BIN)/flextopo report
 	$(BIN)/flextopo report --readme docs/results.md
 	$(BIN)/flextopo report --readme docs/environment.md
 	$(BIN)/flextopo report --readme docs/gangs.md
+	$(BIN)/flextopo report --readme docs/benchmark.md
 	$(BIN)/flextopo report --readme docs/how-to/train-with-ppo.md
 	$(BIN)/python -m flextopo.cli.reference docs/command-line.md
 

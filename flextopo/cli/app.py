@@ -19,6 +19,7 @@ import flextopo
 from flextopo.cli import (
     ablate,
     agent,
+    bench,
     compare,
     doctor,
     export,
@@ -83,6 +84,7 @@ for panel, commands in MAP.items():
         app.command(name, cls=Command, rich_help_panel=panel)(command)
 app.add_typer(topology.app, name="topology", rich_help_panel="Look around")
 app.add_typer(trace.app, name="trace", rich_help_panel="Look around")
+app.add_typer(bench.app, name="bench", rich_help_panel="Compare")
 
 
 def _show_version(value: bool) -> None:

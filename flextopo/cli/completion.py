@@ -8,6 +8,7 @@ from flextopo.baselines.registry import known_selectors
 from flextopo.cli.configuration import ALGORITHMS, WEIGHTS, WORKLOAD, Configuration
 from flextopo.cluster.scenario import ADMISSIONS
 from flextopo.policies.shipped import zoo_names
+from flextopo.train.benchmark.tracks import TRACKS
 from flextopo.train.stress import PERTURBATIONS
 
 Completions = list[tuple[str, str]]
@@ -81,6 +82,12 @@ def perturbation_list(incomplete: str) -> Completions:
     """Complete the last of several perturbations, joined by commas."""
     known = [(name, how.about) for name, how in PERTURBATIONS.items()]
     return _last(incomplete, [("all", "all of them"), *known])
+
+
+def track_list(incomplete: str) -> Completions:
+    """Complete the last of several tracks of the benchmark, joined by commas."""
+    known = [(name, track.about) for name, track in TRACKS.items()]
+    return _last(incomplete, [("all", "all whose files are there"), *known])
 
 
 def weights(incomplete: str) -> Completions:

@@ -12,6 +12,7 @@ from flextopo.cli import completion
 from flextopo.cli.configuration import ALGORITHMS, WEIGHTS, WORKLOAD, Configuration
 from flextopo.cli.terminal import JsonPath, results_to
 from flextopo.cluster.errors import UnknownNameError
+from flextopo.train.benchmark.tracks import TRACKS
 from flextopo.train.stress import PERTURBATIONS
 from flextopo.train.tables import format_table
 
@@ -43,6 +44,13 @@ def _perturbations() -> Rows:
     return [{"name": name, "about": how.about} for name, how in PERTURBATIONS.items()]
 
 
+def _tracks() -> Rows:
+    return [
+        {"name": name, "about": track.about, "games": track.num_games}
+        for name, track in TRACKS.items()
+    ]
+
+
 def _fields(configuration: Configuration) -> Rows:
     return [{"name": name, **field._asdict()} for name, field in configuration.fields.items()]
 
@@ -52,6 +60,7 @@ NAMES: dict[str, Callable[[], Rows]] = {
     "selectors": _selectors,
     "policies": _policies,
     "perturbations": _perturbations,
+    "tracks": _tracks,
 }
 FIELDS = {**ALGORITHMS, "workload": WORKLOAD, "weights": WEIGHTS}
 """What is listed by name only: the fields of a configuration."""

@@ -51,9 +51,9 @@ def replay(
     admission: Annotated[
         str | None, SCENARIO.option("admission", autocompletion=completion.admissions)
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path(
-        "results/replay.html"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write: .html, or .gif for an animation.")
+    ] = Path("results/replay.html"),
     json_path: JsonPath = None,
 ) -> None:
     """Replay a tape on an HTML page: every decision, and why.
@@ -67,12 +67,14 @@ def replay(
         flextopo replay results/compare.json
         flextopo replay results/compare.json -s exact --seed 2000000
         flextopo replay -s deepset-imitation -s greedy-cost -o day.html
+        flextopo replay -s greedy-cost -s requeue-aware -o day.gif
     """
     if results is not None and results.suffix == ".jsonl":
         what_if(results, selector, json_path=json_path)
         return
     from flextopo.cluster.workload.seeds import VALIDATION
     from flextopo.train.compare import REFERENCE
+    from flextopo.train.replay_animation import write_animation
     from flextopo.train.replay_page import write_replay
     from flextopo.train.replay_results import config_of, interesting_seed, interesting_selectors
     from flextopo.train.results import load_results
@@ -92,7 +94,8 @@ def replay(
     config = _override(config, servers, services, batch, given, admission)
     with results_to(json_path) as write:
         with progress("recording") as done:
-            written = write_replay(config, names, seed, output, done)
+            draw = write_animation if output.suffix.lower() == ".gif" else write_replay
+            written = draw(config, names, seed, output, done)
         played = [
             (recording.name, len(recording.choices), recording.metrics["weighted_loss"])
             for recording in written.recordings

@@ -115,6 +115,30 @@ def draw_cluster(state: ClusterState) -> npt.NDArray[np.uint8]:
     """
     nodes = state.arrays.nodes["model"].tolist()
     scene = make_scene(state.models, nodes, state_network(state))
+    pods, uses = occupants(state)
+    gangs = np.where(in_gang(state), state.arrays.pods["group"], -1)
+    picture = draw_scene(scene, uses, first_gpus(state), np.where(pods >= 0, gangs[pods], -1))
+    factor = max(1, round(MIN_WIDTH / picture.shape[1]))
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def draw_scene(
+    scene: Scene,
+    uses: npt.NDArray[np.uint8],
+    first: npt.NDArray[np.int64],
+    group: npt.NDArray[np.int32],
+) -> npt.NDArray[np.uint8]:
+    """Draw servers with the use of each GPU.
+
+    Args:
+        scene: the servers.
+        uses: (G,) places in `LETTERS`.
+        first: (num_nodes + 1,) where the GPUs of each node begin.
+        group: (G,) the gang that holds it, -1 = none.
+
+    Returns:
+        (H, W, 3) uint8; H and W are even and depend on the servers alone.
+    """
     theme = THEMES[THEME]
     made = scene.arrange(scene.columns())
     width, height = made.width + 2 * scene.gap, made.height + 2 * scene.gap
@@ -124,15 +148,11 @@ def draw_cluster(state: ClusterState) -> npt.NDArray[np.uint8]:
         view = _cut(inside, frame)
         view[:] = theme["leaf"]
         _write(view, LEAF_EDGE, 3, f"{leaf.name}  {leaf.block}", theme["label"])
-    first, (pods, uses) = first_gpus(state), occupants(state)
-    gangs = np.where(in_gang(state), state.arrays.pods["group"], -1)
-    group = np.where(pods >= 0, gangs[pods], -1)
     for node, (left, top) in enumerate(made.origins):
         view = _cut(inside, (left, top, scene.tile_width, scene.tile_height))
         gpus = slice(first[node], first[node + 1])
         _draw_server(view, scene, node, uses[gpus], group[gpus])
-    factor = max(1, round(MIN_WIDTH / picture.shape[1]))
-    return picture.repeat(factor, 0).repeat(factor, 1)
+    return picture
 
 
 def _draw_server(

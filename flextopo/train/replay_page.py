@@ -96,6 +96,40 @@ def write_replay(
         FlextopoError: a selector is unknown, there are none or too many of them, the seed is
             negative, or the page cannot be written.
     """
+    games = record_games(config, names, seed, out, done)
+    found = differences(*games.recordings) if len(games.recordings) > 1 else []
+    content = render(games.sim, games.recordings, found, games.facts).encode()
+    write_whole(out, content)
+    return Written(out, len(content), games.recordings, tuple(found))
+
+
+@dataclass(frozen=True)
+class Games:
+    """Games of one tape that were recorded.
+
+    Attributes:
+        sim: one of the simulations, at its end.
+        recordings: one or two.
+        facts: what was played, in words.
+    """
+
+    sim: Simulator
+    recordings: tuple[Recording, ...]
+    facts: dict[str, str]
+
+
+def record_games(
+    config: ComparisonConfig,
+    names: Sequence[str],
+    seed: int,
+    out: Path,
+    done: Callable[[int, int], None] | None = None,
+) -> Games:
+    """Play one tape with one or two selectors, to be written to `out`; see `write_replay`.
+
+    Raises:
+        FlextopoError: as `write_replay`.
+    """
     if not 1 <= len(names) <= MAX_SELECTORS or len(set(names)) < len(names):
         listed = ", ".join(names) or "none"
         raise FlextopoError(f"selectors {listed}; legal: one, or two different ones")
@@ -112,16 +146,13 @@ def write_replay(
         recording = record(sim, selector, _part(done, i, len(games)))
         recording.name = name  # policies may call themselves by one name
         recordings.append(recording)
-    found = differences(*recordings) if len(recordings) > 1 else []
     facts = {
         "servers": servers_text(config.servers),
         "tape seed": str(seed),
         "demand": source,
         "admission": config.scenario.admission,
     }
-    content = render(games[0][0], recordings, found, facts).encode()
-    write_whole(out, content)
-    return Written(out, len(content), tuple(recordings), tuple(found))
+    return Games(games[0][0], tuple(recordings), facts)
 
 
 def render(

@@ -12,6 +12,7 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.policies.runtime import read_meta
 from flextopo.policies.shipped import ZOO, zoo_names
+from flextopo.train.benchmark.tracks import TRACKS
 from flextopo.train.planning_results import load_clusters, planning_rows
 from flextopo.train.ppo_results import budget_rows, load_ppo, speed_rows
 from flextopo.train.reference import REFERENCE
@@ -38,11 +39,37 @@ SAVED: dict[str, tuple[Callable[[Path], Any], Callable[[Any], list[list[str]]]]]
 """Name of a block, and of its results file if it has one, to what reads them and makes the rows."""
 
 
+def _policy_rows() -> list[list[str]]:
+    out = [["name", "trained by", "SHA-256"]]
+    for policy in zoo_names():
+        meta = read_meta(ZOO / policy)
+        out.append([f"`{policy}`", f"`{meta['trained_by']}`", f"`{meta['sha256'][:12]}`"])
+    return out
+
+
+LISTS: dict[str, Callable[[], list[list[str]]]] = {
+    "environments": lambda: [
+        ["id", "servers", "what it is"],
+        *([f"`{id_}`", f"`{servers}`", about] for id_, (servers, about) in ENVIRONMENTS.items()),
+    ],
+    "selectors": lambda: [
+        ["name", "what it does"],
+        *([f"`{name}`", about] for name, (_, about) in SELECTORS.items()),
+    ],
+    "policies": _policy_rows,
+    "tracks": lambda: [
+        ["track", "what it is", "games"],
+        *([f"`{name}`", track.about, str(track.num_games)] for name, track in TRACKS.items()),
+    ],
+}
+"""Name of a block of what the package has, to what makes its rows."""
+
+
 def generated(name: str, results: Path) -> str:
     """Return the Markdown of one generated block.
 
     Args:
-        name: `environments`, `selectors`, `policies`, `ablation`, `ppo`, `ppo-speed`, `planning-all`, a block
+        name: `environments`, `selectors`, `policies`, `tracks`, `ablation`, `ppo`, `ppo-speed`, `planning-all`, a block
             of `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
             `-against` for those of its last policy from every other selector, with `-gangs` for what was
             done for gangs, with `-plans` for what looking ahead buys.
@@ -53,25 +80,8 @@ def generated(name: str, results: Path) -> str:
     """
     if name in REFERENCE:
         return REFERENCE[name]()
-    if name == "environments":
-        return markdown(
-            [["id", "servers", "what it is"]]
-            + [
-                [f"`{id_}`", f"`{servers}`", about]
-                for id_, (servers, about) in ENVIRONMENTS.items()
-            ]
-        )
-    if name == "selectors":
-        return markdown(
-            [["name", "what it does"]]
-            + [[f"`{name}`", about] for name, (_, about) in SELECTORS.items()]
-        )
-    if name == "policies":
-        body = []
-        for policy in zoo_names():
-            meta = read_meta(ZOO / policy)
-            body.append([f"`{policy}`", f"`{meta['trained_by']}`", f"`{meta['sha256'][:12]}`"])
-        return markdown([["name", "trained by", "SHA-256"], *body])
+    if name in LISTS:
+        return markdown(LISTS[name]())
     if name == "stress":
         from flextopo.train.stress_run import load_stress, stress_rows
 

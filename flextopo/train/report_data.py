@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from flextopo.train.statistics import (
 
 Floats = npt.NDArray[np.float64]
 
-PARTS = ("selectors", "learning_curves", "importance")
-"""What a file may hold, one at least: a comparison (with `config`), and what training measured."""
+PARTS = ("selectors", "learning_curves", "importance", "stress")
+"""What a file may hold, one at least: a comparison (with `config`), what training measured, a stress test."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,13 @@ class ReportData:
             where there are intervals; loss as a share of the GPU-hours demanded.
         importance: feature to `{"mean", "low", "high"}`: points of weighted loss (as a share) that
             are lost when the feature is shuffled.
+        stress: files of `flextopo stress` by their names.
     """
 
     comparisons: tuple[Comparison, ...]
     learning_curves: dict[str, dict[str, list[float]]]
     importance: dict[str, dict[str, float]]
+    stress: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -103,7 +105,8 @@ def read_report_data(paths: Sequence[Path]) -> ReportData:
     comparisons = tuple(
         Comparison(label, document) for label, (_, document) in zip(labels, compared, strict=True)
     )
-    return ReportData(comparisons, curves, importance)
+    stress = {stem: document for stem, document in documents if document.get("stress")}
+    return ReportData(comparisons, curves, importance, stress)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +122,101 @@ def draw_decomposition(data: ReportData) -> Figure | None:
         ax.set_title(comparison.label, fontsize="medium")
         ax.set_xlabel("weighted loss, % of GPU-hours demanded")
     axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    _legend_below(figure, axes)
     return figure
+
+
+def _legend_below(figure: Figure, axes: Sequence[Axes], per_panel: int = 3) -> None:
+    """Draw one legend for all panels below them, in as many columns as their width has room for."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = min(len(labels), per_panel * min(len(axes), 3))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns or 1, fontsize="small")
+
+
+def draw_front(data: ReportData) -> Figure | None:
+    """Draw the loss over how long preemptors wait, and who is beaten in neither, a panel a comparison."""
+    metric = "preemptor_wait_p99_s"
+    shown = [
+        c
+        for c in data.comparisons
+        if all(metric in row for row in c.results["selectors"].values())
+        and any(mean_of(row, metric) for row in c.results["selectors"].values())
+    ]
+    if not shown:
+        return None
+    numbers = {name: i for i, name in enumerate(data.names, 1)}
+    figure, axes = _panels(len(shown), 5.2, 4.8)
+    for ax, comparison in zip(axes, shown, strict=True):
+        points = {
+            name: (mean_of(row, metric), 100 * mean_of(row, "weighted_loss"))
+            for name, row in comparison.results["selectors"].items()
+        }
+        front = pareto_front(points)
+        ax.plot(*zip(*(points[name] for name in front), strict=True), color="#1f6fb4", zorder=1)
+        for name, at in points.items():
+            colour = "#1f6fb4" if name in front else NO_CLAIM
+            ax.scatter(*at, s=150, color=colour, alpha=0.85, zorder=2)
+            ax.annotate(str(numbers[name]), at, color="white", ha="center", va="center", fontsize=8)
+        ax.set_title(comparison.label, fontsize="medium")
+        ax.set_xlabel("wait where it fitted nowhere, 99th percentile, s")
+    axes[0].set_ylabel("weighted loss, % of GPU-hours demanded")
+    marks = {
+        f"{number} {name}": axes[0].plot([], [], linestyle="none")[0]
+        for name, number in numbers.items()
+    }
+    figure.legend(
+        marks.values(), marks, loc="outside lower center", ncols=2 * min(len(shown), 3),
+        fontsize="small", handlelength=0,
+    )  # fmt: skip
+    return figure
+
+
+def draw_gangs(data: ReportData) -> Figure | None:
+    """Draw what selectors did for gangs, of the first comparison in which some were placed."""
+    found = [
+        c
+        for c in data.comparisons
+        if any(mean_of(row, "gang_preemptions") for row in c.results["selectors"].values())
+    ]
+    if not found:
+        return None
+    selectors = found[0].results["selectors"]
+    figure = new_figure(11, 0.34 * len(selectors) + 1.3)
+    axes = list(figure.subplots(1, 3, sharey=True))
+    for ax, (heading, metric, factor) in zip(
+        axes,
+        (
+            (
+                "gangs as close as they ask, every\nmember at its best level, %",
+                "gang_hit_rate",
+                100,
+            ),
+            ("wait of gangs, 99th percentile, s", "gang_wait_p99_s", 1),
+            ("victims a preemption", "victims_per_preemption", 1),
+        ),
+        strict=True,
+    ):
+        for name, row in selectors.items():
+            cell = row.get(metric)
+            if cell is None or cell["mean"] is None:
+                continue
+            mean, low, high = (factor * cell[key] for key in ("mean", "low", "high"))
+            ax.barh(name, mean, color="#1f6fb4", alpha=0.75)
+            error = [[max(mean - low, 0)], [max(high - mean, 0)]]
+            ax.errorbar(mean, name, xerr=error, fmt="none", ecolor="black", capsize=3)
+        ax.set_xlabel(heading)
+    axes[0].invert_yaxis()
+    figure.suptitle(found[0].label, fontsize="medium")
+    return figure
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return whom no other beats in one of two costs without being worse in the other, by the first."""
+    front: list[str] = []
+    for name in sorted(points, key=lambda name: points[name]):
+        if not front or points[name][1] < points[front[-1]][1]:
+            front.append(name)
+    return front
 
 
 def draw_differences(data: ReportData) -> Figure | None:
@@ -258,9 +351,7 @@ def draw_reweighted(data: ReportData) -> Figure | None:
         )
     for ax in axes[::3]:
         ax.set_ylabel("difference from reference, points")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small"
-    )
+    _legend_below(figure, axes, per_panel=1)
     return figure
 
 
@@ -320,6 +411,11 @@ def draw_importance(data: ReportData) -> Figure | None:
 FIGURES: dict[str, tuple[str, Callable[[ReportData], Figure | None]]] = {
     "losses": ("Weighted loss, mean and 95 % bootstrap interval over tapes", draw_losses),
     "decomposition": ("What is lost: the terms of the weighted loss", draw_decomposition),
+    "front": (
+        "Loss against waiting: the line joins those that no other beats in both",
+        draw_front,
+    ),
+    "gangs": ("Replicas that span servers: mean and 95 % interval", draw_gangs),
     "differences": (
         "Paired differences on the same tapes and probability of improvement, stratified bootstrap",
         draw_differences,

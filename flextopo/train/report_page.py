@@ -15,6 +15,7 @@ from flextopo.train.differences import flip_rows
 from flextopo.train.report_data import Comparison, ReportData, read_report_data
 from flextopo.train.report_figures import FIGURES
 from flextopo.train.results import paired_notes, paired_rows, tables
+from flextopo.train.stress_run import stress_notes, stress_rows
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -40,7 +41,7 @@ def write_report(paths: Sequence[Path], out: Path, dpi: int = 120) -> list[Path]
     """Write `report.html` and a PNG a figure into a folder.
 
     Args:
-        paths: results files of `flextopo compare`, files with `learning_curves` or `importance`
+        paths: results files of `flextopo compare` and `stress`, files with `learning_curves` or `importance`
             (see `ReportData`), or folders of such files.
         out: made where it is missing.
         dpi: of the figures.
@@ -52,7 +53,7 @@ def write_report(paths: Sequence[Path], out: Path, dpi: int = 120) -> list[Path]
         FlextopoError: nothing to show, a file that is no results file, or an unwritable folder.
     """
     data = read_report_data(paths)
-    if not data.names and not data.learning_curves and not data.importance:
+    if not data.names and not data.learning_curves and not data.importance and not data.stress:
         raise FlextopoError("no selector in the results; legal: a file of `flextopo compare`")
     pictures: dict[str, bytes] = {}
     for stem, (_, draw) in FIGURES.items():
@@ -82,6 +83,7 @@ def render(data: ReportData, pictures: dict[str, bytes]) -> str:
             f"<figcaption>{caption}.</figcaption></figure>"
         )
     parts += [_section(comparison) for comparison in data.comparisons]
+    parts += [_stress(stem, found) for stem, found in data.stress.items()]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -136,6 +138,12 @@ def _section(comparison: Comparison) -> str:
     if len(flips) > 1:
         text += f"<h3>Where orders change</h3>{_table(flips)}<p>{html.escape(FLIPS)}</p>"
     return text + "<p>Cells: mean over seeds ± half of the 95 % bootstrap interval.</p>"
+
+
+def _stress(stem: str, results: dict[str, Any]) -> str:
+    notes = "".join(f"<p>{html.escape(note)}.</p>" for note in stress_notes(results))
+    heading = html.escape(f"Disturbed worlds ({stem})")
+    return f"<h2>{heading}</h2>{_table(stress_rows(results))}{notes}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

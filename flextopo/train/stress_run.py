@@ -11,7 +11,10 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.loss import LOSS_TERMS
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.seeds import SPLITS, take
+from flextopo.cluster.workload.tape import Tape
 from flextopo.train import stress_views, stress_world
 from flextopo.train.compare import (
     REFERENCE,
@@ -54,20 +57,33 @@ def play_perturbed(job: Job) -> dict[str, float]:
     Returns:
         The weighted loss, its terms, and how many answers were not legal on the true state.
     """
+    simulator, selector = open_perturbed(job)
+    simulator.play(selector)
+    metrics = episode_metrics(simulator) | {"fallbacks": getattr(selector, "fallbacks", 0)}
+    return {name: float(metrics[name]) for name in SAVED}
+
+
+def open_perturbed(job: Job) -> tuple[Simulator, VictimSelector]:
+    """Return a simulation of the tape of a seed under a perturbation, and the selector that plays it."""
     config, perturbation, name, seed = job
+    config, tape, fleet = make_world(config, perturbation, seed)
+    selector = open_selector(config, name, seed)
+    if view := PERTURBATIONS[perturbation].view:
+        selector = getattr(stress_views, view)(selector, seed)
+    return Simulator(tape, fleet, selector.filter, config.scenario), selector
+
+
+def make_world(
+    config: ComparisonConfig, perturbation: str, seed: int
+) -> tuple[ComparisonConfig, Tape, Fleet]:
+    """Return a comparison as a perturbation has it, the tape of a seed, and the servers it is for."""
     how = PERTURBATIONS[perturbation]
     config = how.config(config)
     fleet = find_fleet(config.servers)
     tape, _ = make_tape(config, fleet, seed)
     if how.world:
         tape, fleet = getattr(stress_world, how.world)(tape, fleet, seed)
-    selector = open_selector(config, name, seed)
-    if how.view:
-        selector = getattr(stress_views, how.view)(selector, seed)
-    simulator = Simulator(tape, fleet, selector.filter, config.scenario)
-    simulator.play(selector)
-    metrics = episode_metrics(simulator) | {"fallbacks": getattr(selector, "fallbacks", 0)}
-    return {name: float(metrics[name]) for name in SAVED}
+    return config, tape, fleet
 
 
 def run_stress(

@@ -54,7 +54,7 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 @pytest.mark.parametrize("ending", [("--json", "-"), ("--json",)], ids=["dash", "bare"])
 def test_list_as_json(ending: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "list", *ending)
-    assert list(found) == ["environments", "selectors", "policies", "perturbations"]
+    assert list(found) == ["environments", "selectors", "policies", "perturbations", "tracks"]
     assert [row["name"] for row in found["policies"]] == zoo_names()
     assert {"name", "about", "servers"} == set(found["environments"][0])
 

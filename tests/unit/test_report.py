@@ -16,6 +16,7 @@ import pytest
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import LossWeights, Scenario
+from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.train import compare as comparing
 from flextopo.train.config import ComparisonConfig
@@ -27,6 +28,7 @@ from flextopo.train.report_data import (
     scaling,
     weight_series,
 )
+from flextopo.train.report_figures import FIGURES, draw_decomposition, draw_gangs, pareto_front
 from flextopo.train.report_page import write_report
 from flextopo.train.results import save_results
 
@@ -91,8 +93,54 @@ def test_every_number_of_a_table_is_on_the_page(folder: Path, tmp_path: Path) ->
 def test_figures_without_data_are_left_out(tmp_path: Path) -> None:
     written = write_report([SAVED / "rtx4090.json"], tmp_path)
     assert [path.stem for path in written] == [
-        *("report", "losses", "decomposition", "differences", "profile", "weights")
+        *("report", "losses", "decomposition", "front", "differences", "profile", "weights")
     ]
+
+
+@pytest.mark.parametrize("files", [["rtx4090"], ["rtx4090", "a100", "gangs64"]])
+@pytest.mark.parametrize("stem", FIGURES)
+def test_no_legend_is_cut_off(stem: str, files: list[str]) -> None:
+    data = read_report_data([SAVED / f"{name}.json" for name in files])
+    figure = FIGURES[stem][1](data)
+    if figure is None:
+        return
+    figure.draw_without_rendering()
+    width, height = figure.canvas.get_width_height()
+    own = [legend for ax in figure.axes if (legend := ax.get_legend()) is not None]
+    for legend in [*figure.legends, *own]:
+        box = legend.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= width
+        assert 0 <= box.y0 < box.y1 <= height
+
+
+def test_the_decomposition_names_every_term() -> None:
+    figure = draw_decomposition(read_report_data([SAVED / "rtx4090.json"]))
+    assert figure is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(LOSS_TERMS)
+
+
+def test_the_front_is_of_those_that_no_other_beats() -> None:
+    points = {"a": (1.0, 5.0), "b": (2.0, 4.0), "c": (2.0, 6.0), "d": (3.0, 4.0), "e": (9.0, 1.0)}
+    assert pareto_front(points) == ["a", "b", "e"]
+    for name, (x, y) in points.items():
+        beaten = any(u <= x and v <= y and (u, v) != (x, y) for u, v in points.values())
+        assert (name in pareto_front(points)) == (not beaten)
+
+
+def test_gangs_are_drawn_where_there_are_some() -> None:
+    assert draw_gangs(read_report_data([SAVED / "rtx4090.json"])) is None
+    figure = draw_gangs(read_report_data([SAVED / "gangs64.json"]))
+    assert figure is not None
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert set(names) == set(json.loads((SAVED / "gangs64.json").read_text())["selectors"])
+
+
+def test_a_stress_test_has_its_table(tmp_path: Path) -> None:
+    page = write_report([SAVED / "stress.json"], tmp_path)[0].read_text()
+    results = json.loads((SAVED / "stress.json").read_text())
+    assert "Disturbed worlds (stress)" in page
+    for name in results["stress"]:
+        assert f"<td>{name}</td>" in page
 
 
 def test_comparisons_are_strata_of_the_pooled_difference() -> None:
