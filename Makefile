@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: planning leaderboard install docs pages figures interop format lint type test test-slow fuzz cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: install docs links pages figures interop format lint type test test-slow fuzz cover compare tables results planning recorded reproduce fit stress gangs leaderboard replay report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -81,62 +81,39 @@ lowest newest:  ## what pyproject.toml says works: its lowest versions, or the n
 	cd build/$@ && bin/flextopo compare --seeds 2
 	build/$@/bin/python -m pytest --quiet -m "not slow" $(BOUNDS)
 
-EVERYBODY := random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,exact,gfs,requeue-aware,lookahead,oracle-lookahead
-STRONGEST := greedy-cost,gfs,requeue-aware
-
-results: $(VENV)/.core  ## the comparisons behind the tables of README and docs/results.md
-	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(EVERYBODY),rollout --seeds 50 --out results/rtx4090 --json docs/results/rtx4090.json
-	$(BIN)/flextopo compare --servers "16*a100" --selectors $(EVERYBODY) --seeds 50 --out results/a100 --json docs/results/a100.json
-	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(EVERYBODY) --seeds 50 --out results/mixed --json docs/results/mixed.json
-	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month --json docs/results/month.json
-	$(BIN)/flextopo compare --servers "16*a100" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month-a100 --json docs/results/month-a100.json
-	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(STRONGEST) --seeds 50 --hours 672 --out results/month-mixed --json docs/results/month-mixed.json
-	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --seeds 50 --hours 2184 --out results/quarter --json docs/results/quarter.json
-	$(BIN)/flextopo compare --servers "16*a100" --selectors $(STRONGEST) --seeds 50 --hours 2184 --out results/quarter-a100 --json docs/results/quarter-a100.json
-	$(BIN)/flextopo compare --servers "8*rtx4090,8*a100" --selectors $(STRONGEST) --seeds 50 --hours 2184 --out results/quarter-mixed --json docs/results/quarter-mixed.json
-	for peak in 50 70 95; do \
-	  $(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST),oracle-lookahead --seeds 50 --peak 0.$$peak --out results/peak$$peak --json docs/results/peak$$peak.json || exit; \
-	done
-	$(BIN)/flextopo compare --servers "16*rtx4090" --selectors $(STRONGEST) --policies deepset-imitation@3600,deepset-imitation@300,deepset-imitation@0 --seeds 50 --hours 2184 --out results/limit --json docs/results/limit.json
-	$(BIN)/flextopo compare --servers "128*rtx4090" --selectors $(STRONGEST) --seeds 20 --out results/s128 --json docs/results/s128.json
-	$(BIN)/flextopo compare --servers "1000*rtx4090" --selectors $(STRONGEST) --seeds 10 --out results/s1000 --json docs/results/s1000.json
-	cp results/rtx4090/compare.png docs/results/rtx4090.png
-	$(BIN)/flextopo replay docs/results/rtx4090.json --selector greedy-cost --selector deepset-imitation --seed 2000019 --output docs/results/day.gif
-
-PLANS := $(foreach futures,16 64 256 1024,requeue-aware+plan@$(futures))
-EMPTY :=
-COMMA := ,
-
-planning: $(VENV)/.core  ## the tables of looking ahead in docs/results.md; half an hour
-	for each in "16*rtx4090 planning" "16*a100 planning-a100" "8*rtx4090,8*a100 planning-mixed"; do \
-	  set -- $$each; \
-	  $(BIN)/flextopo compare --servers "$$1" --selectors greedy-cost,requeue-aware,lookahead,oracle-lookahead,$(subst $(EMPTY) $(EMPTY),$(COMMA),$(PLANS)) --policies deepset-imitation --seeds 50 --out results/$$2 --json docs/results/$$2.json || exit; \
-	done
-
 TRACES ?= ../shared/data
 
+tables: $(VENV)/.core  ## every table played again, hours of it; goes on where it was stopped; ARGS=--plan
+	$(BIN)/python benchmarks/tables.py --traces $(TRACES) $(ARGS)
+	$(MAKE) report
+	@echo "not among them: measured times (make bench bench-ppo ppo-table, on a quiet machine), and ablation.json, which is of the simulator of version 0.1"
+
+# The groups of tables, each played whether or not it is done.
+GROUP = $(BIN)/python benchmarks/tables.py $@ --traces $(TRACES)
+
+results: $(VENV)/.core  ## the comparisons behind most tables of README and docs/results.md
+	$(GROUP)
+
+planning: $(VENV)/.core  ## the tables of looking ahead in docs/results.md; half an hour
+	$(GROUP)
+
 recorded: $(VENV)/.core  ## the comparisons on recorded demand and jobs; TRACES=FOLDER has them
-	for each in "16*rtx4090 recorded" "16*a100 recorded-a100" "8*rtx4090,8*a100 recorded-mixed"; do \
-	  set -- $$each; \
-	  $(BIN)/flextopo compare --servers "$$1" --services $(TRACES)/online/servegen_services34_10min.csv.gz --batch $(TRACES)/batch/batch_jobs_unified.csv.gz --selectors kubernetes,flextopo-guaranteed,$(STRONGEST),lookahead,oracle-lookahead --policies deepset-imitation,deepset-imitation@0 --seeds 100 --out results/$$2 --json docs/results/$$2.json || exit; \
-	done
-	$(BIN)/flextopo compare --servers "16*rtx4090" --services $(TRACES)/online/servegen_services34_10min.csv.gz --batch $(TRACES)/batch/batch_jobs_unified.csv.gz --selectors greedy-cost,requeue-aware,lookahead,oracle-lookahead,requeue-aware+plan@64,requeue-aware+plan@256,requeue-aware+plan@256@0 --policies deepset-imitation,deepset-imitation@0 --seeds 20 --out results/planning-recorded --json docs/results/planning-recorded.json
+	$(GROUP)
 
 reproduce: $(VENV)/.core  ## the paper's hit rates, and what they depend on
-	$(BIN)/flextopo reproduce --json docs/results/reproduce.json --markdown docs/reproduction.md
-	cp results/reproduce/reproduce.png docs/results/reproduce.png
+	$(GROUP)
 
 fit: $(VENV)/.core  ## the hours of requeue-aware, on validation days; a minute
-	$(BIN)/flextopo fit-requeue --json docs/results/fits/requeue.json
-
-RULES := random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,kubernetes-workload,kueue,volcano,greedy-cost,gfs,requeue-aware
+	$(GROUP)
 
 gangs: $(VENV)/.core  ## the tables of docs/gangs.md; half an hour
-	$(BIN)/flextopo compare --servers "64*a100@leaf8" --set gang_share=0.25 --selectors $(RULES),lookahead,oracle-lookahead --seeds 20 --oracle-seeds 10 --out results/gangs64 --json docs/results/gangs64.json
-	$(BIN)/flextopo compare --servers "1000*a100@leaf8" --set gang_share=0.25 --selectors $(RULES) --seeds 3 --out results/gangs1000 --json docs/results/gangs1000.json
+	$(GROUP)
 
 stress: $(VENV)/.core  ## the table of disturbed worlds in docs/results.md; ten minutes
-	$(BIN)/flextopo stress --seeds 20 --out results/stress --json docs/results/stress.json
+	$(GROUP)
+
+replay: $(VENV)/.dev  ## a tenth of the saved seeds again, bit for bit; ARGS="--part 3"
+	$(BIN)/python benchmarks/replay_results.py --traces $(TRACES) $(ARGS)
 
 RANKED := random kubernetes godel flextopo-best-effort flextopo-guaranteed flextopo kubernetes-workload kueue volcano greedy-cost gfs requeue-aware lookahead oracle-lookahead requeue-aware+plan@64 deepset-imitation deepset-imitation@0
 RECORDED ?= recorded
@@ -157,8 +134,11 @@ report: $(VENV)/.core  ## write the generated blocks of README.md and docs
 	$(BIN)/flextopo report --readme docs/how-to/train-with-ppo.md
 	$(BIN)/python -m flextopo.cli.reference docs/command-line.md
 
-docs: $(VENV)/.dev  ## the site, into build/site; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+docs: $(VENV)/.dev  ## the site, into build/site; warnings and broken links are errors
+	$(BIN)/python tests/website.py
+
+links: $(VENV)/.dev  ## links between pages, from their text; ARGS=--external asks other hosts
+	$(BIN)/python tests/links.py $(ARGS)
 
 figures: $(VENV)/.core  ## the drawings of docs/method.md
 	$(BIN)/python docs/figures/draw.py

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import links
 import numpy as np
 import pytest
+import website
 from pages import ROOT, check_command, commands, read_blocks, with_output
 
 from flextopo.baselines.registry import SELECTORS
@@ -152,28 +156,155 @@ def test_the_figures_are_those_that_are_drawn(tmp_path: Path) -> None:
     assert all(path.stat().st_size < 150_000 for path in figures.glob("*.png"))
 
 
-def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the site is made of, built."""
+    pytest.importorskip("zensical")
     pytest.importorskip("mkdocstrings")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
-    done = subprocess.run(
-        [*command, "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    pages = list((tmp_path / "site").rglob("*.html"))
-    assert {"tutorial.html", "environment.html"} <= {page.name for page in pages}
+    root = tmp_path_factory.mktemp("site")
+    shutil.copy(ROOT / "mkdocs.yml", root)
+    shutil.copytree(DOCS, root / "docs")
+    leave_out = shutil.ignore_patterns("__pycache__", "zoo", "replay_assets")
+    shutil.copytree(ROOT / "flextopo", root / "flextopo", ignore=leave_out)
+    assert website.build(root) == []
+    return root
+
+
+def test_the_site_has_all_pages_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    built = site / "build" / "site"
+    pages = {page.relative_to(built).as_posix() for page in built.rglob("*.html")}
+    assert {page.replace(".md", ".html") for page in PAGES} | {"404.html"} == pages
+    assert not [*built.rglob("*.py"), *(built / "results").rglob("*.json")]
     for page in pages:
-        text = page.read_text()
-        loads = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", text)
-        assert loads
-        assert not [tag for tag in loads if re.search(r"(?:src|href)=\W?(?:https?:)?//", tag)]
-        assert "mermaid" not in re.findall(r'class="(\w+)"', text)
-    for sheet in (tmp_path / "site").rglob("*.css"):
+        assert "mermaid" not in re.findall(r'class="(\w+)"', (built / page).read_text())
+    for sheet in built.rglob("*.css"):
         assert not re.search(r"(?:url\(|@import)\W*(?:https?:)?//", sheet.read_text())
-    api = (tmp_path / "site" / "api" / "envs.html").read_text()
+    api = (built / "api" / "envs.html").read_text()
     assert "Choose the victims for one pending online pod after another" in api
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("needs a browser")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    options = {"executable_path": "/usr/bin/chromium", "args": ["--no-sandbox"]}
+    with sync_api.sync_playwright() as driver, driver.chromium.launch(**options) as browser:
+        yield browser
+
+
+def test_search_works_in_a_page_opened_from_a_folder(site: Path, browser: Any) -> None:
+    asked: list[str] = []
+    with browser.new_page() as page:
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "build" / "site" / "api" / "envs.html").as_uri())
+        page.wait_for_selector(".md-search__button")
+        page.keyboard.press("/")
+        page.keyboard.type("requeue-aware")
+        page.get_by_text(re.compile(r"^\d+ results$")).wait_for(timeout=10_000)
+        page.keyboard.press("Enter")
+        page.wait_for_url(re.compile(r"site/[\w-]+\.html"), timeout=10_000)
+    assert asked
+    assert all(url.startswith("file:") for url in asked)
+
+
+def test_tables_hide_no_columns(site: Path, browser: Any) -> None:
+    hidden = """() => [...document.querySelectorAll('.md-typeset__scrollwrap')].filter(
+        box => box.scrollWidth > box.clientWidth).map(box => box.innerText.split('\\n')[0])"""
+    tables = 0
+    with browser.new_page(viewport={"width": 1280, "height": 900}) as page:
+        for name in PAGES:
+            page.goto((site / "build" / "site" / name.replace(".md", ".html")).as_uri())
+            assert page.evaluate(hidden) == [], name
+            tables += page.locator(".md-typeset__scrollwrap").count()
+    assert tables > 50
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"docs/citing.md": "[x](nowhere.md) [x](faq.md#no-heading) [x][flextopo.api.nobody]"},
+            ["nowhere.md", "#no-heading", "flextopo.api.nobody", "strict"],
+        ),
+        ({"docs/api/api.md": "::: flextopo.api.nobody"}, ["flextopo.api.nobody"]),
+        (
+            {
+                "docs/citing.md": "![x](figures/none.png) <img src='https://example.com/x.png'>",
+                "docs/more.md": "# A page that nobody finds",
+                "flextopo/api.py": 'def f() -> None:\n    """Do.\n\n    Args:\n        x: y.\n    """',
+                "docs/api/api.md": "::: flextopo.api.f",
+            },
+            [
+                "griffe: flextopo/api.py",
+                "citing.html: figures/none.png leads to no file",
+                "citing.html: loads https://example.com/x.png",
+                "mkdocs.yml does not name more.md",
+            ],
+        ),
+    ],
+)
+def test_a_site_with_mistakes_is_noticed(
+    site: Path, wrong: dict[str, str], said: list[str]
+) -> None:
+    before = {name: (site / name).read_text() if (site / name).exists() else "" for name in wrong}
+    for name, text in wrong.items():
+        (site / name).write_text(f"{before[name]}\n\n{text}\n")
+    try:
+        problems = "\n".join(website.build(site))
+    finally:
+        for name, text in before.items():
+            (site / name).write_text(text) if text else (site / name).unlink()
+    assert [words for words in said if words not in problems] == []
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    assert links.broken_links() == []
+    assert len(links.external_links()) > 3
+
+
+def test_a_link_that_leads_nowhere_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text(
+        "# One `two`-three\n\n## Same\n\n## Same\n\n[good](#one-two-three) [good](b.md#x_1)\n\n"
+        "`[code](none.md)`\n\n```\n[code](none.md)\n```\n\n[bad](b.md#y) [bad](../README.md)\n"
+    )
+    (tmp_path / "docs" / "b.md").write_text("# X\n\n# X\n\n::: some.module\n")
+    (tmp_path / "README.md").write_text(
+        "# A & b\n\n[good](#a--b) [good](docs/b.md#x-1) [good](docs) [site](https://a.example/b#c)\n\n"
+        "[bad](docs/none.md) ![bad](none.png) [bad](#a-b) [bad](../x.md)\n\n[ref]: docs/none.txt\n"
+    )
+    assert links.broken_links(tmp_path) == [
+        "README.md: docs/none.md leads to no file",
+        "README.md: none.png leads to no file",
+        "README.md: #a-b names no heading",
+        "README.md: ../x.md leads out of the repository",
+        "README.md: docs/none.txt leads to no file",
+        "docs/a.md: b.md#y names no heading",
+        "docs/a.md: ../README.md is no page of the site",
+    ]
+    assert links.external_links(tmp_path) == {"https://a.example/b": "README.md"}
+
+
+def test_hosts_are_asked_whether_a_page_is_there() -> None:
+    class Host(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(self.path[1:]))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        threading.Thread(target=server.serve_forever).start()
+        there = f"http://127.0.0.1:{server.server_port}"
+        answers = [links.unanswered(f"{there}/{status}") for status in (200, 403, 404)]
+        server.shutdown()
+    assert answers == [None, None, "status 404"]
+    assert links.unanswered(f"{there}/200", timeout_s=1) is not None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_ends_in_a_next_step(page: str) -> None:
+    last = (DOCS / page).read_text().rstrip().rpartition("\n")[2]
+    assert re.match(r"Next: .*\[[^\]]+\]\([\w./-]+\.md(?:#[\w-]+)?\)", last), last

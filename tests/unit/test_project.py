@@ -31,6 +31,12 @@ def test_the_citation_is_of_this_version() -> None:
     assert "2411.11560" in citation["references"][0]["identifiers"][0]["value"]
 
 
+def test_the_changelog_begins_with_this_version_and_its_date() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = next(heading for heading in headings if heading != "Unreleased")
+    assert newest == f"{flextopo.__version__} - {read('CITATION.cff')['date-released']}"
+
+
 def test_the_map_of_the_code_names_every_module_and_nothing_else() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     rows = re.findall(r"^\| `([\w/]+)` \| (`[^|]+`) \|", text, re.MULTILINE)
@@ -66,12 +72,13 @@ def test_issue_forms_have_what_a_code_host_asks_for() -> None:
 def test_workflows_call_make_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     called = {}
-    for name in ("ci", "release"):
+    for name in ("ci", "release", "nightly"):
         for job, content in read(f".github/workflows/{name}.yml")["jobs"].items():
             steps = [step["run"] for step in content["steps"] if "run" in step]
             called[job] = [step.split()[1] for step in steps if step.startswith("make ")]
             assert set(called[job]) <= targets
     assert called["build"] == ["dist"]
+    assert (called["numbers"], called["links"]) == (["replay"], ["links"])
     assert (called["lowest"], called["newest"]) == (["lowest"], ["newest"])
     local = re.findall(r"^make ([a-z-]+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     check = re.search(r"^check: ([a-z -]+?)  ##", (ROOT / "Makefile").read_text(), re.MULTILINE)
