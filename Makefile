@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: planning install docs pages figures interop format lint type test test-slow fuzz cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: planning in-range install docs pages figures interop format lint type test test-slow fuzz cover compare results recorded reproduce fit stress gangs report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -136,6 +136,9 @@ gangs: $(VENV)/.core  ## the tables of docs/gangs.md; half an hour
 
 stress: $(VENV)/.core  ## the table of disturbed worlds in docs/results.md; ten minutes
 	$(BIN)/flextopo stress --seeds 20 --out results/stress --json docs/results/stress.json
+
+in-range: $(VENV)/.core  ## the table of a policy within its training ranges; ten minutes
+	$(BIN)/python benchmarks/in_range.py --json docs/results/in-range.json
 
 report: $(VENV)/.core  ## write the generated blocks of README.md and docs
 	$(BIN)/flextopo report

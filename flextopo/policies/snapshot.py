@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from flextopo.baselines.policies import GreedyCost
 from flextopo.cluster.errors import PodError
@@ -116,7 +116,7 @@ def build_state(
         raise SnapshotError("snapshot: servers has none; legal: one at least")
     index = {kind: i for i, kind in enumerate(models)}
     pods = [_pod(i, pod, groups, budgets, bands) for i, pod in enumerate(snapshot.pods)]
-    state = SnapshotState.from_pods(
+    made = SnapshotState.from_pods(
         list(models.values()),
         [index[kind] for kind in kind_of],
         pods,
@@ -124,6 +124,7 @@ def build_state(
         now_s=snapshot.now_s,
         network=network,
     )
+    state = cast("SnapshotState", made)
     set_levels(state, snapshot.pods)
     # Pods on known GPUs first: what the others got can only be guessed from what is left.
     for i, pod in sorted(enumerate(snapshot.pods), key=lambda item: item[1].gpus_held is None):

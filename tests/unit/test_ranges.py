@@ -141,13 +141,15 @@ def test_many_decisions_at_once_count_as_each_alone() -> None:
     ranges = narrow(selector.ranges, "candidates", "victims", 0.2, 0.5)
     ranges = narrow(ranges, "cluster", "free", 0.0, 0.01)
     sim = tape_for(parse_servers("16*rtx4090"), WorkloadConfig(), VALIDATION[1])
-    seen = []
+    seen: list[Observation] = []
     while (pod := sim.next_decision()) is not None:
         _, count, o = selector.policy.look(sim.state, pod)
         if count:
-            seen.append(Observation(*(np.copy(array) for array in o)))
+            copied: list[Any] = [np.copy(array) for array in o]
+            seen.append(Observation(*copied))
         sim.apply(selector.policy.select(sim.state, pod))
-    together = ranges.count(Observation(*(np.stack(arrays) for arrays in zip(*seen, strict=True))))
+    stacked: list[Any] = [np.stack(arrays) for arrays in zip(*seen, strict=True)]
+    together = ranges.count(Observation(*stacked))
     alone = [int(ranges.count(o)) for o in seen]
     assert together.tolist() == alone == [len(ranges.outside(o)) for o in seen]
     assert len(set(alone)) > 1
