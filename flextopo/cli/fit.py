@@ -77,7 +77,7 @@ def fit_ranges(
     workers: Workers = 0,
     json_path: JsonPath = None,
 ) -> None:
-    """Find the ranges that a policy was trained within, for the selector POLICY+in-range.
+    """Find a policy's training ranges, for POLICY+in-range.
 
     The policy plays training tapes; what is out of range is chosen so that false alarms are rare on
     validation tapes. Prints how rare they are.

@@ -12,6 +12,7 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.policies.runtime import read_meta
 from flextopo.policies.shipped import ZOO, zoo_names
+from flextopo.train.distil import load_distilled, term_rows
 from flextopo.train.planning_results import load_clusters, planning_rows
 from flextopo.train.ppo_results import budget_rows, load_ppo, speed_rows
 from flextopo.train.range_results import load_worlds, world_rows
@@ -34,6 +35,7 @@ SAVED: dict[str, tuple[Callable[[Path], Any], Callable[[Any], list[list[str]]]]]
     "ablation": (load_ablation, ablation_rows),
     "ppo": (load_ppo, budget_rows),
     "ppo-speed": (load_ppo, speed_rows),
+    "distilled": (load_distilled, term_rows),
     "in-range": (load_worlds, world_rows),
     "planning-all": (lambda path: load_clusters(path.parent), planning_rows),
 }
@@ -45,7 +47,7 @@ def generated(name: str, results: Path) -> str:
 
     Args:
         name: `environments`, `selectors`, `policies`, `ablation`, `ppo`, `ppo-speed`, `in-range`,
-            `planning-all`, a block
+            `distilled`, `planning-all`, a block
             of `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
             `-against` for those of its last policy from every other selector, with `-gangs` for what was
             done for gangs, with `-plans` for what looking ahead buys.
