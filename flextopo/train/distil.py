@@ -158,7 +158,7 @@ def distil(
     apart = collect(policy, take(VALIDATION, checked), workers)
     if not (len(seen) and len(apart)):
         raise FlextopoError("no choice on these tapes; legal: more tapes")
-    some = Choices(*(array[:SEARCHED] for array in seen))
+    some = Choices(seen.terms[:SEARCHED], seen.legal[:SEARCHED], seen.chosen[:SEARCHED])
     columns: list[int] = []
     weights, agreed = np.zeros(0), []
     for _ in range(num_terms):

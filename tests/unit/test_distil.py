@@ -54,9 +54,9 @@ def test_the_least_penalty_is_taken_and_nobody_waits() -> None:
 
 
 def test_a_rule_of_the_first_term_alone_is_greedy() -> None:
-    config = {"servers": "4*rtx4090"}
-    rule = flextopo.simulate(LinearRule("dearer", {"dearer": 1.0}), **config)
-    assert rule.weighted_loss == flextopo.simulate("greedy-cost", **config).weighted_loss
+    rule = flextopo.simulate(LinearRule("dearer", {"dearer": 1.0}), servers="4*rtx4090")
+    greedy = flextopo.simulate("greedy-cost", servers="4*rtx4090")
+    assert rule.weighted_loss == greedy.weighted_loss
 
 
 def test_terms_that_are_none_are_refused() -> None:
