@@ -8,7 +8,6 @@ cluster has fewer or more servers than the policy was tried on.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -28,6 +27,9 @@ FILE = "ranges.json"
 
 MAX_BYTES = 50_000
 """Most bytes of a file of ranges; the shipped one has 5 kB."""
+
+MOST = 10**9
+"""Largest number that a file of ranges may hold."""
 
 SLACK = 1e-6
 """What float32 may be off by."""
@@ -207,14 +209,22 @@ def _read_features(
         found[part] = {}
         for name, values in ranges.items():
             if not _is_range(values):
-                raise ArtifactError(f"{path}: {name} = {values!r}; legal: [LOWEST, HIGHEST]")
+                raise ArtifactError(f"{path}: {name} = {_shown(values)}; legal: [LOWEST, HIGHEST]")
             found[part][name] = (float(values[0]), float(values[1]))
     return found
 
 
+def _shown(given: Any) -> str:
+    """Return what a file says, shortened; numbers of thousands of digits have no text."""
+    try:
+        return f"{given!r:.60s}"
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def _is_range(values: Any) -> bool:
     ok = isinstance(values, list) and len(values) == 2
-    ok = ok and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+    ok = ok and all(type(v) in (int, float) and -MOST <= v <= MOST for v in values)
     return ok and values[0] <= values[1]
 
 
@@ -226,17 +236,17 @@ def _read_layouts(given: Any, path: Path) -> list[Layout]:
         )
 
     if not isinstance(given, list) or not all(map(is_layout, given)):
-        raise ArtifactError(f"{path}: layouts = {given!r}; legal: GPUs of NUMA nodes by socket")
+        raise ArtifactError(f"{path}: layouts = {_shown(given)}; legal: GPUs of NUMA nodes by socket")
     return [tuple(tuple(socket) for socket in each) for each in given]
 
 
 def _read_servers(given: Any, path: Path) -> tuple[int, int]:
     if not _is_range(given) or not all(type(value) is int for value in given):
-        raise ArtifactError(f"{path}: servers = {given!r}; legal: [FEWEST, MOST]")
+        raise ArtifactError(f"{path}: servers = {_shown(given)}; legal: [FEWEST, MOST]")
     return given[0], given[1]
 
 
 def _read_count(given: Any, path: Path) -> int:
-    if type(given) is not int or given < 0:
-        raise ArtifactError(f"{path}: allowed = {given!r}; legal: a whole number, 0 or more")
+    if type(given) is not int or not 0 <= given <= MOST:
+        raise ArtifactError(f"{path}: allowed = {_shown(given)}; legal: a whole number, 0 or more")
     return given
