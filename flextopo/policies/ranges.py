@@ -236,7 +236,9 @@ def _read_layouts(given: Any, path: Path) -> list[Layout]:
         )
 
     if not isinstance(given, list) or not all(map(is_layout, given)):
-        raise ArtifactError(f"{path}: layouts = {_shown(given)}; legal: GPUs of NUMA nodes by socket")
+        raise ArtifactError(
+            f"{path}: layouts = {_shown(given)}; legal: GPUs of NUMA nodes by socket"
+        )
     return [tuple(tuple(socket) for socket in each) for each in given]
 
 
