@@ -103,7 +103,9 @@ def test_other_tapes_say_who_is_kept(
     """Of the best network, the one that learnt from the committee, and its improvement."""
     finals: list[float] = []
 
-    def told(selector: Any, config: ImitationConfig, again: bool = False) -> float:
+    def told(
+        selector: Any, config: ImitationConfig, again: bool = False, ray: str | None = None
+    ) -> float:
         loss = validate(selector, config, again)
         if again:
             finals.append(loss)
