@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: leaderboard install docs links pages figures interop format lint type test test-slow fuzz cover compare tables results planning recorded reproduce fit stress gangs replay report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: install docs links pages figures interop format lint type test test-slow fuzz cover compare tables results planning recorded reproduce fit stress gangs in-range leaderboard replay report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -124,6 +124,9 @@ leaderboard: $(VENV)/.core  ## play what is missing of our entries, and write th
 	done
 	$(BIN)/flextopo bench run exact --by flextopo --traces $(RECORDED) --tracks rtx4090,a100,mixed,recorded,stress --out leaderboard/v1/exact.json
 	$(BIN)/flextopo bench table leaderboard/v1 --out docs/leaderboard.md
+
+in-range: $(VENV)/.core  ## the table of a policy within its training ranges; ten minutes
+	$(BIN)/python benchmarks/in_range.py --json docs/results/in-range.json
 
 report: $(VENV)/.core  ## write the generated blocks of README.md and docs
 	$(BIN)/flextopo report

@@ -63,6 +63,7 @@ MAP: dict[str, dict[str, Callable[..., Any]]] = {
         "sweep": sweep.sweep,
         "ablate": ablate.ablate,
         "fit-requeue": fit.fit_requeue,
+        "fit-ranges": fit.fit_ranges,
         "export": export.export,
         "push": export.push,
         "pull": export.pull,

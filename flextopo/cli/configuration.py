@@ -20,6 +20,7 @@ from flextopo.train.config import (
     FitConfig,
     ImitationConfig,
     PPOConfig,
+    RangesConfig,
     SweepConfig,
 )
 from flextopo.train.reproduce_config import Plan
@@ -170,5 +171,6 @@ PLAN = Configuration(Plan)
 SWEEP = Configuration(SweepConfig)
 ABLATION = Configuration(AblationConfig)
 FIT = Configuration(FitConfig)
+RANGES = Configuration(RangesConfig)
 ALGORITHMS = {"ppo": Configuration(PPOConfig), "imitation": Configuration(ImitationConfig)}
 """What `train` and `sweep` know, and the configuration of each."""

@@ -1,13 +1,15 @@
-"""`flextopo fit-requeue`: the hours of the strongest simple rule."""
+"""`flextopo fit-requeue`: the hours of the strongest simple rule; `fit-ranges`: what a policy has seen."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flextopo.cli import completion
-from flextopo.cli.configuration import FIT
+from flextopo.cli.configuration import FIT, RANGES
 from flextopo.cli.terminal import JsonPath, Workers, num_workers, progress, results_to
 
 
@@ -47,3 +49,57 @@ def fit_requeue(
             f"against no hours: {gain.mean * 100:+.2f} points "
             f"[{gain.low * 100:+.2f}, {gain.high * 100:+.2f}] on {len(config.servers) * seeds} days"
         )
+
+
+def fit_ranges(
+    policy: Annotated[
+        str,
+        typer.Argument(
+            help="Policy of the zoo, or its folder.", autocompletion=completion.policies
+        ),
+    ],
+    servers: Annotated[
+        list[str] | None,
+        RANGES.option("servers", autocompletion=completion.servers),
+    ] = None,
+    tapes: Annotated[int, RANGES.option("tapes")] = RANGES.defaults["tapes"],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Set a field of RangesConfig, any number of times: quantile, margin, sizes.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File; by default in the policy's folder.")
+    ] = None,
+    workers: Workers = 0,
+    json_path: JsonPath = None,
+) -> None:
+    """Find a policy's training ranges, for POLICY+in-range.
+
+    The policy plays training tapes; what is out of range is chosen so that false alarms are rare on
+    validation tapes. Prints how rare they are.
+
+    Examples:
+        flextopo fit-ranges runs/imitation/policy --servers 16*h100
+        flextopo fit-ranges deepset-imitation --tapes 300 -o ranges.json
+    """
+    from flextopo.cluster.files import write_whole
+    from flextopo.policies.ranges import FILE
+    from flextopo.policies.runtime import folder_of
+    from flextopo.train.fit_ranges import fit_ranges, summary
+    from flextopo.train.tables import format_table
+
+    target = out or folder_of(policy) / FILE
+    given = {"servers": tuple(servers or ()) or None, "tapes": tapes}
+    config = RANGES.make(given, settings or ())
+    with results_to(json_path) as write:
+        with progress("playing") as done:
+            ranges = fit_ranges(policy, config, num_workers(workers), done)
+        found = ranges.document()
+        write_whole(target, (json.dumps(found, indent=1) + "\n").encode())
+        write(found)
+        typer.echo(format_table([[name, str(value)] for name, value in summary(ranges).items()]))
+        typer.echo(f"ranges: {target}\nnext: flextopo evaluate {policy}+in-range")

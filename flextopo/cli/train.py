@@ -12,6 +12,7 @@ from flextopo.cli import completion
 from flextopo.cli.configuration import ALGORITHMS, SWEEP
 from flextopo.cli.terminal import (
     JsonPath,
+    RayAddress,
     Workers,
     lines,
     needing,
@@ -19,7 +20,7 @@ from flextopo.cli.terminal import (
     progress,
     results_to,
 )
-from flextopo.cluster.errors import UnknownNameError
+from flextopo.cluster.errors import FlextopoError, UnknownNameError
 
 Algorithm = Annotated[str, SWEEP.option("algorithm", autocompletion=completion.algorithms)]
 Set = Annotated[
@@ -58,23 +59,27 @@ def train(
     device: Annotated[str | None, _option("device")] = None,
     settings: Set = None,
     workers: Workers = 0,
+    ray: RayAddress = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
     json_path: JsonPath = None,
 ) -> None:
     """Train a policy; the artifact is written to OUT/policy.
 
-    Without options, imitation trains what is shipped. --workers is for imitation; ppo computes
-    with --threads.
+    Without options, imitation trains what is shipped. --workers and --ray are for imitation; ppo
+    computes with --threads.
 
     Examples:
         flextopo train --timesteps 200000 --out runs/ppo
         flextopo train --start deepset-imitation --set learning_rate=1e-4 --out runs/tuned
         flextopo train --resume --out runs/ppo
         flextopo train --algorithm imitation --set hidden=128 --out runs/wide
+        flextopo train --algorithm imitation --ray HEAD:6379 --out runs/many
     """
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm", algorithm, list(ALGORITHMS))
+    if ray is not None and algorithm != "imitation":
+        raise FlextopoError(f"--ray with {algorithm}; legal: imitation, whose tapes fan out")
     configuration = ALGORITHMS[algorithm]
     given = {
         "servers": servers,
@@ -91,8 +96,10 @@ def train(
             with needing("train"), lines("imitating") as say:
                 config = configuration.make(given, settings or ())
                 from flextopo.train.imitation import train_imitation
+                from flextopo.train.scale_out import connected
 
-                policy = train_imitation(config, out, num_workers(workers), say, resume)
+                with connected(num_workers(workers), ray):
+                    policy = train_imitation(config, out, num_workers(workers), say, resume, ray)
         else:
             with needing("train"), progress("training") as done:
                 config = configuration.make(given, settings or ())

@@ -23,6 +23,8 @@ from flextopo.cluster.observation.features import FEATURES
 from flextopo.policies.artifact import load_network
 from flextopo.policies.model_card import model_card
 from flextopo.policies.network import CandidateScorer
+from flextopo.policies.ranges import FILE as RANGES
+from flextopo.policies.ranges import check_ranges
 from flextopo.policies.runtime import MAX_K, OUTPUTS, inputs_of, read_meta
 from flextopo.policies.shipped import ZOO, zoo_names
 
@@ -31,7 +33,7 @@ SHIPPED_LICENCE = "apache-2.0"
 
 
 def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
-    """Write a policy as `model.onnx`, `model.pt2`, `meta.json` and `README.md`.
+    """Write a policy as `model.onnx`, `model.pt2`, `meta.json` and `README.md`, and its ranges if it has any.
 
     `meta.json` is written last: a folder without it is no artifact, so a crash leaves none behind.
 
@@ -53,9 +55,12 @@ def export_policy(name: str | Path, folder: Path, table: str = "") -> Path:
         raise FlextopoError(f"{folder}: holds the policy itself; legal: another folder")
     make_folder(folder)
     about = read_meta(source)
+    ranges = check_ranges(source, about["features"])
     sizes = [len(names) for names in about["features"].values()]
     model, program = to_onnx(network, sizes), to_program(network, sizes)
     meta = _describe(about, model, program)
+    if ranges is not None:
+        write_whole(folder / RANGES, ranges)
     write_whole(folder / "model.onnx", model)
     write_whole(folder / "model.pt2", program)
     licence = SHIPPED_LICENCE if str(name) in zoo_names() else ""

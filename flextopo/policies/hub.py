@@ -8,9 +8,11 @@ from pathlib import Path
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder
+from flextopo.policies.ranges import FILE as RANGES
+from flextopo.policies.ranges import check_ranges
 from flextopo.policies.runtime import MODELS, load_policy, read_meta
 
-FILES = ("README.md", "meta.json", "model.pt2", *MODELS)
+FILES = ("README.md", "meta.json", "model.pt2", RANGES, *MODELS)
 """What is sent and fetched; whatever else lies in a folder or a repository is left there."""
 
 
@@ -35,7 +37,7 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     meta = read_meta(folder)
     if not (folder / "README.md").is_file():
         raise FlextopoError(f"{folder}: no README.md; legal: what `flextopo export` writes")
-    load_policy(folder)
+    check_ranges(folder, load_policy(folder).names)
     api = HfApi(library_name="flextopo")
     with _told(repo):
         api.create_repo(repo, private=private, exist_ok=True)
@@ -77,7 +79,7 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Path:
             allow_patterns=list(FILES),
             library_name="flextopo",
         )
-    load_policy(out)
+    check_ranges(out, load_policy(out).names)
     return out
 
 

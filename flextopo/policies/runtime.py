@@ -173,10 +173,14 @@ class LearnedSelector:
         Raises:
             ArtifactError: a score is not a finite number.
         """
-        found, count, scores = self.rank(cluster, preemptor)
-        if count == 0:
-            return None
-        chosen = int(np.argmax(scores))
+        found, count, o = self.look(cluster, preemptor)
+        return self.choose(cluster, preemptor, found, o) if count else None
+
+    def choose(
+        self, cluster: ClusterState, preemptor: Pod, found: CandidateArrays, o: Observation
+    ) -> Candidate | None:
+        """Choose among what `look` found, of which there is at least one; see `select`."""
+        chosen = int(np.argmax(self._judge(o)))
         return None if chosen == self.k else cluster.candidate_at(found, chosen, preemptor)
 
     def rank(self, cluster: ClusterState, preemptor: Pod) -> tuple[CandidateArrays, int, Array]:
@@ -189,19 +193,34 @@ class LearnedSelector:
         Raises:
             ArtifactError: a score is not a finite number.
         """
-        aligned = self.filter.binds(preemptor)
-        found, count = cluster.find(preemptor, aligned, self.k)
+        found, count, o = self.look(cluster, preemptor)
         if count == 0:
             return found, 0, np.full(self.k + 1, -1e8, np.float32)
+        return found, count, self._judge(o)
+
+    def look(
+        self, cluster: ClusterState, preemptor: Pod
+    ) -> tuple[CandidateArrays, int, Observation]:
+        """Return candidates (valid until the next call), their number, and what it reads of them.
+
+        Without candidates nothing is observed.
+        """
+        aligned = self.filter.binds(preemptor)
+        found, count = cluster.find(preemptor, aligned, self.k)
         o = empty_observation(self.k, self.width)
+        if count == 0:
+            return found, 0, o
         # A view of some nodes carries the others along, for what is said of the whole cluster.
         seen = getattr(cluster, "whole", cluster.arrays)
         observe(seen, cluster.costs, preemptor.index, found, count, o)
         o.mask[-1] = self.allow_wait and cluster.may_wait(preemptor)
-        scores = self.score(self.read(o))
+        return found, count, self.read(o)
+
+    def _judge(self, o: Observation) -> Array:
+        scores = self.score(o)
         if not np.isfinite(scores).all():
             raise ArtifactError(f"policy {self.name!r}: a score is not finite; legal: numbers")
-        return found, count, scores
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +248,19 @@ class OnnxSelector(LearnedSelector):
         return scores
 
 
+def folder_of(name: str | Path) -> Path:
+    """Return the folder of a policy.
+
+    Raises:
+        UnknownNameError: neither a name of the zoo nor a folder.
+    """
+    if str(name) in zoo_names():
+        return ZOO / str(name)
+    if not Path(name).is_dir():
+        raise UnknownNameError("policy", str(name), [*zoo_names(), "a folder with meta.json"])
+    return Path(name)
+
+
 def load_policy(name: str | Path) -> LearnedSelector:
     """Load a policy of the zoo by name, or from a folder.
 
@@ -236,11 +268,7 @@ def load_policy(name: str | Path) -> LearnedSelector:
         UnknownNameError: neither a name of the zoo nor a folder.
         ArtifactError: the artifact is damaged, reads unknown features, or needs onnxruntime.
     """
-    folder = Path(name)
-    if str(name) in zoo_names():
-        folder = ZOO / str(name)
-    elif not folder.is_dir():
-        raise UnknownNameError("policy", str(name), [*zoo_names(), "a folder with meta.json"])
+    folder = folder_of(name)
     meta = read_meta(folder)
     path = folder / meta["model"]
     blob = _read(path)

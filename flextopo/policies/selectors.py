@@ -22,6 +22,7 @@ from flextopo.baselines.registry import (
 from flextopo.baselines.wait_limit import WaitLimit
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.state.selector import VictimSelector
+from flextopo.policies.in_range import SUFFIX, load_in_range
 from flextopo.policies.runtime import load_policy
 from flextopo.policies.shipped import zoo_names
 
@@ -46,6 +47,7 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
             wait for more than 300 seconds by its own choice. `NAME+plan@64` tries the best candidates of
             one in 64 sampled futures, `NAME+plan@50ms` in as many as there is time for; see `Rollout`.
             `lookahead+NAME` and `oracle-lookahead+NAME` go on with that selector in their branches.
+            `NAME+in-range` is a policy that leaves decisions outside of its training ranges to a rule.
         seed: of this episode; a class that takes a `seed` gets it.
 
     Raises:
@@ -72,10 +74,13 @@ def find_selector(selector: Named, seed: int = 0) -> VictimSelector:
         found: Any = make_selector(ahead, seed)
         found = replace(found, name=selector, base=_find_base(base, selector, seed))
         return cast("VictimSelector", found)
+    if selector.endswith(SUFFIX) and _is_policy(selector.removesuffix(SUFFIX)):
+        return load_in_range(selector.removesuffix(SUFFIX))
     if IMPORT_TEXT.fullmatch(selector):
         return build(load_attribute(selector), seed, selector)
     others = [
         "the folder of a policy",
+        "a policy with +in-range",
         "MODULE:NAME of a selector or its class; all of them also with @SECONDS or +plan@FUTURES",
     ]
     raise UnknownNameError("selector", selector, [*known_selectors(), *zoo_names(), *others])

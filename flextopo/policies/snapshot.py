@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from flextopo.baselines.policies import GreedyCost
 from flextopo.cluster.errors import PodError
@@ -76,7 +76,21 @@ SMALL_GANG = Snapshot(
 _compiled: set[str] = set()
 
 
-def build_state(snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS) -> tuple[ClusterState, Pod]:
+class SnapshotState(ClusterState):
+    """A cluster at one moment.
+
+    Attributes:
+        out_of_range: a policy that left the decision to its rule says here why; see `InRange`.
+    """
+
+    def __init__(self, *args: Any, **about: Any) -> None:
+        super().__init__(*args, **about)
+        self.out_of_range: list[str] = []
+
+
+def build_state(
+    snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS
+) -> tuple[SnapshotState, Pod]:
     """Return the cluster and the pending pod that a snapshot describes; of a gang, its first member.
 
     Args:
@@ -102,7 +116,7 @@ def build_state(snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS) -> tuple
         raise SnapshotError("snapshot: servers has none; legal: one at least")
     index = {kind: i for i, kind in enumerate(models)}
     pods = [_pod(i, pod, groups, budgets, bands) for i, pod in enumerate(snapshot.pods)]
-    state = ClusterState.from_pods(
+    made = SnapshotState.from_pods(
         list(models.values()),
         [index[kind] for kind in kind_of],
         pods,
@@ -110,6 +124,7 @@ def build_state(snapshot: Snapshot, bands: Sequence[int] = CLASS_BANDS) -> tuple
         now_s=snapshot.now_s,
         network=network,
     )
+    state = cast("SnapshotState", made)
     set_levels(state, snapshot.pods)
     # Pods on known GPUs first: what the others got can only be guessed from what is left.
     for i, pod in sorted(enumerate(snapshot.pods), key=lambda item: item[1].gpus_held is None):
@@ -172,6 +187,7 @@ def decide(
             # The selector may still read what it was given.
             state, preemptor = build_state(snapshot, bands)
             cause = "timeout"
+        state.out_of_range.clear()
         if isinstance(error, PodError):
             cause = "guard"
         try:
@@ -241,13 +257,14 @@ def check(state: ClusterState, preemptor: Pod, candidate: Candidate | None) -> N
             raise PodError(f"victim {state.name(victim)!r} is not needed")
 
 
-def _reasons(state: ClusterState, candidate: Candidate | None) -> list[str]:
+def _reasons(state: SnapshotState, candidate: Candidate | None) -> list[str]:
     if candidate is None:
-        return ["no victim set that is worth it, or none at all"]
+        return [*state.out_of_range, "no victim set that is worth it, or none at all"]
     reasons = [f"placed on {candidate.level.name.lower()} level"]
     if candidate.seats:
         reasons = [f"{len(candidate.seats)} members within {TIERS[candidate.tier].label}"]
         reasons += [f"the worst of them placed on {candidate.level.name.lower()} level"]
+    reasons += state.out_of_range
     for victim in map(state.pod, candidate.victims):
         run = state.now_s - (victim.start_s or 0)
         reasons.append(

@@ -50,18 +50,21 @@ class Committee:
         total = np.sum([score(weights, o) for weights in self.members], axis=0)
         return np.where(o.mask != 0, total / len(self.members), -1e8).astype(np.float32)
 
-    def collect(self, first: int, tapes: int, workers: int = 1) -> Demonstrations:
-        """Play training tapes; the result is the same for any number of workers.
+    def collect(
+        self, first: int, tapes: int, workers: int = 1, ray: str | None = None
+    ) -> Demonstrations:
+        """Play training tapes; the result is the same for any number of workers, and over Ray.
 
         Args:
             first: position of the first tape among the training seeds.
             tapes: how many.
             workers: processes.
+            ray: where to play; see `run_jobs`.
 
         Returns:
             Decisions, where the loss of an action is minus the logarithm of its probability.
         """
-        return collect(self.demonstrate, self.servers, first, tapes, workers)
+        return collect(self.demonstrate, self.servers, first, tapes, workers, ray)
 
     def demonstrate(self, job: Job) -> Demonstrations:
         """Play the tape of a seed on servers; a tenth of the actions are random."""

@@ -115,6 +115,43 @@ class FitConfig:
         _check_where("cpu", *self.servers)
 
 
+@dataclass(frozen=True)
+class RangesConfig:
+    """How to find the ranges that a policy was trained within.
+
+    Attributes:
+        servers: clusters that it was trained on, one after the other.
+        tapes: training tapes.
+        validation_tapes: of drawn workloads, and as many of the default one, on which false alarms count.
+        noise: share of actions on training tapes that are random.
+        quantile: share of decisions that may lie below the lowest value of a feature, and above the highest.
+        margin: of a range, in shares of its width, on both sides.
+        false_alarms: highest share of decisions on validation tapes that are out of range.
+        sizes: fewest and most servers of a cluster.
+    """
+
+    servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
+    tapes: int = 3000
+    validation_tapes: int = 1500
+    noise: float = 0.1
+    quantile: float = 0.001
+    margin: float = 0.05
+    false_alarms: float = 0.01
+    sizes: tuple[int, int] = (4, 1000)
+
+    def __post_init__(self) -> None:
+        _check(self, ones=("tapes", "validation_tapes"))
+        legal = {"noise": 1.0, "quantile": 0.5, "margin": 10.0, "false_alarms": 1.0}
+        for name, most in legal.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise FlextopoError(f"{name} = {getattr(self, name)}; legal: 0 to {most:g}")
+        if not 1 <= self.sizes[0] <= self.sizes[1]:
+            raise FlextopoError(f"sizes = {self.sizes}; legal: the fewest servers, then the most")
+        if not self.servers:
+            raise FlextopoError("servers = (); legal: one cluster or more")
+        _check_where("cpu", *self.servers)
+
+
 AGAIN = 4
 """How many times as many validation tapes the last choice takes."""
 

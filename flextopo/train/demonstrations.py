@@ -104,15 +104,18 @@ class Demonstrator:
     improve: bool = False
     graph: bool = False
 
-    def collect(self, first: int, tapes: int, workers: int = 1) -> Demonstrations:
-        """Play training tapes; the result is the same for any number of workers.
+    def collect(
+        self, first: int, tapes: int, workers: int = 1, ray: str | None = None
+    ) -> Demonstrations:
+        """Play training tapes; the result is the same for any number of workers, and over Ray.
 
         Args:
             first: position of the first tape among the training seeds.
             tapes: how many.
             workers: processes.
+            ray: where to play; see `run_jobs`.
         """
-        return collect(self.demonstrate, self.servers, first, tapes, workers)
+        return collect(self.demonstrate, self.servers, first, tapes, workers, ray)
 
     def demonstrate(self, job: Job) -> Demonstrations:
         """Play the tape of a seed on servers and record every decision.
@@ -183,11 +186,12 @@ def collect(
     first: int,
     tapes: int,
     workers: int,
+    ray: str | None = None,
 ) -> Demonstrations:
     """Play training tapes, from the one at position `first` on; see `Demonstrator.collect`."""
     seeds = take(TRAINING, tapes, first)
     jobs = [(servers[i % len(servers)], seed) for i, seed in enumerate(seeds)]
-    played = dict(run_jobs(play, jobs, workers))
+    played = dict(run_jobs(play, jobs, workers, ray))
     return concatenate([played[i] for i in range(tapes)])
 
 

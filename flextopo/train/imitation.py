@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,19 @@ from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector
 from flextopo.train.committee import Committee
 from flextopo.train.config import AGAIN, ImitationConfig
-from flextopo.train.demonstrations import Demonstrations, Demonstrator, tape_for
+from flextopo.train.demonstrations import Demonstrations, Demonstrator, Job, tape_for
 from flextopo.train.devices import use_device
 from flextopo.train.fitting import disagreement, fit
 from flextopo.train.rounds import COMMITTEE, Rounds, rounds_folder, weights_of
+from flextopo.train.scale_out import run_jobs
 
 
 def play_validation(
-    selector: VictimSelector, servers: tuple[str, ...], tapes: int, first: int = 0
+    selector: VictimSelector,
+    servers: tuple[str, ...],
+    tapes: int,
+    first: int = 0,
+    ray: str | None = None,
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Play validation tapes.
 
@@ -54,32 +60,44 @@ def play_validation(
         servers: clusters, one after the other.
         tapes: how many.
         first: position of the first among the validation seeds.
+        ray: where to play; see `run_jobs`. Without it in this process: games take milliseconds.
 
     Returns:
         (tapes,) weighted losses, and the mean success rate.
     """
-    losses, success = [], []
-    for i, seed in enumerate(take(VALIDATION, tapes, first)):
-        fleet = parse_servers(servers[i % len(servers)])
-        sim = tape_for(fleet, WorkloadConfig(), seed)
-        sim.play(selector)
-        metrics = episode_metrics(sim)
-        losses.append(metrics["weighted_loss"])
-        success.append(metrics["success_rate"])
-    return np.array(losses), float(np.nanmean(success))
+    seeds = take(VALIDATION, tapes, first)
+    jobs = [(servers[i % len(servers)], seed) for i, seed in enumerate(seeds)]
+    played = dict(run_jobs(partial(_play_validation, selector), jobs, 1, ray))
+    losses, success = np.array([played[i] for i in range(tapes)]).T
+    return losses, float(np.nanmean(success))
 
 
-def validate(selector: VictimSelector, config: ImitationConfig, again: bool = False) -> float:
+def _play_validation(selector: VictimSelector, job: Job) -> tuple[float, float]:
+    """Return weighted loss and success rate on the tape of a seed."""
+    servers, seed = job
+    sim = tape_for(parse_servers(servers), WorkloadConfig(), seed)
+    sim.play(selector)
+    metrics = episode_metrics(sim)
+    return metrics["weighted_loss"], metrics["success_rate"]
+
+
+def validate(
+    selector: VictimSelector,
+    config: ImitationConfig,
+    again: bool = False,
+    ray: str | None = None,
+) -> float:
     """Return the mean weighted loss on the validation tapes of every cluster trained on.
 
     Args:
         selector: who plays.
         config: of the training.
         again: on `AGAIN` times as many others.
+        ray: where to play; see `run_jobs`.
     """
     tapes = config.validation_tapes
     many, first = (AGAIN * tapes, tapes) if again else (tapes, 0)
-    losses, _ = play_validation(selector, config.servers, many, first)
+    losses, _ = play_validation(selector, config.servers, many, first, ray)
     return float(np.mean(losses))
 
 
@@ -88,6 +106,7 @@ def imitate(
     workers: int = 1,
     report: Callable[[str], None] = print,
     rounds: Rounds | None = None,
+    ray: str | None = None,
 ) -> tuple[CandidateScorer, list[float]]:
     """Train one network; return its best round by validation and the validation loss of each.
 
@@ -96,6 +115,7 @@ def imitate(
         workers: processes that demonstrate; no number depends on it.
         report: is told about each round.
         rounds: those that are over already; they are added to.
+        ray: where tapes are played; see `run_jobs`. No number depends on it either.
     """
     rounds = rounds or Rounds(config)
     torch.manual_seed(config.seed)
@@ -109,10 +129,10 @@ def imitate(
         improve = round_ >= config.rounds
         demonstrator = Demonstrator(config.servers, config.k, config.horizon_s, weights, improve)
         first = config.seed * sum(config.plan) + sum(config.plan[:round_])
-        new = demonstrator.collect(first, config.plan[round_], workers)
+        new = demonstrator.collect(first, config.plan[round_], workers, ray)
         data = rounds.to_fit(new)
         *_, final = fit(network, data, config, round_)
-        _add(rounds, network, new)
+        _add(rounds, network, new, ray)
         stage = "improvement" if improve else "imitation"
         report(f"{stage} {round_ + 1}/{len(config.plan)}: {_said(data, final, rounds)}")
     network.load_state_dict(rounds.networks[int(np.argmin(rounds.losses))])
@@ -125,8 +145,11 @@ def train_imitation(
     workers: int,
     report: Callable[[str], None],
     resume: bool = False,
+    ray: str | None = None,
 ) -> Path:
     """Train the networks, and write the best to `folder / "policy"`; return that folder.
+
+    Tapes are played by `workers` or over `ray`, see `run_jobs`; networks are fitted in this process.
 
     Raises:
         FlextopoError: a policy is there already, there is nothing to resume, or no such device.
@@ -141,7 +164,7 @@ def train_imitation(
     for at, run in enumerate(runs):
         make_folder(folder / rounds_folder(at))
         prefix = f"network {at + 1}/{config.networks}, " if config.networks > 1 else ""
-        trained.append(imitate(run.config, workers, _behind(prefix, report), run))
+        trained.append(imitate(run.config, workers, _behind(prefix, report), run, ray))
     best = int(np.argmin([min(history) for _, history in trained]))
     network, history = trained[best]
     kept, finalists = min(history), list[float]()
@@ -150,9 +173,9 @@ def train_imitation(
         if last.is_there:
             last.resume()
         make_folder(folder / COMMITTEE)
-        learn_from_all(network, runs, last, workers, report)
+        learn_from_all(network, runs, last, workers, report, ray)
         states = [runs[best].networks[int(np.argmin(history))], *last.networks]
-        finalists = _take_best(network, states, config, report)
+        finalists = _take_best(network, states, config, report, ray)
         kept = [kept, *last.losses][int(np.argmin(finalists))]
         history = [*history, *last.losses]
     return save_policy(
@@ -187,12 +210,13 @@ def _take_best(
     states: list[dict[str, torch.Tensor]],
     config: ImitationConfig,
     report: Callable[[str], None],
+    ray: str | None,
 ) -> list[float]:
     """Load the state that does best on other validation tapes; return the loss of each."""
     losses = []
     for state in states:
         network.load_state_dict(state)
-        losses.append(validate(_selector(network, config), config, again=True))
+        losses.append(validate(_selector(network, config), config, True, ray))
     network.load_state_dict(states[int(np.argmin(losses))])
     report(
         f"on {AGAIN * config.validation_tapes} other validation tapes: "
@@ -207,6 +231,7 @@ def learn_from_all(
     last: Rounds,
     workers: int,
     report: Callable[[str], None],
+    ray: str | None = None,
 ) -> None:
     """Fit a network to what the best rounds of all say together, then improve on that once.
 
@@ -216,6 +241,7 @@ def learn_from_all(
         last: the two rounds, or what is over of them; they are added to.
         workers: processes that play.
         report: is told about each round.
+        ray: where tapes are played; see `run_jobs`.
     """
     config = last.config
     # From the end of the training tapes, which no network has seen.
@@ -227,9 +253,11 @@ def learn_from_all(
             for run in runs
             for at in np.argsort(run.losses)[: config.members]
         ]
-        data = Committee(config.servers, config.k, tuple(members)).collect(first, seen, workers)
+        data = Committee(config.servers, config.k, tuple(members)).collect(
+            first, seen, workers, ray
+        )
         *_, final = fit(network, data, config, len(config.plan), disagreement, unit=1.0)
-        _add(last, network, data)
+        _add(last, network, data, ray)
         report(
             f"committee of {len(members)}: {len(data)} decisions, cross entropy {final:.3f}, "
             f"validation weighted loss {last.losses[-1]:.4f}"
@@ -238,15 +266,16 @@ def learn_from_all(
         network.load_state_dict(last.networks[0])
         weights = weights_of(network)
         demonstrator = Demonstrator(config.servers, config.k, config.horizon_s, weights, True)
-        data = demonstrator.collect(first + seen, more, workers)
+        data = demonstrator.collect(first + seen, more, workers, ray)
         *_, final = fit(network, data, config, len(config.plan) + 1)
-        _add(last, network, data)
+        _add(last, network, data, ray)
         report(f"improvement on it: {_said(data, final, last)}")
 
 
-def _add(rounds: Rounds, network: CandidateScorer, data: Demonstrations) -> None:
+def _add(rounds: Rounds, network: CandidateScorer, data: Demonstrations, ray: str | None) -> None:
     """Play the validation tapes, and add a round."""
-    rounds.add(network, validate(_selector(network, rounds.config), rounds.config), data)
+    selector = _selector(network, rounds.config)
+    rounds.add(network, validate(selector, rounds.config, ray=ray), data)
 
 
 def _selector(network: CandidateScorer, config: ImitationConfig) -> LearnedSelector:

@@ -13,8 +13,10 @@ from flextopo.envs.registration import ENVIRONMENTS
 from flextopo.policies.runtime import read_meta
 from flextopo.policies.shipped import ZOO, zoo_names
 from flextopo.train.benchmark.tracks import TRACKS
+from flextopo.train.distil import load_distilled, term_rows
 from flextopo.train.planning_results import load_clusters, planning_rows
 from flextopo.train.ppo_results import budget_rows, load_ppo, speed_rows
+from flextopo.train.range_results import load_worlds, world_rows
 from flextopo.train.reference import REFERENCE
 from flextopo.train.results import (
     ablation_rows,
@@ -34,6 +36,8 @@ SAVED: dict[str, tuple[Callable[[Path], Any], Callable[[Any], list[list[str]]]]]
     "ablation": (load_ablation, ablation_rows),
     "ppo": (load_ppo, budget_rows),
     "ppo-speed": (load_ppo, speed_rows),
+    "distilled": (load_distilled, term_rows),
+    "in-range": (load_worlds, world_rows),
     "planning-all": (lambda path: load_clusters(path.parent), planning_rows),
 }
 """Name of a block, and of its results file if it has one, to what reads them and makes the rows."""
@@ -69,7 +73,8 @@ def generated(name: str, results: Path) -> str:
     """Return the Markdown of one generated block.
 
     Args:
-        name: `environments`, `selectors`, `policies`, `tracks`, `ablation`, `ppo`, `ppo-speed`, `planning-all`, a block
+        name: `environments`, `selectors`, `policies`, `tracks`, `ablation`, `ppo`, `ppo-speed`, `in-range`,
+            `distilled`, `planning-all`, a block
             of `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
             `-against` for those of its last policy from every other selector, with `-gangs` for what was
             done for gangs, with `-plans` for what looking ahead buys.

@@ -27,6 +27,9 @@ ATTEMPTS = 3
 """How often a worker may be lost, one time after the other, before it is called a mistake."""
 
 
+_open: dict[str, Any] = {}
+"""Address to the module `ray`, while a connection is kept: one at most."""
+
 KNOCK_S = 10.0
 """Seconds that a cluster has to take a connection."""
 
@@ -117,24 +120,53 @@ def _end_quietly() -> None:
 def _over_ray(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, address: str
 ) -> Iterator[tuple[int, Result]]:
-    ray = _connect(workers, address)
-    waiting: dict[Any, int] = {}
+    with connected(workers, address) as ray:
+        waiting: dict[Any, int] = {}
+        try:
+            remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(_apply)
+            shared = ray.put(function)  # a method brings its object, such as a network, once
+            waiting = {remote.remote(shared, job): i for i, job in enumerate(jobs)}
+            while waiting:
+                finished, _ = ray.wait(list(waiting), num_returns=1)
+                for reference in finished:
+                    yield waiting.pop(reference), ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, FlextopoError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError:
+            raise _lost() from None
+        finally:
+            for reference in waiting:
+                ray.cancel(reference, force=True)
+
+
+def _apply(function: Callable[[Job], Result], job: Job) -> Result:
+    return function(job)
+
+
+@contextmanager
+def connected(workers: int, address: str | None) -> Iterator[Any]:
+    """Keep a connection to Ray, which each `run_jobs` inside uses; without one each makes its own.
+
+    Args:
+        workers: processes of a Ray of its own.
+        address: see `run_jobs`; None = there is no Ray, and nothing happens.
+
+    Yields:
+        The module `ray`, or None.
+
+    Raises:
+        FlextopoError: Ray is not installed or does not answer.
+    """
+    if address is None or address in _open:
+        yield _open.get(address or "")
+        return
+    _open[address] = ray = _connect(workers, address)
     try:
-        remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(function)
-        waiting = {remote.remote(job): i for i, job in enumerate(jobs)}
-        while waiting:
-            finished, _ = ray.wait(list(waiting), num_returns=1)
-            for reference in finished:
-                yield waiting.pop(reference), ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, FlextopoError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError:
-        raise _lost() from None
+        yield ray
     finally:
-        for reference in waiting:
-            ray.cancel(reference, force=True)
+        del _open[address]
         ray.shutdown()
 
 

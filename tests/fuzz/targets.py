@@ -25,6 +25,7 @@ from flextopo.cluster.topology.network_file import read_network
 from flextopo.cluster.topology.resource import format_resource, graph_from_resource, to_resource
 from flextopo.cluster.workload.trace_convert import convert_traces
 from flextopo.cluster.workload.trace_readers import read_jobs, read_services
+from flextopo.policies.ranges import FILE, read_ranges
 from flextopo.policies.runtime import LearnedSelector, load_policy
 from flextopo.policies.shipped import ZOO
 from flextopo.policies.snapshot import build_state
@@ -110,6 +111,17 @@ def read_snapshot(path: Path) -> None:
 def read_meta(path: Path) -> None:
     """Whatever the metadata says, the weights fit to it."""
     _check_policy(path, json_of(META), path.read_bytes())
+
+
+def read_limits(path: Path) -> None:
+    """Ranges of a policy are pairs of finite numbers, one for each feature that it reads."""
+    policy = load_policy("deepset-imitation")
+    found = read_ranges(path, policy.names)
+    assert {part: list(ranges) for part, ranges in found.features.items()} == policy.names
+    for ranges in found.features.values():
+        assert all(np.isfinite(pair).all() and pair[0] <= pair[1] for pair in ranges.values())
+    assert found.servers[0] <= found.servers[1]
+    assert found.allowed >= 0
 
 
 def read_weights(path: Path) -> None:
@@ -350,6 +362,7 @@ TARGETS = {
     "network": Target(tuple(text.encode() for text in NETWORKS), read_leaves),
     "snapshot": Target((json.dumps(SNAPSHOT).encode(),), read_snapshot),
     "artifact-meta": Target((META,), read_meta),
+    "artifact-ranges": Target(((ZOO / "deepset-imitation" / FILE).read_bytes(),), read_limits),
     "artifact-file": Target((packed_arrays(),), read_weights),
     "artifact-array": Target((npy(OWN),), read_array),
     "scores": Target((saved_scores(),), read_scores),

@@ -103,7 +103,9 @@ def test_other_tapes_say_who_is_kept(
     """Of the best network, the one that learnt from the committee, and its improvement."""
     finals: list[float] = []
 
-    def told(selector: Any, config: ImitationConfig, again: bool = False) -> float:
+    def told(
+        selector: Any, config: ImitationConfig, again: bool = False, ray: str | None = None
+    ) -> float:
         loss = validate(selector, config, again)
         if again:
             finals.append(loss)
@@ -127,7 +129,7 @@ def test_other_tapes_say_who_is_kept(
 def test_the_last_choice_is_made_on_other_tapes(monkeypatch: pytest.MonkeyPatch) -> None:
     played: list[tuple[int, int]] = []
 
-    def play(_: Any, servers: tuple[str, ...], tapes: int, first: int) -> Any:
+    def play(_: Any, servers: tuple[str, ...], tapes: int, first: int, ray: str | None) -> Any:
         played.append((first, first + tapes))
         return np.zeros(1), 1.0
 

@@ -21,6 +21,10 @@ RUNS: dict[str, tuple[list[str], str]] = {
         ["--servers", "4*rtx4090"],
         r"as it is: -\d+\.\d GPU-hours\nweighed anew: -\d+\.\d",
     ),
+    "distilled_rule.py": (
+        ["--servers", "4*rtx4090", "--seeds", "2"],
+        r"the least wins:\n +\+1\.000 x logarithm",
+    ),
     "http_client.py": ([], r'"selector":"greedy-cost"'),
     "ppo.py": (["--timesteps", "64", "--days", "2"], r"decisions, \d+ s: loses \d+\.\d\d%"),
     "private_trace.py": (["--seeds", "2"], r"godel +[+-]\d+\.\d\d points"),

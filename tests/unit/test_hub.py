@@ -84,7 +84,7 @@ def test_what_is_pushed_comes_back(
     assert status == 0, text
     assert read_meta(policy)["sha256"][:12] in text
     there = sorted(path.name for path in (hub / "some/policy").iterdir())
-    assert there == ["README.md", "meta.json", "weights.npz"]
+    assert there == ["README.md", "meta.json", "ranges.json", "weights.npz"]
     status, text = said(capsys, "pull", "some/policy", "-o", str(tmp_path / "theirs"))
     assert status == 0, text
     ours, theirs = load_policy(policy), load_policy(tmp_path / "theirs")

@@ -77,8 +77,8 @@ def test_ray_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
 def test_the_page_names_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "scale-out.md").read_text()
-    commands = re.findall(r"flextopo (compare|sweep) ([^`\n#]*)", page)
-    assert {command for command, _ in commands} == {"compare", "sweep"}
+    commands = re.findall(r"flextopo (compare|sweep|train) ([^`\n#]*)", page)
+    assert {command for command, _ in commands} == {"compare", "sweep", "train"}
     for command, options in commands:
         with pytest.raises(SystemExit):
             main([command, "--help"])
@@ -108,6 +108,29 @@ def test_the_jobs_of_a_lost_ray_worker_are_done_again(tmp_path: Path) -> None:
         list(run_jobs(lost_worker.always_dies, [1], 2, "local"))
     with pytest.raises(FlextopoError, match="number 1; legal: none"):
         list(run_jobs(lost_worker.mistake, [1], 2, "local"))
+
+
+@pytest.mark.slow
+@needs_ray
+@quiet
+def test_a_network_is_trained_to_the_same_bits_over_ray(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from flextopo.policies.runtime import load_policy
+    from flextopo.train.config import ImitationConfig
+    from flextopo.train.imitation import train_imitation
+
+    config = ImitationConfig(
+        servers=("4*rtx4090",), networks=1, members=1, tapes=4, rounds=2, improvements=1,
+        last_tapes=4, epochs=1, k=8, horizon_s=3600, hidden=8, validation_tapes=3,
+    )  # fmt: skip
+    here = train_imitation(config, tmp_path / "here", 1, lambda _: None)
+    with scale_out.connected(2, "local") as ray:
+        there = train_imitation(config, tmp_path / "there", 2, lambda _: None, ray="local")
+        assert ray.is_initialized()  # one connection for all rounds
+    assert not ray.is_initialized()
+    ours, theirs = load_policy(here).weights, load_policy(there).weights
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert (here / "meta.json").read_bytes() == (there / "meta.json").read_bytes()
 
 
 @needs_ray

@@ -188,7 +188,8 @@ class Decider:
             return self._answer(preemptor, view, chosen, selector.name, cause, detail)
         if self._has_candidates(view, preemptor):
             why = "it is better to wait" if not cause else "the baseline found nothing"
-            return Decision(None, (), (), None, 0, selector.name, cause, detail, (why,))
+            beyond = "; ".join(view.out_of_range)
+            return Decision(None, (), (), None, 0, selector.name, cause, detail, beyond, (why,))
         return None
 
     def ask_selector(
@@ -361,7 +362,7 @@ class Decider:
         level = chosen.level.name.lower() if sure else "unknown"
         now_s = self.cache.clock()
         reasons = [f"placed on {level} level" if sure else "its placement is not known"]
-        reasons += about(victims, now_s)
+        reasons += [*view.out_of_range, *about(victims, now_s)]
         return Decision(
             node=view.node_names[chosen.node],
             victims=tuple(victims),
@@ -371,6 +372,7 @@ class Decider:
             selector=selector,
             fallback=cause,
             detail=detail,
+            out_of_range="; ".join(view.out_of_range),
             reasons=tuple(reasons),
             cost_gpu_s=view.cost_of(chosen, view.preemptor),
             wait_s=chosen.wait_s,

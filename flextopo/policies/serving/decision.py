@@ -34,6 +34,7 @@ class Decision:
         selector: who decided.
         fallback: cause for which the baseline decided, empty = it did not.
         detail: the same in words.
+        out_of_range: why the selector's policy left the decision to its rule, empty = it did not.
         reasons: why, for people.
         cost_gpu_s: the decision's own loss in weighted GPU-seconds.
         wait_s: seconds until the pods it counts on are gone; without victims, these leave anyway.
@@ -51,6 +52,7 @@ class Decision:
     selector: str = ""
     fallback: str = ""
     detail: str = ""
+    out_of_range: str = ""
     reasons: tuple[str, ...] = ()
     cost_gpu_s: float = 0.0
     wait_s: int = 0

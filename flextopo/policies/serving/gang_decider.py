@@ -136,8 +136,9 @@ class GangDecider:
             chosen = self._ask_baseline(gang, view, detail)
         if chosen is not None:
             chosen = self._at_home(gang, view, chosen)
+            beyond = "; ".join(view.out_of_range)
             return self._answer(
-                gang, view, chosen, Decision(None, (), (), None, 0, selector, cause, detail)
+                gang, view, chosen, Decision(None, (), (), None, 0, selector, cause, detail, beyond)
             )
         if not cause and view.find(view.preemptor, _is_guaranteed(gang.leader), 1)[1]:
             return Decision(None, selector=selector, reasons=("it is better to wait",))
@@ -228,6 +229,7 @@ class GangDecider:
             violations=violations(victims, self.decider.cache.budgets.of(victims)),
             reasons=(
                 f"{len(members)} members within {TIERS[chosen.tier].label}",
+                *view.out_of_range,
                 *about(victims, now_s),
             ),
             cost_gpu_s=view.cost_of(chosen, view.preemptor),

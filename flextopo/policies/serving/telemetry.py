@@ -64,6 +64,11 @@ class Telemetry:
         self._fallbacks = Counter(
             "flextopo_fallbacks", "Decisions of the baseline.", ["cause"], registry=registry
         )
+        self._out_of_range = Counter(
+            "flextopo_out_of_range",
+            "Decisions that a policy left to its rule, since they are outside of its training ranges.",
+            registry=registry,
+        )
         self._requests = Counter(
             "flextopo_requests", "Requests by verb.", ["verb", "status"], registry=registry
         )
@@ -132,6 +137,8 @@ class Telemetry:
         self._decisions.labels(verb, outcome).inc()
         if decision.fallback:
             self._fallbacks.labels(decision.fallback).inc()
+        if decision.out_of_range:
+            self._out_of_range.inc()
         gang: dict[str, Any] = {}
         if decision.members:
             members = [
@@ -152,6 +159,7 @@ class Telemetry:
             selector=decision.selector,
             fallback=decision.fallback or None,
             detail=decision.detail or None,
+            out_of_range=decision.out_of_range or None,
             reasons=decision.reasons,
             ms=round(decision.elapsed_ms, 3),
             **gang,

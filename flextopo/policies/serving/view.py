@@ -57,6 +57,7 @@ class ClusterView(ClusterState):
         whole: the arrays with all nodes of the cluster behind those of the view, for features that
             tell of the whole cluster.
         num_preemptors: members of the gang, 1 for a pod alone.
+        out_of_range: a policy that left the decision to its rule says here why; see `InRange`.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ClusterView(ClusterState):
         self.states = states
         self.whole = whole
         self.num_preemptors = len(parts[0])
+        self.out_of_range: list[str] = []
         self._parts = parts
         self._held: dict[int, dict[int, tuple[int, npt.NDArray[np.int16]]]] = {}
 

@@ -132,9 +132,11 @@ def leaderboard(entries: Sequence[Entry]) -> str:
         rows = track_rows(name, entries)
         if len(rows) > 1:
             parts += [f"## {name}", f"{track.about}; {track.num_games} games.", markdown(rows)]
-    parts.append("## Entries")
-    parts.append(markdown(about_rows(entries)))
-    parts.append("Next: [take part](benchmark.md).")
+    parts += [
+        "## Entries",
+        markdown(about_rows(entries)),
+        "Next: [take part](benchmark.md#take-part).",
+    ]
     return "\n\n".join(parts) + "\n"
 
 

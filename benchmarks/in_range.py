@@ -1,0 +1,136 @@
+"""How often a policy is out of its training ranges, and what leaving these decisions to the rule comes to.
+
+Plays days on clusters like those that the policy was trained on, on others, and under every perturbation of
+`flextopo stress`, each with the rule, the policy and `deepset-imitation+in-range`. Writes
+`docs/results/in-range.json`, of which `flextopo report` makes a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flextopo.cluster.simulation.metrics import episode_metrics
+from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.state.selector import VictimSelector
+from flextopo.cluster.workload.config import WorkloadConfig
+from flextopo.cluster.workload.seeds import SPLITS, take
+from flextopo.policies.selectors import find_selector
+from flextopo.train import stress_views, stress_world
+from flextopo.train.compare import find_fleet, make_tape
+from flextopo.train.config import ComparisonConfig
+from flextopo.train.range_results import GUARDED, POLICY, RULE, world_rows
+from flextopo.train.results import markdown, save_results, versions
+from flextopo.train.stress import BASE, PERTURBATIONS, Perturbation
+
+
+class World(NamedTuple):
+    """What is played.
+
+    Fields: `config`, servers and demand; `how` they are disturbed; `share` of the days that are played.
+    """
+
+    config: ComparisonConfig
+    how: Perturbation = PERTURBATIONS[BASE]
+    share: float = 1.0
+
+
+def on(servers: str, share: float = 1.0, **workload: Any) -> World:
+    """Return undisturbed days on some servers."""
+    config = ComparisonConfig(servers=servers, workload=WorkloadConfig(**workload))
+    return World(config, share=share)
+
+
+WORLDS = {
+    **{f"`{servers}`, trained on": on(servers) for servers in ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")},
+    **{f"`{servers}`": on(servers) for servers in ("2*rtx4090", "4*rtx4090", "64*rtx4090")},
+    "`128*rtx4090`": on("128*rtx4090", 0.4),
+    "`1000*rtx4090`": on("1000*rtx4090", 0.1),
+    **{f"`16*{model}`": on(f"16*{model}") for model in ("gh200", "gb200", "mi300a", "dgx-spark")},
+    "`64*a100@leaf8`, gangs": on("64*a100@leaf8", 0.4, gang_share=0.25),
+    **{
+        name: World(how.config(ComparisonConfig(servers="16*rtx4090")), how)
+        for name, how in PERTURBATIONS.items()
+        if name not in (BASE, "servers-rtx4090", "servers-a100", "servers-mixed")
+    },
+}  # fmt: skip
+"""Name, as the table shows it, to world."""
+
+
+class Counted:
+    """A selector, and how many of its decisions were left to the rule, and why."""
+
+    def __init__(self, selector: VictimSelector) -> None:
+        self.selector, self.name, self.filter = selector, selector.name, selector.filter
+        self.decisions = self.outside = 0
+        self.why: Counter[str] = Counter()
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        told: list[str] = []
+        cluster.out_of_range = told  # type: ignore[attr-defined]
+        chosen = self.selector.select(cluster, preemptor)
+        self.decisions += 1
+        self.outside += len(told)
+        for text in told:
+            reason = text.partition(": ")[2].removesuffix(" out of range")
+            self.why.update([reason] if " servers;" in reason else reason.split(", "))
+        return chosen
+
+
+def play(world: World, selector: VictimSelector, seed: int) -> float:
+    """Return the weighted loss of a day."""
+    fleet = find_fleet(world.config.servers)
+    tape, _ = make_tape(world.config, fleet, seed)
+    if world.how.world:
+        tape, fleet = getattr(stress_world, world.how.world)(tape, fleet, seed)
+    if world.how.view:
+        selector = getattr(stress_views, world.how.view)(selector, seed)
+    sim = Simulator(tape, fleet, selector.filter, world.config.scenario)
+    sim.play(selector)
+    return float(episode_metrics(sim)["weighted_loss"])
+
+
+def measure(name: str, days: int, split: str) -> dict[str, Any]:
+    """Return a world as the results have it."""
+    world, counted = WORLDS[name], Counted(find_selector(GUARDED))
+    seeds = take(SPLITS[split], max(3, round(world.share * days)))
+    losses = {
+        RULE: [play(world, find_selector(RULE), seed) for seed in seeds],
+        POLICY: [play(world, find_selector(POLICY), seed) for seed in seeds],
+        GUARDED: [play(world, counted, seed) for seed in seeds],
+    }
+    reasons = counted.why.most_common(1)
+    return {
+        "name": name,
+        "decisions": counted.decisions,
+        "outside": counted.outside,
+        "why": reasons[0][0] if reasons else "",
+        "losses": losses,
+    }
+
+
+def main() -> None:
+    """Play all worlds and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--days", type=int, default=50, help="days of a world; fewer on large clusters"
+    )
+    parser.add_argument("--split", default="comparison", choices=SPLITS)
+    parser.add_argument("--json", type=Path, help="file for the results")
+    given = parser.parse_args()
+    worlds = []
+    for name in WORLDS:
+        worlds.append(measure(name, given.days, given.split))
+        print(markdown(world_rows(worlds[-1:])).splitlines()[-1], flush=True)
+    if given.json:
+        config = {"days": given.days, "split": given.split, "versions": versions()}
+        save_results({"worlds": worlds, "config": config}, given.json)
+
+
+if __name__ == "__main__":
+    main()
