@@ -34,15 +34,13 @@ AHEAD = "greedy-cost,requeue-aware,lookahead,oracle-lookahead"
 RECORDED = f"kubernetes,flextopo-guaranteed,{STRONGEST},lookahead,oracle-lookahead"
 LIMITS = "deepset-imitation@3600,deepset-imitation@300,deepset-imitation@0"
 BOTH = "deepset-imitation,deepset-imitation@0"
-DAY = "--selector greedy-cost --selector deepset-imitation --seed 2000019"
 SERVERS = {"": "16*rtx4090", "-a100": "16*a100", "-mixed": "8*rtx4090,8*a100"}
 
 
 class Stage(NamedTuple):
     """One file of results: its group, its path below docs/results, the command, about how long.
 
-    `copies` are pairs of a picture under results/ and where it goes under docs/results/; `then` is a
-    command for what else is made of the file.
+    `copies` are pairs of a picture under results/ and where it goes under docs/results/.
     """
 
     group: str
@@ -50,18 +48,13 @@ class Stage(NamedTuple):
     command: tuple[str, ...]
     minutes: float
     copies: tuple[tuple[str, str], ...] = ()
-    then: tuple[str, ...] = ()
 
 
 def compare(group: str, name: str, minutes: float, words: str, picture: bool = False) -> Stage:
     """Return the stage of a comparison; `words` are its options."""
     command = ("compare", *shlex.split(words), "--out", f"results/{name}", "--json")
     copies = ((f"{name}/compare.png", f"{name}.png"),) if picture else ()
-    path = f"docs/results/{name}.json"
-    then = (
-        tuple(shlex.split(f"replay {path} {DAY} --output docs/results/day.gif")) if picture else ()
-    )
-    return Stage(group, f"{name}.json", (*command, path), minutes, copies, then)
+    return Stage(group, f"{name}.json", (*command, f"docs/results/{name}.json"), minutes, copies)
 
 
 def stages(traces: str) -> list[Stage]:
@@ -174,8 +167,6 @@ def play(stage: Stage, state: str) -> None:
     begin = time.perf_counter()
     program = Path(sys.executable).parent / "flextopo"
     subprocess.run([str(program), *stage.command], cwd=ROOT, check=True)
-    if stage.then:
-        subprocess.run([str(program), *stage.then], cwd=ROOT, check=True)
     for picture, copy in stage.copies:
         if (ROOT / "results" / picture).exists():
             shutil.copy(ROOT / "results" / picture, ROOT / "docs" / "results" / copy)
