@@ -12,6 +12,7 @@ from typing import Any
 from flextopo.baselines.loading import describe
 from flextopo.baselines.registry import ORACLES, SELECTORS, looks_ahead, selector_name
 from flextopo.cluster.errors import FlextopoError
+from flextopo.policies.in_range import InRange
 from flextopo.policies.runtime import LearnedSelector
 from flextopo.policies.selectors import PLANNED, find_selector, inner
 from flextopo.train.results import versions
@@ -114,7 +115,7 @@ def _kind(text: str, found: Any) -> str:
         return "oracle"
     if looks_ahead(text):
         return "planner"
-    return "learned" if isinstance(inner(found), LearnedSelector) else "rule"
+    return "learned" if isinstance(inner(found), LearnedSelector | InRange) else "rule"
 
 
 def _source(selector: Any, found: Any) -> dict[str, str]:
