@@ -30,6 +30,10 @@ from flextopo.policies.runtime import LearnedSelector, load_policy
 from flextopo.policies.shipped import ZOO
 from flextopo.policies.snapshot import build_state
 from flextopo.policies.snapshot_format import decode
+from flextopo.train.benchmark.entry import Entry, TrackResult, Values
+from flextopo.train.benchmark.entry_file import load_entry, save_entry
+from flextopo.train.benchmark.tracks import METRICS, TRACKS
+from flextopo.train.benchmark.worlds import all_digests
 from flextopo.train.results import load_results, load_scores, save_scores
 
 
@@ -158,6 +162,16 @@ def _check_policy(path: Path, meta: dict[str, Any], text: bytes | None) -> None:
 def read_scores(path: Path) -> None:
     """A scores file has its selectors and seeds."""
     assert {"selectors", "seeds"} <= set(load_scores(path))
+
+
+def read_entry(path: Path) -> None:
+    """A result file of the benchmark has as many values as its tracks have games, and is written as it was read."""
+    found = load_entry(path)
+    for name, track in found.tracks.items():
+        assert {len(values) for values in track.metrics.values()} == {TRACKS[name].num_games}
+    again = path.with_name("again")
+    save_entry(found, again)
+    assert load_entry(again) == found
 
 
 def read_results(path: Path) -> None:
@@ -335,6 +349,19 @@ SNAPSHOT = {
 }  # fmt: skip
 
 
+def saved_entry() -> bytes:
+    """Return a result file of the track with fewest games."""
+    count = TRACKS["gang"].num_games
+    metrics: dict[str, Values] = {metric: [0.5] * count for metric in METRICS}
+    metrics["hit_rate"] = [None] * count
+    track = TrackResult(all_digests("gang"), 1.0, metrics)
+    entry = Entry("mine", "godel", "rule", "me", "a rule", tracks={"gang": track})
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "entry.json"
+        save_entry(entry, path)
+        return path.read_bytes()
+
+
 def saved_scores() -> bytes:
     cell = {"mean": 0.5, "low": 0.5, "high": 0.5, "per_seed": [0.25, None]}
     results = {
@@ -367,4 +394,5 @@ TARGETS = {
     "artifact-array": Target((npy(OWN),), read_array),
     "scores": Target((saved_scores(),), read_scores),
     "results": Target((RESULTS,), read_results),
+    "bench-entry": Target((saved_entry(),), read_entry),
 }
