@@ -91,7 +91,7 @@ def test_within_its_ranges_the_policy_decides() -> None:
         (chosen, selector.policy.select(sim.state, pod), why) for sim, pod, chosen, why in days
     ]
     assert found
-    assert all(chosen == policys for chosen, policys, _ in found)
+    assert all(chosen == own for chosen, own, _ in found)
     assert not any(why for *_, why in found)
 
 
