@@ -74,7 +74,7 @@ def test_the_page_needs_nothing_else(folder: Path, tmp_path: Path) -> None:
     embedded = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
     stems = {path.stem for path in figures}
     assert stems == {
-        *("losses", "decomposition", "differences", "profile", "learning-curves"),
+        *("losses", "decomposition", "front", "differences", "profile", "learning-curves"),
         *("scaling", "weights-played", "weights", "importance"),
     }
     assert [base64.b64decode(data) for data in embedded] == [p.read_bytes() for p in figures]
