@@ -34,7 +34,7 @@ def load_attribute(text: str) -> Any:
     module, _, path = text.partition(":")
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:  # a user's module may fail in any way
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise FlextopoError(
                 f"selector {text!r}: no module {error.name!r}; legal: a module that Python finds"
@@ -91,7 +91,7 @@ def _instance(source: Any, seed: int, text: str) -> Any:
         )
     try:
         return source(seed=seed) if "seed" in parameters else source()
-    except Exception as error:  # a user's class may fail in any way
+    except (Exception, SystemExit) as error:  # a user's class may fail in any way
         raise FlextopoError(
             f"selector {text!r}: its constructor fails with {_said(error)}; "
             "legal: a class that can be made"
@@ -173,6 +173,6 @@ class PickledSelector:
             ) from error
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,9 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.train.benchmark.tracks import TRACKS, find_track
 from flextopo.train.tables import format_table
+
+if TYPE_CHECKING:
+    from flextopo.train.benchmark.entry import Entry
 
 app = typer.Typer(no_args_is_help=True, help="Play a frozen benchmark; make its leaderboard.")
 
@@ -73,29 +77,41 @@ def run(
         flextopo bench run runs/ppo/policy --name my-ppo --traces recorded -o leaderboard/v1/my-ppo.json
     """
     from flextopo.train.benchmark.board import track_rows
-    from flextopo.train.benchmark.entry import describe_entry
+    from flextopo.train.benchmark.entry import describe_entry, without_folder
     from flextopo.train.benchmark.entry_file import as_document, load_entry, save_entry
     from flextopo.train.benchmark.playing import play_track
 
     given = {"name": name, "by": by, "about": about, "url": url, "kind": kind}
-    entry = describe_entry(selector, given)
-    path = out or Path(f"bench-{_file_name(entry.name)}.json")
+    path = out
+    if path is None:
+        path = Path(f"bench-{_file_name(name or without_folder(selector))}.json")
     if path.is_dir():
         raise FlextopoError(f"--out {path}: is a folder; legal: a file")
     chosen = _chosen(tracks, traces)
-    if path.exists():
-        before = load_entry(path)
-        _check_same(path, before.selector, entry.selector, before.versions, entry.versions)
+    before = load_entry(path) if path.exists() else None
+    if before is not None and before.selector == without_folder(selector):
+        given = {key: value or getattr(before, key) for key, value in given.items()}
+    entry = describe_entry(selector, given)
+    if before is not None:
+        _check_same(path, before, entry)
         entry = replace(entry, tracks=before.tracks)
         if tracks == "all":
             chosen = [track for track in chosen if track not in before.tracks]
+    for track in chosen:  # a missing file shows before the games, not after
+        TRACKS[track].config(selector, traces)
     make_folder(path.parent)
+    if not os.access(path.parent, os.W_OK):
+        raise FlextopoError(f"--out {path}: its folder takes no files; legal: a writable one")
     with results_to(json_path) as write:
         for track in chosen:
-            with progress(f"playing {track}") as done:
-                found = play_track(track, selector, traces, num_workers(workers), done)
-            kept = {**entry.tracks, track: found}
-            entry = replace(entry, tracks={name: kept[name] for name in TRACKS if name in kept})
+            try:
+                with progress(f"playing {track}") as done:
+                    found = play_track(track, selector, traces, num_workers(workers), done)
+            except KeyboardInterrupt:
+                kept = f"{', '.join(entry.tracks)} kept in {path}" if entry.tracks else ""
+                raise KeyboardInterrupt(kept) from None
+            all_of = {**entry.tracks, track: found}
+            entry = replace(entry, tracks={name: all_of[name] for name in TRACKS if name in all_of})
             save_entry(entry, path)
             typer.echo(f"{track}: {TRACKS[track].about}; {found.wall_s:.0f} s")
             typer.echo(format_table([row[1:] for row in track_rows(track, [entry])]) + "\n")
@@ -138,6 +154,9 @@ def check(
     replay: Annotated[
         int, typer.Option(help="Games of each track to play anew; 0 = none.", min=0)
     ] = 2,
+    draw: Annotated[
+        str, typer.Option(help="Any text that the authors could not know; decides which games.")
+    ] = "",
     traces: Traces = None,
     workers: Workers = 0,
     json_path: JsonPath = None,
@@ -164,7 +183,7 @@ def check(
                 typer.echo(f"{path}: {', '.join(entry.tracks)} well formed")
                 continue
             with _modules_beside(path):
-                again = replay_entry(entry, path, replay, traces, num_workers(workers))
+                again = replay_entry(entry, path, replay, traces, num_workers(workers), draw)
             found[str(path)] = {"tracks": list(entry.tracks), **asdict(again)}
             left = f"; without traces: {', '.join(again.left_out)}" if again.left_out else ""
             differ = len(again.differences)
@@ -191,25 +210,25 @@ def _chosen(tracks: str, traces: Path | None) -> list[str]:
         named = split_names(tracks)
         for track in named:
             find_track(track)
+        if not named:
+            raise FlextopoError(f"--tracks {tracks!r}; legal: all, or {', '.join(TRACKS)}")
         return [track for track in TRACKS if track in named]
     return [name for name, track in TRACKS.items() if traces is not None or not track.recorded]
 
 
-def _check_same(
-    path: Path, before: str, now: str, old: dict[str, str], new: dict[str, str]
-) -> None:
-    """Refuse to add tracks to a file of another selector or version.
+def _check_same(path: Path, before: Entry, now: Entry) -> None:
+    """Refuse to add tracks to a file of another selector, source or version.
 
     Raises:
         FlextopoError: names what differs.
     """
-    if before != now:
-        raise FlextopoError(f"{path}: results of {before!r}; legal: another file for {now!r}")
-    if old.get("flextopo") != new.get("flextopo"):
-        raise FlextopoError(
-            f"{path}: results of flextopo {old.get('flextopo')}; legal: another file for "
-            f"{new.get('flextopo')}"
-        )
+    for what, old, new in (
+        ("selector", before.selector, now.selector),
+        ("source", before.source, now.source),
+        ("flextopo", before.versions.get("flextopo"), now.versions.get("flextopo")),
+    ):
+        if old != new:
+            raise FlextopoError(f"{path}: results of {what} {old}; legal: another file for {new}")
 
 
 def _file_name(name: str) -> str:

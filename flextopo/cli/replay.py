@@ -67,7 +67,7 @@ def replay(
         flextopo replay results/compare.json
         flextopo replay results/compare.json -s exact --seed 2000000
         flextopo replay -s deepset-imitation -s greedy-cost -o day.html
-        flextopo replay -s greedy-cost -s requeue-aware -o day.gif
+        flextopo replay -s greedy-cost -s requeue-aware --seed 2000019 -o day.gif
     """
     if results is not None and results.suffix == ".jsonl":
         what_if(results, selector, json_path=json_path)

@@ -30,6 +30,7 @@ COLOURS = ((198, 44, 58), (31, 95, 168))
 """Of the first and the second selector."""
 
 INK, FAINT, PAPER = (30, 34, 40), (150, 156, 166), (250, 250, 251)
+LEGEND_WORDS = {"x": "evicted since the last picture"}
 WIDTH = 440
 """Of one selector's part, at least."""
 
@@ -195,7 +196,8 @@ def _page(
     image = Image.new("RGB", (whole, bottom + CHART + 3 * LINE + MARGIN), PAPER)
     draw = ImageDraw.Draw(image)
     hours, minutes = time_s // 3600, time_s % 3600 // 60
-    _write(draw, (MARGIN, MARGIN // 2), f"{games.facts['servers']}, the same day", 18, INK)
+    title = f"{games.facts['servers']}, {'the same day' if len(sides) > 1 else 'a day'}"
+    _write(draw, (MARGIN, MARGIN // 2), title, 18, INK)
     _write(draw, (whole - MARGIN, MARGIN // 2), f"{hours:02d}:{minutes:02d}", 18, INK, "ra")
     for s, (side, cluster) in enumerate(zip(sides, clusters, strict=True)):
         left = MARGIN + s * (width + MARGIN)
@@ -206,7 +208,9 @@ def _page(
     box = (MARGIN, bottom + LINE, whole - MARGIN, bottom + LINE + CHART)
     _write(draw, (MARGIN, bottom), "weighted GPU-hours lost so far", 15, INK)
     _chart(draw, box, sides, i, most)
-    _legend(draw, (MARGIN, box[3] + LINE // 2), whole - MARGIN)
+    _legend(
+        draw, (MARGIN, box[3] + LINE // 2), whole - MARGIN, bool(in_gang(games.sim.state).any())
+    )
     return np.asarray(image)
 
 
@@ -228,14 +232,16 @@ def _chart(
         _write(draw, (int(x) + 8, int(y)), f"{side.lost_gpu_h[i]:.0f}", 15, colour, anchor)
 
 
-def _legend(draw: Any, at: tuple[int, int], right: int) -> None:
+def _legend(draw: Any, at: tuple[int, int], right: int, gangs: bool) -> None:
     x, y = at
-    for letter, use in LEGEND.items():
-        meaning = "evicted since the last picture" if letter == "x" else use.meaning
+    marks = [(use.light, LEGEND_WORDS.get(letter, use.meaning)) for letter, use in LEGEND.items()]
+    if gangs:
+        marks.append((PAPER, "in a coloured frame: members of one gang, G and its number"))
+    for colour, meaning in marks:
         width = 22 + round(draw.textlength(meaning, font=_font(13))) + 14
         if x + width > right:
             x, y = at[0], y + LINE - 4
-        draw.rectangle((x, y, x + 12, y + 12), use.light, FAINT)
+        draw.rectangle((x, y, x + 12, y + 12), colour, FAINT)
         _write(draw, (x + 18, y + 6), meaning, 13, INK, "lm")
         x += width
 

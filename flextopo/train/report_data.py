@@ -128,6 +128,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         rows = document["selectors"].values()
         if not all(isinstance(row, dict) and "weighted_loss" in row for row in rows):
             return None
+        document.setdefault("paired", {})
         # Saved before there was a weight: what it weighs now has no part in what was played.
         scenario = {**default_scenario(), **config.get("scenario", {})}
         weights = {**default_scenario()["weights"], **scenario["weights"]}

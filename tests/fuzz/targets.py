@@ -353,9 +353,12 @@ def saved_entry() -> bytes:
     """Return a result file of the track with fewest games."""
     count = TRACKS["gang"].num_games
     metrics: dict[str, Values] = {metric: [0.5] * count for metric in METRICS}
+    metrics["weighted_loss"] = [2.5] * count  # of five terms
     metrics["hit_rate"] = [None] * count
     track = TrackResult(all_digests("gang"), 1.0, metrics)
-    entry = Entry("mine", "godel", "rule", "me", "a rule", tracks={"gang": track})
+    entry = Entry(
+        "mine", "godel", "rule", "me", "a rule", "", {}, {"flextopo": "0"}, {"gang": track}
+    )
     with TemporaryDirectory() as folder:
         path = Path(folder) / "entry.json"
         save_entry(entry, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ import pytest
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.scenario import LossWeights, Scenario
+from flextopo.cluster.state.loss import LOSS_TERMS
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.generator import generate_tape
+from flextopo.policies.shipped import ZOO
 from flextopo.train.benchmark import board, entry_file, playing, tracks, worlds
-from flextopo.train.benchmark.entry import Entry, TrackResult, Values
+from flextopo.train.benchmark.entry import Entry, TrackResult, Values, describe_entry
 from flextopo.train.benchmark.tracks import METRICS, PAR, TRACKS, Track, frozen
 from flextopo.train.stress import BASE, PERTURBATIONS
 from flextopo.train.stress_run import WRONG_STATES
@@ -88,7 +91,7 @@ def test_a_digest_tells_every_part_of_a_world() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Track:
     """Have one track of three small days in the place of all others."""
-    track = Track("four servers", "4*rtx4090", 3, {"warmup_h": 2.0, "horizon_h": 8.0})
+    track = Track("four servers", "4*rtx4090", 3, {"warmup_h": 8.0, "online_peak_share": 0.9})
     for module in (tracks, worlds, playing, entry_file, board):
         if hasattr(module, "TRACKS"):
             monkeypatch.setattr(module, "TRACKS", {"small": track})
@@ -157,7 +160,10 @@ def test_a_second_run_adds_what_is_missing(
     monkeypatch.setattr(playing, "play_game", lambda job: pytest.fail("played again"))
     assert run("bench", "run", PAR, "-o", str(path), "--workers", "1") == 0
     assert run("bench", "run", "godel", "-o", str(path), "--workers", "1") == 2
-    assert "results of 'requeue-aware'; legal: another file for 'godel'" in capsys.readouterr().err
+    assert (
+        "results of selector requeue-aware; legal: another file for godel"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.usefixtures("small")
@@ -167,16 +173,101 @@ def test_a_figure_that_does_not_repeat_is_told(
     path = tmp_path / "par.json"
     assert run("bench", "run", PAR, "-o", str(path), "--workers", "1") == 0
     saved = json.loads(path.read_text())
-    saved["tracks"]["small"]["metrics"]["weighted_loss"][1] *= 0.99
+    metrics = saved["tracks"]["small"]["metrics"]
+    for name in ("weighted_loss", *LOSS_TERMS):
+        metrics[name][1] *= 0.99
     path.write_text(json.dumps(saved))
     assert run("bench", "check", str(path), "--replay", "3", "--workers", "1") == 1
     assert "track small, seed 2000001: weighted_loss" in capsys.readouterr().err
+
+
+CHEATS = {
+    "exits": ("        raise SystemExit(0)", 2, "fails on seed 2000000"),
+    "is wrong": ("        return 42", 2, "legal: one that decides"),
+}
+
+
+@pytest.mark.parametrize("what", CHEATS)
+@pytest.mark.usefixtures("small")
+def test_a_selector_that_fails_fails_the_command(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, status, said = CHEATS[what]
+    monkeypatch.chdir(tmp_path)
+    text = RULE.partition("        return (")[0] + line + "\n"
+    (tmp_path / f"cheat_{what.replace(' ', '_')}.py").write_text(text)
+    module = f"cheat_{what.replace(' ', '_')}:Last"
+    assert run("bench", "run", module, "--name", "x", "--workers", "1") == status
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.json"))
+
+
+def forged(tmp_path: Path, **changes: Any) -> Path:
+    """Return an entry of the oracle on the track with fewest games, with changes."""
+    source = {"class": "flextopo.baselines.policies:OracleLookahead"}
+    changed = {"name": "x", "selector": "oracle-lookahead", "kind": "oracle", "source": source}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({**example(), **changed, **changes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": "planner"}, "kind planner, but it is an oracle"),
+        ({"source": {"class": "evil:X"}}, "source {'class': 'evil:X'}, found beside the file"),
+    ],
+)
+def test_a_file_that_says_something_else_of_its_selector(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = forged(tmp_path, **changes)
+    found = playing.replay_entry(entry_file.load_entry(path), path, 0, None)
+    assert [said in one for one in found.differences] == [True]
+    path = forged(tmp_path)
+    assert not playing.replay_entry(entry_file.load_entry(path), path, 0, None).differences
+
+
+def test_the_draw_is_not_the_authors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = forged(tmp_path)
+    drawn: list[list[int]] = []
+
+    def note(function: Any, jobs: Any, workers: int) -> Any:
+        assert workers >= 2  # none of an entry's code runs where games are compared
+        if function is playing.play_game:
+            drawn.append([game.seed for _, game in jobs])
+            return []
+        return [(0, ("oracle", {"class": "flextopo.baselines.policies:OracleLookahead"}))]
+
+    monkeypatch.setattr(playing, "run_jobs", note)
+    for draw in ("", "", "run 1", "run 2", "run 3"):
+        playing.replay_entry(entry_file.load_entry(path), path, 4, None, 1, draw)
+    assert drawn[0] == drawn[1]
+    assert len({tuple(seeds) for seeds in drawn}) > 2
+
+
+@pytest.mark.parametrize("done", ["", "@0", "+plan@4", "+in-range"])
+def test_a_policy_beside_its_file_is_found(done: str, tmp_path: Path) -> None:
+    shutil.copytree(ZOO / "deepset-imitation", tmp_path / "mine")
+    described = describe_entry(f"{tmp_path / 'mine'}{done}", {"name": "m"})
+    assert described.selector == f"mine{done}"
+    assert len(described.source["sha256"]) == 64
+    assert playing.find_played(described, tmp_path) == f"{tmp_path / 'mine'}{done}"
+
+
+def test_the_page_shows_texts_as_they_are() -> None:
+    entries = [replace(row("a", "rule", 0.5), about="<script>x</script> [y](z) `q`", by="a|b")]
+    page = board.leaderboard(entries)
+    assert "<script>" not in page
+    assert "[y]" not in page
+    assert "a|b" not in page
 
 
 def example() -> dict[str, Any]:
     """Return a result file of the track with fewest games."""
     count = TRACKS["gang"].num_games
     metrics: dict[str, list[float | None]] = {name: [0.5] * count for name in METRICS}
+    metrics["weighted_loss"] = [0.5 * len(LOSS_TERMS)] * count
     metrics["gang_hit_rate"][0] = None
     track = {"games": worlds.all_digests("gang"), "wall_s": 1.0, "metrics": metrics}
     about = dict.fromkeys(("by", "about", "url"), "")
@@ -205,9 +296,20 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "unknown key": (lambda d: d.update(extra=1), "extra is missing or unknown"),
     "missing key": (lambda d: d.pop("kind"), "kind is missing or unknown"),
     "unknown kind": (lambda d: d.update(kind="best"), "kind 'best'; legal: rule"),
-    "no name": (lambda d: d.update(name=""), "name is empty"),
+    "no name": (lambda d: d.update(name=""), "name ''; legal: letters"),
+    "another's name": (lambda d: d.update(name="Requeue-Aware"), "is another selector's"),
+    "a name like it": (lambda d: d.update(name="requeue-awar\u0435"), "legal: letters, digits"),
+    "HTML in a name": (lambda d: d.update(name="x<img src=y>"), "legal: letters, digits"),
+    "script as a link": (lambda d: d.update(url="javascript:x"), "url 'javascript:x'; legal: http"),
+    "a link with more": (lambda d: d.update(url="https://x) <b>"), "legal: http"),
     "two lines": (lambda d: d.update(about="a\nb"), "about = 'a\\nb'; legal: one line"),
-    "table cells": (lambda d: d.update(by="a | b"), "by = 'a | b'; legal: one line"),
+    "no text": (lambda d: d.update(by=1), "by = '1'; legal: one line"),
+    "boolean version": (lambda d: d.update(version=True), "version True; legal: 1"),
+    "no version of flextopo": (lambda d: d.update(versions={}), "no versions.flextopo"),
+    "a loss of its own": (
+        lambda d: gang(d)["metrics"]["weighted_loss"].__setitem__(4, 0.1),
+        "game 4: weighted_loss = 0.1; legal: the sum of its terms",
+    ),
     "source": (lambda d: d.update(source=[]), "source is no object"),
     "versions": (lambda d: d["versions"].update(numpy=2), "versions.numpy = '2'"),
     "no track": (lambda d: d.update(tracks={}), "no track; legal: rtx4090"),
@@ -256,7 +358,10 @@ def test_a_wrong_file_is_told_in_one_sentence(
         (("run", "nobody"), "unknown selector 'nobody'"),
         (("run", "godel", "--tracks", "moon"), "unknown track 'moon'"),
         (("run", "godel", "--kind", "best"), "kind 'best'; legal: rule, learned, planner, oracle"),
-        (("run", "godel", "--about", "a|b"), "about 'a|b'; legal: one line"),
+        (("run", "godel", "--about", "a\nb"), "about = 'a\\nb'; legal: one line"),
+        (("run", "godel", "--tracks", ""), "--tracks ''; legal: all"),
+        (("run", "godel", "--name", "requeue-aware"), "is another selector's"),
+        (("run", "godel", "--traces", "nowhere"), "traces nowhere: no services.csv.gz"),
         (("run", "godel", "--tracks", "recorded"), "traces no folder: no services.csv.gz"),
         (("table", "."), "no result files; legal: what `flextopo bench run` writes"),
         (("check", "missing.json"), "missing.json: No such file"),
@@ -289,9 +394,14 @@ def row(name: str, kind: str, loss: float, track: str = "gang") -> Entry:
     count = TRACKS[track].num_games
     metrics: dict[str, Values] = {metric: [0.0] * count for metric in METRICS}
     metrics["weighted_loss"] = [loss + 0.001 * (i % 3) for i in range(count)]
+    metrics["idle"] = list(metrics["weighted_loss"])
     metrics["hit_rate"] = [None] * count
     return Entry(
-        name, name, kind, tracks={track: TrackResult(worlds.all_digests(track), 1.0, metrics)}
+        name,
+        name,
+        kind,
+        versions={"flextopo": "0"},
+        tracks={track: TrackResult(worlds.all_digests(track), 1.0, metrics)},
     )
 
 
@@ -315,7 +425,7 @@ def test_the_overview_is_ordered_by_rank_and_not_by_one_bad_day() -> None:
     entries = [whole("o", "oracle", 0.0), row("part", "rule", 0.1), steady, bad]
     rows = board.overview_rows(entries)
     assert [r[0] for r in rows[1:]] == ["`bad-day`", "`steady`", "`part`", "`o`"]
-    assert [r[-2] for r in rows[1:]] == ["1.3", "2.0", "-", "-"]
+    assert [r[-2] for r in rows[1:]] == ["1.2", "2.2", "-", "-"]
 
 
 def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import rankdata
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.train.benchmark.entry import Entry, Values
@@ -16,6 +18,9 @@ from flextopo.train.statistics import estimate, paired_difference, verdict
 
 Rows = list[list[str]]
 
+SIGNS = re.compile(r"[\\`*\[\]<>&|\"']")
+"""What Markdown or HTML may read as more than itself."""
+
 WRITTEN = (
     "Written by `flextopo bench table` from the files under `leaderboard/`; [what is played, and how to "
     "join](benchmark.md)."
@@ -23,7 +28,7 @@ WRITTEN = (
 POINTS = (
     f"Points of weighted loss against `{PAR}` on the same games; less is better, * where the 95 % interval "
     "leaves out 0. An oracle knows the future: no entry to beat, but what there is to gain. Of {intervals} "
-    "intervals {chance:.0f} leave out 0 by chance alone. Ordered by the mean rank: one day may outweigh all others in a mean of losses."
+    "intervals {chance:.0f} leave out 0 by chance alone. Ordered by the mean rank over games: one day may outweigh all others in a mean of losses. The first three tracks and most of `stress` share their days, so that their columns say much the same."
 )
 
 
@@ -39,9 +44,9 @@ def load_entries(folder: Path) -> list[Entry]:
     entries: dict[str, Entry] = {}
     for path in paths:
         entry = load_entry(path)
-        if entry.name in entries:
+        if entry.name.casefold() in entries:
             raise FlextopoError(f"{path}: name {entry.name!r} is taken; legal: one of its own")
-        entries[entry.name] = entry
+        entries[entry.name.casefold()] = entry
     return list(entries.values())
 
 
@@ -52,14 +57,15 @@ def track_rows(name: str, entries: Sequence[Entry]) -> Rows:
     played = [entry for entry in entries if name in entry.tracks]
     ranked = sorted(played, key=lambda entry: (entry.kind == "oracle", _mean(entry, name)))
     par = frozen()[name].par
-    out, place = [head], 0
+    means = [_mean(entry, name) for entry in ranked if entry.kind != "oracle"]
+    out = [head]
     for entry in ranked:
         metrics = entry.tracks[name].metrics
-        place += entry.kind != "oracle"
+        place = 1 + sum(mean < _mean(entry, name) for mean in means)
         losses = np.array(metrics["weighted_loss"], float)
         found, loss = paired_difference(losses, par), estimate(losses)
         half = (loss.high - loss.low) / 2
-        same = entry.name == PAR
+        same = entry.selector == PAR
         out.append(
             [
                 "" if entry.kind == "oracle" else str(place),
@@ -82,8 +88,8 @@ def track_rows(name: str, entries: Sequence[Entry]) -> Rows:
 def overview_rows(entries: Sequence[Entry]) -> Rows:
     """Return the table of all tracks: points against par, `*` where the interval leaves out 0.
 
-    Entries are ordered by their mean rank over all tracks, since one day of one track may outweigh all
-    others in a mean of losses; those that left a track out stand below, oracles last.
+    Entries are ordered by their mean rank over the games of all tracks, each track counting alike, since
+    one day may outweigh all others in a mean of losses; those that left a track out stand below, oracles last.
     """
     ranks = {name: _ranks(name, entries) for name in TRACKS}
     rows = []
@@ -96,31 +102,31 @@ def overview_rows(entries: Sequence[Entry]) -> Rows:
             losses = np.array(entry.tracks[name].metrics["weighted_loss"], float)
             found = paired_difference(losses, frozen()[name].par)
             claimed = "*" if found.high < 0 or found.low > 0 else ""
-            cells.append("0" if entry.name == PAR else f"{100 * found.mean:+.2f}{claimed}")
+            cells.append("0" if entry.selector == PAR else f"{100 * found.mean:+.2f}{claimed}")
         oracle = entry.kind == "oracle"
         whole = not oracle and all(name in entry.tracks for name in TRACKS)
         mean = [ranks[name][entry.name] for name in TRACKS if entry.name in ranks[name]]
         rank = float(np.mean(mean)) if mean else 0.0
         said = f"{rank:.1f}" if whole else "-"
         key = (oracle, not whole, rank)
-        rows.append((key, [f"`{entry.name}`", entry.kind, *cells, said, entry.by]))
+        rows.append((key, [f"`{entry.name}`", entry.kind, *cells, said, escaped(entry.by)]))
     head = ["entry", "kind", *TRACKS, "mean rank", "by"]
     return [head] + [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
 def _ranks(name: str, entries: Sequence[Entry]) -> dict[str, float]:
-    """Return the rank of everybody but oracles on a track, 1 = least loss; equal losses share one."""
+    """Return the mean rank of everybody but oracles over a track's games; equal losses share a rank."""
     played = [entry for entry in entries if name in entry.tracks and entry.kind != "oracle"]
-    losses = np.array([_mean(entry, name) for entry in played])
-    return {
-        entry.name: float((losses < loss).sum() + ((losses == loss).sum() + 1) / 2)
-        for entry, loss in zip(played, losses, strict=True)
-    }
+    if not played:
+        return {}
+    losses = [entry.tracks[name].metrics["weighted_loss"] for entry in played]
+    ranks = rankdata(np.array(losses, float), axis=0).mean(1)
+    return {entry.name: float(rank) for entry, rank in zip(played, ranks, strict=True)}
 
 
 def leaderboard(entries: Sequence[Entry]) -> str:
     """Return the leaderboard as a page of Markdown."""
-    count = sum(len(entry.tracks) for entry in entries if entry.name != PAR)
+    count = sum(len(entry.tracks) for entry in entries if entry.selector != PAR)
     parts = [
         f"# Leaderboard of {NAME} v{VERSION}",
         WRITTEN,
@@ -140,17 +146,22 @@ def leaderboard(entries: Sequence[Entry]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as it is, and that is no HTML."""
+    return SIGNS.sub(lambda sign: f"&#{ord(sign[0])};", text)
+
+
 def about_rows(entries: Sequence[Entry]) -> Rows:
     """Return what each entry is."""
     out = [["entry", "what it does", "by", "flextopo", "source"]]
     for entry in entries:
         named = f"[{entry.name}]({entry.url})" if entry.url else f"`{entry.name}`"
         digest = entry.source.get("sha256", "")[:12]
-        source = f"`{entry.source.get('class', entry.selector)}`" + (
+        source = f"`{escaped(entry.source.get('class', entry.selector))}`" + (
             f" `{digest}`" if digest else ""
         )
-        version = entry.versions.get("flextopo", "")
-        out.append([named, entry.about, entry.by, version, source])
+        version = escaped(entry.versions.get("flextopo", ""))
+        out.append([named, escaped(entry.about), escaped(entry.by), version, source])
     return out
 
 

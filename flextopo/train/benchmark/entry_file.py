@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
-from flextopo.train.benchmark.entry import KINDS, MAX_TEXT, Entry, TrackResult
+from flextopo.cluster.state.loss import LOSS_TERMS
+from flextopo.train.benchmark.entry import Entry, TrackResult, Values, check_texts
 from flextopo.train.benchmark.tracks import METRICS, NAME, TRACKS, VERSION, find_track
 from flextopo.train.benchmark.worlds import all_digests
 from flextopo.train.results import read_saved
@@ -51,46 +53,32 @@ def load_entry(path: Path) -> Entry:
         raise FlextopoError(f"{where}: no track; legal: {', '.join(TRACKS)}")
     tracks = {name: _load_track(where, name, row) for name, row in found["tracks"].items()}
     about = {name: found[name] for name in (*TEXTS, "source", "versions")}
-    return Entry(**about, tracks=tracks)
+    entry = Entry(**about, tracks=tracks)
+    check_texts(entry, f"{where}: ")
+    return entry
 
 
 def _check_head(where: str, found: Any) -> None:
-    """Check all but the tracks.
+    """Check that there is what makes an entry.
 
     Raises:
-        FlextopoError: it is of another benchmark or version, or holds what is not legal.
+        FlextopoError: it is of another benchmark or version, or a key is missing or unknown.
     """
     if not isinstance(found, dict) or found.get("benchmark") != NAME:
         raise FlextopoError(
             f"{where}: no result of {NAME}; legal: what `flextopo bench run` writes"
         )
-    if found.get("version") != VERSION:
-        raise FlextopoError(f"{where}: version {found.get('version')!r}; legal: {VERSION}")
+    if type(found.get("version")) is not int or found["version"] != VERSION:
+        raise FlextopoError(f"{where}: version {str(found.get('version'))[:60]}; legal: {VERSION}")
     legal = {"benchmark", "version", "tracks", "source", "versions", *TEXTS}
     if odd := sorted(set(found) ^ legal):
         raise FlextopoError(f"{where}: {odd[0]} is missing or unknown; legal: {', '.join(legal)}")
-    for name in TEXTS:
-        _check_text(where, name, found[name])
     for name in ("source", "versions"):
         if not isinstance(found[name], dict):
             raise FlextopoError(f"{where}: {name} is no object; legal: names and texts")
-        for key, value in found[name].items():
-            _check_text(where, f"{name}.{key}", value)
-    if not found["name"]:
-        raise FlextopoError(f"{where}: name is empty; legal: a word")
-    if found["kind"] not in KINDS:
-        raise FlextopoError(f"{where}: kind {found['kind']!r}; legal: {', '.join(KINDS)}")
-
-
-def _check_text(where: str, name: str, value: object) -> None:
-    if (
-        not isinstance(value, str)
-        or len(value) > MAX_TEXT
-        or not value.isprintable()
-        or "|" in value
-    ):
+    if "flextopo" not in found["versions"]:
         raise FlextopoError(
-            f"{where}: {name} = {str(value)[:60]!r}; legal: one line of up to {MAX_TEXT} signs, no |"
+            f"{where}: no versions.flextopo; legal: what `flextopo bench run` writes"
         )
 
 
@@ -115,10 +103,25 @@ def _load_track(where: str, name: str, row: Any) -> TrackResult:
             none = value is None and metric != "weighted_loss"
             if not none and not _is_number(value, 0.0, most):
                 raise FlextopoError(
-                    f"{where}: track {name}: {metric} = {value!r}; legal: 0 to {most:g}"
+                    f"{where}: track {name}: {metric} = {str(value)[:60]}; legal: 0 to {most:g}"
                 )
     metrics = {metric: row["metrics"][metric] for metric in METRICS}
+    _check_sums(f"{where}: track {name}", metrics)
     return TrackResult(row["games"], float(row["wall_s"]), metrics)
+
+
+def _check_sums(where: str, metrics: dict[str, Values]) -> None:
+    """Check that every loss is the sum of its terms.
+
+    Raises:
+        FlextopoError: one is not.
+    """
+    for i, loss in enumerate(metrics["weighted_loss"]):
+        total = sum(metrics[term][i] or 0.0 for term in LOSS_TERMS)
+        if loss is None or not math.isclose(loss, total, rel_tol=1e-6, abs_tol=1e-9):
+            raise FlextopoError(
+                f"{where}: game {i}: weighted_loss = {loss}; legal: the sum of its terms, {total:.9g}"
+            )
 
 
 def _is_number(value: object, low: float, high: float) -> bool:

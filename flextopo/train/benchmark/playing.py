@@ -15,7 +15,16 @@ import numpy as np
 from flextopo.baselines.registry import BUILT_IN
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.metrics import episode_metrics
-from flextopo.train.benchmark.entry import Entry, TrackResult, refuse_clocks
+from flextopo.policies.selectors import find_selector
+from flextopo.policies.shipped import zoo_names
+from flextopo.train.benchmark.entry import (
+    Entry,
+    TrackResult,
+    kind_of,
+    refuse_clocks,
+    source_of,
+    split_selector,
+)
 from flextopo.train.benchmark.tracks import METRICS, NAME, VERSION, Game, find_track, frozen
 from flextopo.train.benchmark.worlds import all_digests, game_digest
 from flextopo.train.compare import to_send
@@ -67,10 +76,24 @@ def play_track(
 
 
 def play_game(job: tuple[ComparisonConfig, Game]) -> dict[str, float | None]:
-    """Play one game and return its `METRICS`."""
+    """Play one game and return its `METRICS`.
+
+    Raises:
+        FlextopoError: the selector fails, or ends the process.
+    """
     config, game = job
-    simulator, selector = open_perturbed((config, game.perturbation, config.names[0], game.seed))
-    simulator.play(selector)
+    name = config.names[0]
+    try:
+        simulator, selector = open_perturbed((config, game.perturbation, name, game.seed))
+        simulator.play(selector)
+    except FlextopoError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's selector may fail in any way
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise FlextopoError(
+            f"selector {name!r} fails on seed {game.seed}, {game.perturbation} ({said}); legal: one "
+            "that decides"
+        ) from error
     found = episode_metrics(simulator)
     return {name: _short(found[name]) for name in METRICS}
 
@@ -95,11 +118,26 @@ def check_worlds(name: str, config: ComparisonConfig, games: Sequence[Game]) -> 
             )
 
 
-def find_played(entry: Entry, folder: Path) -> Any:
-    """Return what an entry played: a policy's folder beside its file, or as `find_selector` takes it."""
-    beside = folder / Path(entry.selector).name
-    known = entry.selector in BUILT_IN
-    return str(beside) if not known and beside.is_dir() else entry.selector
+def find_played(entry: Entry, folder: Path) -> str:
+    """Return what an entry played: with a policy's folder beside its file, or as it stands there."""
+    ahead, inside, done = split_selector(entry.selector)
+    beside = folder / Path(inside).name
+    if inside in (*BUILT_IN, *zoo_names()) or not beside.is_dir():
+        return entry.selector
+    return f"{ahead}{beside}{done}"
+
+
+def inspect_selector(selector: str) -> tuple[str, dict[str, str]]:
+    """Return kind and source of a selector.
+
+    Raises:
+        FlextopoError: there is none, or it ends the process.
+    """
+    try:
+        found = find_selector(selector)
+        return kind_of(found), source_of(selector, found)
+    except SystemExit as error:
+        raise FlextopoError(f"selector {selector!r} exits; legal: one that decides") from error
 
 
 @dataclass(frozen=True)
@@ -108,7 +146,7 @@ class Replay:
 
     Attributes:
         games: how many were played.
-        differences: a sentence each.
+        differences: a sentence each, also of what the file says wrongly of the selector.
         left_out: tracks whose traces are not there.
     """
 
@@ -118,14 +156,29 @@ class Replay:
 
 
 def replay_entry(
-    entry: Entry, path: Path, count: int, traces: Path | None, workers: int = 1
+    entry: Entry,
+    path: Path,
+    count: int,
+    traces: Path | None,
+    workers: int = 2,
+    draw: str = "",
 ) -> Replay:
-    """Play some games of every track of an entry anew, drawn by the bytes of its file.
+    """Play some games of every track of an entry anew.
+
+    All of its code runs in other processes, none in this one, which compares.
+
+    Args:
+        entry: what was read.
+        path: of its file; a module or a policy's folder is looked for beside it.
+        count: games of each track, drawn by the bytes of the file and by `draw`.
+        traces: folder with the files of a recorded track; None = such a track is left out.
+        workers: processes, 2 at least.
+        draw: what the author of the file could not know.
 
     Raises:
         FlextopoError: its selector is not found, or fails.
     """
-    seed = int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:8], "big")
+    seed = int.from_bytes(hashlib.sha256(draw.encode() + path.read_bytes()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
     selector = find_played(entry, path.parent)
     refuse_clocks(entry.selector)
@@ -139,12 +192,18 @@ def replay_entry(
             left_out.append(name)
             continue
         config = track.config(selector, traces)
-        config = config if workers == 1 else to_send(config)
+        config = to_send(config)
         games = [track.games()[i] for i in picks]
         check_worlds(name, config, games)
         jobs += [(config, game) for game in games]
         labels += [(name, int(i)) for i in picks]
+    workers = max(2, workers)
+    ((_, (kind, source)),) = run_jobs(inspect_selector, [selector], workers)
     differences = []
+    if kind == "oracle" and entry.kind != "oracle":
+        differences.append(f"kind {entry.kind}, but it is an oracle")
+    if source != entry.source:
+        differences.append(f"source {entry.source}, found beside the file {source}")
     for at, row in run_jobs(play_game, jobs, workers):
         name, i = labels[at]
         for metric, value in row.items():
