@@ -64,6 +64,7 @@ class FakeApiserver:
         self.faults: dict[str, int | str] = {}
         self.kinds = set(PLURALS.values())
         self.bookmark_s = 0.2
+        self.gone = "2027-01-15T08:00:00Z"
         self.texts: dict[str, str] = {}
         self.denied: set[str] = set()
         self.port = 0
@@ -294,7 +295,7 @@ class FakeApiserver:
                 status = {"disruptionsAllowed": left, "disruptedPods": disrupted}
                 self._store("MODIFIED", kind, {**deepcopy(budget), "status": status})
         dying = deepcopy(document)
-        dying["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
+        dying["metadata"]["deletionTimestamp"] = self.gone
         self._store("MODIFIED", "pods", dying)
         return JSONResponse({"kind": "Status", "status": "Success"}, 201)
 

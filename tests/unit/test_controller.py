@@ -12,6 +12,8 @@ pytest.importorskip("lightkube")
 
 from controllers import REFUSED, WAITING, beside, dying, make_controller, spread
 
+from flextopo.policies.serving import controller as controlling
+from flextopo.policies.serving import reservations
 from flextopo.policies.serving.controller import Controller
 
 Scenario = Callable[[FakeApiserver, Controller], Awaitable[None]]
@@ -71,6 +73,29 @@ def test_it_nominates_then_evicts_once_and_leaves_the_rest_to_the_scheduler() ->
         server.put(bound)
         await settle()
         assert (evictions(server), server.calls.count("patch pods/status")) == (1, 2)
+
+    control([*spread(), WAITING], scenario)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_victims_that_take_long_are_waited_for(
+    forgets: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else goes for a pod while its victims take an hour to end."""
+    monkeypatch.setattr(controlling, "PLAN_S", 0.3)
+    monkeypatch.setattr(reservations, "KEPT_S", 0.1)
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        server.gone = "2027-01-15T09:00:00Z"
+        await until(lambda: len(dying(server)) == 1)
+        if forgets:  # kube-scheduler takes back a nomination that it did not make
+            waiting = server.get("Pod", "batch/online")
+            assert waiting is not None
+            waiting["status"].pop("nominatedNodeName", None)
+            server.put(waiting)
+        for _ in range(4):
+            await settle()
+            assert (evictions(server), len(dying(server))) == (1, 1)
 
     control([*spread(), WAITING], scenario)
 

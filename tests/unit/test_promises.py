@@ -1,6 +1,7 @@
 """Pods that are nominated, promised a place, let in, or on their way out: nothing counts twice."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -175,6 +176,18 @@ def test_who_has_had_others_evicted_does_not_go_elsewhere() -> None:
         assert let_in(make_extender(cache), asking, "n0", "n1") == nodes
         asking = nominated("p", 2, "n0", annotations={REQUIREMENT: "none"})
         assert let_in(make_extender(cache), asking, "n1") == nodes
+
+
+@pytest.mark.parametrize("grace_s", [31, 60, 120, 600, 3600])
+def test_nobody_else_is_evicted_while_victims_take_long(grace_s: int) -> None:
+    documents = full_node()
+    gone = datetime(2027, 1, 15, 8, tzinfo=UTC) + timedelta(seconds=grace_s)
+    documents[2] = dying("n0-b0", gone.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    cache = make_cache([*documents, node("n1"), flextopo("n1", {})])
+    asking = nominated("p", 2, "n0")
+    assert cache.kept_for(read_record(asking), evicts=True) == "n0"
+    # Where there is room, it may go.
+    assert let_in(make_extender(cache), asking, "n0", "n1") == ["n1"]
 
 
 def test_promises_end_when_they_are_kept_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -42,9 +43,9 @@ from flextopo.policies.serving.volumes import VolumeBook
 MAX_GONE = 100_000
 """Deleted pods that are remembered, so that a late event does not bring one back."""
 SOON_S = 30
-"""A victim that takes longer than Kubernetes' grace period keeps nobody from going elsewhere."""
+"""A victim that takes longer than Kubernetes' grace period keeps nobody from going where there is room."""
 LATE_S = 5
-"""A victim that is not gone so long after its time keeps nobody from going elsewhere."""
+"""A victim that is not gone so long after its time keeps nobody from going elsewhere, or evicting there."""
 FRESH_S = 20
 """The placement of a pod that was bound so lately is about to be known."""
 
@@ -532,26 +533,35 @@ class ClusterCache:
             and not state.broken
         }
 
-    def kept_for(self, preemptor: PodRecord) -> str:
+    def kept_for(self, preemptor: PodRecord, evicts: bool = False) -> str:
         """Return the node on which others are on their way out for a pod, empty for none.
 
         It stays that node for a moment after they are gone: kube-scheduler may not know it yet.
+
+        Args:
+            preemptor: the pod.
+            evicts: it would have others evicted elsewhere, not just go where there is room: nobody else has
+                to go for it as long as its victims' own grace periods last.
         """
         told = self.reservations.answered(preemptor.uid)
         node = told[0] if told is not None else preemptor.nominated
         doomed = set(told[1]) if told is not None else set()
         here = self.pods_on(node) if node else []
-        if any(self._is_going(pod, preemptor, doomed) for pod in here):
+        if any(self._is_going(pod, preemptor, doomed, SOON_S) for pod in here):
             self.reservations.keep(preemptor.uid, node)
+        elif evicts and any(self._is_going(pod, preemptor, doomed, math.inf) for pod in here):
+            return node
         return self.reservations.kept(preemptor.uid, node)
 
-    def _is_going(self, pod: PodRecord, preemptor: PodRecord, doomed: Collection[str]) -> bool:
-        """Say whether a pod is on its way out for the preemptor, or was told to go."""
+    def _is_going(
+        self, pod: PodRecord, preemptor: PodRecord, doomed: Collection[str], soon_s: float
+    ) -> bool:
+        """Say whether a pod is on its way out for the preemptor, gone within so long, or was told to go."""
         if not pod.node or pod.priority >= preemptor.priority:
             return False
         if not pod.terminating:
             return pod.uid in doomed
-        return pod.gone_s is None or -SOON_S <= self.clock() - pod.gone_s <= LATE_S
+        return pod.gone_s is None or -soon_s <= self.clock() - pod.gone_s <= LATE_S
 
     def is_unsettled(self, state: NodeState) -> bool:
         """Say whether more of a node is about to be known: where pods are that were bound lately."""

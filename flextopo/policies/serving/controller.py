@@ -236,8 +236,10 @@ class Controller:
     async def _attend(self, asking: Preemptors, waiting: _Waiting) -> None:
         for pod in asking.members:
             held = self.holds is not None and self.holds.holds_for(pod)
-            if pod.never_preempts or held or self.decider.cache.kept_for(pod):
+            kept = self.decider.cache.kept_for(pod, evicts=True)
+            if pod.never_preempts or held or kept:
                 # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
+                self._still(pod)
                 return
         nodes = self.gangs.nodes(asking)
         fresh = self.clock() - waiting.since < FRESH_S
@@ -256,6 +258,13 @@ class Controller:
             self._back_off(waiting)
             return
         await self._carry_out(asking, decision, waiting)
+
+    def _still(self, pod: PodRecord) -> None:
+        """Go on remembering whom a pod has had evicted: they may take longer than anything else does."""
+        reservations = self.decider.cache.reservations
+        told = reservations.answered(pod.uid)
+        if told is not None:
+            reservations.answer(pod, *told, PLAN_S)
 
     def _is_unsettled(self, asking: Preemptors, nodes: list[str]) -> bool:
         cache = self.decider.cache
