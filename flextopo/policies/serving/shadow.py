@@ -155,7 +155,8 @@ def summarise(lines: Iterable[str], source: str) -> ShadowReport:
         raise FlextopoError(
             f"{source}: no shadow decision; legal: the log of flextopo serve --shadow"
         )
-    both = [event for event in found if event["default"] and event["outcome"] == "preempt"]
+    # A controller's decisions have none of kube-scheduler's beside them.
+    both = [event for event in found if event.get("default") and event["outcome"] == "preempt"]
     same = [event for event in both if event["default"]["node"] == event["node"]]
     equal = [event for event in same if set(event["default"]["victims"]) == set(event["victims"])]
     outcomes = Counter(event["outcome"] for event in found)
