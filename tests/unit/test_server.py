@@ -412,6 +412,12 @@ def test_the_shadow_report_compares_both(
     assert "|   level cross_socket | 1 | 0 |" in out
     assert "|   level socket | 0 | 1 |" in out
     assert "same node 1, same victims 0; fallbacks: none" in out
+    # A controller decides where kube-scheduler was not asked.
+    log.write_text(
+        '{"event": "decision", "verb": "controller", "shadow": true, "outcome": "wait"}\n'
+    )
+    assert run("shadow-report", str(log)) == 2
+    assert "no shadow decision beside kube-scheduler's" in capsys.readouterr().err
     log.write_text('{"event": "decision"}\n')
     assert run("shadow-report", str(log)) == 2
     assert "no shadow decision" in capsys.readouterr().err

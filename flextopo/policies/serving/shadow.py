@@ -150,13 +150,14 @@ def summarise(lines: Iterable[str], source: str) -> ShadowReport:
     Raises:
         FlextopoError: there is no shadow decision in it.
     """
-    found = [event for event in map(_parse, lines) if event.get("shadow")]
+    # A controller's decisions have none of kube-scheduler's beside them.
+    found = [event for event in map(_parse, lines) if event.get("shadow") and "default" in event]
     if not found:
         raise FlextopoError(
-            f"{source}: no shadow decision; legal: the log of flextopo serve --shadow"
+            f"{source}: no shadow decision beside kube-scheduler's; legal: the log of flextopo serve "
+            "--shadow that kube-scheduler asked"
         )
-    # A controller's decisions have none of kube-scheduler's beside them.
-    both = [event for event in found if event.get("default") and event["outcome"] == "preempt"]
+    both = [event for event in found if event["default"] and event["outcome"] == "preempt"]
     same = [event for event in both if event["default"]["node"] == event["node"]]
     equal = [event for event in same if set(event["default"]["victims"]) == set(event["victims"])]
     outcomes = Counter(event["outcome"] for event in found)
