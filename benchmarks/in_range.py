@@ -21,22 +21,21 @@ from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.seeds import SPLITS, take
 from flextopo.policies.selectors import find_selector
-from flextopo.train import stress_views, stress_world
-from flextopo.train.compare import find_fleet, make_tape
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.range_results import GUARDED, POLICY, RULE, world_rows
 from flextopo.train.results import markdown, save_results, versions
-from flextopo.train.stress import BASE, PERTURBATIONS, Perturbation
+from flextopo.train.stress import BASE, PERTURBATIONS
+from flextopo.train.stress_run import make_world, misled
 
 
 class World(NamedTuple):
     """What is played.
 
-    Fields: `config`, servers and demand; `how` they are disturbed; `share` of the days that are played.
+    Fields: `config`, servers and demand; `perturbation` of them; `share` of the days that are played.
     """
 
     config: ComparisonConfig
-    how: Perturbation = PERTURBATIONS[BASE]
+    perturbation: str = BASE
     share: float = 1.0
 
 
@@ -54,8 +53,8 @@ WORLDS = {
     **{f"`16*{model}`": on(f"16*{model}") for model in ("gh200", "gb200", "mi300a", "dgx-spark")},
     "`64*a100@leaf8`, gangs": on("64*a100@leaf8", 0.4, gang_share=0.25),
     **{
-        name: World(how.config(ComparisonConfig(servers="16*rtx4090")), how)
-        for name, how in PERTURBATIONS.items()
+        name: World(ComparisonConfig(servers="16*rtx4090"), name)
+        for name in PERTURBATIONS
         if name not in (BASE, "servers-rtx4090", "servers-a100", "servers-mixed")
     },
 }  # fmt: skip
@@ -84,13 +83,9 @@ class Counted:
 
 def play(world: World, selector: VictimSelector, seed: int) -> float:
     """Return the weighted loss of a day."""
-    fleet = find_fleet(world.config.servers)
-    tape, _ = make_tape(world.config, fleet, seed)
-    if world.how.world:
-        tape, fleet = getattr(stress_world, world.how.world)(tape, fleet, seed)
-    if world.how.view:
-        selector = getattr(stress_views, world.how.view)(selector, seed)
-    sim = Simulator(tape, fleet, selector.filter, world.config.scenario)
+    config, tape, fleet = make_world(world.config, world.perturbation, seed)
+    selector = misled(selector, world.perturbation, seed)
+    sim = Simulator(tape, fleet, selector.filter, config.scenario)
     sim.play(selector)
     return float(episode_metrics(sim)["weighted_loss"])
 

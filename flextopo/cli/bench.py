@@ -196,9 +196,13 @@ def check(
 
 @contextmanager
 def _modules_beside(path: Path) -> Iterator[None]:
-    """Let `MODULE:NAME` mean a module in the folder of a file, in this process and its workers."""
+    """Let `MODULE:NAME` mean a module in the folder of a file, for the workers that play it.
+
+    Before the working directory, which is last, and behind all that is installed: an entry brings no
+    `flextopo` or `numpy` of its own.
+    """
     folder = str(path.parent.resolve())
-    sys.path.insert(0, folder)
+    sys.path.insert(len(sys.path) - 1, folder)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from flextopo.cli import completion
 from flextopo.cli.compare import Batch, Services, Set
 from flextopo.cli.configuration import COMPARISON, SCENARIO, WORKLOAD
 from flextopo.cli.record import what_if
-from flextopo.cli.terminal import JsonPath, progress, results_to
+from flextopo.cli.terminal import JsonPath, needing, progress, results_to
 from flextopo.policies.shipped import zoo_names
 from flextopo.train.config import ComparisonConfig
 
@@ -74,7 +74,6 @@ def replay(
         return
     from flextopo.cluster.workload.seeds import VALIDATION
     from flextopo.train.compare import REFERENCE
-    from flextopo.train.replay_animation import write_animation
     from flextopo.train.replay_page import write_replay
     from flextopo.train.replay_results import config_of, interesting_seed, interesting_selectors
     from flextopo.train.results import load_results
@@ -92,10 +91,14 @@ def replay(
     given = {name: value for name, value in workload.items() if value is not None}
     given.update(WORKLOAD.parse(settings or ()))
     config = _override(config, servers, services, batch, given, admission)
+    draw = None
+    if output.suffix.lower() == ".gif":
+        with needing("report"):
+            from flextopo.train.replay_animation import animate
+        draw = animate
     with results_to(json_path) as write:
         with progress("recording") as done:
-            draw = write_animation if output.suffix.lower() == ".gif" else write_replay
-            written = draw(config, names, seed, output, done)
+            written = write_replay(config, names, seed, output, done, draw)
         played = [
             (recording.name, len(recording.choices), recording.metrics["weighted_loss"])
             for recording in written.recordings

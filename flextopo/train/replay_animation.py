@@ -1,25 +1,25 @@
-"""A day as an animated GIF: one or two selectors on the same tape, and what they have lost so far."""
+"""A day as an animated GIF: one or two selectors on the same tape, and what they have lost so far.
+
+Pillow is needed, which comes with matplotlib.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
 
-from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.files import write_whole
 from flextopo.envs.arrangement import state_network
 from flextopo.envs.gang_marks import in_gang
 from flextopo.envs.rendering import draw_scene
 from flextopo.envs.scene import LEGEND, LETTERS, Scene, first_gpus, make_scene
-from flextopo.train.config import ComparisonConfig
-from flextopo.train.replay import Recording, differences
-from flextopo.train.replay_page import Games, Written, record_games
+from flextopo.train.replay import Recording
+from flextopo.train.replay_page import Games
 
 PICTURES = 144
 """Pictures of an episode, a day's are ten minutes apart; the last one stays."""
@@ -54,35 +54,8 @@ class Side:
     evicted: npt.NDArray[np.int64]
 
 
-def write_animation(
-    config: ComparisonConfig,
-    names: Sequence[str],
-    seed: int,
-    out: Path,
-    done: Callable[[int, int], None] | None = None,
-) -> Written:
-    """Play one tape with one or two selectors, and write the animation; as `write_replay`.
-
-    Raises:
-        FlextopoError: as `write_replay`, or Pillow is not installed.
-    """
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
-        raise FlextopoError(
-            f"{out}: a GIF needs Pillow; legal: pip install 'flextopo[report]', or a page as .html"
-        ) from None
-    games = record_games(config, names, seed, out, done)
-    content = animate(games)
-    write_whole(out, content)
-    found = differences(*games.recordings) if len(games.recordings) > 1 else []
-    return Written(out, len(content), games.recordings, tuple(found))
-
-
 def animate(games: Games) -> bytes:
     """Return games as an animated GIF."""
-    from PIL import Image
-
     times = np.linspace(0, games.sim.tape.end_s, PICTURES + 1).astype(np.int64)[1:]
     num_gpus = int(games.sim.state.arrays.totals[0]["gpus"])
     asked = games.sim.state.arrays.pods["gpus"]
@@ -187,8 +160,6 @@ def _page(
     games: Games,
 ) -> npt.NDArray[np.uint8]:
     """Return a picture: the clock, a cluster and a sentence for each selector, the chart, the legend."""
-    from PIL import Image, ImageDraw
-
     height, width = clusters[0].shape[:2]
     whole = len(sides) * width + (len(sides) + 1) * MARGIN
     top = 3 * LINE + MARGIN
@@ -258,6 +229,4 @@ def _write(
 
 
 def _font(size: int) -> Any:
-    from PIL import ImageFont
-
     return ImageFont.load_default(size)

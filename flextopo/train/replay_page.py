@@ -82,6 +82,7 @@ def write_replay(
     seed: int,
     out: Path,
     done: Callable[[int, int], None] | None = None,
+    draw: Callable[[Games], bytes] | None = None,
 ) -> Written:
     """Play one tape with one or two selectors, and write the page that replays it.
 
@@ -91,30 +92,32 @@ def write_replay(
         seed: of the tape; also of `random` and `rollout`, as in a comparison.
         out: the page; its folder is made where it is missing.
         done: is told how many of how many simulated seconds are over.
+        draw: makes something else of the games, such as `replay_animation.animate`.
 
     Raises:
         FlextopoError: a selector is unknown, there are none or too many of them, the seed is
             negative, or the page cannot be written.
     """
     games = record_games(config, names, seed, out, done)
-    found = differences(*games.recordings) if len(games.recordings) > 1 else []
-    content = render(games.sim, games.recordings, found, games.facts).encode()
+    content = (draw or draw_page)(games)
     write_whole(out, content)
-    return Written(out, len(content), games.recordings, tuple(found))
+    return Written(out, len(content), games.recordings, games.found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Games:
     """Games of one tape that were recorded.
 
     Attributes:
         sim: one of the simulations, at its end.
         recordings: one or two.
+        found: where they differ.
         facts: what was played, in words.
     """
 
     sim: Simulator
     recordings: tuple[Recording, ...]
+    found: tuple[Difference, ...]
     facts: dict[str, str]
 
 
@@ -152,7 +155,13 @@ def record_games(
         "demand": source,
         "admission": config.scenario.admission,
     }
-    return Games(games[0][0], tuple(recordings), facts)
+    found = differences(*recordings) if len(recordings) > 1 else []
+    return Games(games[0][0], tuple(recordings), tuple(found), facts)
+
+
+def draw_page(games: Games) -> bytes:
+    """Return the page that replays games."""
+    return render(games.sim, games.recordings, games.found, games.facts).encode()
 
 
 def render(

@@ -67,10 +67,15 @@ def open_perturbed(job: Job) -> tuple[Simulator, VictimSelector]:
     """Return a simulation of the tape of a seed under a perturbation, and the selector that plays it."""
     config, perturbation, name, seed = job
     config, tape, fleet = make_world(config, perturbation, seed)
-    selector = open_selector(config, name, seed)
-    if view := PERTURBATIONS[perturbation].view:
-        selector = getattr(stress_views, view)(selector, seed)
+    selector = misled(open_selector(config, name, seed), perturbation, seed)
     return Simulator(tape, fleet, selector.filter, config.scenario), selector
+
+
+def misled(selector: VictimSelector, perturbation: str, seed: int) -> VictimSelector:
+    """Return a selector that sees what a perturbation shows it; itself where that is the truth."""
+    view = PERTURBATIONS[perturbation].view
+    found: VictimSelector = getattr(stress_views, view)(selector, seed) if view else selector
+    return found
 
 
 def make_world(

@@ -152,6 +152,18 @@ def test_run_check_and_table(
 
 
 @pytest.mark.usefixtures("small")
+def test_an_entry_brings_no_module_in_the_place_of_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "par.json"
+    assert run("bench", "run", PAR, "-o", str(path), "--workers", "1") == 0
+    for name in ("flextopo", "numpy", "typer", "json"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not ours')\n")
+    assert run("bench", "check", str(path), "--workers", "1") == 0
+    assert "2 games played anew, 0 differ" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
 def test_a_second_run_adds_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,9 @@ WRITTEN = (
 POINTS = (
     f"Points of weighted loss against `{PAR}` on the same games; less is better, * where the 95 % interval "
     "leaves out 0. An oracle knows the future: no entry to beat, but what there is to gain. Of {intervals} "
-    "intervals {chance:.0f} leave out 0 by chance alone. Ordered by the mean rank over games: one day may outweigh all others in a mean of losses. The first three tracks and most of `stress` share their days, so that their columns say much the same."
+    "intervals {chance:.0f} leave out 0 by chance alone. Ordered by the mean rank over games: one day may "
+    "outweigh all others in a mean of losses. The first three tracks and most of `stress` share their days, so "
+    "that their columns say much the same."
 )
 
 

@@ -140,7 +140,7 @@ class Frozen:
     """What never changes of a track.
 
     Attributes:
-        digests: one a game, as `tapes.world_digest` makes them.
+        digests: one a game, as `worlds.world_digest` makes them.
         par: weighted loss of `PAR`, one a game.
     """
 
