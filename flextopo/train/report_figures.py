@@ -72,12 +72,16 @@ def _colour(low: float, high: float, seeds: int) -> str:
 
 
 def best_names(data: ReportData) -> list[str]:
-    """Return the selectors worth a line: the reference and those of the lowest mean loss."""
+    """Return the selectors worth a line: the reference and those of the lowest mean loss.
+
+    Who left a comparison out has another mean, and no line unless nobody played all.
+    """
     means: dict[str, list[float]] = {}
     for comparison in data.comparisons:
         for name, row in comparison.results["selectors"].items():
             means.setdefault(name, []).append(row["weighted_loss"]["mean"])
-    order = sorted(means, key=lambda name: float(np.mean(means[name])))
+    everywhere = [name for name in means if len(means[name]) == len(data.comparisons)]
+    order = sorted(everywhere or means, key=lambda name: float(np.mean(means[name])))
     references = {comparison.reference for comparison in data.comparisons}
     kept = [name for name in order if name not in references]
     return [name for name in data.names if name in {*kept[:MOST_LINES], *references}]
@@ -155,8 +159,11 @@ def draw_front(data: ReportData) -> Figure | None:
         ax.plot(*zip(*(points[name] for name in front), strict=True), color="#1f6fb4", zorder=1)
         for name, at in points.items():
             colour = "#1f6fb4" if name in front else NO_CLAIM
-            ax.scatter(*at, s=150, color=colour, alpha=0.85, zorder=2)
-            ax.annotate(str(numbers[name]), at, color="white", ha="center", va="center", fontsize=8)
+            ax.scatter(*at, s=30, color=colour, zorder=2)
+        for at, names in close_points(points).items():
+            text = ", ".join(str(numbers[name]) for name in sorted(names, key=numbers.__getitem__))
+            ax.annotate(text, at, xytext=(5, 3), textcoords="offset points", fontsize=8)
+        ax.margins(x=0.12)
         ax.set_title(comparison.label, fontsize="medium")
         ax.set_xlabel("wait where it fitted nowhere, 99th percentile, s")
     axes[0].set_ylabel("weighted loss, % of GPU-hours demanded")
@@ -169,6 +176,27 @@ def draw_front(data: ReportData) -> Figure | None:
         fontsize="small", handlelength=0,
     )  # fmt: skip
     return figure
+
+
+def close_points(
+    points: Mapping[str, tuple[float, float]], near: float = 0.04
+) -> dict[tuple[float, float], list[str]]:
+    """Return who lies where, points that a label could not tell apart together.
+
+    Args:
+        points: by name.
+        near: share of the axis within which two are together.
+    """
+    span = [max(np.ptp([at[axis] for at in points.values()]), 1e-12) for axis in (0, 1)]
+    groups: dict[tuple[float, float], list[str]] = {}
+    for name, at in sorted(points.items(), key=lambda item: item[1]):
+        for other, names in groups.items():
+            if all(abs(at[axis] - other[axis]) <= near * span[axis] for axis in (0, 1)):
+                names.append(name)
+                break
+        else:
+            groups[at] = [name]
+    return groups
 
 
 def draw_gangs(data: ReportData) -> Figure | None:

@@ -398,7 +398,8 @@ def draw_comparison(results: Results, path: Path) -> None:
     bars.errorbar(left, names, xerr=spread, fmt="none", ecolor="black", capsize=3)
     bars.invert_yaxis()
     bars.set_xlabel("weighted GPU-hours lost, % of those demanded (95 % interval)")
-    bars.legend(fontsize="small", loc="lower right")
+    handles, labels = bars.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     for name, row in results["paired"].items():
         seeds = len(results["selectors"][name]["weighted_loss"]["per_seed"])
         colour = VERDICT_COLOURS.get(verdict(row["low"], row["high"], seeds), "#777777")

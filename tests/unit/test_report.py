@@ -28,7 +28,13 @@ from flextopo.train.report_data import (
     scaling,
     weight_series,
 )
-from flextopo.train.report_figures import FIGURES, draw_decomposition, draw_gangs, pareto_front
+from flextopo.train.report_figures import (
+    FIGURES,
+    close_points,
+    draw_decomposition,
+    draw_gangs,
+    pareto_front,
+)
 from flextopo.train.report_page import write_report
 from flextopo.train.results import save_results
 
@@ -125,6 +131,12 @@ def test_the_front_is_of_those_that_no_other_beats() -> None:
     for name, (x, y) in points.items():
         beaten = any(u <= x and v <= y and (u, v) != (x, y) for u, v in points.values())
         assert (name in pareto_front(points)) == (not beaten)
+
+
+def test_points_that_lie_on_each_other_share_a_label() -> None:
+    points = {"a": (30.0, 5.0), "b": (30.0, 5.1), "c": (30.0, 9.0), "d": (130.0, 5.0)}
+    assert sorted(close_points(points).values()) == [["a", "b"], ["c"], ["d"]]
+    assert close_points({"a": (1.0, 1.0), "b": (1.0, 1.0)}) == {(1.0, 1.0): ["a", "b"]}
 
 
 def test_gangs_are_drawn_where_there_are_some() -> None:
