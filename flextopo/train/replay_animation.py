@@ -90,7 +90,7 @@ def sample(
         num_gpus: of the cluster, G.
         pod_gpus: (P,) GPUs that each pod of the tape asks for.
     """
-    freed = [LETTERS.index(letter) for letter in "xn"]
+    free, freed = LETTERS.index("."), [LETTERS.index(letter) for letter in "xn"]
     uses, pods = np.zeros(num_gpus, np.uint8), np.full(num_gpus, -1, np.int32)
     shown, holders, lost = [], [], []
     at, loss = 0, 0.0
@@ -99,7 +99,7 @@ def sample(
         while at < len(recording.frames) and recording.frames[at].time_s <= time_s:
             frame = recording.frames[at]
             for gpu, pod, use in frame.changes:
-                flash[gpu] |= use in freed
+                flash[gpu] |= use in freed and uses[gpu] != free  # somebody had to go
                 uses[gpu], pods[gpu] = use, pod
             loss, at = sum(frame.loss_gpu_s) / 3600, at + 1
         shown.append(np.where(flash, freed[0], uses).astype(np.uint8))

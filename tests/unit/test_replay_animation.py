@@ -11,6 +11,7 @@ from flextopo.cli.app import main
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.envs.scene import LETTERS
 from flextopo.train.config import ComparisonConfig
+from flextopo.train.replay import Frame, Recording
 from flextopo.train.replay_animation import PICTURES, sample
 from flextopo.train.replay_page import Games, record_games
 
@@ -50,6 +51,16 @@ def test_what_was_evicted_since_the_last_picture_shows(games: Games) -> None:
     assert np.isin(found.pods[0][evicted[1]], victims).any()
     assert evicted[2].sum() <= evicted[1].sum()  # it is over by then, unless another came
     assert (found.uses[2][found.pods[2] < 0] != LETTERS.index("b")).all()
+
+
+def test_who_is_nominated_on_free_gpus_has_nobody_evicted() -> None:
+    batch, nominated, evicted = (LETTERS.index(letter) for letter in "bnx")
+    frames = [
+        Frame(0, -1, ((0, 0, batch),), (0.0,), 0, 0),
+        Frame(50, 0, ((0, 1, nominated), (1, 1, nominated)), (0.0,), 0, 0),
+    ]
+    found = sample(Recording("x", frames=frames), np.array([10, 60]), 3, np.ones(2, np.int32))
+    assert found.uses.tolist() == [[batch, 0, 0], [evicted, nominated, 0]]
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
