@@ -273,6 +273,26 @@ def test_each_promise_ends_in_its_time() -> None:
     assert promises.least_priority("n0") == float("inf")
 
 
+def test_an_answer_is_renewed_before_it_ends_and_not_each_time() -> None:
+    now, changed = [0.0], list[str]()
+    promised = reservations.Reservations(lambda: now[0], changed.append)
+    promised.renew("uid-online", 60)  # nobody was told anything
+    assert promised.answered("uid-online") is None
+    promised.answer(read_record(preemptor(2)), "n0", ["b0"], 60)
+    changed.clear()
+    for second in range(0, 600, 5):
+        now[0] = float(second)
+        promised.expire()
+        promised.renew("uid-online", 60)
+        assert promised.answered("uid-online") == ("n0", ("b0",))
+        assert len(promised._ends) <= 4  # not one more each time
+    assert changed == []
+    now[0] += 61
+    promised.expire()
+    assert promised.answered("uid-online") is None
+    assert changed == ["n0"]
+
+
 def test_all_nodes_at_once_are_as_each_of_them_is_found() -> None:
     names = [f"n{i}" for i in range(6)]
     documents = [part for name in names for part in full_node(name, 4)]

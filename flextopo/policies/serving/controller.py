@@ -239,7 +239,7 @@ class Controller:
             kept = self.decider.cache.kept_for(pod, evicts=True)
             if pod.never_preempts or held or kept:
                 # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
-                self._still(pod)
+                self.decider.cache.reservations.renew(pod.uid, PLAN_S)
                 return
         nodes = self.gangs.nodes(asking)
         fresh = self.clock() - waiting.since < FRESH_S
@@ -258,13 +258,6 @@ class Controller:
             self._back_off(waiting)
             return
         await self._carry_out(asking, decision, waiting)
-
-    def _still(self, pod: PodRecord) -> None:
-        """Go on remembering whom a pod has had evicted: they may take longer than anything else does."""
-        reservations = self.decider.cache.reservations
-        told = reservations.answered(pod.uid)
-        if told is not None:
-            reservations.answer(pod, *told, PLAN_S)
 
     def _is_unsettled(self, asking: Preemptors, nodes: list[str]) -> bool:
         cache = self.decider.cache

@@ -113,6 +113,13 @@ class Reservations:
         self._least[node] = min(self._least.get(node, pod.priority), pod.priority)
         self._changed(node)
 
+    def renew(self, uid: str, seconds: float) -> None:
+        """Go on remembering whom a pod was told to evict, if it was: for so long, or half of that."""
+        found = self._answers.get(uid)
+        if found is not None and found.until_s - self._clock() < seconds / 2:
+            renewed = replace(found, until_s=self._until(uid, seconds))
+            self._answers[uid] = self._on[found.record.nominated][uid] = renewed
+
     def answered(self, uid: str) -> tuple[str, tuple[str, ...]] | None:
         """Return the node and the victims that a pod was told, None where it was told none lately."""
         found = self._answers.get(uid)
