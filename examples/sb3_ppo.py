@@ -4,11 +4,13 @@ The settings are those of docs/how-to/train-with-ppo.md, which says what each is
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from sb3_contrib import MaskablePPO
 
 import flextopo
+from flextopo.policies.artifact import save_policy
 from flextopo.policies.runtime import LearnedSelector
 from flextopo.train.rollout_buffer import TimedRolloutBuffer
 from flextopo.train.vec_env import PreemptionVecEnv
@@ -19,6 +21,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--timesteps", type=int, default=60_000, help="decisions to learn from")
     parser.add_argument("--days", type=int, default=40, help="validation days to play")
+    parser.add_argument("--out", type=Path, help="folder for the policy")
     options = parser.parse_args()
     torch.set_num_threads(1)
     envs = PreemptionVecEnv(
@@ -30,6 +33,9 @@ def main():
         rollout_buffer_kwargs={"clock": envs}, seed=0, device="cpu",
     )  # fmt: skip
     model.learn(options.timesteps)
+    if options.out:
+        save_policy(model.policy.scorer, options.out, "sb3-ppo", k=16, allow_wait=False)
+        print(f"policy: {options.out}\nnext: flextopo evaluate {options.out}")
     network = model.policy.scorer.state_dict()
     weights = {name: array.numpy() for name, array in network.items()}
     learned = LearnedSelector("learned", weights, k=16, allow_wait=False)
