@@ -54,15 +54,16 @@ wheel: $(VENV)/.dev  ## build the wheel and install it alone in a fresh environm
 	build/bare/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd build && bare/bin/python -c "import flextopo; print(flextopo.__file__)" && bare/bin/flextopo --version
 
-dist: $(VENV)/.dev  ## sdist and wheel, checked and tried alone: what a release is made of
+dist: $(VENV)/.dev  ## sdist and wheels, checked and tried alone: what a release is made of
 	rm -rf dist build/release build/twine
 	$(BIN)/python -m build --quiet
+	$(BIN)/python deploy/machine_code.py dist/*-none-any.whl
 	$(PYTHON) -m venv build/twine
 	build/twine/bin/python -m pip install --quiet --constraint constraints.txt twine==6.2.0
 	build/twine/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/release
-	build/release/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
-	cd build/release && bin/flextopo list && bin/flextopo topology show rtx4090 && bin/python -c "import gymnasium, flextopo; env = gymnasium.make('flextopo/Preempt-RTX4090-v0', servers='2*rtx4090'); env.reset(seed=0); print(env.step(0)[1])"
+	build/release/bin/python -m pip install --quiet --constraint constraints.txt dist/*-cp3*.whl
+	cd build/release && bin/flextopo list && bin/flextopo topology show rtx4090 && time bin/python -c "import gymnasium, flextopo; env = gymnasium.make('flextopo/Preempt-RTX4090-v0', servers='2*rtx4090'); env.reset(seed=0); print(env.step(0)[1])"
 
 BOUNDS := $(addprefix tests/,conformance/test_environments.py conformance/test_vector.py \
   property/test_candidates.py $(addprefix unit/test_,captures.py captures_xml.py cli.py compare.py \

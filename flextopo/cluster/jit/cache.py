@@ -11,6 +11,7 @@ from typing import Any
 
 from numba.core import caching
 
+from flextopo.cluster.jit import shipped
 from flextopo.cluster.jit.sources import SOURCES
 
 KEEP_S = 7 * 86400
@@ -62,6 +63,20 @@ class KernelCache(caching.FunctionCache):
     """Numba's own cache of a function, in those folders."""
 
     _impl_class = _CacheFiles
+
+    def _load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return a kernel from the cache, or from what came with the wheel; None = compile it."""
+        found = super()._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        if found is not None:
+            return found
+        features = target_context.codegen().magic_tuple()[2]
+        made_by = shipped.made_by(features, shipped.FOLDER)
+        if made_by is None:
+            return None
+        source = Path(self._py_func.__code__.co_filename)
+        file = shipped.file_of(source, self._impl.filename_base, shipped.FOLDER)
+        data = file.load(self._index_key(sig, made_by))  # type: ignore[no-untyped-call]
+        return None if data is None else self._impl.rebuild(target_context, data)  # type: ignore[no-untyped-call]
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled, where the folder takes files."""
