@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.seeds import SPLITS, take
 from flextopo.cluster.workload.tape import Tape
 from flextopo.train import stress_views, stress_world
+from flextopo.train.blame import blaming
 from flextopo.train.compare import (
     REFERENCE,
     check,
@@ -56,9 +58,13 @@ def play_perturbed(job: Job) -> dict[str, float]:
 
     Returns:
         The weighted loss, its terms, and how many answers were not legal on the true state.
+
+    Raises:
+        FlextopoError: the selector fails, or answers what is not legal.
     """
     simulator, selector = open_perturbed(job)
-    simulator.play(selector)
+    with blaming_perturbed(selector, job):
+        simulator.play(selector)
     metrics = episode_metrics(simulator) | {"fallbacks": getattr(selector, "fallbacks", 0)}
     return {name: float(metrics[name]) for name in SAVED}
 
@@ -76,6 +82,13 @@ def misled(selector: VictimSelector, perturbation: str, seed: int) -> VictimSele
     view = PERTURBATIONS[perturbation].view
     found: VictimSelector = getattr(stress_views, view)(selector, seed) if view else selector
     return found
+
+
+def blaming_perturbed(selector: VictimSelector, job: Job) -> AbstractContextManager[None]:
+    """Return what tells a mistake of the selector, be it behind a wrong view; see `blaming`."""
+    _, perturbation, name, seed = job
+    decides = selector.inner if isinstance(selector, stress_views.Disturbed) else selector
+    return blaming(decides, name, seed, "" if perturbation == BASE else perturbation)
 
 
 def make_world(

@@ -30,7 +30,7 @@ from flextopo.train.benchmark.worlds import all_digests, game_digest
 from flextopo.train.compare import to_send
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.scale_out import run_jobs
-from flextopo.train.stress_run import open_perturbed
+from flextopo.train.stress_run import blaming_perturbed, open_perturbed
 
 DIGITS = 9
 """Significant digits that are kept of a metric."""
@@ -83,17 +83,10 @@ def play_game(job: tuple[ComparisonConfig, Game]) -> dict[str, float | None]:
     """
     config, game = job
     name = config.names[0]
-    try:
-        simulator, selector = open_perturbed((config, game.perturbation, name, game.seed))
+    perturbed = config, game.perturbation, name, game.seed
+    simulator, selector = open_perturbed(perturbed)
+    with blaming_perturbed(selector, perturbed):
         simulator.play(selector)
-    except FlextopoError:
-        raise
-    except (Exception, SystemExit) as error:  # a user's selector may fail in any way
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise FlextopoError(
-            f"selector {name!r} fails on seed {game.seed}, {game.perturbation} ({said}); legal: one "
-            "that decides"
-        ) from error
     found = episode_metrics(simulator)
     return {name: _short(found[name]) for name in METRICS}
 
