@@ -112,12 +112,17 @@ def check_worlds(name: str, config: ComparisonConfig, games: Sequence[Game]) -> 
 
 
 def find_played(entry: Entry, folder: Path) -> str:
-    """Return what an entry played: with a policy's folder beside its file, or as it stands there."""
+    """Return what an entry played: with a policy's folder beside its file, or as it stands there.
+
+    The folder is called as the entry, or else as its selector is.
+    """
     ahead, inside, done = split_selector(entry.selector)
-    beside = folder / Path(inside).name
-    if inside in (*BUILT_IN, *zoo_names()) or not beside.is_dir():
+    if inside in (*BUILT_IN, *zoo_names()) or ":" in inside:
         return entry.selector
-    return f"{ahead}{beside}{done}"
+    for name in (split_selector(entry.name)[1], Path(inside).name):
+        if (folder / name / "meta.json").is_file():
+            return f"{ahead}{folder / name}{done}"
+    return entry.selector
 
 
 def inspect_selector(selector: str) -> tuple[str, dict[str, str]]:
