@@ -411,7 +411,7 @@ def test_the_shadow_report_compares_both(
     assert "| decisions | 1 | 1 |" in out
     assert "|   level cross_socket | 1 | 0 |" in out
     assert "|   level socket | 0 | 1 |" in out
-    assert "same node 1, same victims 0; fallbacks: none" in out
+    assert "same node 1, same victims 0; fallbacks: none\nloss: what victims lose," in out
     # A controller decides where kube-scheduler was not asked.
     log.write_text(
         '{"event": "decision", "verb": "controller", "shadow": true, "outcome": "wait"}\n'
