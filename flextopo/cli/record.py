@@ -43,7 +43,7 @@ def record(
     with needing("kube"):
         from flextopo.policies.serving.record_kube import record_cluster
     with results_to(json_path) as write:
-        with progress("recording"):
+        with progress("recording", kernels=False):
             lines = record_cluster(output, None if hours is None else hours * 3600.0)
         size = output.stat().st_size
         write({"recording": str(output), "lines": lines, "bytes": size})

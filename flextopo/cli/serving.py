@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flextopo.cli import completion
+from flextopo.cli.compiling import say_if_compiling
 from flextopo.cli.terminal import JsonPath, needing, progress, results_to
 from flextopo.cluster.errors import FlextopoError
 
@@ -123,6 +124,7 @@ def serve(
     bands = read_bands(class_bands)
     with needing("serve"):
         from flextopo.policies.serving.server import Listen, Plan, start
+    say_if_compiling()
     start(
         Plan(
             selector=find_served(selector),

@@ -10,7 +10,6 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-import flextopo
 from flextopo.baselines.loading import describe
 from flextopo.cluster.errors import FlextopoError, PodError
 from flextopo.cluster.state.selector import VictimSelector
@@ -20,7 +19,7 @@ MAX_SAID = 300
 """Characters of an exception's own words."""
 
 NOT_THEIRS = (
-    str(Path(flextopo.__file__).parent),
+    str(Path(__file__).parents[1]),
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
 """Folders whose files no user of ours has written."""
