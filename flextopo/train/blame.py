@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ MAX_SAID = 300
 """Characters of an exception's own words."""
 
 NOT_THEIRS = (
-    str(Path(__file__).parents[1]),
-    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    f"{Path(__file__).parents[1]}{os.sep}",
+    *(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "purelib", "platlib")),
 )
 """Folders whose files no user of ours has written."""
 

@@ -3,12 +3,16 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import flextopo
+from flextopo.baselines.registry import make_selector
 from flextopo.cli.app import main
-from flextopo.cluster.errors import PodError
+from flextopo.cluster.errors import FlextopoError, PodError
 from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.train.blame import blaming
 from flextopo.train.compare import play_tape
 from flextopo.train.config import ComparisonConfig
 
@@ -78,6 +82,21 @@ def test_one_sentence_names_selector_cause_and_place(
     assert told.startswith(expected.format(seed=SEEDS.get(command, 2_000_000)))
     assert told.count("\n") == 1
     assert "Traceback" not in told
+
+
+def test_a_file_beside_the_package_is_a_users() -> None:
+    name = f"{Path(flextopo.__file__).parent}_rules.py"
+    names: dict[str, Any] = {}
+    exec(compile("def select():\n    raise KeyError('x')", name, "exec"), names)  # noqa: S102
+    with pytest.raises(
+        FlextopoError, match=r"flextopo_rules\.py:2 fails on seed 0 \(KeyError: 'x'\)"
+    ):
+        choosing(names["select"])
+
+
+def choosing(select: Callable[[], None]) -> None:
+    with blaming(make_selector("godel"), "godel", 0):
+        select()
 
 
 def test_a_mistake_of_ours_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
