@@ -5,7 +5,9 @@ Looks at files alone: numba is not imported for it.
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from pathlib import Path
 
 import typer
@@ -24,11 +26,16 @@ def arm() -> None:
     _armed = True
 
 
-def say_if_compiling() -> None:
-    """Say once on standard error that kernels are about to be compiled, if they are."""
+def say_if_compiling(as_event: bool = False) -> None:
+    """Say once on standard error that kernels are about to be compiled, if they are.
+
+    Args:
+        as_event: as a line of JSON, where standard error is a log of such lines.
+    """
     global _armed
     if _armed and not is_compiled():
-        typer.echo(SAID, err=True)
+        event = {"time": round(time.time(), 3), "event": "compiling", "detail": SAID}
+        typer.echo(json.dumps(event) if as_event else SAID, err=True)
     _armed = False
 
 

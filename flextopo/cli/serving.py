@@ -124,7 +124,7 @@ def serve(
     bands = read_bands(class_bands)
     with needing("serve"):
         from flextopo.policies.serving.server import Listen, Plan, start
-    say_if_compiling()
+    say_if_compiling(as_event=True)
     start(
         Plan(
             selector=find_served(selector),

@@ -31,6 +31,14 @@ def test_it_is_said_once_on_standard_error(way: object, capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("_fresh")
+def test_in_a_log_it_is_an_event(capsys: pytest.CaptureFixture[str]) -> None:
+    compiling.say_if_compiling(as_event=True)
+    event = json.loads(capsys.readouterr().err)
+    assert (event["event"], event["detail"]) == ("compiling", compiling.SAID)
+    assert event["time"] > 0
+
+
+@pytest.mark.usefixtures("_fresh")
 def test_who_needs_no_kernel_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("drawing", kernels=False):
         pass
