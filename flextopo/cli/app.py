@@ -37,6 +37,7 @@ from flextopo.cli import (
 )
 from flextopo.cli import train as training
 from flextopo.cli.commands import Command, Commands
+from flextopo.cli.compiling import arm
 from flextopo.cli.terminal import Failed
 from flextopo.cluster.errors import FlextopoError
 
@@ -104,7 +105,13 @@ def options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit.
+
+    Args:
+        arguments: as on a command line; None = those of this process.
+    """
+    if arguments is None:
+        arm()
     warnings.simplefilter("always")
     warnings.showwarning = _show_own
     try:

@@ -51,7 +51,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Result file; else bench-NAME.json here.")
     ] = None,
-    name: Annotated[str, typer.Option(help="In the tables; else the selector's.")] = "",
+    name: Annotated[
+        str, typer.Option(help="In the tables; else the selector's, of runs/mine/policy mine.")
+    ] = "",
     by: Annotated[str, typer.Option(help="Whose it is.")] = "",
     about: Annotated[str, typer.Option(help="A line on what it does.")] = "",
     url: Annotated[str, typer.Option(help="Where more is said.")] = "",
@@ -77,14 +79,14 @@ def run(
         flextopo bench run runs/ppo/policy --name my-ppo --traces recorded -o leaderboard/v1/my-ppo.json
     """
     from flextopo.train.benchmark.board import track_rows
-    from flextopo.train.benchmark.entry import describe_entry, without_folder
+    from flextopo.train.benchmark.entry import default_name, describe_entry, without_folder
     from flextopo.train.benchmark.entry_file import as_document, load_entry, save_entry
     from flextopo.train.benchmark.playing import play_track
 
     given = {"name": name, "by": by, "about": about, "url": url, "kind": kind}
     path = out
     if path is None:
-        path = Path(f"bench-{_file_name(name or without_folder(selector))}.json")
+        path = Path(f"bench-{_file_name(name or default_name(selector))}.json")
     if path.is_dir():
         raise FlextopoError(f"--out {path}: is a folder; legal: a file")
     chosen = _chosen(tracks, traces)

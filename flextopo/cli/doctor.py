@@ -37,7 +37,7 @@ def doctor(
     if not kube:
         raise FlextopoError("doctor without --kube; legal: with it")
     with results_to(json_path) as write:
-        with progress("looking"):
+        with progress("looking", kernels=False):
             found = _examine(namespace, scheduler_config)
         write([asdict(finding) for finding in found])
         for finding in found:

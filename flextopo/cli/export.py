@@ -36,7 +36,7 @@ def export(
     """
     table = "\n\n".join(map(_results, results or []))
     with results_to(json_path) as write:
-        with needing("train,export"), progress("exporting"):
+        with needing("train,export"), progress("exporting", kernels=False):
             from flextopo.policies.export import export_policy
 
             folder = export_policy(policy, out, table)

@@ -43,7 +43,7 @@ def record(
     with needing("kube"):
         from flextopo.policies.serving.record_kube import record_cluster
     with results_to(json_path) as write:
-        with progress("recording"):
+        with progress("recording", kernels=False):
             lines = record_cluster(output, None if hours is None else hours * 3600.0)
         size = output.stat().st_size
         write({"recording": str(output), "lines": lines, "bytes": size})
@@ -68,7 +68,8 @@ def what_if(
 
     Each time a pod that asks for GPUs was found unschedulable, every selector decides about the
     cluster as it was. Prints a table, and what they would have done for the pods of which they
-    differ; `--json` has every decision with its victims, reasons, next best and GPU-hours lost.
+    differ; `--json` has every decision with its victims, reasons, next best and GPU-hours lost. The
+    recording has hashes for names, which are shown as node-1, pod-1; `--json` has both.
 
     Examples:
         flextopo what-if day.jsonl
@@ -76,7 +77,9 @@ def what_if(
     """
     from flextopo.baselines.registry import make_selector
     from flextopo.policies.selectors import find_served
-    from flextopo.policies.serving.what_if import summarise_moments
+    from flextopo.policies.serving.recording import HASHED
+    from flextopo.policies.serving.shadow import COUNTED
+    from flextopo.policies.serving.what_if import short_names, summarise_moments
     from flextopo.policies.serving.what_if import what_if as decide_all
 
     names = selector or list(SELECTORS)
@@ -86,12 +89,16 @@ def what_if(
         with progress("deciding"):
             moments = decide_all(recording, chosen, make_selector(FALLBACK), bands)
         rows = summarise_moments(moments)
-        write({"selectors": rows, "moments": [asdict(moment) for moment in moments]})
-        typer.echo(_table(rows))
+        short = short_names(moments)
+        told = [asdict(moment) for moment in moments]
+        called = {alias: hashed for hashed, alias in short.items()}
+        write({"selectors": rows, "moments": told, "names": called, "counted": COUNTED})
+        typer.echo(f"{_table(rows)}\n\n{COUNTED}")
         for moment in moments:
             choices = {name: moment.choices[name] for name in names}
             if len({(one.node, *one.victims) for one in choices.values()}) > 1:
-                typer.echo(_difference(asdict(moment), names))
+                text = _difference(asdict(moment), names)
+                typer.echo(HASHED.sub(lambda hashed: short[hashed[0]], text))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

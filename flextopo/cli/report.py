@@ -40,7 +40,7 @@ def report(
         if pages:
             if check:
                 raise FlextopoError("--check with results files; legal: with README alone")
-            with progress("drawing"):
+            with progress("drawing", kernels=False):
                 from flextopo.train.report_page import write_report
 
                 written = write_report(pages, out)

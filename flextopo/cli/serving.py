@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from flextopo.cli import completion
+from flextopo.cli.compiling import say_if_compiling
 from flextopo.cli.terminal import JsonPath, needing, progress, results_to
 from flextopo.cluster.errors import FlextopoError
 
 FALLBACK = "flextopo-best-effort"
+SELECTOR = "requeue-aware"
+"""Who decides unless told otherwise, here and in the manifests: the best simple rule, deterministic."""
 CLASS_BANDS = "500"
 Selector = Annotated[
     str,
@@ -32,7 +35,7 @@ ClassBands = Annotated[
 
 def decide(
     snapshot: Annotated[Path, typer.Argument(help="JSON file: servers, pods, preemptor.")],
-    selector: Selector = "flextopo",
+    selector: Selector = SELECTOR,
     class_bands: ClassBands = CLASS_BANDS,
     json_path: JsonPath = None,
 ) -> None:
@@ -67,7 +70,7 @@ def decide(
 
 
 def serve(
-    selector: Selector = "requeue-aware",
+    selector: Selector = SELECTOR,
     snapshot: Annotated[
         Path | None, typer.Option(help="YAML or JSON file of pods, nodes and FlexTopo objects.")
     ] = None,
@@ -105,7 +108,7 @@ def serve(
     Examples:
         flextopo serve --snapshot cluster.json
         flextopo serve --kube --shadow
-        flextopo serve --kube --selector flextopo --budget-ms 100
+        flextopo serve --kube --selector deepset-imitation --budget-ms 100
     """
     from flextopo.baselines.registry import ORACLES, make_selector
     from flextopo.policies.selectors import find_served
@@ -121,6 +124,7 @@ def serve(
     bands = read_bands(class_bands)
     with needing("serve"):
         from flextopo.policies.serving.server import Listen, Plan, start
+    say_if_compiling(as_event=True)
     start(
         Plan(
             selector=find_served(selector),

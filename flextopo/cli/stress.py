@@ -9,7 +9,7 @@ import typer
 
 from flextopo.baselines.registry import COMPARED, LOOKAHEAD
 from flextopo.cli import completion
-from flextopo.cli.compare import Servers, Weights, parse_weights, split_names
+from flextopo.cli.compare import Batch, Servers, Services, Weights, parse_weights, split_names
 from flextopo.cli.configuration import COMPARISON
 from flextopo.cli.terminal import JsonPath, Workers, num_workers, progress, results_to
 from flextopo.cluster.files import make_folder
@@ -45,6 +45,8 @@ def stress(
         str,
         COMPARISON.option("split", autocompletion=completion.among("comparison", "validation")),
     ] = "validation",
+    services: Services = None,
+    batch: Batch = None,
     only: Annotated[
         str,
         typer.Option(
@@ -60,11 +62,13 @@ def stress(
     """Disturb a comparison in many ways, one at a time.
 
     Every selector plays the same tapes as greedy-cost under each perturbation. Prints one table of
-    the paired differences; saves it with every seed's losses as OUT/stress.json.
+    the paired differences; saves it with every seed's losses as OUT/stress.json. On traces what
+    changes only what the generator draws is left out: the hour of demand, and the sizes of jobs.
 
     Examples:
         flextopo stress
         flextopo stress --only demand-x1.5,servers-a100 --seeds 20
+        flextopo stress --services rates.csv.gz --batch jobs.csv.gz
         flextopo stress --selectors godel,flextopo --policies runs/ppo/policy --split comparison
     """
     from flextopo.train.compare import REFERENCE
@@ -78,6 +82,8 @@ def stress(
         policies=tuple(zoo_names()) if policies == "all" else split_names(policies),
         seeds=seeds,
         split=split,
+        services=services,
+        batch=batch,
         scenario=Scenario(parse_weights(weights)),
     )
     names = () if only == "all" else tuple(name.strip() for name in only.split(","))

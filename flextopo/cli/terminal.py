@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flextopo.cli.compiling import say_if_compiling
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import make_folder, write_whole
 
@@ -96,8 +97,15 @@ def _bar(what: str) -> Iterator[Progress | None]:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar on a terminal, which is told how much of how much is done."""
+def progress(what: str, kernels: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar on a terminal, which is told how much of how much is done.
+
+    Args:
+        what: is being done.
+        kernels: whether kernels run, which are compiled before the first time; that is said.
+    """
+    if kernels:
+        say_if_compiling()
     with _bar(what) as bar:
         if bar is None:
             yield None
@@ -109,6 +117,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
 @contextmanager
 def lines(what: str) -> Iterator[Callable[[str], None]]:
     """Print lines of work that reports in lines; on a terminal a bar moves with their `2/3`."""
+    say_if_compiling()
     with _bar(what) as bar:
 
         def say(line: str) -> None:

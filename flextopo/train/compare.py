@@ -35,6 +35,7 @@ from flextopo.cluster.workload.traces import (
     tape_from_traces,
 )
 from flextopo.policies.selectors import find_selector
+from flextopo.train.blame import blaming
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.recipes import find_recipes, recipe_difference
 from flextopo.train.scale_out import run_jobs
@@ -112,9 +113,14 @@ def play_traces(config: ComparisonConfig, fleet: Fleet, seed: int) -> tuple[Tape
 
 
 def play_tape(config: ComparisonConfig, name: str, seed: int) -> dict[str, float]:
-    """Play one tape with one selector and return its metrics."""
+    """Play one tape with one selector and return its metrics.
+
+    Raises:
+        FlextopoError: the selector fails, or answers what is not legal.
+    """
     sim, selector = open_episode(config, name, seed)
-    sim.play(selector)
+    with blaming(selector, name, seed):
+        sim.play(selector)
     return episode_metrics(sim)
 
 

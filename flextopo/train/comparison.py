@@ -15,7 +15,7 @@ from flextopo.train.compare import REFERENCE, check, make_tape, play_all, summar
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.differences import flip_lines, nobody_preempted
 from flextopo.train.tables import format_table
-from flextopo.train.trace_seeds import describe_seeds, seed_rows
+from flextopo.train.trace_seeds import count_stretches, describe_seeds, seed_rows
 
 FLIPS = "order changes where a term weighs so many times as much, 0.1 to 10 times [95 % interval]:"
 
@@ -152,7 +152,9 @@ def run_comparison(
     scores, interrupted = play_all(config, workers, done, ray)
     if not any(scores.values()):
         raise KeyboardInterrupt("no seed was finished")
-    about = {"tapes": tapes} if tapes else {}
+    about: dict[str, Any] = {"tapes": tapes} if tapes else {}
+    if (stretches := count_stretches(config, fleet)) is not None:
+        about["stretches"] = stretches
     results = summarise(
         config, scores, versions=saved.versions(), source=source, interrupted=interrupted, **about
     )

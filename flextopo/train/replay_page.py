@@ -22,6 +22,7 @@ from flextopo.cluster.topology.network import Network
 from flextopo.envs.arrangement import state_network
 from flextopo.envs.gang_marks import GANG_COLOURS, in_gang
 from flextopo.envs.scene import LEGEND, THEMES, Colour, make_scene
+from flextopo.train.blame import blaming
 from flextopo.train.compare import check, make_tape, open_episode, servers_text
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.replay import Difference, Recording, differences, record
@@ -96,7 +97,7 @@ def write_replay(
 
     Raises:
         FlextopoError: a selector is unknown, there are none or too many of them, the seed is
-            negative, or the page cannot be written.
+            negative, a selector fails, or the page cannot be written.
     """
     games = record_games(config, names, seed, out, done)
     content = (draw or draw_page)(games)
@@ -146,7 +147,8 @@ def record_games(
     make_folder(out.parent)
     recordings = []
     for i, (name, (sim, selector)) in enumerate(zip(names, games, strict=True)):
-        recording = record(sim, selector, _part(done, i, len(games)))
+        with blaming(selector, name, seed):
+            recording = record(sim, selector, _part(done, i, len(games)))
         recording.name = name  # policies may call themselves by one name
         recordings.append(recording)
     facts = {

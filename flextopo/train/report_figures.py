@@ -20,7 +20,7 @@ from flextopo.train.report_data import (
     scaling,
     weight_series,
 )
-from flextopo.train.results import TERM_COLOURS, VERDICT_COLOURS, mean_of
+from flextopo.train.results import TERM_COLOURS, VERDICT_COLOURS, mean_of, stretches
 from flextopo.train.statistics import Estimate, estimate, verdict
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def _error(found: Estimate) -> list[list[float]]:
     return [[100 * max(found.mean - found.low, 0)], [100 * max(found.high - found.mean, 0)]]
 
 
-def _colour(low: float, high: float, seeds: int) -> str:
-    return VERDICT_COLOURS.get(verdict(low, high, seeds), NO_CLAIM)
+def _colour(low: float, high: float, seeds: int, fewest: float) -> str:
+    return VERDICT_COLOURS.get(verdict(low, high, seeds, fewest), NO_CLAIM)
 
 
 def best_names(data: ReportData) -> list[str]:
@@ -254,6 +254,7 @@ def draw_differences(data: ReportData) -> Figure | None:
     rows = {n: d for n, d in found.items() if d is not None and n not in references}
     if not rows:
         return None
+    fewest = min(stretches(comparison.results) for comparison in data.comparisons)
     figure = new_figure(10, 0.36 * len(rows) + 1.3)
     left, right = figure.subplots(1, 2, sharey=True)
     for name, d in rows.items():
@@ -263,12 +264,12 @@ def draw_differences(data: ReportData) -> Figure | None:
             name,
             xerr=error,
             fmt="o",
-            color=_colour(d.low, d.high, d.seeds),
+            color=_colour(d.low, d.high, d.seeds, fewest),
             capsize=3,
         )
         left.plot(100 * d.iqm, name, "|", color="black", markersize=11)
         share = Estimate(d.improvement, d.improvement_low, d.improvement_high)
-        colour = _colour(0.5 - share.high, 0.5 - share.low, d.seeds)
+        colour = _colour(0.5 - share.high, 0.5 - share.low, d.seeds, fewest)
         right.errorbar(
             100 * share.mean,
             name,

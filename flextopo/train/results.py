@@ -297,7 +297,7 @@ def paired_rows(results: Results) -> list[list[str]]:
                 f"{row['median'] * 100:+.2f}",
                 f"{row['largest_day']:.0%}",
                 f"{row['improvement']:.0%} of seeds",
-                verdict(row["low"], row["high"], row["seeds"]),
+                verdict(row["low"], row["high"], row["seeds"], stretches(results)),
             ]
         )
     return out
@@ -311,9 +311,28 @@ def paired_notes(results: Results) -> list[str]:
         notes.append(
             f"no verdict is given from fewer than {MIN_SEEDS} seeds; here are {min(seeds)}"
         )
+    if seeds and max(seeds) > stretches(results):
+        notes.append(overlap_note(results, max(seeds)))
     if results.get("recipes"):
         notes.append("several training seeds: the interval is over these and tapes together")
     return notes
+
+
+def stretches(results: Results) -> float:
+    """Return from how many stretches of a trace that share nothing tapes are cut; infinite without traces."""
+    found = results.get("config", {}).get("stretches")
+    return float(found["disjoint"]) if found else math.inf
+
+
+def overlap_note(results: Results, seeds: int) -> str:
+    """Return what is to be said where the stretches of so many seeds overlap, one line."""
+    found = results["config"]["stretches"]
+    said = (
+        f"stretches overlap: {seeds} seeds of {found['hours']:g} h, of which {found['trace']} has "
+        f"{found['disjoint']} that share nothing; intervals are too narrow"
+    )
+    few = found["disjoint"] < MIN_SEEDS
+    return f"{said}, and fewer than {MIN_SEEDS} give no verdict" if few else said
 
 
 def other_weights(results: Results) -> str:
@@ -402,7 +421,9 @@ def draw_comparison(results: Results, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     for name, row in results["paired"].items():
         seeds = len(results["selectors"][name]["weighted_loss"]["per_seed"])
-        colour = VERDICT_COLOURS.get(verdict(row["low"], row["high"], seeds), "#777777")
+        colour = VERDICT_COLOURS.get(
+            verdict(row["low"], row["high"], seeds, stretches(results)), "#777777"
+        )
         error = [[100 * (row["mean"] - row["low"])], [100 * (row["high"] - row["mean"])]]
         pairs.errorbar(100 * row["mean"], name, xerr=error, fmt="o", color=colour, capsize=3)
     pairs.axvline(0, color="black", linewidth=0.8)

@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -103,16 +104,19 @@ class Profile:
     high: npt.NDArray[np.float64]
 
 
-def verdict(low: float, high: float, seeds: int) -> str:
+def verdict(low: float, high: float, seeds: int, stretches: float = math.inf) -> str:
     """Return what an interval of a difference allows to say: better, worse, or no claim.
 
     Args:
         low: lower end of its 95 % interval; below 0 is better.
         high: upper end.
         seeds: tapes behind it; fewer than `MIN_SEEDS` carry no claim, whatever the interval.
+        stretches: of a trace that share nothing, from which the tapes are cut; as seeds.
     """
     if seeds < MIN_SEEDS:
         return "no claim: too few seeds"
+    if stretches < MIN_SEEDS:
+        return "no claim: stretches overlap"
     return "better" if high < 0 else "worse" if low > 0 else "no claim"
 
 

@@ -21,13 +21,15 @@ class Perturbation(NamedTuple):
 
     Fields: `about`, what changes; `config`, from the comparison's configuration to another one;
     `world`, a function of `stress_world` that changes tape and servers; `view`, a selector of
-    `stress_views` that shows a wrong state to the selector it wraps.
+    `stress_views` that shows a wrong state to the selector it wraps; `generated`, whether it changes
+    only what the generator draws, so that traces stay as they are.
     """
 
     about: str
     config: Callable[[ComparisonConfig], ComparisonConfig] = lambda config: config
     world: str = ""
     view: str = ""
+    generated: bool = False
 
 
 def workload(**changes: Any) -> Callable[[ComparisonConfig], ComparisonConfig]:
@@ -98,9 +100,11 @@ def _fleet(config: ComparisonConfig) -> Any:
 
 PERTURBATIONS: dict[str, Perturbation] = {
     BASE: Perturbation("the comparison as it is"),
-    "arrivals+6h": Perturbation("online demand's day 6 h later, batch jobs' as it is", shifted(6)),
+    "arrivals+6h": Perturbation(
+        "online demand's day 6 h later, batch jobs' as it is", shifted(6), generated=True
+    ),
     "arrivals-6h": Perturbation(
-        "online demand's day 6 h sooner, batch jobs' as it is", shifted(-6)
+        "online demand's day 6 h sooner, batch jobs' as it is", shifted(-6), generated=True
     ),
     **{
         f"demand-x{factor:g}": Perturbation(
@@ -127,10 +131,12 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "jobs-1gpu": Perturbation(
         "batch jobs of 1 GPU only, no PodGroups",
         workload(batch_gpu_mix=(1.0, 0.0, 0.0, 0.0), group_share=0.0),
+        generated=True,
     ),
     "jobs-small": Perturbation(
         "batch jobs of 1 and 2 GPUs in equal shares (an assumption), no PodGroups",
         workload(batch_gpu_mix=(0.5, 0.5, 0.0, 0.0), group_share=0.0),
+        generated=True,
     ),
     **{
         f"backfill-{how}": Perturbation(
@@ -164,6 +170,10 @@ PERTURBATIONS: dict[str, Perturbation] = {
     ),
 }
 """Name to perturbation; command line, completion and tables iterate over it."""
+
+
+GENERATED = tuple(name for name, how in PERTURBATIONS.items() if how.generated)
+"""Perturbations that traces cannot be put to."""
 
 
 def chosen(names: Sequence[str]) -> list[str]:

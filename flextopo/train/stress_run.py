@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flextopo.cluster.topology.model import Fleet
 from flextopo.cluster.workload.seeds import SPLITS, take
 from flextopo.cluster.workload.tape import Tape
 from flextopo.train import stress_views, stress_world
+from flextopo.train.blame import blaming
 from flextopo.train.compare import (
     REFERENCE,
     check,
@@ -27,10 +29,11 @@ from flextopo.train.compare import (
     to_send,
 )
 from flextopo.train.config import ComparisonConfig
-from flextopo.train.results import read_saved, versions
+from flextopo.train.results import overlap_note, read_saved, stretches, versions
 from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import MIN_SEEDS, paired_difference
-from flextopo.train.stress import BASE, PERTURBATIONS, chosen
+from flextopo.train.stress import BASE, GENERATED, PERTURBATIONS, chosen
+from flextopo.train.trace_seeds import count_stretches
 
 Job = tuple[ComparisonConfig, str, str, int]
 Played = dict[tuple[str, str, int], dict[str, float]]
@@ -56,9 +59,13 @@ def play_perturbed(job: Job) -> dict[str, float]:
 
     Returns:
         The weighted loss, its terms, and how many answers were not legal on the true state.
+
+    Raises:
+        FlextopoError: the selector fails, or answers what is not legal.
     """
     simulator, selector = open_perturbed(job)
-    simulator.play(selector)
+    with blaming_perturbed(selector, job):
+        simulator.play(selector)
     metrics = episode_metrics(simulator) | {"fallbacks": getattr(selector, "fallbacks", 0)}
     return {name: float(metrics[name]) for name in SAVED}
 
@@ -76,6 +83,13 @@ def misled(selector: VictimSelector, perturbation: str, seed: int) -> VictimSele
     view = PERTURBATIONS[perturbation].view
     found: VictimSelector = getattr(stress_views, view)(selector, seed) if view else selector
     return found
+
+
+def blaming_perturbed(selector: VictimSelector, job: Job) -> AbstractContextManager[None]:
+    """Return what tells a mistake of the selector, be it behind a wrong view; see `blaming`."""
+    _, perturbation, name, seed = job
+    decides = selector.inner if isinstance(selector, stress_views.Disturbed) else selector
+    return blaming(decides, name, seed, "" if perturbation == BASE else perturbation)
 
 
 def make_world(
@@ -113,16 +127,22 @@ def run_stress(
         perturbations that were finished.
 
     Raises:
-        FlextopoError: whatever is wrong with servers or selectors, or the reference is not there.
+        FlextopoError: whatever is wrong with servers, selectors or traces, the reference is not there, or
+            a perturbation that is named changes nothing of traces.
         KeyboardInterrupt: no perturbation was finished.
     """
     if REFERENCE not in config.names:
         raise FlextopoError(f"selectors {', '.join(config.names)}; legal: with {REFERENCE}")
     kept = chosen(names)
+    if config.services is not None and (odd := [name for name in names if name in GENERATED]):
+        raise FlextopoError(
+            f"perturbation {odd[0]!r} of traces changes nothing; legal: all but {', '.join(GENERATED)}"
+        )
     if not names:  # rtx4090 in the place of rtx4090 is no perturbation
         kept = [name for name in kept if name == BASE or _changes(config, name)]
     for name in kept:
         check(PERTURBATIONS[name].config(config))
+    cut = count_stretches(config, find_fleet(config.servers))
     begin()
     sent = config if workers == 1 else to_send(config)
     seeds = take(SPLITS[config.split], config.seeds)
@@ -146,6 +166,8 @@ def run_stress(
         if not kept:
             raise KeyboardInterrupt("no perturbation was finished") from None
     about = {"reference": REFERENCE, "seeds_used": seeds, "versions": versions()}
+    if cut is not None:
+        about["stretches"] = cut
     return {
         "stress": {name: _summarise(config, played, name, seeds) for name in kept},
         "config": {**plain(config), **about, "interrupted": interrupted},
@@ -154,6 +176,8 @@ def run_stress(
 
 def _changes(config: ComparisonConfig, name: str) -> bool:
     how = PERTURBATIONS[name]
+    if how.generated and config.services is not None:
+        return False
     if how.world == "without_a_server" and find_fleet(config.servers).num_nodes < 2:
         return False
     return bool(how.world or how.view) or how.config(config) != config
@@ -220,6 +244,12 @@ def stress_notes(results: dict[str, Any]) -> list[str]:
     ]
     if seeds < MIN_SEEDS:
         notes.append(f"no claim: too few seeds; legal for one: {MIN_SEEDS} or more")
+    if seeds > stretches(results):
+        notes.append(overlap_note(results, seeds))
+    if results["config"].get("services"):
+        notes.append(
+            f"on traces without {', '.join(GENERATED)}, which change what the generator draws"
+        )
     fallen = {
         f"{name}, {selector}": int(sum(row["fallbacks"]))
         for name, found in results["stress"].items()

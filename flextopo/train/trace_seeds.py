@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.topology.model import Fleet
-from flextopo.cluster.workload.online_demand import STEP_S
+from flextopo.cluster.workload.online_demand import STEP_S, num_services
+from flextopo.cluster.workload.trace_rates import DAY_S
 from flextopo.train.compare import play_traces, read_traces
 from flextopo.train.config import ComparisonConfig
 
@@ -52,6 +54,34 @@ def describe_seeds(
             "demand that rises, of a day or more at best"
         )
     return out
+
+
+def count_stretches(config: ComparisonConfig, fleet: Fleet) -> dict[str, Any] | None:
+    """Return how many stretches the traces have that share nothing, None without traces.
+
+    A stretch is as long as an episode without its warm-up, and begins at a midnight where the trace is
+    of a day or more. Several disjoint choices of services can be played from one stretch.
+
+    Returns:
+        `hours` of a stretch; `disjoint`, how many there are, and `trace`, of the one that has fewest:
+        the services' file or a source of jobs.
+    """
+    if config.services is None or config.batch is None:
+        return None
+    services, jobs = read_traces(config.services, config.batch)
+    hours = config.workload.horizon_h
+    days = math.ceil(hours / 24)
+    steps = services.rates.shape[1]
+    length = days * DAY_S // STEP_S if services.aligned else math.ceil(hours * 3600 / STEP_S)
+    choices = len(services.names) // max(1, num_services(config.workload, fleet.num_gpus))
+    found = {services.source: max(1, steps // length) * max(1, choices)}
+    for i, source in enumerate(jobs.sources):
+        submit_s = jobs.submit_s[jobs.source == i]
+        if len(submit_s):
+            begin_s = int(submit_s.min()) // DAY_S * DAY_S
+            found[source] = max(1, (int(submit_s.max()) - begin_s) // DAY_S // days)
+    trace = min(found, key=lambda name: found[name])
+    return {"hours": hours, "disjoint": found[trace], "trace": trace}
 
 
 def seed_rows(tapes: list[dict[str, Any]]) -> list[list[str]]:

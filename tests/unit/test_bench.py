@@ -267,6 +267,27 @@ def test_a_policy_beside_its_file_is_found(done: str, tmp_path: Path) -> None:
     assert playing.find_played(described, tmp_path) == f"{tmp_path / 'mine'}{done}"
 
 
+@pytest.mark.usefixtures("small")
+def test_policies_that_training_wrote_are_called_as_their_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other", "godel"):
+        shutil.copytree(ZOO / "deepset-imitation", tmp_path / "runs" / name / "policy")
+        assert run("bench", "run", f"runs/{name}/policy@0", "--workers", "1") == 0
+    found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    named = [(entry["name"], entry["selector"]) for entry in found]
+    # The last one's own name is that of a rule.
+    assert named == [(name, "policy@0") for name in ("mine@0", "other@0", "policy@0")]
+    assert run("bench", "table", ".") == 0
+    assert "`other@0`" in capsys.readouterr().out
+    # Beside its file it is found under the name of the entry, whoever else is called policy.
+    shutil.copytree(ZOO / "deepset-imitation", tmp_path / "other")
+    (tmp_path / "policy").mkdir()
+    entry = entry_file.load_entry(tmp_path / "bench-other@0.json")
+    assert playing.find_played(entry, tmp_path) == f"{tmp_path / 'other'}@0"
+
+
 def test_the_page_shows_texts_as_they_are() -> None:
     entries = [replace(row("a", "rule", 0.5), about="<script>x</script> [y](z) `q`", by="a|b")]
     page = board.leaderboard(entries)
@@ -443,7 +464,10 @@ def test_the_overview_is_ordered_by_rank_and_not_by_one_bad_day() -> None:
 def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         entry_file.save_entry(row("same", "rule", 0.1), tmp_path / name)
-    with pytest.raises(FlextopoError, match=r"b.json: name 'same' is taken"):
+    with pytest.raises(
+        FlextopoError,
+        match=r"b.json: name 'same' is taken, by \S+a.json; legal: one of its own, as --name",
+    ):
         board.load_entries(tmp_path)
 
 

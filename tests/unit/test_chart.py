@@ -45,15 +45,16 @@ def by_name(found: list[Document]) -> dict[tuple[str, str], Document]:
 
 
 def manifests(*folders: str) -> dict[tuple[str, str], Document]:
-    """Return the objects of some folders as kustomize would, less the namespace and the CRD."""
+    """Return the objects of some folders as kustomize would, less the release's namespace and the CRD."""
     found = [
         entry
         for entry in documents(*folders)
-        if entry["kind"] not in ("Kustomization", "Namespace")
+        if entry["kind"] != "Kustomization"
+        and (entry["kind"], entry["metadata"]["name"]) != ("Namespace", "flextopo-system")
     ]
     for entry in found:
         entry["metadata"].setdefault("labels", {})["app.kubernetes.io/name"] = "flextopo"
-        if entry["kind"] == "Deployment":
+        if entry["kind"] in ("Deployment", "DaemonSet"):
             for container in entry["spec"]["template"]["spec"]["containers"]:
                 container["image"] = f"{container['image']}:{flextopo.__version__}"
     return by_name(found)
@@ -63,6 +64,9 @@ def test_the_chart_is_what_kustomize_makes() -> None:
     assert chart() == manifests("base", "controller")
     alone = chart(controller={"enabled": False, "replicas": 2})
     assert alone == manifests("base")
+    with_agent = chart(agent={"enabled": True})
+    assert with_agent == manifests("base", "controller", "agent")
+    assert with_agent.keys() - chart().keys() == manifests("agent").keys()
 
 
 def test_the_chart_has_certificates_and_alerts_where_they_are_asked_for() -> None:
@@ -80,6 +84,12 @@ def test_the_chart_has_certificates_and_alerts_where_they_are_asked_for() -> Non
 def test_values_of_the_chart_reach_the_objects() -> None:
     image = {"repository": "registry.example/flextopo", "tag": "x"}
     found = chart(image=image, selector="flextopo", classBands="5000,20000", replicas=3)
+    (agent,) = [
+        entry["spec"]["template"]["spec"]["containers"][0]
+        for (kind, _), entry in chart(image=image, agent={"enabled": True}).items()
+        if kind == "DaemonSet"
+    ]
+    assert agent["image"] == "registry.example/flextopo:x"
     for name in ("flextopo", "flextopo-controller"):
         spec = found["Deployment", name]["spec"]
         (container,) = spec["template"]["spec"]["containers"]

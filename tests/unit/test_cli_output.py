@@ -168,6 +168,7 @@ def test_shadow_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["rows"]["level numa"] == {"kube-scheduler": 0, "selector": 1}
     assert (found["same_node"], found["same_victims"], found["fallbacks"]) == (0, 0, {})
     assert found["note"] == "same node 0, same victims 0; fallbacks: none"
+    assert found["counted"].endswith("so compare differences")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from flextopo.train.results import (
     draw_comparison,
     load_results,
     load_scores,
+    paired_notes,
     paired_rows,
     rows,
     save_results,
@@ -159,6 +160,17 @@ def test_a_verdict_needs_an_interval_without_zero() -> None:
     paired = {name: {**row, "median": 0.0, "largest_day": 0.2} for name, row in paired.items()}
     verdicts = [row[-1] for row in paired_rows({"paired": paired})[1:]]
     assert verdicts == ["better", "no claim", "worse", "no claim: too few seeds"]
+    cut = {"stretches": {"hours": 24.0, "disjoint": 9, "trace": "rates.csv"}}
+    verdicts = [row[-1] for row in paired_rows({"paired": paired, "config": cut})[1:]]
+    assert verdicts == [*["no claim: stretches overlap"] * 3, "no claim: too few seeds"]
+    assert paired_notes({"paired": paired, "config": cut})[-1] == (
+        "stretches overlap: 10 seeds of 24 h, of which rates.csv has 9 that share nothing; intervals are too "
+        "narrow, and fewer than 10 give no verdict"
+    )
+    cut["stretches"]["disjoint"] = 10
+    found = {"paired": paired, "config": cut}
+    assert [row[-1] for row in paired_rows(found)[1:]][:3] == ["better", "no claim", "worse"]
+    assert not any("overlap" in note for note in paired_notes(found))
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,10 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = subprocess.run(script, check=True, capture_output=True, text=True).stdout
     made = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(re.findall(r"\b[a-z]+\.(?:crt|key)\b", said)) == set(made)
+    page = (DEPLOY.parent / "docs" / "how-to" / "kube-scheduler.md").read_text()
+    (table,) = re.findall(r"\| file \|.*?\n\n", page, re.DOTALL)
+    assert set(re.findall(r"\b[a-z]+\.(?:crt|key)\b", table)) == set(made)
+    assert set(re.findall(r"--from-file=\S+", page)) == set(re.findall(r"--from-file=\S+", said))
     subprocess.run(script, check=True, capture_output=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
     return folder

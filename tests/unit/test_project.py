@@ -132,3 +132,29 @@ def test_kernels_in_the_image_run_on_other_processors() -> None:
     for stage in stages:
         assert "NUMBA_CPU_NAME=generic" in stage
         assert "NUMBA_CACHE_DIR=/opt/flextopo/kernels" in stage
+
+
+def test_every_benchmark_is_in_the_table_beside_the_targets_that_run_it() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    _, _, section = text.partition("## Benchmarks: which target runs which file\n")
+    rows = [
+        line.split("|")[1:3] for line in section.partition("\n## ")[0].splitlines() if "|" in line
+    ]
+    told = {
+        (target, file)
+        for targets, file_cell in rows[2:]
+        for file in re.findall(r"`([\w*]+\.py)`", file_cell)[:1]
+        for target in re.findall(r"`(?:make )?([a-z-]+)`", targets)
+    }
+    makefile = (ROOT / "Makefile").read_text().replace("$(GROUP)", "python benchmarks/tables.py")
+    runs = {
+        (target, file)
+        for target, recipe in re.findall(
+            r"^([a-z-]+):[^\n]*\n((?:\t.*\n)+)", makefile, re.MULTILINE
+        )
+        for file in re.findall(r"benchmarks/(\w+\.py)", recipe)
+    }
+    assert told == runs
+    named = re.findall(r"`([\w*]+\.py)`", " ".join(cell for _, cell in rows))
+    files = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert {name for pattern in named for name in files if fnmatch.fnmatch(name, pattern)} == files

@@ -25,7 +25,7 @@ from flextopo.policies.serving.objects import (
     PodObject,
     VolumeObject,
 )
-from flextopo.policies.serving.recording import Anonymiser, Playback, Recorder
+from flextopo.policies.serving.recording import HASHED, Anonymiser, Playback, Recorder
 from flextopo.policies.serving.records import CLASS_BANDS
 from flextopo.policies.serving.what_if import summarise_moments, what_if
 
@@ -201,6 +201,19 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         found = json.loads(json_path.read_text())
         assert {row["selector"] for row in found["selectors"]} >= {"godel", "greedy-cost"}
         assert len(found["moments"]) == 1
+        # The selectors differ, so the pod and its victims are told of, under names that can be read.
+        assert "\n5.0 s: pod-1, 2 GPUs, guaranteed; was bound to node-1 after" in out
+        assert not HASHED.search(out)
+        assert found["names"]["pod-1"] == found["moments"][0]["pod"]
+        assert found["names"]["node-1"] == found["moments"][0]["node"]
+        assert found["counted"] in out
+
+
+def test_hashes_of_names_are_found_wherever_they_stand() -> None:
+    token = Anonymiser().token
+    pods = [f"{token('team')}/{token(name)}" for name in ("job-0", "kindnet-x8k2f")]
+    said = f"{pods[0]}: priority 100; on {token('n0')}, {pods[1]}."
+    assert HASHED.findall(said) == [pods[0], token("n0"), pods[1]]
 
 
 def run(*arguments: str) -> int:

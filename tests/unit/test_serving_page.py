@@ -1,4 +1,4 @@
-"""The worked example in docs/serving.md: its arrays, its scores, and that it is C."""
+"""The worked examples of serving: a question by HTTP and its answer; arrays, their scores, and that it is C."""
 
 import json
 import re
@@ -8,16 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from pages import Reader, commands, read_blocks
 
 import flextopo
+from flextopo.baselines.registry import make_selector
+from flextopo.cli.serving import FALLBACK, SELECTOR
 from flextopo.policies.runtime import load_policy
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.openapi import openapi_document
-from flextopo.policies.serving.telemetry import CAUSES
+from flextopo.policies.serving.snapshot_file import load_snapshot
+from flextopo.policies.serving.telemetry import CAUSES, Telemetry
 
 PAGE = Path(flextopo.__file__).parents[1] / "docs" / "serving.md"
 if not PAGE.exists():
     pytest.skip("installed without the repository's root", allow_module_level=True)
 TEXT = PAGE.read_text()
+FIRST = (PAGE.parent / "how-to" / "kube-scheduler.md").read_text()
 CODE = re.findall(r"```c\n(.*?)```", TEXT, re.DOTALL)[0]
 ARRAYS = {
     name: np.array(
@@ -100,3 +108,57 @@ def test_the_page_names_every_route_and_every_cause() -> None:
         assert path.rpartition("/")[2] in TEXT
     for cause in CAUSES:
         assert f"`{cause}`" in TEXT
+
+
+def line_of(command: str) -> str:
+    """Return the line of the first page that begins with a command."""
+    lines = [line for block in read_blocks(FIRST) for line in block.text.splitlines()]
+    (found,) = [line for line in lines if line.startswith(command)]
+    return found
+
+
+def test_the_first_question_is_answered_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reader, blocks = Reader(tmp_path, small=True), read_blocks(FIRST)
+    for block in blocks:
+        if block.file or block.text.startswith("flextopo topology"):
+            reader.follow(block)
+    subprocess.run(["sh", "-c", line_of("cat pods.yaml")], check=True)
+    ((*_, url, _, body),) = commands(line_of("curl"))
+    assert (url.rpartition("/")[2], body) == ("preempt", "@preempt.json")
+    (asked,) = [i for i, block in enumerate(blocks) if "curl" in block.text]
+    cache = load_snapshot(tmp_path / "cluster.yaml")
+    assert not cache.problems
+    decider = Decider(cache, make_selector(SELECTOR), make_selector(FALLBACK), 60.0)
+    extender = Extender(decider, Telemetry(cache, write=lambda line: None))
+    question = (tmp_path / "preempt.json").read_bytes()
+    answer = extender.preempt(question).decode()
+    assert answer == blocks[asked + 1].text.strip()
+    assert extender.preempt(question).decode() == answer
+    other = json.loads(extender.preempt(question.replace(b"u-online", b"u-other")))
+    assert "u-1" not in str(other)
+    assert other["NodeNameToMetaVictims"]["node-0"]["Pods"]
+
+
+def test_the_image_is_named_where_the_page_says(tmp_path: Path) -> None:
+    shutil.copytree(PAGE.parents[1] / "deploy", tmp_path / "deploy")
+    subprocess.run(["sh", "-c", line_of("sed -i")], cwd=tmp_path, check=True)
+    image = {"name": "flextopo", "newName": "registry.example/flextopo", "newTag": "mine"}
+    for folder in ("base", "controller", "agent"):
+        text = (tmp_path / "deploy" / folder / "kustomization.yaml").read_text()
+        assert yaml.safe_load(text)["images"] == [image]
+        assert f"`deploy/{folder}`" in FIRST
+    assert f"-t {image['newName']}:{image['newTag']} ." in line_of("docker build")
+
+
+def test_one_selector_is_the_one_to_begin_with() -> None:
+    deploy = PAGE.parents[1] / "deploy"
+    manifests = [deploy / "base" / "extender.yaml", deploy / "controller" / "controller.yaml"]
+    for path in manifests:
+        assert re.findall(r"--selector=(\S+)", path.read_text()) == [SELECTOR]
+    values = yaml.safe_load((deploy / "chart" / "flextopo" / "values.yaml").read_text())
+    assert values["selector"] == SELECTOR
+    assert re.findall(r"Begin with `([\w-]+)`", FIRST) == [SELECTOR]
+    assert f"The selector is `{SELECTOR}` unless" in TEXT

@@ -152,3 +152,12 @@ def test_no_cores_by_annotation_mean_the_shared_pool() -> None:
     assert state.counted.num_cores == 64
     told_less = pod("p", "n0", annotations={"flextopo/gpus": "0"})
     assert not make_cache([*documents, told_less]).nodes.states["n0"].known
+
+
+def test_no_gpus_by_annotation_are_as_if_it_was_not_there() -> None:
+    documents = [node("n0"), flextopo("n0", {"p": [3]})]
+    for annotations in ({"flextopo/gpus": ""}, {"flextopo/gpus": " "}, {}):
+        placed = pod("p", "n0", annotations=annotations)
+        state = make_cache([*documents, placed]).nodes.states["n0"]
+        assert state.known, annotations
+        assert state.counted.gpu_free == 0b1111_0111

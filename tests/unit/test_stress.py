@@ -23,7 +23,7 @@ from flextopo.train import compare as comparing
 from flextopo.train import stress_run
 from flextopo.train.compare import find_fleet
 from flextopo.train.config import ComparisonConfig
-from flextopo.train.stress import BASE, PERTURBATIONS, chosen, servers
+from flextopo.train.stress import BASE, GENERATED, PERTURBATIONS, chosen, servers
 from flextopo.train.stress_run import run_stress, stress_notes, stress_rows
 from flextopo.train.stress_views import ShuffledPlacements, WrongCheckpoints
 from flextopo.train.stress_world import with_a_claim, without_a_server
@@ -51,6 +51,43 @@ def test_every_perturbation_changes_something_and_can_be_played() -> None:
     # What is seen need not change what is done; what happens must.
     seen = {"checkpoint-ages", "placements-shuffled", "run-times-wrong"}
     assert set(same) <= {BASE, "servers-rtx4090", *seen}
+
+
+def test_on_traces_all_but_what_the_generator_draws_is_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rates = [f"chat,{600 * i},{2 + i // 36 % 2}\n" for i in range(3 * 144)]
+    Path("rates.csv").write_text("service,t_s,rate_rps\n" + "".join(rates))
+    rows = [f"{600 * i},{1800 + i % 5 * 900},{2 ** (i % 4)}\n" for i in range(3 * 144)]
+    Path("jobs.csv").write_text("submit_s,duration_s,gpus\n" + "".join(rows))
+    traced = replace(SMALL, services="rates.csv", batch="jobs.csv")
+    base = comparing.make_tape(traced, find_fleet(SMALL.servers), 1_000_000)[0].pods
+    for name, how in PERTURBATIONS.items():
+        if how.config(traced).workload != traced.workload:
+            _, tape, _ = stress_run.make_world(traced, name, 1_000_000)
+            same = np.array_equal(tape.pods, base) and not name.startswith(("grace", "backoff"))
+            assert same is how.generated, name
+    given = ["stress", "--servers", "2*rtx4090", "--selectors", "godel", "--policies", "none"]
+    given += ["--seeds", "4", "--services", "rates.csv", "--batch", "jobs.csv", "--workers", "1"]
+    with pytest.raises(SystemExit) as stop:
+        main([*given, "--only", "demand-x1.25", "--out", "out"])
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    assert "stretches overlap: 4 seeds of 24 h, of which jobs has 2 that share nothing" in said
+    assert f"on traces without {', '.join(GENERATED)}, which" in said
+    saved = json.loads(Path("out/stress.json").read_text())
+    assert saved["config"]["stretches"]["disjoint"] == 2
+    losses = saved["stress"][BASE]["selectors"]["godel"]["weighted_loss"]
+    config = replace(traced, workload=WorkloadConfig())
+    assert losses[0] == comparing.play_tape(config, "godel", 1_000_000)["weighted_loss"]
+    with pytest.raises(SystemExit) as stop:
+        main([*given, "--only", "grace-0s,jobs-small"])
+    assert stop.value.code == 2
+    assert (
+        "perturbation 'jobs-small' of traces changes nothing; legal: all but arrivals+6h, arrivals-6h, "
+        "jobs-1gpu, jobs-small\n" in capsys.readouterr().err
+    )
 
 
 def test_the_base_is_what_compare_plays() -> None:

@@ -9,8 +9,12 @@ import pytest
 
 import flextopo
 from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.workload.config import WorkloadConfig
+from flextopo.train.compare import find_fleet
+from flextopo.train.config import ComparisonConfig
 from flextopo.train.differences import nobody_preempted
 from flextopo.train.results import paired_notes
+from flextopo.train.trace_seeds import count_stretches
 
 DAY = 86400
 SERVERS, WORKLOAD = "2*rtx4090", {"warmup_h": 2.0, "horizon_h": 6.0}
@@ -62,6 +66,45 @@ def test_every_seed_is_told(tmp_path: Path, jobs: str) -> None:
         assert row["scaling"] in line
     assert lines[0].startswith(f"2 servers, 16 GPUs; seed {tapes[0]['seed']}: rates.csv: ")
     assert "no verdict is given from fewer than 10 seeds; here are 3" in lines
+
+
+@pytest.mark.parametrize(
+    ("days", "horizon_h", "services_played", "disjoint", "trace"),
+    [(5, 24, 3, 5, "rates.csv"), (20, 24, 3, 5, "jobs"), (5, 25, 3, 2, "rates.csv")],
+)
+def test_stretches_that_share_nothing_are_counted(
+    tmp_path: Path,
+    jobs: str,
+    days: int,
+    horizon_h: float,
+    services_played: int,
+    disjoint: int,
+    trace: str,
+) -> None:
+    workload = WorkloadConfig(horizon_h=horizon_h, services=services_played)
+    rates = services(tmp_path, days * 144)
+    config = ComparisonConfig(SERVERS, services=rates, batch=jobs, workload=workload)
+    found = count_stretches(config, find_fleet(SERVERS))
+    assert found == {"hours": horizon_h, "disjoint": disjoint, "trace": trace}
+    assert count_stretches(ComparisonConfig(SERVERS), find_fleet(SERVERS)) is None
+
+
+def test_ten_seeds_of_five_days_give_no_verdict(tmp_path: Path, jobs: str) -> None:
+    trace = (services(tmp_path, 5 * 144), jobs)
+    found = flextopo.compare(
+        ["godel", "greedy-cost"], seeds=10, trace=trace, servers=SERVERS, workload=WORKLOAD
+    )
+    assert found.results["config"]["stretches"] == {
+        "hours": 6.0,
+        "disjoint": 5,
+        "trace": "rates.csv",
+    }
+    said = found.summary()
+    assert (
+        "\nstretches overlap: 10 seeds of 6 h, of which rates.csv has 5 that share nothing; "
+        in said
+    )
+    assert "no claim: stretches overlap" in said
 
 
 def test_half_an_hour_is_refused_before_playing(tmp_path: Path, jobs: str) -> None:

@@ -82,6 +82,8 @@ KNOWN_KEYS = frozenset(
 )
 ANNOTATIONS = (REQUIREMENT, CAN_BE_PREEMPTED, PROTECTION, CHECKPOINT, MIRROR, STATIC, *READERS)
 DEVICE_ATTRIBUTES = ("numaNode", "type", "uuid")
+HASHED = re.compile(r"\bx[0-9a-f]{12}(?:/(?:x|[a-z-]+-)[0-9a-f]{12})?\b")
+"""What stands for a name, or for `namespace/name` of a pod."""
 _UUID = re.compile(r"GPU-[0-9a-fA-F-]{8,}")
 
 

@@ -18,6 +18,12 @@ from flextopo.policies.serving.records import PodRecord
 
 BOTH = "of those with victims from both"
 LOSS = "loss, weighted GPU-h"
+COUNTED = (
+    "loss: what victims lose, misalignment, idle GPUs, and the pod's waiting until victims are gone. A second of that "
+    "waiting costs the more the longer the pod is late already; it is the same whoever is evicted, so compare "
+    "differences"
+)
+"""What is in the loss of a decision, in reports that put several side by side."""
 LEVELS = (*(level.name.lower() for level in AlignmentLevel), "unknown", "does not fit")
 
 
@@ -118,13 +124,13 @@ class ShadowReport:
         return f"same node {self.same_node}, same victims {self.same_victims}; fallbacks: {told}"
 
     def to_markdown(self) -> str:
-        """Return a table, and the note."""
+        """Return a table, the note, and what the loss counts."""
         table, names = ["| | kube-scheduler | selector |", "| --- | --- | --- |"], list(self.rows)
         within = names.index(BOTH)
         for i, (name, numbers) in enumerate(self.rows.items()):
             first, second = (f"{n:.2f}" if name == LOSS else str(n) for n in numbers)
             table.append(f"| {'  ' if i > within else ''}{name} | {first} | {second} |")
-        return "\n".join([*table, "", self.note])
+        return "\n".join([*table, "", self.note, COUNTED])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for programs."""
@@ -137,6 +143,7 @@ class ShadowReport:
             "same_victims": self.same_victims,
             "fallbacks": self.fallbacks,
             "note": self.note,
+            "counted": COUNTED,
         }
 
 

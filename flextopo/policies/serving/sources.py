@@ -157,7 +157,8 @@ def _as(kind: Any, text: str) -> Any:
 
 
 READERS: dict[str, Callable[[str], Held]] = {
-    GPUS_HELD: lambda text: Held(gpus=parse_cpu_list(text)),
+    # Whoever asks for GPUs holds some: an empty list tells nothing, and must not hide who does tell.
+    GPUS_HELD: lambda text: Held(gpus=parse_cpu_list(text) or None),
     CORES_HELD: lambda text: Held(cores=parse_cpu_list(text)),
     NVSENTINEL: _nvsentinel,
     HAMI: _hami,

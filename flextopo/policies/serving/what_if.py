@@ -7,8 +7,9 @@ simulated: each decision stands alone, and the next one starts from what really 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.objects import PodObject
-from flextopo.policies.serving.recording import Playback
+from flextopo.policies.serving.recording import HASHED, Playback
 from flextopo.policies.serving.records import CLASS_BANDS, PodRecord
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.view import ClusterView
@@ -215,6 +216,19 @@ def _missing(decider: Decider, pod: PodRecord, decision: Decision, but: PodRecor
     if gpus < pod.gpus:
         return f"{pod.gpus - gpus} GPUs"
     return f"{pod.cores - cores} CPUs" if cores < pod.cores else "GPUs and CPUs near to each other"
+
+
+def short_names(moments: Sequence[Moment]) -> dict[str, str]:
+    """Return `node-1`, `pod-1` and so on for the hashes in moments, in the order in which they come."""
+    found: dict[str, str] = {}
+    counts = {"node": 0, "pod": 0}
+    for moment in moments:
+        for hashed in HASHED.findall(json.dumps(asdict(moment))):
+            if hashed not in found:
+                kind = "pod" if "/" in hashed else "node"
+                counts[kind] += 1
+                found[hashed] = f"{kind}-{counts[kind]}"
+    return found
 
 
 def summarise_moments(moments: Sequence[Moment]) -> list[dict[str, Any]]:

@@ -44,11 +44,16 @@ def load_entries(folder: Path) -> list[Entry]:
     if not paths:
         raise FlextopoError(f"{folder}: no result files; legal: what `flextopo bench run` writes")
     entries: dict[str, Entry] = {}
+    taken: dict[str, Path] = {}
     for path in paths:
         entry = load_entry(path)
         if entry.name.casefold() in entries:
-            raise FlextopoError(f"{path}: name {entry.name!r} is taken; legal: one of its own")
+            raise FlextopoError(
+                f"{path}: name {entry.name!r} is taken, by {taken[entry.name.casefold()]}; legal: one of "
+                "its own, as --name of `flextopo bench run` says it"
+            )
         entries[entry.name.casefold()] = entry
+        taken[entry.name.casefold()] = path
     return list(entries.values())
 
 

@@ -26,6 +26,9 @@ KINDS = ("rule", "learned", "planner", "oracle")
 
 MAX_TEXT = 200
 
+TRAINED = "policy"
+"""What training calls the folder of a policy, within the one that it is told to write."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+@._:-]*")
 """What an entry may be called: nothing that looks like another, or like Markdown."""
 
@@ -96,9 +99,10 @@ def describe_entry(selector: Any, given: Mapping[str, str]) -> Entry:
     texts = {name: given.get(name, "") for name in ("by", "about", "url")}
     if text in SELECTORS and not texts["about"]:
         texts["about"] = SELECTORS[text].about
+    name = given.get("name") or default_name(text)
     text = without_folder(text)
     entry = Entry(
-        given.get("name") or text,
+        name,
         text,
         given.get("kind") or kind_of(found),
         texts["by"],
@@ -168,6 +172,21 @@ def without_folder(text: str) -> str:
     """Return a selector with a policy's folder by its name alone, which is the same elsewhere."""
     ahead, inside, done = split_selector(text)
     return f"{ahead}{Path(inside).resolve().name}{done}" if Path(inside).is_dir() else text
+
+
+def default_name(text: str) -> str:
+    """Return what an entry is called unless its author says it: as its selector is without folders.
+
+    Training writes every policy into a folder `policy`, so one of that name is called as the folder
+    that holds it: `runs/mine/policy@0` is `mine@0`.
+    """
+    ahead, inside, done = split_selector(text)
+    folder = Path(inside).resolve()
+    above = folder.parent.name
+    taken = above.casefold() in (*BUILT_IN, *zoo_names())
+    if folder.is_dir() and folder.name == TRAINED and NAME.fullmatch(above) and not taken:
+        return f"{ahead}{above}{done}"
+    return without_folder(text)
 
 
 def kind_of(found: Any) -> str:

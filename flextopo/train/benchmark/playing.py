@@ -30,7 +30,7 @@ from flextopo.train.benchmark.worlds import all_digests, game_digest
 from flextopo.train.compare import to_send
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.scale_out import run_jobs
-from flextopo.train.stress_run import open_perturbed
+from flextopo.train.stress_run import blaming_perturbed, open_perturbed
 
 DIGITS = 9
 """Significant digits that are kept of a metric."""
@@ -83,17 +83,10 @@ def play_game(job: tuple[ComparisonConfig, Game]) -> dict[str, float | None]:
     """
     config, game = job
     name = config.names[0]
-    try:
-        simulator, selector = open_perturbed((config, game.perturbation, name, game.seed))
+    perturbed = config, game.perturbation, name, game.seed
+    simulator, selector = open_perturbed(perturbed)
+    with blaming_perturbed(selector, perturbed):
         simulator.play(selector)
-    except FlextopoError:
-        raise
-    except (Exception, SystemExit) as error:  # a user's selector may fail in any way
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise FlextopoError(
-            f"selector {name!r} fails on seed {game.seed}, {game.perturbation} ({said}); legal: one "
-            "that decides"
-        ) from error
     found = episode_metrics(simulator)
     return {name: _short(found[name]) for name in METRICS}
 
@@ -119,12 +112,17 @@ def check_worlds(name: str, config: ComparisonConfig, games: Sequence[Game]) -> 
 
 
 def find_played(entry: Entry, folder: Path) -> str:
-    """Return what an entry played: with a policy's folder beside its file, or as it stands there."""
+    """Return what an entry played: with a policy's folder beside its file, or as it stands there.
+
+    The folder is called as the entry, or else as its selector is.
+    """
     ahead, inside, done = split_selector(entry.selector)
-    beside = folder / Path(inside).name
-    if inside in (*BUILT_IN, *zoo_names()) or not beside.is_dir():
+    if inside in (*BUILT_IN, *zoo_names()) or ":" in inside:
         return entry.selector
-    return f"{ahead}{beside}{done}"
+    for name in (split_selector(entry.name)[1], Path(inside).name):
+        if (folder / name / "meta.json").is_file():
+            return f"{ahead}{folder / name}{done}"
+    return entry.selector
 
 
 def inspect_selector(selector: str) -> tuple[str, dict[str, str]]:
