@@ -31,10 +31,13 @@ for name in ("RTX4090", "A100", "Mixed", "Gang"):
 
 PLANNERS = "rollout,requeue-aware+plan@2,deepset-imitation+plan@2"
 
+BUSY = "--seeds 1 --oracle-seeds 1 --peak 0.95 --workers 1"
+"""A day on which everybody preempts."""
+
 COMMANDS = (
-    "compare --seeds 1 --selectors all --oracle-seeds 1 --workers 1",
-    f"compare --seeds 1 --selectors {PLANNERS} --oracle-seeds 1 --workers 1",
-    "compare --seeds 1 --selectors all --oracle-seeds 1 --workers 1 --servers 16*a100@leaf8 --set gang_share=0.25",
+    f"compare {BUSY} --selectors all",
+    f"compare {BUSY} --selectors {PLANNERS}",
+    f"compare {BUSY} --selectors all --servers 16*a100@leaf8 --set gang_share=0.25",
     "replay --servers 2*rtx4090 -s greedy-cost -s requeue-aware -o replay.html",
 )
 """Of `flextopo`, beside the first step of the environments and the start of the service."""
@@ -45,6 +48,7 @@ PLATFORMS = {"x86_64": "manylinux_2_17_x86_64", "aarch64": "manylinux_2_17_aarch
 
 
 def main() -> None:
+    """Make the wheel that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("wheel", type=Path, help="without machine code; the other is put beside it")
     wheel = parser.parse_args().wheel.resolve()
@@ -54,7 +58,9 @@ def main() -> None:
         cache = work / "cache"
         compile_all(python, cache, work)
         made = put_together(wheel, python, cache, work)
-    print(f"{made}: {made.stat().st_size / 2**20:.1f} MiB, {wheel.stat().st_size / 2**20:.1f} without")
+    print(
+        f"{made}: {made.stat().st_size / 2**20:.1f} MiB, {wheel.stat().st_size / 2**20:.1f} without"
+    )
 
 
 def install(wheel: Path, work: Path) -> Path:
@@ -102,7 +108,9 @@ def put_together(wheel: Path, python: Path, cache: Path, work: Path) -> Path:
     (packed,) = (work / "packed").iterdir()
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
     tags = ["--python-tag", tag, "--abi-tag", tag, "--platform-tag", PLATFORMS[platform.machine()]]
-    told = subprocess.run([*tools, "tags", "--remove", *tags, packed], check=True, capture_output=True, text=True)
+    told = subprocess.run(
+        [*tools, "tags", "--remove", *tags, packed], check=True, capture_output=True, text=True
+    )
     made = work / "packed" / told.stdout.split()[-1]
     return Path(shutil.move(made, wheel.with_name(made.name)))
 

@@ -42,13 +42,17 @@ def say_if_compiling(as_event: bool = False) -> None:
 def is_compiled() -> bool:
     """Say whether kernels of this version are kept where numba looks for them, or none are to be.
 
+    Machine code that came with a wheel counts: whether it fits the processor is not looked at.
+
     References:
-        `flextopo.cluster.jit.cache`, which chooses the folders.
+        `flextopo.cluster.jit.cache`, which chooses the folders; `flextopo.cluster.jit.shipped`.
     """
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return True
     from flextopo.cluster.jit.sources import CLUSTER, SOURCES
 
+    if (CLUSTER / "jit" / "machine_code").is_dir():
+        return True
     given = os.environ.get("NUMBA_CACHE_DIR")
     if given:
         found = Path(given).glob(f"{KERNELS}_*/flextopo-{SOURCES}/*.nbi")

@@ -103,3 +103,11 @@ def test_what_is_called_from_python_is_not_armed(
     with progress("playing"):
         pass
     assert compiling.SAID not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_machine_code_of_a_wheel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CLUSTER", tmp_path / "cluster")
+    assert not compiling.is_compiled()
+    (tmp_path / "cluster" / "jit" / "machine_code").mkdir(parents=True)
+    assert compiling.is_compiled()

@@ -38,9 +38,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder as a wheel has it."""
     work = tmp_path_factory.mktemp("shipped")
     cpu = shipped.TARGETS[platform.machine()].cpu
-    compiled = look(
-        work / "none", work / "cache", NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=""
-    )
+    compiled = look(work / "none", work / "cache", NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="")
     assert shipped.pack(work / "cache", work / "code", PACKAGE) == len(compiled) > 0
     return work / "code"
 
@@ -75,9 +73,7 @@ def test_without_it_everything_is(code: Path, tmp_path: Path) -> None:
     ],
     ids=lambda what: next(iter(what)),
 )
-def test_what_does_not_fit_is_not_used(
-    code: Path, tmp_path: Path, what: dict[str, object]
-) -> None:
+def test_what_does_not_fit_is_not_used(code: Path, tmp_path: Path, what: dict[str, object]) -> None:
     assert look(changed(code, tmp_path / "code", **what), tmp_path / "cache")
 
 

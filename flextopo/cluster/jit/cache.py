@@ -76,7 +76,7 @@ class KernelCache(caching.FunctionCache):
         source = Path(self._py_func.__code__.co_filename)
         file = shipped.file_of(source, self._impl.filename_base, shipped.FOLDER)
         data = file.load(self._index_key(sig, made_by))  # type: ignore[no-untyped-call]
-        return None if data is None else self._impl.rebuild(target_context, data)  # type: ignore[no-untyped-call]
+        return None if data is None else self._impl.rebuild(target_context, data)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled, where the folder takes files."""

@@ -129,15 +129,15 @@ def pack(compiled: Path, into: Path, package: Path) -> int:
         parent = re.sub(r"_[0-9a-f]{32,}$", "", index.parents[1].name)
         module = index.name.partition(".")[0]
         with index.open("rb") as file:
-            pickle.load(file)  # noqa: S301  numba's version
-            _, overloads = pickle.loads(file.read())  # noqa: S301  written by this build
+            pickle.load(file)
+            _, overloads = pickle.loads(file.read())
         kept = file_of(sources[parent, module], index.name.removesuffix(".nbi"), into)
         Path(kept._cache_path).mkdir(parents=True, exist_ok=True)
         for key, data in overloads.items():
             _, (triple, cpu, features), _ = key
             if (cpu, features) != (target.cpu, ""):
                 raise RuntimeError(f"{index}: compiled for {cpu} {features!r}")
-            content = pickle.loads((index.parent / data).read_bytes())  # noqa: S301
+            content = pickle.loads((index.parent / data).read_bytes())
             kept.save(key, content)  # type: ignore[no-untyped-call]
             told, packed = describe(target, triple), packed + 1
     (into / DESCRIPTION).write_text(json.dumps(told))
