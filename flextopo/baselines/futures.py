@@ -43,6 +43,8 @@ DRAWS = 4
 class FutureSampler:
     """Sample futures of a present state.
 
+    A subclass with other `replicas` or `jobs` is another forecast, for `Rollout(futures=...)`.
+
     Args:
         config: the workload model.
         known: what is known.
@@ -59,7 +61,8 @@ class FutureSampler:
         history_s: int,
         rng: np.random.Generator,
     ) -> None:
-        self._config, self._known, self._rng = config, known, rng
+        self._config, self._rng = config, rng
+        self.known = known
         self._horizon_s = horizon_s
         services = int(known.replica_service.max(initial=-1)) + 1
         self._step = known.now_s // STEP_S
@@ -83,15 +86,13 @@ class FutureSampler:
 
     def sample(self, num_futures: int) -> Futures:
         """Return so many more futures."""
-        config, known, rng = self._config, self._known, self._rng
+        config, known, rng = self._config, self.known, self._rng
         # One share from each of M equal parts: what remains of a job is spread evenly over the futures.
         parts = rng.permuted(np.tile(np.arange(num_futures), (num_jobs(known), 1)), axis=1).T
         share = (parts + 1.0 - rng.random(parts.shape)) / num_futures
         duration_s, start_s = remaining_times(config, known, share)
-        runs = self._replica_runs(num_futures)
-        depart_s = self._departures(runs, num_futures)
-        replicas, of_replicas = self._replicas(runs)
-        jobs, of_jobs, num_pdbs = self._jobs(num_futures)
+        depart_s, replicas, of_replicas = self.replicas(num_futures)
+        jobs, of_jobs, num_pdbs = self.jobs(num_futures)
         next_group = known.pods["group"].max(initial=-1) + 1
         replicas["group"][replicas["group"] >= 0] += next_group
         next_group = max(next_group, replicas["group"].max(initial=-1) + 1)
@@ -102,8 +103,19 @@ class FutureSampler:
             known, (duration_s, depart_s, start_s), arrivals[order], future[order], num_pdbs
         )
 
+    def replicas(self, num_futures: int) -> tuple[Ints, Pods, Ints]:
+        """Return how online demand goes on: what another forecast replaces.
+
+        Returns:
+            When each present pod is scaled down, (M, P) int64, NEVER_S = not within the futures; the replicas to
+            come, (A,) POD_DTYPE; the future of each, (A,) int64. PodGroups count from 0 over all futures.
+        """
+        runs = self._replica_runs(num_futures)
+        depart_s = self._departures(runs, num_futures)
+        return depart_s, *self._coming(runs)
+
     def _replica_runs(self, num_futures: int) -> Runs:
-        now_s, rng = self._known.now_s, self._rng
+        now_s, rng = self.known.now_s, self._rng
         ahead = (now_s + self._horizon_s) // STEP_S - self._step + 1
         draws = DRAWS * num_futures
         wanted = sample_counts(self._config, self._demand, self._step, ahead, draws, rng)
@@ -112,7 +124,7 @@ class FutureSampler:
 
     def _departures(self, runs: Runs, num_futures: int) -> Ints:
         """Return when the present pods are scaled down, (M, P): of a service the newest replica first."""
-        known = self._known
+        known = self.known
         online = np.flatnonzero(known.service >= 0)
         service = known.service[online]
         order = np.argsort(service, kind="stable")
@@ -129,12 +141,12 @@ class FutureSampler:
         members: Ints = depart_s[:, self._leader]
         return members
 
-    def _replicas(self, runs: Runs) -> tuple[Pods, Ints]:
+    def _coming(self, runs: Runs) -> tuple[Pods, Ints]:
         """Return the replicas to come, each like one of its service that is there, and whose future each is.
 
         Services without a replica are not known.
         """
-        known, rng = self._known, self._rng
+        known, rng = self.known, self._rng
         online = np.flatnonzero(known.service >= 0)
         like = np.full(len(self._now), -1)
         like[known.service[online]] = online
@@ -154,12 +166,12 @@ class FutureSampler:
         )
         return pods, np.repeat(runs.sample[coming], size)
 
-    def _jobs(self, num_futures: int) -> tuple[Pods, Ints, int]:
+    def jobs(self, num_futures: int) -> tuple[Pods, Ints, int]:
         """Return the pods of jobs to come, whose future each is, and the most budgets of a future.
 
-        Groups count from 0 over all futures, budgets from 0 in each.
+        Another forecast of them replaces this. Groups count from 0 over all futures, budgets from 0 in each.
         """
-        known, rng = self._known, self._rng
+        known, rng = self.known, self._rng
         config = replace(self._config, initial_jobs=False)
         kinds = job_kinds(config, known.num_gpus, known.gpus_per_server)
         span = known.now_s + 1, known.now_s + self._horizon_s
@@ -176,14 +188,19 @@ class FutureSampler:
         return pods, np.repeat(future, num_pods(jobs, attributes)), num_pdbs
 
 
+def nobody(known: InformationState, num_futures: int) -> tuple[Ints, Pods, Ints]:
+    """Return what `FutureSampler.replicas` does where replicas stay as they are."""
+    depart_s = np.tile(np.where(known.gone, known.now_s, NEVER_S), (num_futures, 1))
+    return depart_s, known.pods[:0].copy(), np.zeros(0, np.int64)
+
+
 def median_future(config: WorkloadConfig, known: InformationState) -> Futures:
     """Return the one future in which every present pod runs and starts up for the median of its kind, given
     how long it has already; replicas stay as they are, and nobody else arrives.
     """
     duration_s, start_s = remaining_times(config, known, np.full((1, num_jobs(known)), 0.5))
-    depart_s = np.where(known.gone, known.now_s, NEVER_S)[None]
-    none = np.zeros(0, np.int64)
-    return assemble(known, (duration_s, depart_s, start_s), known.pods[:0].copy(), none, 0)
+    depart_s, none, of_none = nobody(known, 1)
+    return assemble(known, (duration_s, depart_s, start_s), none, of_none, 0)
 
 
 def assemble(

@@ -131,6 +131,7 @@ class Rollout:
         history_s: how far back the replicas of services are looked at.
         base: decides in the branches; compiled where it is a rule of costs or a network.
         workload: the model that futures are drawn from.
+        futures: draws them; a subclass of `FutureSampler` is another forecast.
     """
 
     seed: int = 0
@@ -142,6 +143,7 @@ class Rollout:
     history_s: int = 12 * 3600
     base: VictimSelector = field(default_factory=RequeueAware)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    futures: type[FutureSampler] = FutureSampler
     name: str = "rollout"
     filter: AlignmentFilter = AlignmentFilter.OWN
 
@@ -194,7 +196,7 @@ class Rollout:
         sim = simulation_at(cluster, preemptor, self.filter, self.horizon_s)
         known = InformationState.of(sim)
         rng = np.random.default_rng((self.seed, known.now_s & 0xFFFFFFFF, preemptor.index))
-        sampler = FutureSampler(self.workload, known, self.horizon_s, self.history_s, rng)
+        sampler = self.futures(self.workload, known, self.horizon_s, self.history_s, rng)
         beyond = lost_elsewhere(cluster, given.found, given.tried, preemptor)
         losses, tried, size = np.empty((0, given.count + 1)), given.tried, ROUND
         while len(losses) < self.samples and (tried.sum() > 1 or not len(losses)):
