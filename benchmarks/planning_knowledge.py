@@ -19,6 +19,7 @@ import numpy as np
 from flextopo.baselines.futures import FutureSampler, nobody
 from flextopo.baselines.requeue import RequeueAware
 from flextopo.baselines.rollout import Rollout
+from flextopo.cli.terminal import num_workers
 from flextopo.cluster.files import write_whole
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
@@ -90,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--traces", default="../shared/data", help="folder of recorded demand")
     parser.add_argument("--seeds", type=int, default=50)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 = one a core")
     options = parser.parse_args()
     recorded = {
         "services": f"{options.traces}/online/servegen_services34_10min.csv.gz",
@@ -101,7 +102,7 @@ def main() -> None:
     for world, traces in (("generated", {}), ("recorded", recorded)):
         config = ComparisonConfig(servers="16*rtx4090", **traces)
         jobs = [(config, name, seed) for name in PLANNERS for seed in seeds]
-        played = dict(run_jobs(play, jobs, options.workers))
+        played = dict(run_jobs(play, jobs, num_workers(options.workers)))
         losses = [played[i] for i in range(len(jobs))]
         worlds[world] = {
             name: losses[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(PLANNERS)
