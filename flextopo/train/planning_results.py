@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,50 @@ def planning_rows(clusters: Sequence[dict[str, Any]]) -> list[list[str]]:
                 found.verdict,
             ]
         )
+    return out
+
+
+def load_knowledge(path: Path) -> dict[str, dict[str, list[float]]]:
+    """Return what `benchmarks/planning_knowledge.py` saved: world to planner to its loss on each seed.
+
+    Raises:
+        FlextopoError: it is missing or damaged.
+    """
+    try:
+        worlds: dict[str, dict[str, list[float]]] = json.loads(path.read_bytes())["worlds"]
+    except OSError:
+        raise FlextopoError(f"{path}: missing; legal: what planning_knowledge.py saves") from None
+    except (ValueError, KeyError, TypeError):
+        raise FlextopoError(
+            f"{path}: is damaged; legal: what planning_knowledge.py saves"
+        ) from None
+    return worlds
+
+
+def knowledge_rows(worlds: dict[str, dict[str, list[float]]]) -> list[list[str]]:
+    """Return planners that know less and less against the rule, side by side in every world."""
+    out = [["what the planner knows"]]
+    for world in worlds:
+        out[0] += [
+            f"{world}: against {RULE}, points",
+            "95 % interval",
+            "median",
+            "P(better)",
+            "verdict",
+        ]
+    for name in next(iter(worlds.values())):
+        row = [name]
+        for losses in worlds.values():
+            found = paired_difference(np.array(losses[name]), np.array(losses[RULE]))
+            row += [
+                f"{found.mean * 100:+.2f}",
+                f"[{found.low * 100:+.2f}, {found.high * 100:+.2f}]",
+                f"{found.median * 100:+.2f}",
+                f"{found.improvement:.2f}",
+                found.verdict,
+            ]
+        if name != RULE:
+            out.append(row)
     return out
 
 

@@ -14,7 +14,12 @@ from flextopo.policies.runtime import read_meta
 from flextopo.policies.shipped import ZOO, zoo_names
 from flextopo.train.benchmark.tracks import TRACKS
 from flextopo.train.distil import load_distilled, term_rows
-from flextopo.train.planning_results import load_clusters, planning_rows
+from flextopo.train.planning_results import (
+    knowledge_rows,
+    load_clusters,
+    load_knowledge,
+    planning_rows,
+)
 from flextopo.train.ppo_results import budget_rows, load_ppo, speed_rows
 from flextopo.train.range_results import load_worlds, world_rows
 from flextopo.train.reference import REFERENCE
@@ -39,6 +44,7 @@ SAVED: dict[str, tuple[Callable[[Path], Any], Callable[[Any], list[list[str]]]]]
     "distilled": (load_distilled, term_rows),
     "in-range": (load_worlds, world_rows),
     "planning-all": (lambda path: load_clusters(path.parent), planning_rows),
+    "planning-knowledge": (load_knowledge, knowledge_rows),
 }
 """Name of a block, and of its results file if it has one, to what reads them and makes the rows."""
 
@@ -74,8 +80,7 @@ def generated(name: str, results: Path) -> str:
 
     Args:
         name: `environments`, `selectors`, `policies`, `tracks`, `ablation`, `ppo`, `ppo-speed`, `in-range`,
-            `distilled`, `planning-all`, a block
-            of `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
+            `distilled`, `planning-all`, `planning-knowledge`, a block of `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
             `-against` for those of its last policy from every other selector, with `-gangs` for what was
             done for gangs, with `-plans` for what looking ahead buys.
         results: folder of the saved results.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.train.planning_results import planning_rows
+from flextopo.train.planning_results import knowledge_rows, load_knowledge, planning_rows
 
 
 def results(**losses: list[float]) -> dict[str, Any]:
@@ -60,3 +62,29 @@ def test_one_lucky_day_is_seen() -> None:
 def test_results_without_the_oracle_are_refused() -> None:
     with pytest.raises(FlextopoError, match="without oracle-lookahead"):
         planning_rows([results(requeue_aware=RULE)])
+
+
+def test_what_a_planner_knows_stands_side_by_side(tmp_path: Path) -> None:
+    """Each world by itself: what gains in one may lose in the other."""
+    worse = [2 * a - b for a, b in zip(RULE, FAR, strict=True)]
+    path = tmp_path / "planning-knowledge.json"
+    worlds = {
+        "generated": {"requeue-aware": RULE, "all": FAR},
+        "recorded": {"requeue-aware": RULE, "all": worse},
+    }
+    path.write_text(json.dumps({"futures": 64, "worlds": worlds}))
+    head, row = knowledge_rows(load_knowledge(path))
+    assert len(head) == len(row) == 11
+    assert row[:3] == ["all", "-1.00", "[-1.00, -1.00]"]
+    assert (row[5], row[6], row[10]) == ("better", "+1.00", "worse")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"futures": 64}'])
+def test_knowledge_that_is_none_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "planning-knowledge.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(
+        FlextopoError, match=r"planning-knowledge\.json: (missing|is damaged); legal"
+    ):
+        load_knowledge(path)

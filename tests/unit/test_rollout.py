@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import tapes
-from imagined_futures import sample, unfold
+from imagined_futures import HISTORY_S, HORIZON_S, sample, unfold
 from kube_objects import flextopo, make_cache, node, preemptor, read_record
 from kube_objects import pod as running
 
@@ -51,6 +53,7 @@ from flextopo.policies.runtime import load_policy
 from flextopo.policies.selectors import find_selector
 from flextopo.train.stress_world import with_a_claim
 
+ROOT = Path(__file__).parents[2]
 SERVERS = "4*rtx4090"
 MODEL = WorkloadConfig()
 SERVICE = ("service", "gpus", "deadline_s", "sensitivity")
@@ -153,6 +156,37 @@ def test_the_seed_draws_other_futures_and_equal_seeds_the_same() -> None:
     assert one.shape == (12, what.count + 1)
     assert one.tobytes() == again.tobytes()
     assert (one != other).any()
+
+
+def test_another_forecast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forecasts that know less: what they leave out does not come, and the planner sees the difference."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    forecasts = importlib.import_module("planning_knowledge")
+    sim, pod = stop_at(*tapes.make_tape("16*rtx4090", 5, MODEL), 4)
+    known, what = InformationState.of(sim), given(sim, pod)
+
+    def drawn(kind: type[FutureSampler]) -> Futures:
+        rng = np.random.default_rng(3)
+        return kind(MODEL, known, HORIZON_S, HISTORY_S, rng).sample(16)
+
+    everything = drawn(FutureSampler)
+    online = everything.arrivals["online"] == 1
+    assert online.any()
+    assert (~online).any()
+    jobless, still = drawn(forecasts.NoJobs), drawn(forecasts.NoReplicas)
+    assert jobless.arrivals["online"].all()
+    assert len(jobless.arrivals) == online.sum()
+    assert not still.arrivals["online"].any()
+    assert len(still.arrivals)
+    assert (still.depart_s[:, ~known.gone] == NEVER_S).all()
+    assert (everything.depart_s < NEVER_S).any()
+    assert not len(drawn(forecasts.NoArrivals).arrivals)
+    losses = [
+        Rollout(samples=16, futures=kind).branch(sim.state, pod, what)
+        for kind in (FutureSampler, forecasts.NoJobs, forecasts.NoReplicas, forecasts.NoArrivals)
+    ]
+    assert losses[0].tobytes() == Rollout(samples=16).branch(sim.state, pod, what).tobytes()
+    assert len({each.tobytes() for each in losses}) == len(losses)
 
 
 @pytest.mark.parametrize(("servers", "decision"), [(SERVERS, 0), (SERVERS, 9), ("16*a100", 4)])
