@@ -73,13 +73,18 @@ def count_stretches(config: ComparisonConfig, fleet: Fleet) -> dict[str, Any] | 
     days = math.ceil(hours / 24)
     steps = services.rates.shape[1]
     length = days * DAY_S // STEP_S if services.aligned else math.ceil(hours * 3600 / STEP_S)
-    choices = len(services.names) // max(1, num_services(config.workload, fleet.num_gpus))
-    found = {services.source: max(1, steps // length) * max(1, choices)}
+    wanted, available = num_services(config.workload, fleet.num_gpus), len(services.names)
+    # Where there are too few services, each is played several times, from different starts.
+    pieces = max(1, steps // length) * max(1, available // max(1, wanted))
+    found = {services.source: max(1, pieces // max(1, math.ceil(wanted / available)))}
     for i, source in enumerate(jobs.sources):
         submit_s = jobs.submit_s[jobs.source == i]
         if len(submit_s):
             begin_s = int(submit_s.min()) // DAY_S * DAY_S
-            found[source] = max(1, (int(submit_s.max()) - begin_s) // DAY_S // days)
+            whole = max(1, (int(submit_s.max()) - begin_s) // DAY_S)
+            # A stretch begins on a day that has jobs.
+            starts = np.unique((submit_s - begin_s) // DAY_S)
+            found[source] = max(1, int((starts < whole).sum()) // days)
     trace = min(found, key=lambda name: found[name])
     return {"hours": hours, "disjoint": found[trace], "trace": trace}
 

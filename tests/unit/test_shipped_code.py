@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,10 +27,11 @@ tuned.check_itself()
 """Compiles four small kernels, or finds them; it fails where they do something else."""
 
 
-def look(folder: Path, cache: Path, **more: str) -> set[str]:
+def look(folder: Path, cache: Path, warnings: str = "error", **more: str) -> set[str]:
     """Run kernels in a process with an empty cache; return which of them it compiled."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), **more}
-    subprocess.run([sys.executable, "-W", "error", "-c", LOOK, folder], check=True, env=environment)
+    command = [sys.executable, "-W", warnings, "-c", LOOK, str(folder)]
+    subprocess.run(command, check=True, env=environment)
     return {path.name for path in cache.rglob("*.nbc")}
 
 
@@ -66,15 +68,41 @@ def test_without_it_everything_is(code: Path, tmp_path: Path) -> None:
     "what",
     [
         {"features": ["of-no-processor"]},
+        {"features": None},
+        {"magic": []},
         {"sources": "of another version"},
         {"numba": "0.1"},
         {"llvmlite": "0.1"},
         {"machine": "z80"},
     ],
-    ids=lambda what: next(iter(what)),
+    ids=str,
 )
 def test_what_does_not_fit_is_not_used(code: Path, tmp_path: Path, what: dict[str, object]) -> None:
     assert look(changed(code, tmp_path / "code", **what), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3"])
+def test_a_description_that_is_none_is_not_used(code: Path, tmp_path: Path, text: str) -> None:
+    folder = changed(code, tmp_path / "code")
+    (folder / shipped.DESCRIPTION).write_text(text)
+    assert look(folder, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("content", [b"", b"no pickle", None], ids=["empty", "other", "cut"])
+def test_damaged_files_are_compiled_anew(
+    code: Path, tmp_path: Path, suffix: str, content: bytes | None
+) -> None:
+    folder = tmp_path / "code"
+    shutil.copytree(code, folder)
+    for path in folder.rglob(f"*.{suffix}"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert look(folder, tmp_path / "cache", warnings="default")
+
+
+def test_who_names_a_processor_gets_code_for_it(code: Path, tmp_path: Path) -> None:
+    assert look(code, tmp_path / "cache", NUMBA_CPU_NAME="generic")
 
 
 def test_a_changed_file_is_compiled_anew(code: Path, tmp_path: Path) -> None:

@@ -70,7 +70,12 @@ def test_every_seed_is_told(tmp_path: Path, jobs: str) -> None:
 
 @pytest.mark.parametrize(
     ("days", "horizon_h", "services_played", "disjoint", "trace"),
-    [(5, 24, 3, 5, "rates.csv"), (20, 24, 3, 5, "jobs"), (5, 25, 3, 2, "rates.csv")],
+    [
+        (5, 24, 1, 5, "rates.csv"),
+        (20, 24, 3, 5, "jobs"),
+        (5, 25, 1, 2, "rates.csv"),
+        (5, 24, 3, 1, "rates.csv"),  # its one service is played three times, from different starts
+    ],
 )
 def test_stretches_that_share_nothing_are_counted(
     tmp_path: Path,
@@ -89,10 +94,27 @@ def test_stretches_that_share_nothing_are_counted(
     assert count_stretches(ComparisonConfig(SERVERS), find_fleet(SERVERS)) is None
 
 
+def test_days_without_jobs_are_none_to_begin_on(tmp_path: Path) -> None:
+    """Jobs on the first and the thirtieth day: every seed plays the first, which is one stretch."""
+    path = tmp_path / "jobs.csv"
+    rows = [f"{day * DAY + 600 * i},1800,1\n" for day in (0, 29) for i in range(20)]
+    path.write_text("submit_s,duration_s,gpus\n" + "".join(rows))
+    workload = WorkloadConfig(services=1)
+    rates = services(tmp_path, 20 * 144)
+    config = ComparisonConfig(SERVERS, services=rates, batch=str(path), workload=workload)
+    found = count_stretches(config, find_fleet(SERVERS))
+    assert found is not None
+    assert (found["disjoint"], found["trace"]) == (1, "jobs")
+
+
 def test_ten_seeds_of_five_days_give_no_verdict(tmp_path: Path, jobs: str) -> None:
     trace = (services(tmp_path, 5 * 144), jobs)
     found = flextopo.compare(
-        ["godel", "greedy-cost"], seeds=10, trace=trace, servers=SERVERS, workload=WORKLOAD
+        ["godel", "greedy-cost"],
+        seeds=10,
+        trace=trace,
+        servers=SERVERS,
+        workload={**WORKLOAD, "services": 1},
     )
     assert found.results["config"]["stretches"] == {
         "hours": 6.0,

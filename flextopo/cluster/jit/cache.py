@@ -12,6 +12,7 @@ from typing import Any
 from numba.core import caching
 
 from flextopo.cluster.jit import shipped
+from flextopo.cluster.jit.plain import warn_once
 from flextopo.cluster.jit.sources import SOURCES
 
 KEEP_S = 7 * 86400
@@ -69,6 +70,16 @@ class KernelCache(caching.FunctionCache):
         found = super()._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         if found is not None:
             return found
+        try:
+            return self._load_shipped(sig, target_context)
+        except Exception as error:  # noqa: BLE001  a damaged file may raise anything
+            warn_once(
+                f"machine code that came with the package cannot be read ({type(error).__name__}: {error}), so "
+                "that it is compiled anew; installing the package again may mend that"
+            )
+            return None
+
+    def _load_shipped(self, sig: Any, target_context: Any) -> Any:
         features = target_context.codegen().magic_tuple()[2]
         made_by = shipped.made_by(features, shipped.FOLDER)
         if made_by is None:
