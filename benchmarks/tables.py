@@ -113,6 +113,12 @@ def stages(traces: str) -> list[Stage]:
         found.append(compare("recorded", f"recorded{tail}", 20, f"{words} --seeds 100"))
     words = f"--servers 16*rtx4090 {recorded} --selectors {planned} --policies {BOTH} --seeds 20"
     found.append(compare("recorded", "planning-recorded", 10, words))
+    words = (
+        f"--servers 16*rtx4090 {recorded} --policies none --seeds 100 --oracle-seeds 100"
+        " --selectors greedy-cost,requeue-aware,oracle-lookahead,requeue-aware+plan@64"
+        " --set daily_amplitude=0 --set half_daily_amplitude=0"
+    )
+    found.append(compare("recorded", "planning-recorded-flat", 10, words))
     gangs = "--set gang_share=0.25"
     words = f"--servers 64*a100@leaf8 {gangs} --selectors {GANG_RULES},lookahead,oracle-lookahead"
     found.append(compare("gangs", "gangs64", 15, f"{words} --seeds 20 --oracle-seeds 10"))

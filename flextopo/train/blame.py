@@ -44,7 +44,9 @@ def blaming(selector: VictimSelector, name: str, seed: int, more: str = "") -> I
     """
     try:
         yield
-    except (Exception, SystemExit) as error:  # a user's selector may fail in any way
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # a user's selector may fail in any way
         place = _place_of(error)
         if not place and _is_ours(selector):
             raise

@@ -207,5 +207,6 @@ def _knock(address: str) -> None:
 
 def _lost() -> FlextopoError:
     return FlextopoError(
-        f"workers were lost {ATTEMPTS} times in a row; legal: fewer workers, or more memory"
+        f"workers were lost {ATTEMPTS} times in a row; legal: fewer workers, more memory, or a selector "
+        "that does not end its process"
     )

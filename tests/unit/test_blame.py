@@ -32,6 +32,10 @@ ILLEGAL = "return replace(found[0], victims=())"
 CHEATS = {
     "raises": (RAISES, ":10 fails on seed {seed} (KeyError: 'online/"),
     "ends": ("raise SystemExit(3)", ":10 fails on seed {seed} (SystemExit: 3)"),
+    "stops": (
+        "raise BaseException('no more')",
+        ":10 fails on seed {seed} (BaseException: no more)",
+    ),
     "asks": (
         "cluster.pod(10**6)",
         ":10 fails on seed {seed} (PodError: pod index 1000000; legal: 0",
