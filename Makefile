@@ -63,7 +63,7 @@ dist: $(VENV)/.dev  ## sdist and wheels, checked and tried alone: what a release
 	build/twine/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/release
 	build/release/bin/python -m pip install --quiet --constraint constraints.txt dist/*-cp3*.whl
-	cd build/release && bin/flextopo list && bin/flextopo topology show rtx4090 && time bin/python -c "import gymnasium, flextopo; env = gymnasium.make('flextopo/Preempt-RTX4090-v0', servers='2*rtx4090'); env.reset(seed=0); print(env.step(0)[1])"
+	cd build/release && bin/flextopo list && bin/flextopo topology show rtx4090 && bin/python -c "import time; begin = time.perf_counter(); import gymnasium, flextopo; env = gymnasium.make('flextopo/Preempt-RTX4090-v0', servers='2*rtx4090'); env.reset(seed=0); print(env.step(0)[1], f'after {time.perf_counter() - begin:.1f} s')"
 
 BOUNDS := $(addprefix tests/,conformance/test_environments.py conformance/test_vector.py \
   property/test_candidates.py $(addprefix unit/test_,captures.py captures_xml.py cli.py compare.py \
