@@ -52,6 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("wheel", type=Path, help="without machine code; the other is put beside it")
     wheel = parser.parse_args().wheel.resolve()
+    if sys.platform != "linux" or platform.machine() not in PLATFORMS:
+        where = f"{sys.platform} on {platform.machine()}"
+        parser.error(f"{where}: no target; legal: linux on {', '.join(PLATFORMS)}")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         python = install(wheel, work)
