@@ -87,7 +87,7 @@ TRACES ?= ../shared/data
 tables: $(VENV)/.core  ## every table played again, hours of it; goes on where it was stopped; ARGS=--plan
 	$(BIN)/python benchmarks/tables.py --traces $(TRACES) $(ARGS)
 	$(MAKE) report
-	@echo "not among them: measured times (make bench bench-ppo ppo-table, on a quiet machine), make in-range leaderboard, python -m flextopo.train.distil, python benchmarks/planning_knowledge.py, and ablation.json, which is of the simulator of version 0.1"
+	@echo "not among them: measured times (make bench bench-ppo ppo-table, on a quiet machine), make in-range leaderboard, python -m flextopo.train.distil, planning_knowledge.py of the benchmarks, and ablation.json, which is of the simulator of version 0.1"
 
 # The groups of tables, each played whether or not it is done.
 GROUP = $(BIN)/python benchmarks/tables.py $@ --traces $(TRACES)

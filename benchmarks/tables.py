@@ -200,7 +200,7 @@ def main(words: list[str] | None = None) -> int:
             continue
         done = not options.groups and is_done(stage, state)
         say = "done" if done else why_not(stage) or f"about {stage.minutes:g} minutes"
-        rows.append(f"{stage.group:10}{stage.file:24}{say}")
+        rows.append(f"{stage.group:10}{stage.file:30}{say}")
         if not done and why_not(stage) is None:
             left.append(stage)
     total = sum(stage.minutes for stage in left)

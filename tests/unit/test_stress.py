@@ -74,10 +74,10 @@ def test_on_traces_all_but_what_the_generator_draws_is_played(
         main([*given, "--only", "demand-x1.25", "--out", "out"])
     assert not stop.value.code
     said = capsys.readouterr().out
-    assert "stretches overlap: 4 seeds of 24 h, of which jobs has 2 that share nothing" in said
+    assert "stretches overlap: 4 seeds of 24 h, of which rates.csv has 1 that share nothing" in said
     assert f"on traces without {', '.join(GENERATED)}, which" in said
     saved = json.loads(Path("out/stress.json").read_text())
-    assert saved["config"]["stretches"]["disjoint"] == 2
+    assert saved["config"]["stretches"]["disjoint"] == 1
     losses = saved["stress"][BASE]["selectors"]["godel"]["weighted_loss"]
     config = replace(traced, workload=WorkloadConfig())
     assert losses[0] == comparing.play_tape(config, "godel", 1_000_000)["weighted_loss"]

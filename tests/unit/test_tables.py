@@ -17,9 +17,18 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("installed without the repository's root", allow_module_level=True)
-OTHERWISE = {"ablation", "distilled", "distilled-loss", "in-range", "ppo", "ppo-speed", "speed"}
+OTHERWISE = {
+    "ablation",
+    "distilled",
+    "distilled-loss",
+    "in-range",
+    "planning-knowledge",
+    "ppo",
+    "ppo-speed",
+    "speed",
+}
 """Results that `make tables` does not make: measured times, the older simulator's, and what has a command
-of its own (`in-range`, the distilled rule)."""
+of its own (`in-range`, the distilled rule, what a planner must know)."""
 
 
 @pytest.fixture
@@ -46,7 +55,8 @@ def test_every_saved_comparison_is_what_its_stage_asks_for(tables: Any) -> None:
         assert asked["--json"] == f"docs/results/{stage.file}"
         assert (asked["--servers"], int(asked["--seeds"])) == (config["servers"], config["seeds"])
         assert asked["--selectors"].split(",") == config["selectors"], name
-        assert asked.get("--policies", "deepset-imitation").split(",") == config["policies"]
+        policies = asked.get("--policies", "deepset-imitation").split(",")
+        assert [name for name in policies if name != "none"] == config["policies"]
         assert float(asked.get("--hours", 24)) == config["workload"]["horizon_h"]
         assert ("--services" in asked) == (config["services"] is not None)
 
@@ -93,7 +103,7 @@ def test_stages_go_on_where_they_were_stopped(
 def test_what_cannot_be_played_is_told(tables: Any, capsys: pytest.CaptureFixture[str]) -> None:
     tables.main(["recorded", "--plan", "--traces", "nowhere"])
     said = capsys.readouterr().out
-    assert said.count("no traces; TRACES=FOLDER has them") == 4
+    assert said.count("no traces; TRACES=FOLDER has them") == 5
     assert "0 to play" in said
     with pytest.raises(SystemExit):
         tables.main(["nothing"])
