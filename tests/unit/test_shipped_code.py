@@ -115,6 +115,11 @@ def test_a_changed_file_is_compiled_anew(code: Path, tmp_path: Path) -> None:
     assert shipped.stamp_of(file) != before
 
 
+def test_a_cache_without_code_is_not_packed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no code of these sources"):
+        shipped.pack(tmp_path, tmp_path / "code", PACKAGE)
+
+
 def test_code_of_another_processor_is_not_packed(tmp_path: Path) -> None:
     look(tmp_path / "none", tmp_path / "cache")
     with pytest.raises(RuntimeError, match="compiled for"):

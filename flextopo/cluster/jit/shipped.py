@@ -124,7 +124,7 @@ def pack(compiled: Path, into: Path, package: Path) -> int:
         package: folder of the package that was compiled.
 
     Raises:
-        RuntimeError: there is code of another processor.
+        RuntimeError: there is code of another processor, or none of these sources.
     """
     target, packed = TARGETS[platform.machine()], 0
     sources = {(path.parent.name, path.stem): path for path in sorted(package.rglob("*.py"))}
@@ -143,5 +143,7 @@ def pack(compiled: Path, into: Path, package: Path) -> int:
             content = pickle.loads((index.parent / data).read_bytes())
             kept.save(key, content)  # type: ignore[no-untyped-call]
             told, packed = describe(target, triple), packed + 1
+    if not packed:
+        raise RuntimeError(f"{compiled}: no code of these sources")
     (into / DESCRIPTION).write_text(json.dumps(told))
     return packed
