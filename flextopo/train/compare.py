@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flextopo.baselines.exact import Exact
@@ -20,7 +22,7 @@ from flextopo.cluster.errors import WorkloadError
 from flextopo.cluster.simulation.metrics import METRICS, episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.selector import VictimSelector
-from flextopo.cluster.topology.model import Fleet
+from flextopo.cluster.topology.model import ISLANDS, Fleet
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.cluster.workload.batch_jobs import BatchJobs
 from flextopo.cluster.workload.config import WorkloadConfig
@@ -66,7 +68,10 @@ def check(config: ComparisonConfig) -> Fleet:
 
 def find_fleet(servers: str | Fleet) -> Fleet:
     """Return the servers of a cluster, given as text or themselves."""
-    return servers if isinstance(servers, Fleet) else _read_fleet(servers)
+    if isinstance(servers, Fleet):
+        return servers
+    words = (word.strip().removesuffix(ISLANDS) for word in re.split("[,*@]", servers))
+    return _read_fleet(servers, *(_state_of(word) for word in words if Path(word).is_file()))
 
 
 def servers_text(servers: str | Fleet) -> str:
@@ -77,14 +82,30 @@ def servers_text(servers: str | Fleet) -> str:
     return ",".join(f"{len(list(run))}*{name}" for name, run in groupby(names))
 
 
+def _state_of(path: str) -> tuple[str, int, int]:
+    """Return what tells a file, as it is now, from others and from what it was; of none, its place."""
+    place = Path(path).absolute()
+    try:
+        found = place.stat()
+    except OSError:
+        return str(place), 0, 0
+    return str(place), found.st_mtime_ns, found.st_size
+
+
 @lru_cache(maxsize=4)
-def _read_fleet(servers: str) -> Fleet:
+def _read_fleet(servers: str, *files: tuple[str, int, int]) -> Fleet:
     return parse_servers(servers)
 
 
-@lru_cache(maxsize=2)
 def read_traces(services: str, batch: str) -> tuple[ServiceRates, BatchJobs]:
-    """Read two traces, once in a process."""
+    """Read two traces, once in a process as long as the files stay as they are."""
+    return _read_traces(services, batch, _state_of(services), _state_of(batch))
+
+
+@lru_cache(maxsize=2)
+def _read_traces(
+    services: str, batch: str, *files: tuple[str, int, int]
+) -> tuple[ServiceRates, BatchJobs]:
     return read_services(services), read_jobs(batch)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 
 import flextopo
 from flextopo.cluster.errors import WorkloadError
+from flextopo.cluster.topology.flextopo import build_graph
+from flextopo.cluster.topology.model import PRESETS
+from flextopo.cluster.topology.resource import to_resource
 from flextopo.cluster.workload.config import WorkloadConfig
-from flextopo.train.compare import find_fleet
+from flextopo.train.compare import find_fleet, read_traces
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.differences import nobody_preempted
 from flextopo.train.results import paired_notes
@@ -159,3 +163,30 @@ def test_ten_seeds_need_no_excuse() -> None:
     assert notes[0][1] == "no verdict is given from fewer than 10 seeds; here are 9"
     assert len(notes[1]) == 1
     assert not nobody_preempted({"selectors": {"godel": {"weighted_loss": {"per_seed": [0.0]}}}})
+
+
+def test_files_that_were_changed_are_read_again(
+    tmp_path: Path, jobs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, as in a notebook: what is played is what the files say now, wherever that is."""
+    rates = services(tmp_path, 144)
+    assert read_traces(rates, jobs)[0] is read_traces(rates, jobs)[0]
+    services(tmp_path, 288)
+    assert read_traces(rates, jobs)[0].rates.shape[1] == 288
+    for steps in (144, 288):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        services(folder, steps)
+        monkeypatch.chdir(folder)
+        assert read_traces("rates.csv", jobs)[0].rates.shape[1] == steps
+
+
+def test_a_server_that_was_changed_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    text = f"2*{path}"
+    for name, gpus in (("rtx4090", 8), ("a100", 8), ("rtx4090", 8)):
+        path.write_text(json.dumps(to_resource(build_graph(PRESETS[name], "own"))))
+        fleet = find_fleet(text)
+        assert find_fleet(text) is fleet
+        assert fleet.num_gpus == 2 * gpus
+        assert fleet.models[0].num_numa_nodes == PRESETS[name].num_numa_nodes
