@@ -106,7 +106,7 @@ def observe_gang(
     if not is_gang(c, pod):
         return False
     no = bool(np.bool_(False))
-    g, sums, width = gang_of(c, pod, no), c.gang_features, f.shape[0]
+    g, sums, width = gang_of(c, pod, no), c.gang_numbers, f.shape[0]
     members, servers, change = g.first + g.second, as_index(0), as_index(0)
     nodes = c.gang_marks[:MAX_MEMBERS]
     for j in range(width):

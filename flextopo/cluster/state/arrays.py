@@ -68,6 +68,7 @@ GANG_NODE_DTYPE = np.dtype(
         ("first", "i4"),  # members of each size that are placed there
         ("second", "i4"),
         ("used", "i4"),  # 1 = among the nodes that the cheapest ways can use
+        ("holds", "i4"),  # pods of the groups that are tried as paid for, as bits
         ("part", "i4"),  # by node, not by rank: where the part of the network in hand begins
     ]
 )
@@ -77,6 +78,9 @@ full search takes."""
 
 KEPT_NODES = MAX_MEMBERS + WAYS
 """Servers of a large part that are looked at for each number of members, the cheapest."""
+
+MOST_NODES = STATES * KEPT_NODES
+"""Servers of a part that are put together at most."""
 
 TOP_DTYPE = np.dtype([("cost", "f8"), ("rank", "i8")])
 WAY_DTYPE = np.dtype([("cost", "f8"), ("trail", "i8")])
@@ -125,9 +129,7 @@ class Cluster(NamedTuple):
     gang_top: Annotated[Records, Array(TOP_DTYPE, ("top",), Kind.SCRATCH)]
     gang_ways: Annotated[Records, Array(WAY_DTYPE, ("ways",), Kind.SCRATCH)]
     gang_trail: Annotated[Records, Array(TRAIL_DTYPE, ("trail",), Kind.SCRATCH)]
-    gang_features: Annotated[
-        npt.NDArray[np.float64], Array(np.float64, ("features",), Kind.SCRATCH)
-    ]
+    gang_numbers: Annotated[npt.NDArray[np.float64], Array(np.float64, ("numbers",), Kind.SCRATCH)]
     gang_marks: Annotated[npt.NDArray[np.int64], Array(np.int64, ("marks",), Kind.SCRATCH)]
 
 
@@ -149,7 +151,7 @@ def cluster_sizes(
         "top": STATES * KEPT_NODES if hosts else 0,
         "trail": TRAIL if hosts else 0,
         "marks": MARKS if hosts else 0,
-        "features": MAX_FEATURES if hosts else 0,
+        "numbers": max(MAX_FEATURES, (min(hosts, MOST_NODES) + 1) * STATES) if hosts else 0,
         "models": len(models),
         "pods": pods,
         "numa_nodes": int(models["num_numa"].max()),

@@ -12,7 +12,8 @@ else each by itself and the cheapest 2, 3, ... of them together.
 
 Bounds: of a part only those servers are put together that are among the cheapest 16 + `WAYS` for some number
 of members, which changes none of the kept ways, since a gang uses 16 servers at most, but for what rounding
-does to ways that cost the same; of up to 64 servers all are taken where that could be. A node offers
+does to ways that cost the same; of up to 64 servers all are taken where that could be. A way is left where the
+servers to come make it dearer than those that are kept, whatever is chosen there. A node offers
 `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part ends where `TRAIL` steps were noted.
 Whether a disruption budget holds over several servers is known when a way is complete, and so is whether a
 PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks the one or the
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from flextopo.cluster.jit.kernels import kernel, lowest_bit, stage, with_network
+from flextopo.cluster.jit.kernels import kernel, lowest_bit, popcount, stage, with_network
 from flextopo.cluster.state.arrays import (
     KEPT_NODES,
     OPTIONS_A_NODE,
@@ -86,6 +87,26 @@ LARGE_PART = 64
 
 ROUNDING = 1e-12
 """Rounding changes what a way costs by less than this part of the dearest option."""
+
+SOON, LATER = 0.001, 0.02
+"""By what part of what the cheapest way costs those may cost more that are followed up at first, and if they
+are too few, next."""
+
+SLACK = 1e-9
+"""By more than this part sums of the same options in another order do not differ."""
+
+
+class Part(NamedTuple):
+    """A part of the network.
+
+    Fields: `begin` and `end` of its servers by block and leaf; `free`, the first place for further
+    options; `ways` that are followed up.
+    """
+
+    begin: int
+    end: int
+    free: int
+    ways: int
 
 
 class Way(NamedTuple):
@@ -166,67 +187,109 @@ def _choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
 
 
 @stage
-def _count_members(c: Cluster, begin: int, end: int) -> tuple[int, int]:
-    """Write how many members of each size each server of a part takes at most; return their sums."""
-    all_first, all_second = as_index(0), as_index(0)
+def _price_rest(c: Cluster, g: Gang, begin: int, end: int) -> None:
+    """Write what the chosen servers of a part from each one on ask at least for members without a place.
+
+    Row i of `gang_numbers` has it for those from the i-th on, by how many members of each size are left to
+    them; the last row is that of none.
+    """
+    stride, states, row = g.second + 1, (g.first + 1) * (g.second + 1), as_index(0)
     for rank in range(begin, end):
-        here = c.gang_nodes[rank]
-        here["first"] = here["second"] = 0
-        if here["used"]:
-            for at in range(here["begin"], here["end"]):
-                here["first"] = max(here["first"], as_index(c.gang_options[at]["first"]))
-                here["second"] = max(here["second"], as_index(c.gang_options[at]["second"]))
-        all_first += here["first"]
-        all_second += here["second"]
-    return all_first, all_second
+        row += c.gang_nodes[rank]["used"]
+    for state in range(states):
+        c.gang_numbers[row * states + state] = NEVER if state > 0 else 0.0
+    for back in range(end - begin):
+        here = c.gang_nodes[end - 1 - back]
+        if here["used"] == 0:
+            continue
+        row -= 1
+        these, later = as_index(row * states), as_index((row + 1) * states)
+        for state in range(states):
+            c.gang_numbers[these + state] = c.gang_numbers[later + state]
+        for at in range(here["begin"], here["end"]):
+            added, first, second = (
+                c.gang_options[at]["cost"],
+                as_index(c.gang_options[at]["first"]),
+                as_index(c.gang_options[at]["second"]),
+            )
+            for left in range(first, g.first + 1):
+                to, from_ = these + left * stride, later + (left - first) * stride
+                for other in range(g.second + 1 - second):
+                    cost = added + c.gang_numbers[from_ + other]
+                    at_ = to + second + other
+                    c.gang_numbers[at_] = min(c.gang_numbers[at_], cost)
+
+
+class Bounds(NamedTuple):
+    """What a way that is followed up may cost: below the `limit`, and with its rest `most`."""
+
+    limit: float
+    most: float
 
 
 @stage
-def _extend(
-    c: Cluster, at: int, before: int, state: int, ways: int, limit: float, used: int
-) -> int:
-    """Reach a state from another by an option; return how long the trail is."""
+def _extend(c: Cluster, at: int, before: int, state: int, ways: int, b: Bounds, used: int) -> int:
+    """Reach a state from another by an option; return how long the trail is.
+
+    What the members without a place cost at least is taken off `most` already.
+    """
     last, added = state * WAYS + ways - 1, c.gang_options[at]["cost"]
     for way in range(ways):
         so_far = c.gang_ways[before * WAYS + way]
         cost = so_far["cost"] + added
         # Those to come cost no less.
-        if cost >= limit or cost >= c.gang_ways[last]["cost"] or used == c.gang_trail.shape[0]:
+        if cost >= b.limit or cost > b.most or cost >= c.gang_ways[last]["cost"]:
+            break
+        if used == c.gang_trail.shape[0]:
             break
         used = _push(c, state, ways, Way(cost, at, as_index(so_far["trail"])), used)
     return used
 
 
-@kernel
-def _combine(c: Cluster, g: Gang, begin: int, end: int, ways: int, limit: float) -> None:
-    """Put the options of the chosen servers of a part together: `gang_ways` gets the cheapest.
-
-    Nothing that costs the limit already is followed up.
-    """
-    stride = g.second + 1
-    for at in range((g.first + 1) * stride * WAYS):
+@stage
+def _follow(c: Cluster, g: Gang, part: Part, limit: float, most: float) -> None:
+    """Put the options of the chosen servers of a part together, to ways that cost `most` at most."""
+    stride, states = g.second + 1, (g.first + 1) * (g.second + 1)
+    for at in range(states * WAYS):
         c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = NEVER, -1
     c.gang_ways[0]["cost"] = 0.0
-    left_first, left_second = _count_members(c, begin, end)
-    used, so_far_first, so_far_second = as_index(0), as_index(0), as_index(0)
-    for rank in range(begin, end):
+    used, row, goal = as_index(0), as_index(0), states - 1
+    for rank in range(part.begin, part.end):
         here = c.gang_nodes[rank]
-        if here["used"] == 0 or here["begin"] == here["end"]:
+        if here["used"] == 0:
             continue
-        left_first -= here["first"]
-        left_second -= here["second"]
-        so_far_first += here["first"]
-        so_far_second += here["second"]
-        # States that the servers so far cannot reach, or those to come cannot complete, are left out.
-        least_first, least_second = max(0, g.first - left_first), max(0, g.second - left_second)
-        for first in range(min(g.first, so_far_first), least_first - 1, -1):
-            for second in range(min(g.second, so_far_second), least_second - 1, -1):
-                state = as_index(first * stride + second)
-                for at in range(here["begin"], here["end"]):
-                    option = c.gang_options[at]
-                    if option["first"] <= first and option["second"] <= second:
-                        before = state - (option["first"] * stride + option["second"])
-                        used = _extend(c, as_index(at), before, state, ways, limit, used)
+        row += states  # of the servers behind this one
+        for back in range(1, states):  # those that this server reaches come before
+            before = as_index(goal - back)
+            so_far = c.gang_ways[before * WAYS]["cost"]
+            if so_far + c.gang_numbers[row - states + back] > most:
+                continue
+            first, second = before // stride, before % stride
+            for at in range(here["begin"], here["end"]):
+                option = c.gang_options[at]
+                if first + option["first"] > g.first or second + option["second"] > g.second:
+                    continue
+                state = as_index(before + option["first"] * stride + option["second"])
+                b = Bounds(limit, most - c.gang_numbers[row + goal - state])
+                used = _extend(c, as_index(at), before, state, part.ways, b, used)
+
+
+@kernel
+def _combine(c: Cluster, g: Gang, part: Part, limit: float) -> None:
+    """Put the options of the chosen servers of a part together: `gang_ways` gets the cheapest.
+
+    Nothing that cannot but cost the limit is followed up. First those are sought that cost little more
+    than the cheapest; with enough of them none is missed.
+    """
+    _price_rest(c, g, part.begin, part.end)
+    goal = (g.first + 1) * (g.second + 1) - 1
+    least, last = c.gang_numbers[goal], goal * WAYS + part.ways - 1
+    for attempt in range(3):
+        most = least * (1.0 + (SOON if attempt == 0 else LATER)) if attempt < 2 else limit
+        most = min(most, limit)
+        _follow(c, g, part, limit, most * (1.0 + SLACK))
+        if most == limit or c.gang_ways[last]["cost"] < NEVER:
+            break
 
 
 @stage
@@ -416,6 +479,20 @@ def _move_back(out: CandidateArrays, at: int) -> None:
 
 
 @stage
+def _note_holders(c: Cluster, begin: int, end: int, groups: int) -> None:
+    """Write which servers of a part hold pods of the groups that are tried."""
+    for rank in range(begin, end):
+        c.gang_nodes[rank]["holds"] = 0
+    for j in range(groups):
+        group = c.pods[as_index(c.gang_marks[TRIED + j])]["group"]
+        for rank in range(begin, end):
+            node = node_at(c, as_index(rank))
+            for slot in range(c.nodes[node]["num_pods"]):
+                if c.pods[as_index(c.node_pods[node, slot])]["group"] == group:
+                    c.gang_nodes[rank]["holds"] |= 1 << j
+
+
+@stage
 def _find_groups(c: Cluster, g: Gang, begin: int, end: int) -> int:
     """Write a member of each PodGroup that could lose members on two servers of a part at once.
 
@@ -451,34 +528,19 @@ def _find_groups(c: Cluster, g: Gang, begin: int, end: int) -> int:
                 at -= 1
             c.gang_marks[COUNTED + at], c.gang_marks[TRIED + at] = gpus, pod
             count = min(count + 1, as_index(MAX_PAID))
+    _note_holders(c, begin, end, count)
     return count
 
 
-class Part(NamedTuple):
-    """A part of the network.
-
-    Fields: `begin` and `end` of its servers by block and leaf; `free`, the first place for further
-    options; `ways` that are followed up.
-    """
-
-    begin: int
-    end: int
-    free: int
-    ways: int
-
-
 @stage
-def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, paid: int, w: Workspace) -> None:
+def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, tried: int, w: Workspace) -> None:
     """Search the servers anew that hold members of the groups that are paid for, or of what is closed."""
-    free = part.free
+    free, paid = part.free, as_index(popcount(tried))
     for rank in range(part.begin, part.end):
         node, here = node_at(c, as_index(rank)), c.gang_nodes[rank]
-        holds = False
-        for slot in range(c.nodes[node]["num_pods"]):
+        holds = here["holds"] & tried != 0
+        for slot in range(c.nodes[node]["num_pods"] if c.gang_marks[NUM_CLOSED] > 0 else 0):
             pod = as_index(c.node_pods[node, slot])
-            spec = c.pods[pod]
-            for j in range(paid):
-                holds = holds or (spec["group"] >= 0 and spec["group"] == c.gang_marks[PAID + j])
             for j in range(c.gang_marks[NUM_CLOSED]):
                 holds = holds or falls_under(c, pod, as_index(c.gang_marks[CLOSED + j]))
         if holds and free + OPTIONS_A_NODE <= c.gang_options.shape[0]:
@@ -489,8 +551,8 @@ def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, paid: int, w: W
 
 @stage
 def _take_paid(c: Cluster, groups: int, which: int) -> int:
-    """Write the groups of an attempt to those that are paid for; return how many."""
-    paid = as_index(0)
+    """Write the groups of an attempt to those that are paid for; return them as bits."""
+    paid, tried = as_index(0), as_index(0)
     for j in range(groups):
         if groups <= 3:
             chosen = ((which + 1) >> j) & 1 == 1
@@ -499,7 +561,8 @@ def _take_paid(c: Cluster, groups: int, which: int) -> int:
         if chosen:
             c.gang_marks[PAID + paid] = c.pods[as_index(c.gang_marks[TRIED + j])]["group"]
             paid += 1
-    return paid
+            tried |= 1 << j
+    return tried
 
 
 @kernel
@@ -513,7 +576,7 @@ def _attempt(
     begin, end, capacity = part.begin, part.end, out.cost.shape[0]
     _choose_nodes(c, g, begin, end)
     limit = out.cost[kept - 1] if kept == capacity else NEVER
-    _combine(c, g, begin, end, part.ways, limit)
+    _combine(c, g, part, limit)
     last = ((g.first + 1) * (g.second + 1) - 1) * WAYS
     c.gang_marks[REFUSED], first = -1, as_index(-1)
     for way in range(part.ways):
@@ -549,8 +612,8 @@ def _search_part(
     c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
     while which < attempts:
         if c.gang_marks[NUM_CLOSED] > 0 or which >= 0:
-            paid = _take_paid(c, groups, as_index(which)) if which >= 0 else nobody
-            _search_again(c, costs, g, part, paid, w)
+            tried = _take_paid(c, groups, as_index(which)) if which >= 0 else nobody
+            _search_again(c, costs, g, part, tried, w)
         kept = _attempt(c, costs, g, part, w, out, kept)
         refused = c.gang_marks[REFUSED] >= 0 and (c.gang_marks[VIOLATED] >= 0 or which < 0)
         refused = refused and _close(c, as_index(c.gang_marks[REFUSED]))

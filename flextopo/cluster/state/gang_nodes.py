@@ -77,9 +77,12 @@ def _seat_all(
     cores, taken = c.scratch[0], c.scratch[1]
     free = freed(c, node, slots, cores)
     for size in range(2):
+        members = first if size == 0 else second
+        if members == 0:
+            continue
         gpus, wanted = g.gpus[size], g.cores[size]
         best = best_level(c.models, model, gpus, wanted)
-        for _ in range(first if size == 0 else second):
+        for _ in range(members):
             level, mask = place(c.models, model, free, cores, gpus, wanted, taken)
             if level == NO_FIT or (g.aligned and not is_aligned(level, best)):
                 return -1.0, worst, deficit
@@ -152,14 +155,28 @@ def _add_option(c: Cluster, g: Gang, s: Step, end: int, option: Option) -> int:
     return end
 
 
+class Taken(NamedTuple):
+    """A victim set that suffices.
+
+    Fields: `slots` of the pods that are gone; `depth`, how many victims; `spare_gpus` and `spare_cores`
+    that the members leave free.
+    """
+
+    slots: int
+    depth: int
+    spare_gpus: int
+    spare_cores: int
+
+
 @stage
-def _is_minimal(
-    c: Cluster, costs: Costs, g: Gang, s: Step, depth: int, slots: int, w: Workspace
-) -> bool:
+def _is_minimal(c: Cluster, costs: Costs, g: Gang, s: Step, t: Taken, w: Workspace) -> bool:
     """Say whether the members do not fit on a server with one of the taken pods less."""
     node = node_at(c, s.rank)
-    for j in range(depth - 1):  # without the last one they did not
-        rest = slots & ~(1 << w.eligible[w.path[j]["taken"]]["slot"])
+    for j in range(t.depth - 1):  # without the last one they did not
+        one = w.eligible[w.path[j]["taken"]]
+        if one["gpus"][0] > t.spare_gpus or one["cores"][0] > t.spare_cores:
+            continue
+        rest = t.slots & ~(1 << one["slot"])
         cost, _, _ = _seat_all(c, costs, g, node, rest, s.first, s.second)
         if cost >= 0.0:
             return False
@@ -203,7 +220,8 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
                 if depth == 0:
                     wait_s = max(as_index(0), last_gone_s(c, node, slots) - now)
                 done, total = True, path["cost"] + cost
-                if _is_minimal(c, costs, g, s, depth, slots, w):
+                t = Taken(slots, as_index(depth), as_index(-need_gpus), as_index(-need_cores))
+                if _is_minimal(c, costs, g, s, t, w):
                     option = Option(total, cost, slots, wait_s, level, deficit)
                     end = _add_option(c, g, s, end, option)
         fresh = False
