@@ -23,6 +23,7 @@ from flextopo.cli.terminal import num_workers
 from flextopo.cluster.files import write_whole
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
+from flextopo.cluster.state.schema import NEVER_S
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.workload.config import WorkloadConfig
 from flextopo.cluster.workload.seeds import VALIDATION, take
@@ -55,6 +56,30 @@ class NoArrivals(NoJobs, NoReplicas):
     """Both."""
 
 
+def knowing(pods: Any) -> type[FutureSampler]:
+    """Return a forecast of online demand that is right: what no planner can have.
+
+    Args:
+        pods: POD_DTYPE, all of the tape.
+    """
+
+    class Known(FutureSampler):
+        """Replicas come and go as they will; jobs do as is imagined."""
+
+        def replicas(self, num_futures: int) -> Any:
+            """Return the tape's own, the same in all futures."""
+            known, until_s = self.known, self.known.now_s + self._horizon_s
+            leaves_s = np.where(known.gone, known.now_s, pods["depart_s"][known.rows])
+            leaves_s[known.pods["online"] == 0] = NEVER_S
+            coming = (pods["online"] == 1) & (pods["arrive_s"] > known.now_s)
+            come = pods[coming & (pods["arrive_s"] <= until_s)]
+            of = np.repeat(np.arange(num_futures), len(come))
+            return np.tile(leaves_s, (num_futures, 1)), np.tile(come, num_futures), of
+
+    return Known
+
+
+SEEN = "all, and online demand as it will be"
 DAY = WorkloadConfig()
 FLAT = replace(DAY, daily_amplitude=0.0, half_daily_amplitude=0.0)
 LATE = replace(
@@ -65,6 +90,7 @@ LATE = replace(
 
 PLANNERS: dict[str, VictimSelector] = {
     RULE: RequeueAware(),
+    SEEN: Rollout(samples=FUTURES),
     "all of the model": Rollout(samples=FUTURES),
     "all but the jobs to come": Rollout(samples=FUTURES, futures=NoJobs),
     "all but the hours of online demand": Rollout(samples=FUTURES, workload=FLAT),
@@ -79,9 +105,11 @@ def play(job: tuple[ComparisonConfig, str, int]) -> float:
     """Return the weighted loss of one game."""
     config, name, seed = job
     fleet, planner = find_fleet(config.servers), PLANNERS[name]
+    sim = Simulator(make_tape(config, fleet, seed)[0], fleet, planner.filter, config.scenario)
     if isinstance(planner, Rollout):
         planner = replace(planner, seed=seed)
-    sim = Simulator(make_tape(config, fleet, seed)[0], fleet, planner.filter, config.scenario)
+        if name == SEEN:
+            planner = replace(planner, futures=knowing(sim.state.arrays.pods.copy()))
     sim.play(planner)
     return episode_metrics(sim)["weighted_loss"]
 

@@ -3,10 +3,12 @@
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from kube_objects import (
+    NOW_S,
     budget,
     flextopo,
     full_node,
@@ -14,6 +16,7 @@ from kube_objects import (
     node,
     pod,
     preemptor,
+    read,
     read_record,
 )
 
@@ -23,6 +26,7 @@ from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import load_policy
+from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.runner import (
     MAX_STUCK,
@@ -296,3 +300,22 @@ def test_a_start_in_the_future_counts_as_now() -> None:
     found = decider(documents).decide(ASKING, ["n0"])
     assert {victim.name for victim in found.victims} == {"n0-b6", "n0-b7"}
     assert "batch/n0-b6: priority 100, 1 GPUs, running 0 s" in found.reasons
+
+
+@pytest.mark.parametrize(("late_s", "waits"), [(-20, True), (0, True), (5, True), (120, False)])
+def test_what_is_late_to_go_is_waited_for_and_not_for_ever(late_s: int, waits: bool) -> None:
+    """A node is worked out when something happens there, and its pods' time passes afterwards."""
+    now_s = NOW_S - 60
+    cache = ClusterCache(lambda: now_s)
+    documents = full_node()
+    gone = datetime.fromtimestamp(NOW_S - late_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    documents[2] = pod("n0-b0", "n0", meta={"deletionTimestamp": gone})
+    documents[3] = pod("n0-b1", "n0", meta={"deletionTimestamp": gone})
+    for document in documents:
+        cache.put(read(document))
+    cache.refresh()
+    now_s = NOW_S
+    found = Decider(cache, GREEDY, FALLBACK, budget_s=60.0).decide(ASKING, ["n0"])
+    assert (found.node, found.fallback) == ("n0", "")
+    assert found.wait_s > 0
+    assert bool(found.victims) == (not waits)

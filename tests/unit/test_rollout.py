@@ -181,6 +181,15 @@ def test_another_forecast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (still.depart_s[:, ~known.gone] == NEVER_S).all()
     assert (everything.depart_s < NEVER_S).any()
     assert not len(drawn(forecasts.NoArrivals).arrivals)
+    tape = sim.state.arrays.pods
+    seen = drawn(forecasts.knowing(tape.copy()))
+    come = (tape["online"] == 1) & (tape["arrive_s"] > known.now_s)
+    come &= tape["arrive_s"] <= known.now_s + HORIZON_S
+    in_first = seen.arrivals[: seen.first[1]]
+    assert come.any()
+    assert sorted(in_first["depart_s"][in_first["online"] == 1]) == sorted(tape["depart_s"][come])
+    there = (known.pods["online"] == 1) & ~known.gone
+    assert (seen.depart_s[:, there] == tape["depart_s"][known.rows[there]]).all()
     losses = [
         Rollout(samples=16, futures=kind).branch(sim.state, pod, what)
         for kind in (FutureSampler, forecasts.NoJobs, forecasts.NoReplicas, forecasts.NoArrivals)

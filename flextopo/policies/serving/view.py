@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel
 from flextopo.cluster.scenario import LossWeights
-from flextopo.cluster.state.arrays import PENDING, Cluster, cluster_sizes
+from flextopo.cluster.state.arrays import PENDING, TERMINATING, Cluster, cluster_sizes
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.gang_seats import gang_seats
@@ -33,7 +33,7 @@ from flextopo.cluster.state.storage import allocate_arrays
 from flextopo.cluster.topology.levels import NO_FIT, NetworkLevel
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.policies.serving.node_rows import joined, pack_live, pack_pod
-from flextopo.policies.serving.node_state import Group, NodeResources, NodeState
+from flextopo.policies.serving.node_state import OVERDUE_S, Group, NodeResources, NodeState
 from flextopo.policies.serving.records import PodRecord
 
 Bytes = npt.NDArray[np.uint8]
@@ -279,6 +279,8 @@ def build_view(
         live=np.empty(num_pods, LIVE_DTYPE),
         pdb_left=np.array(around.pdb_left, np.int64),
     )
+    for name, field in TOTALS_FIELDS.items():
+        c.totals[0][name] = field.snapshot.value if field.snapshot else around.totals[name]
     rows = map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores))
     _unpack(c, everything, *rows)
     if gang:
@@ -286,8 +288,6 @@ def build_view(
         c.pods[: len(asking)]["preferred_tier"] = gang.preferred
     if around.groups or gang:
         _fill_groups(c, parts, around.groups)
-    for name, field in TOTALS_FIELDS.items():
-        c.totals[0][name] = field.snapshot.value if field.snapshot else around.totals[name]
     seen = c._replace(nodes=whole, network=gang.whole if gang else c.network)
     return ClusterView(c, around.models, list(nodes), states, parts, seen)
 
@@ -327,9 +327,10 @@ def _unpack(
 
     The first byte says how many preemptors there are.
 
-    Members elsewhere are charged for, and on no node.
+    Members elsewhere are charged for, and on no node. A pod that should be gone by now and is still there
+    is gone in a second, or never if that was long ago: nodes are worked out when something happens there.
     """
-    width, last = 2 * c.cores_free.shape[1], c.nodes.shape[0]
+    width, last, now_s = 2 * c.cores_free.shape[1], c.nodes.shape[0], c.totals[0]["now_s"]
     at, row, node = 1, 0, -1
     while node < last or row < c.pods.shape[0]:
         here = int(packed[0]) if node < 0 else 1
@@ -346,6 +347,9 @@ def _unpack(
             c.pods[pod]["next_member"] = pod  # without a PodGroup it is its own ring
             if 0 <= node < last:
                 c.live[pod]["node"] = node
+            late_s = now_s - c.live[pod]["next_s"]
+            if c.live[pod]["status"] == TERMINATING and late_s >= 0:
+                c.live[pod]["next_s"] = now_s + 1 if late_s <= OVERDUE_S else NEVER_S
         row, node = row + here, node + 1
 
 
