@@ -8,7 +8,8 @@ programme whose state is how many members of each size have a place; each state 
 What the programme adds up is what victims lose, and misalignment inside servers. Waiting and the network
 are priced when a way is complete, and so is a victim group on several servers, which is lost once: groups
 with members on two servers of the part are tried as paid for already, all combinations of up to three,
-else each by itself and the cheapest 2, 3, ... of them together.
+else each by itself and the largest 2, 3, ... of them together, but for those that lose as much as the dearest
+way that is kept.
 
 Bounds: of a part only those servers are put together that are among the cheapest 16 + `WAYS` for some number
 of members, which changes none of the kept ways, since a gang uses 16 servers at most, but for what rounding
@@ -479,27 +480,35 @@ def _move_back(out: CandidateArrays, at: int) -> None:
 
 
 @stage
-def _note_holders(c: Cluster, begin: int, end: int, groups: int) -> None:
-    """Write which servers of a part hold pods of the groups that are tried."""
-    for rank in range(begin, end):
+def _note_holders(c: Cluster, costs: Costs, g: Gang, part: Part, groups: int) -> None:
+    """Write which servers of a part hold pods of the groups that are tried, and what such a group loses at
+    least, in whole GPU-seconds.
+    """
+    priority = c.pods[g.leader]["priority"]
+    for rank in range(part.begin, part.end):
         c.gang_nodes[rank]["holds"] = 0
     for j in range(groups):
-        group = c.pods[as_index(c.gang_marks[TRIED + j])]["group"]
-        for rank in range(begin, end):
+        group, least = c.pods[as_index(c.gang_marks[TRIED + j])]["group"], 2.0**62
+        for rank in range(part.begin, part.end):
             node = node_at(c, as_index(rank))
             for slot in range(c.nodes[node]["num_pods"]):
-                if c.pods[as_index(c.node_pods[node, slot])]["group"] == group:
+                pod = as_index(c.node_pods[node, slot])
+                if c.pods[pod]["group"] == group:
                     c.gang_nodes[rank]["holds"] |= 1 << j
+                    if is_eligible(c, pod, priority):
+                        least = min(least, eviction_cost(c, pod, costs))
+        c.gang_marks[COUNTED + j] = int(least)
 
 
 @stage
-def _find_groups(c: Cluster, g: Gang, begin: int, end: int) -> int:
+def _find_groups(c: Cluster, costs: Costs, g: Gang, part: Part) -> int:
     """Write a member of each PodGroup that could lose members on two servers of a part at once.
 
     Returns:
         How many they are: those that free the most GPUs there, `MAX_PAID` at most.
     """
     count, priority = as_index(0), c.pods[g.leader]["priority"]
+    begin, end = part.begin, part.end
     tier = CLUSTER if end - begin > 1 else SERVER
     for rank in range(begin, end):
         node = node_at(c, as_index(rank))
@@ -528,7 +537,7 @@ def _find_groups(c: Cluster, g: Gang, begin: int, end: int) -> int:
                 at -= 1
             c.gang_marks[COUNTED + at], c.gang_marks[TRIED + at] = gpus, pod
             count = min(count + 1, as_index(MAX_PAID))
-    _note_holders(c, begin, end, count)
+    _note_holders(c, costs, g, part, count)
     return count
 
 
@@ -563,6 +572,25 @@ def _take_paid(c: Cluster, groups: int, which: int) -> int:
             paid += 1
             tried |= 1 << j
     return tried
+
+
+@stage
+def _may_help(c: Cluster, groups: int, which: int, limit: float) -> bool:
+    """Say whether an attempt may find a way that costs less than a limit and that no earlier one has found.
+
+    A group that loses as much alone does not help, and ways without it were found where it was not paid for.
+    """
+    tried, helping, last = 0, 0, False
+    for j in range(groups):
+        if groups <= 3:
+            chosen = ((which + 1) >> j) & 1 == 1
+        else:
+            chosen = j == which if which < groups else j <= which - groups + 1
+        if chosen:
+            last = c.gang_marks[COUNTED + j] < limit
+            tried += 1
+            helping += last
+    return helping == tried or (groups > 3 and last and helping > 1)
 
 
 @kernel
@@ -604,13 +632,18 @@ def _search_part(
         most += here["end"] - here["begin"]
     if most == 0:
         return kept
-    groups = _find_groups(c, g, begin, end)
+    groups = _find_groups(c, costs, g, part)
     attempts = (1 << groups) - 1 if groups <= 3 else 2 * groups - 1
     # First as it is, then with groups that are paid for, and as long as the cheapest way uses up a budget, or
     # more of a PodGroup than that can spare, with that kept to some servers.
     which, before = -1, kept
     c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
     while which < attempts:
+        limit = out.cost[kept - 1] if kept == out.cost.shape[0] else NEVER
+        anew = which >= 0 and c.gang_marks[NUM_CLOSED] == 0
+        if anew and not _may_help(c, groups, as_index(which), limit):
+            which += 1
+            continue
         if c.gang_marks[NUM_CLOSED] > 0 or which >= 0:
             tried = _take_paid(c, groups, as_index(which)) if which >= 0 else nobody
             _search_again(c, costs, g, part, tried, w)
