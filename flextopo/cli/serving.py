@@ -78,6 +78,10 @@ def serve(
     controller: Annotated[
         bool, typer.Option(help="Also evict for pods that kube-scheduler <= 1.37 leaves pending.")
     ] = False,
+    leave_gangs: Annotated[
+        bool,
+        typer.Option(help="Evict nobody for one pod of a gang: a controller elsewhere decides."),
+    ] = False,
     scheduler_name: Annotated[
         list[str] | None,
         typer.Option(help="Scheduler whose pods the controller looks after; may be repeated."),
@@ -121,6 +125,8 @@ def serve(
         raise FlextopoError("--kube with --snapshot; legal: one of them")
     if controller and not kube:
         raise FlextopoError("--controller without --kube; legal: with it")
+    if leave_gangs and not kube:
+        raise FlextopoError("--leave-gangs without --kube; legal: with it")
     bands = read_bands(class_bands)
     with needing("serve"):
         from flextopo.policies.serving.server import Listen, Plan, start
@@ -132,6 +138,7 @@ def serve(
             snapshot=snapshot,
             kube=kube,
             controller=controller,
+            leave_gangs=leave_gangs,
             schedulers=tuple(scheduler_name or ("default-scheduler",)),
             shadow=shadow,
             budget_s=budget_ms / 1000.0,

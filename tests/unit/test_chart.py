@@ -22,7 +22,7 @@ def render(text: str, values: Document) -> str:
         path, wanted, body = match.groups()
         return body if found(path) == (wanted or "True") else ""
 
-    condition = r'\{\{- if (?:eq )?\.([\w.]+)(?: "([^"]*)")? \}\}\n(.*?)\{\{- end \}\}\n'
+    condition = r' *\{\{- if (?:eq )?\.([\w.]+)(?: "([^"]*)")? \}\}\n(.*?) *\{\{- end \}\}\n'
     text = re.sub(condition, kept, text, flags=re.DOTALL)
     text = re.sub(r"\{\{ \.([\w.]+) \}\}", lambda match: found(match[1]), text)
     return re.sub(r"\{\{`(.*?)`\}\}", r"\1", text)
@@ -46,12 +46,25 @@ def by_name(found: list[Document]) -> dict[tuple[str, str], Document]:
 
 def manifests(*folders: str) -> dict[tuple[str, str], Document]:
     """Return the objects of some folders as kustomize would, less the release's namespace and the CRD."""
+    every = documents(*folders)
     found = [
         entry
-        for entry in documents(*folders)
+        for entry in every
         if entry["kind"] != "Kustomization"
         and (entry["kind"], entry["metadata"]["name"]) != ("Namespace", "flextopo-system")
     ]
+    patches = [patch for entry in every for patch in entry.get("patches", ())]
+    for patch in patches:
+        target = {"kind": patch["target"]["kind"], "name": patch["target"]["name"]}
+        (entry,) = (
+            one for one in found if {"kind": one["kind"], "name": one["metadata"]["name"]} == target
+        )
+        (change,) = yaml.safe_load(patch["patch"])
+        assert (change["op"], change["path"]) == (
+            "add",
+            "/spec/template/spec/containers/0/args/-",
+        )
+        entry["spec"]["template"]["spec"]["containers"][0]["args"].append(change["value"])
     for entry in found:
         entry["metadata"].setdefault("labels", {})["app.kubernetes.io/name"] = "flextopo"
         if entry["kind"] in ("Deployment", "DaemonSet"):

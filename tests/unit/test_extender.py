@@ -26,11 +26,12 @@ def make_extender(
     *,
     shadow: bool = False,
     selector: VictimSelector | None = None,
+    leave_gangs: bool = False,
 ) -> Extender:
     telemetry = Telemetry(cache, write=(lines if lines is not None else []).append)
     selector = selector or make_selector("greedy-cost")
     decider = Decider(cache, selector, make_selector("flextopo-best-effort"), budget_s=60)
-    return Extender(decider, telemetry, shadow)
+    return Extender(decider, telemetry, shadow, leave_gangs=leave_gangs)
 
 
 def ask(extender: Extender, verb: str, body: Any) -> Any:
@@ -345,3 +346,42 @@ def test_shadow_answers_what_came_and_logs_both() -> None:
     # Nothing is refused either.
     names = nodes_request(["n0"], preemptor(2))
     assert ask(extender, "filter", names)["NodeNames"] == ["n0"]
+
+
+GANG = {"kueue.x-k8s.io/pod-group-name": "llm"}
+TOLD = {"kueue.x-k8s.io/pod-group-total-count": "2"}
+
+
+@pytest.mark.parametrize(
+    ("others", "asking", "left"),
+    [
+        ([{}], {}, True),  # both are there
+        ([], {}, True),  # one is still to come
+        ([{"priority": 900}], {}, False),  # members differ: no controller decides about them
+        ([{"node": "n1"}, {"node": "n1"}], {}, False),  # as many as must run together do
+        ([{}], {"labels": {}}, False),  # one alone
+        ([{}], {"requirement": "none"}, False),  # not online
+    ],
+)
+def test_nobody_is_evicted_for_one_of_a_gang_where_a_controller_decides_about_it(
+    others: list[dict[str, Any]], asking: dict[str, Any], left: bool
+) -> None:
+    """kube-scheduler asks about one pod at a time: its choice for the first may leave no place for the second."""
+    request = preemptor(2, asking.get("requirement", "guaranteed"), annotations=TOLD)
+    request["metadata"]["labels"] = asking.get("labels", GANG)
+    documents = [*full_node("n0"), *full_node("n1", 0), request]
+    for i, other in enumerate(others):
+        change = dict(other)
+        bound = change.pop("node", None)
+        one = preemptor(2, name=f"other-{i}", annotations=TOLD, **change)
+        one["metadata"]["labels"] = GANG
+        if bound:
+            one["spec"]["nodeName"], one["status"]["phase"] = bound, "Running"
+        documents.append(one)
+    body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, request)
+    for leave_gangs in (True, False):
+        lines: list[bytes] = []
+        extender = make_extender(make_cache(documents), lines, leave_gangs=leave_gangs)
+        answer = ask(extender, "preempt", body)["NodeNameToMetaVictims"]
+        assert bool(answer) == (not left or not leave_gangs)
+        assert (b"a controller decides" in b"".join(lines)) == (left and leave_gangs)

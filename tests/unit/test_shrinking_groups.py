@@ -291,3 +291,28 @@ def test_members_that_are_done_count_in_imagined_futures() -> None:
             assert own < losses[i] < 3 * own  # which the two others alone come to, with it
     known = InformationState.of(sim)
     assert set(known.pods["min_members"][known.pods["group"] == 3].tolist()) == {2}
+
+
+@pytest.mark.parametrize("important", [False, True])
+def test_a_group_is_lost_once_whoever_of_it_may_not_go(important: bool) -> None:
+    """Evicting one of it on two servers costs no more than on one, be its first member safe or not."""
+    pods = [
+        Pod(0, "b0", 4, 28, 2000 if important else 100, group=0),
+        Pod(1, "b1", 4, 28, 100, checkpoint_s=900),
+        Pod(2, "b2", 4, 28, 100, group=0),
+        Pod(3, "b3", 4, 28, 100, checkpoint_s=900),
+        Pod(4, "b4", 8, 56, 100, checkpoint_s=900),
+        Pod(5, "g0", 8, 56, 1000, online=True, group=9),
+        Pod(6, "g1", 4, 28, 1000, online=True, group=9),
+    ]
+    on_one_leaf = Network((0,) * 3, (0,) * 3)
+    cluster = ClusterState.from_pods(
+        (preset("a100"),), (0,) * 3, pods, now_s=10**5, network=on_one_leaf
+    )
+    for pod, node in enumerate((0, 0, 1, 1, 2)):
+        cluster.start(pod, node)
+        cluster.arrays.live[pod]["since_s"] = 10**5 - (899 if pod in (1, 3) else 5000)
+    best = cluster.candidates(pods[5], False, 64)[0]
+    seated = cluster.gang_candidate(pods[5], {5: 2, 6: 1}, (4, 2))
+    assert seated is not None
+    assert best.cost_gpu_s <= cluster.cost_of(seated, pods[5])

@@ -6,10 +6,10 @@ programme whose state is how many members of each size have a place; each state 
 `WAYS`. That goes over each leaf, each block and the cluster, as far as the gang may be spread.
 
 What the programme adds up is what victims lose, and misalignment inside servers. Waiting and the network
-are priced when a way is complete, and so is a victim group on several servers, which is lost once: groups
+are priced when a way is complete, so that of ways alike but for these the best may be left out; and so is a victim group on several servers, which is lost once: groups
 with members on two servers of the part are tried as paid for already, all combinations of up to three,
-else each by itself and the largest 2, 3, ... of them together, but for those that lose as much as the dearest
-way that is kept.
+else each by itself and the largest 2, 3, ... of them together; without budgets those are left out that lose as
+much as the dearest way that is kept.
 
 Bounds: of a part only those servers are put together that are among the cheapest 16 + `WAYS` for some number
 of members, which changes none of the kept ways, since a gang uses 16 servers at most, but for what rounding
@@ -522,7 +522,7 @@ def _find_groups(c: Cluster, costs: Costs, g: Gang, part: Part) -> int:
                 if there >= 0 and c.gang_nodes[there]["part"] == begin:
                     gpus += c.pods[other]["gpus"]
                     elsewhere = elsewhere or there != node
-                    is_first = is_first and other >= pod
+                    is_first = is_first and (other >= pod or not is_eligible(c, other, priority))
                 other = as_index(c.pods[other]["next_member"])
                 if other == pod:
                     break
@@ -579,6 +579,7 @@ def _may_help(c: Cluster, groups: int, which: int, limit: float) -> bool:
     """Say whether an attempt may find a way that costs less than a limit and that no earlier one has found.
 
     A group that loses as much alone does not help, and ways without it were found where it was not paid for.
+    With disruption budgets that does not hold: an attempt keeps them to some servers and searches again.
     """
     tried, helping, last = 0, 0, False
     for j in range(groups):
@@ -640,8 +641,7 @@ def _search_part(
     c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
     while which < attempts:
         limit = out.cost[kept - 1] if kept == out.cost.shape[0] else NEVER
-        anew = which >= 0 and c.gang_marks[NUM_CLOSED] == 0
-        if anew and not _may_help(c, groups, as_index(which), limit):
+        if which >= 0 and len(c.pdb_left) == 0 and not _may_help(c, groups, which, limit):
             which += 1
             continue
         if c.gang_marks[NUM_CLOSED] > 0 or which >= 0:

@@ -16,6 +16,7 @@ from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.levels import LEVELS, NO_FIT, POINTS, AlignmentLevel, level_deficit
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
+from flextopo.policies.serving.gangs import starts_with_others
 from flextopo.policies.serving.guards import short_of, together
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.outcomes import Outcomes
@@ -42,12 +43,14 @@ class Extender:
         telemetry: counts and logs.
         shadow: decide and log, and answer the victims that proposed.
         outcomes: follows what becomes of evictions, where there is a watch.
+        leave_gangs: a controller decides about pods that start together; nobody is evicted for one alone.
     """
 
     decider: Decider
     telemetry: Telemetry
     shadow: bool = False
     outcomes: Outcomes | None = None
+    leave_gangs: bool = False
 
     def preempt(self, body: bytes) -> bytes:
         """Choose whom to evict.
@@ -122,6 +125,8 @@ class Extender:
             return Decision(
                 None, reasons=("where pods are that were just let in is about to be known",)
             )
+        if self.leave_gangs and starts_with_others(self.decider.cache, preemptor):
+            return Decision(None, reasons=("a controller decides about all of its gang together",))
         return self.decider.decide(preemptor, proposed, proposed)
 
     def _that_stand(self, preemptor: PodRecord, proposed: ProposedVictims) -> bytes:

@@ -147,6 +147,14 @@ def gather(cache: ClusterCache, pod: PodRecord) -> Preemptors:
     return replace(alone, members=members, group=pod.group, size=len(pods), need=need)
 
 
+def starts_with_others(cache: ClusterCache, pod: PodRecord) -> bool:
+    """Say whether a pending pod is one of a gang that is decided about together: see `gather`."""
+    gang = gather(cache, pod)
+    if not pod.online or not gang.group:
+        return False
+    return not gang.members or gang.why_not(lambda _: True)[0] != UNLIKE
+
+
 class Layout(NamedTuple):
     """Where nodes hang for one gang, and what it asks of that.
 

@@ -76,6 +76,7 @@ class Plan:
         snapshot: file that stands for the cluster.
         kube: watch a real cluster.
         controller: also evict for pods that kube-scheduler leaves pending, and wake those that fit.
+        leave_gangs: a controller, this one or another, decides about pods that start together.
         schedulers: names of the schedulers whose pods the controller looks after.
         shadow: decide and log, and change nothing.
         budget_s: time of the selector for one decision.
@@ -87,6 +88,7 @@ class Plan:
     snapshot: Path | None = None
     kube: bool = False
     controller: bool = False
+    leave_gangs: bool = False
     schedulers: Sequence[str] = ("default-scheduler",)
     shadow: bool = False
     budget_s: float = 0.2
@@ -117,7 +119,8 @@ def start(plan: Plan, listen: Listen) -> None:
     tasks: list[Task] = []
     if plan.kube:
         outcomes = Outcomes(decider, telemetry.ended)
-        service.extender = Extender(decider, telemetry, plan.shadow, outcomes)
+        leave_gangs = plan.controller or plan.leave_gangs
+        service.extender = Extender(decider, telemetry, plan.shadow, outcomes, leave_gangs)
         tasks = _follow(plan, decider, service, outcomes)
     warm_up(decider)
     keep_memory()
