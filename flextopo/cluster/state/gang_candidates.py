@@ -6,10 +6,10 @@ programme whose state is how many members of each size have a place; each state 
 `WAYS`. That goes over each leaf, each block and the cluster, as far as the gang may be spread.
 
 What the programme adds up is what victims lose, and misalignment inside servers. Waiting and the network
-are priced when a way is complete, so that of ways alike but for these the best may be left out; and so is a victim group on several servers, which is lost once: groups
-with members on two servers of the part are tried as paid for already, all combinations of up to three,
-else each by itself and the largest 2, 3, ... of them together; without budgets those are left out that lose as
-much as the dearest way that is kept.
+are priced when a way is complete, so that of ways alike but for these the best may be left out; and so is a
+victim group on several servers, which is lost once: groups with members on two servers of the part are tried
+as paid for already, all combinations of up to three, else each by itself and the largest 2, 3, ... of them
+together; without budgets those are left out that lose as much as the dearest way that is kept.
 
 Bounds: of a part only those servers are put together that are among the cheapest 16 + `WAYS` for some number
 of members, which changes none of the kept ways, since a gang uses 16 servers at most, but for what rounding
@@ -25,11 +25,8 @@ found is perhaps not the cheapest, and where several budgets bind on several ser
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from flextopo.cluster.jit.kernels import kernel, lowest_bit, popcount, stage, with_network
 from flextopo.cluster.state.arrays import (
-    KEPT_NODES,
     OPTIONS_A_NODE,
     WAYS,
     Cluster,
@@ -61,6 +58,7 @@ from flextopo.cluster.state.gang_nodes import (
     falls_under,
     search_node,
 )
+from flextopo.cluster.state.gang_ways import Part, choose_nodes, combine
 from flextopo.cluster.state.gangs import (
     Gang,
     gang_of,
@@ -82,215 +80,6 @@ from flextopo.cluster.state.loss import (
 )
 from flextopo.cluster.state.schema import MAX_MEMBERS
 from flextopo.cluster.topology.levels import CLUSTER, LEAF, SERVER
-
-LARGE_PART = 64
-"""Servers of a part from which on dear ones are left out even where only rounding tells them apart."""
-
-ROUNDING = 1e-12
-"""Rounding changes what a way costs by less than this part of the dearest option."""
-
-SOON, LATER = 0.001, 0.02
-"""By what part of what the cheapest way costs those may cost more that are followed up at first, and if they
-are too few, next."""
-
-SLACK = 1e-9
-"""By more than this part sums of the same options in another order do not differ."""
-
-
-class Part(NamedTuple):
-    """A part of the network.
-
-    Fields: `begin` and `end` of its servers by block and leaf; `free`, the first place for further
-    options; `ways` that are followed up.
-    """
-
-    begin: int
-    end: int
-    free: int
-    ways: int
-
-
-class Way(NamedTuple):
-    """A way to place some members: what it costs, its last option, and the trail before it."""
-
-    cost: float
-    option: int
-    before: int
-
-
-@stage
-def _push(c: Cluster, state: int, ways: int, way: Way, used: int) -> int:
-    """Keep a way of a state, which is among its cheapest; return how long the trail is."""
-    base = state * WAYS
-    at = base + ways - 1
-    while at > base and c.gang_ways[at - 1]["cost"] > way.cost:
-        c.gang_ways[at]["cost"] = c.gang_ways[at - 1]["cost"]
-        c.gang_ways[at]["trail"] = c.gang_ways[at - 1]["trail"]
-        at -= 1
-    c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = way.cost, used
-    c.gang_trail[used]["option"], c.gang_trail[used]["before"] = way.option, way.before
-    return used + 1
-
-
-@stage
-def _are_told_apart(c: Cluster, states: int, dearest: float) -> bool:
-    """Say whether the servers left out are dearer than those kept, however sums are rounded.
-
-    One that costs nothing changes no sum; of ways that cost the same the one with the first servers is kept.
-    """
-    for state in range(states):
-        last = (state + 1) * KEPT_NODES - 1  # all but this one are enough
-        most, before = c.gang_top[last]["cost"], c.gang_top[last - 1]["cost"]
-        if before > 0.0 and most < NEVER and most - before <= ROUNDING * dearest:
-            return False
-    return True
-
-
-@kernel
-def _choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
-    """Mark the servers of a part that its cheapest ways can use: see the bounds above."""
-    for rank in range(begin, end):
-        c.gang_nodes[rank]["used"] = 1
-    if end - begin <= KEPT_NODES:
-        return
-    states, dearest = (g.first + 1) * (g.second + 1), 0.0
-    for at in range(states * KEPT_NODES):
-        c.gang_top[at]["cost"], c.gang_top[at]["rank"] = NEVER, -1
-    for rank in range(begin, end):
-        here, last = c.gang_nodes[rank], -1
-        for at in range(here["begin"], here["end"]):
-            option = c.gang_options[at]
-            step = option["first"] * (g.second + 1) + option["second"]
-            if option["cost"] < NEVER:
-                dearest = max(dearest, option["cost"])
-            if step == last:  # the first of a step is its cheapest
-                continue
-            last = step
-            base = last * KEPT_NODES
-            place_ = base + KEPT_NODES - 1
-            if option["cost"] >= c.gang_top[place_]["cost"]:
-                continue
-            while place_ > base and c.gang_top[place_ - 1]["cost"] > option["cost"]:
-                before = c.gang_top[place_ - 1]
-                c.gang_top[place_]["cost"], c.gang_top[place_]["rank"] = (
-                    before["cost"],
-                    before["rank"],
-                )
-                place_ -= 1
-            c.gang_top[place_]["cost"], c.gang_top[place_]["rank"] = option["cost"], rank
-    if end - begin <= LARGE_PART and not _are_told_apart(c, states, dearest):
-        return
-    for rank in range(begin, end):
-        c.gang_nodes[rank]["used"] = 0
-    for at in range(states * KEPT_NODES):
-        if c.gang_top[at]["rank"] >= 0:
-            c.gang_nodes[c.gang_top[at]["rank"]]["used"] = 1
-
-
-@stage
-def _price_rest(c: Cluster, g: Gang, begin: int, end: int) -> None:
-    """Write what the chosen servers of a part from each one on ask at least for members without a place.
-
-    Row i of `gang_numbers` has it for those from the i-th on, by how many members of each size are left to
-    them; the last row is that of none.
-    """
-    stride, states, row = g.second + 1, (g.first + 1) * (g.second + 1), as_index(0)
-    for rank in range(begin, end):
-        row += c.gang_nodes[rank]["used"]
-    for state in range(states):
-        c.gang_numbers[row * states + state] = NEVER if state > 0 else 0.0
-    for back in range(end - begin):
-        here = c.gang_nodes[end - 1 - back]
-        if here["used"] == 0:
-            continue
-        row -= 1
-        these, later = as_index(row * states), as_index((row + 1) * states)
-        for state in range(states):
-            c.gang_numbers[these + state] = c.gang_numbers[later + state]
-        for at in range(here["begin"], here["end"]):
-            added, first, second = (
-                c.gang_options[at]["cost"],
-                as_index(c.gang_options[at]["first"]),
-                as_index(c.gang_options[at]["second"]),
-            )
-            for left in range(first, g.first + 1):
-                to, from_ = these + left * stride, later + (left - first) * stride
-                for other in range(g.second + 1 - second):
-                    cost = added + c.gang_numbers[from_ + other]
-                    at_ = to + second + other
-                    c.gang_numbers[at_] = min(c.gang_numbers[at_], cost)
-
-
-class Bounds(NamedTuple):
-    """What a way that is followed up may cost: below the `limit`, and with its rest `most`."""
-
-    limit: float
-    most: float
-
-
-@stage
-def _extend(c: Cluster, at: int, before: int, state: int, ways: int, b: Bounds, used: int) -> int:
-    """Reach a state from another by an option; return how long the trail is.
-
-    What the members without a place cost at least is taken off `most` already.
-    """
-    last, added = state * WAYS + ways - 1, c.gang_options[at]["cost"]
-    for way in range(ways):
-        so_far = c.gang_ways[before * WAYS + way]
-        cost = so_far["cost"] + added
-        # Those to come cost no less.
-        if cost >= b.limit or cost > b.most or cost >= c.gang_ways[last]["cost"]:
-            break
-        if used == c.gang_trail.shape[0]:
-            break
-        used = _push(c, state, ways, Way(cost, at, as_index(so_far["trail"])), used)
-    return used
-
-
-@stage
-def _follow(c: Cluster, g: Gang, part: Part, limit: float, most: float) -> None:
-    """Put the options of the chosen servers of a part together, to ways that cost `most` at most."""
-    stride, states = g.second + 1, (g.first + 1) * (g.second + 1)
-    for at in range(states * WAYS):
-        c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = NEVER, -1
-    c.gang_ways[0]["cost"] = 0.0
-    used, row, goal = as_index(0), as_index(0), states - 1
-    for rank in range(part.begin, part.end):
-        here = c.gang_nodes[rank]
-        if here["used"] == 0:
-            continue
-        row += states  # of the servers behind this one
-        for back in range(1, states):  # those that this server reaches come before
-            before = as_index(goal - back)
-            so_far = c.gang_ways[before * WAYS]["cost"]
-            if so_far + c.gang_numbers[row - states + back] > most:
-                continue
-            first, second = before // stride, before % stride
-            for at in range(here["begin"], here["end"]):
-                option = c.gang_options[at]
-                if first + option["first"] > g.first or second + option["second"] > g.second:
-                    continue
-                state = as_index(before + option["first"] * stride + option["second"])
-                b = Bounds(limit, most - c.gang_numbers[row + goal - state])
-                used = _extend(c, as_index(at), before, state, part.ways, b, used)
-
-
-@kernel
-def _combine(c: Cluster, g: Gang, part: Part, limit: float) -> None:
-    """Put the options of the chosen servers of a part together: `gang_ways` gets the cheapest.
-
-    Nothing that cannot but cost the limit is followed up. First those are sought that cost little more
-    than the cheapest; with enough of them none is missed.
-    """
-    _price_rest(c, g, part.begin, part.end)
-    goal = (g.first + 1) * (g.second + 1) - 1
-    least, last = c.gang_numbers[goal], goal * WAYS + part.ways - 1
-    for attempt in range(3):
-        most = least * (1.0 + (SOON if attempt == 0 else LATER)) if attempt < 2 else limit
-        most = min(most, limit)
-        _follow(c, g, part, limit, most * (1.0 + SLACK))
-        if most == limit or c.gang_ways[last]["cost"] < NEVER:
-            break
 
 
 @stage
@@ -603,9 +392,9 @@ def _attempt(
     `REFUSED` in `gang_marks` gets the cheapest way if it uses up what others could have, else -1.
     """
     begin, end, capacity = part.begin, part.end, out.cost.shape[0]
-    _choose_nodes(c, g, begin, end)
+    choose_nodes(c, g, begin, end)
     limit = out.cost[kept - 1] if kept == capacity else NEVER
-    _combine(c, g, part, limit)
+    combine(c, g, part, limit)
     last = ((g.first + 1) * (g.second + 1) - 1) * WAYS
     c.gang_marks[REFUSED], first = -1, as_index(-1)
     for way in range(part.ways):
