@@ -71,7 +71,7 @@ def find_fleet(servers: str | Fleet) -> Fleet:
     if isinstance(servers, Fleet):
         return servers
     words = (word.strip().removesuffix(ISLANDS) for word in re.split("[,*@]", servers))
-    return _read_fleet(servers, *(_state_of(word) for word in words if Path(word).is_file()))
+    return _read_fleet(servers, *map(_state_of, words))
 
 
 def servers_text(servers: str | Fleet) -> str:
@@ -87,7 +87,7 @@ def _state_of(path: str) -> tuple[str, int, int]:
     place = Path(path).absolute()
     try:
         found = place.stat()
-    except OSError:
+    except (OSError, ValueError):  # no file, or a word that cannot be the name of one
         return str(place), 0, 0
     return str(place), found.st_mtime_ns, found.st_size
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flextopo.cluster.errors import TopologyError, UnknownNameError
+from flextopo.cluster.errors import FlextopoError, TopologyError, UnknownNameError
 from flextopo.cluster.topology.captures.load import TopologyWarning
 from flextopo.cluster.topology.flextopo import build_graph
 from flextopo.cluster.topology.levels import NetworkLevel
@@ -14,6 +14,7 @@ from flextopo.cluster.topology.model import Fleet, ServerModel, preset
 from flextopo.cluster.topology.network import MAX_SERVERS, Network
 from flextopo.cluster.topology.resource import write_resource
 from flextopo.cluster.topology.servers import check_servers, parse_servers
+from flextopo.train.compare import find_fleet
 
 RTX, A100 = preset("rtx4090"), preset("a100")
 SMALL = ServerModel("small", (0,), (0,), (4,), gpu_name="T4")
@@ -140,3 +141,11 @@ def test_a_network_that_is_none_is_refused() -> None:
         parse_servers("8*a100@leaf5")
     with pytest.raises(TopologyError, match="leaf 0 is in block 0 and in block 1"):
         Network((0, 0), (0, 1))
+
+
+@pytest.mark.parametrize("text", ["a" * 300, f"2*rtx4090@{'q' * 400}", f"2*./{'c' * 400}", "x\0y"])
+def test_a_word_that_cannot_be_a_file_is_told_in_one_sentence(text: str) -> None:
+    with pytest.raises(FlextopoError, match="legal: "):
+        parse_servers(text)
+    with pytest.raises(FlextopoError, match="legal: "):
+        find_fleet(text)

@@ -25,7 +25,14 @@ found is perhaps not the cheapest, and where several budgets bind on several ser
 
 from __future__ import annotations
 
-from flextopo.cluster.jit.kernels import kernel, lowest_bit, popcount, stage, with_network
+from flextopo.cluster.jit.kernels import (
+    inlined,
+    kernel,
+    lowest_bit,
+    popcount,
+    stage,
+    with_network,
+)
 from flextopo.cluster.state.arrays import (
     OPTIONS_A_NODE,
     WAYS,
@@ -347,16 +354,20 @@ def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, tried: int, w: 
             here["end"] = free
 
 
+@inlined
+def _is_paid(j: int, groups: int, which: int) -> bool:
+    """Say whether an attempt has a group paid for: all combinations of three, of more each and the first ones."""
+    if groups <= 3:
+        return bool(((which + 1) >> j) & 1 == 1)
+    return bool(j == which if which < groups else j <= which - groups + 1)
+
+
 @stage
 def _take_paid(c: Cluster, groups: int, which: int) -> int:
     """Write the groups of an attempt to those that are paid for; return them as bits."""
     paid, tried = as_index(0), as_index(0)
     for j in range(groups):
-        if groups <= 3:
-            chosen = ((which + 1) >> j) & 1 == 1
-        else:
-            chosen = j == which if which < groups else j <= which - groups + 1
-        if chosen:
+        if _is_paid(j, groups, which):
             c.gang_marks[PAID + paid] = c.pods[as_index(c.gang_marks[TRIED + j])]["group"]
             paid += 1
             tried |= 1 << j
@@ -372,11 +383,7 @@ def _may_help(c: Cluster, groups: int, which: int, limit: float) -> bool:
     """
     tried, helping, last = 0, 0, False
     for j in range(groups):
-        if groups <= 3:
-            chosen = ((which + 1) >> j) & 1 == 1
-        else:
-            chosen = j == which if which < groups else j <= which - groups + 1
-        if chosen:
+        if _is_paid(j, groups, which):
             last = c.gang_marks[COUNTED + j] < limit
             tried += 1
             helping += last

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import replace
-from pathlib import Path
+from os.path import isfile  # of a word that is too long for a name it says no, where Path raises
 
 from flextopo.cluster.errors import TopologyError, UnknownNameError
 from flextopo.cluster.topology.captures.load import TopologyWarning, load_server
@@ -85,7 +85,7 @@ def _server(name: str) -> ServerModel:
         return preset(name)
     name = name.removesuffix(ISLANDS)
     # A word without ending or folder is meant as a name, unless there is such a file.
-    if not re.search(r"[./\\]", name) and not Path(name).is_file():
+    if not re.search(r"[./\\]", name) and not isfile(name):
         raise UnknownNameError("server", name, [*PRESETS, "the path of a file"])
     model, assumed = load_server(name, islands=islands)
     for warning in assumed:
@@ -96,7 +96,7 @@ def _server(name: str) -> ServerModel:
 def _network(name: str, servers: int) -> Network:
     if name in NETWORKS:
         return network_preset(name, servers)
-    if not re.search(r"[./\\]", name) and not Path(name).is_file():
+    if not re.search(r"[./\\]", name) and not isfile(name):
         raise UnknownNameError("network", name, [*NETWORKS, "the path of a file"])
     network, assumed = read_network(name, servers)
     for warning in assumed:
