@@ -8,6 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -30,13 +31,6 @@ class VictimPod(msgspec.Struct, gc=False):
     metadata: VictimMeta
 
 
-class Victims(msgspec.Struct, gc=False):
-    """Victims of a node; unset where the key is missing, or written in another case."""
-
-    Pods: list[VictimPod] | msgspec.UnsetType | None = msgspec.UNSET
-    NumPDBViolations: int = 0
-
-
 class MetaPod(msgspec.Struct, gc=False):
     """A victim as it is sent with node cache, and as it is answered."""
 
@@ -44,9 +38,19 @@ class MetaPod(msgspec.Struct, gc=False):
 
 
 class MetaVictims(msgspec.Struct, gc=False):
-    """Victims of a node by uid; unset as above."""
+    """Victims of a node by uid, as they are answered."""
 
-    Pods: list[MetaPod] | msgspec.UnsetType | None = msgspec.UNSET
+    Pods: list[MetaPod]
+    NumPDBViolations: int = 0
+
+
+class Victims(msgspec.Struct, gc=False):
+    """Victims of a node as they come, of either kind: a decision reads those of a node or two of hundreds.
+
+    Without `Pods` the key is missing, or written in another case.
+    """
+
+    Pods: msgspec.Raw = msgspec.Raw()
     NumPDBViolations: int = 0
 
 
@@ -55,7 +59,7 @@ class PreemptRequest(msgspec.Struct):
 
     Pod: PodObject
     NodeNameToVictims: dict[str, Victims | None] | None = None
-    NodeNameToMetaVictims: dict[str, MetaVictims | None] | None = None
+    NodeNameToMetaVictims: dict[str, Victims | None] | None = None
 
 
 class NodeList(msgspec.Struct):
@@ -87,7 +91,9 @@ class Named(msgspec.Struct):
 _PREEMPT = msgspec.json.Decoder(PreemptRequest)
 _NODES = msgspec.json.Decoder(NodesRequest)
 _NAMED = msgspec.json.Decoder(Named)
-_META_UID, _WHOLE_UID = attrgetter("UID"), attrgetter("metadata.uid")
+_META = msgspec.json.Decoder(list[MetaPod] | None), attrgetter("UID")
+_WHOLE = msgspec.json.Decoder(list[VictimPod] | None), attrgetter("metadata.uid")
+_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TOP = ("Pod", "NodeNameToVictims", "NodeNameToMetaVictims", "Nodes", "NodeNames")
 
 
@@ -100,14 +106,21 @@ class ProposedVictims(Mapping[str, list[str]]):
 
     def __init__(self, request: PreemptRequest) -> None:
         by_uid = request.NodeNameToMetaVictims
-        self._uid = _META_UID if by_uid else _WHOLE_UID
-        self._victims: Mapping[str, MetaVictims | Victims | None]
+        self._decoder, self._uid = _META if by_uid else _WHOLE
         self._victims = by_uid or request.NodeNameToVictims or {}
 
     def __getitem__(self, name: str) -> list[str]:
-        """Return the uids of a node's victims."""
+        """Return the uids of a node's victims.
+
+        Raises:
+            ObjectError: they are no victims.
+        """
         victims = self._victims[name]
-        return list(map(self._uid, (victims and victims.Pods) or ()))
+        try:
+            pods = self._decoder.decode(victims.Pods) if victims else None
+        except _ERRORS as error:
+            raise ObjectError(f"body: victims of node {name!r}: {error}") from None
+        return list(map(self._uid, pods or ()))
 
     def __iter__(self) -> Iterator[str]:
         """Return the names of the nodes."""
@@ -169,24 +182,23 @@ def decode_nodes(body: bytes) -> NodesRequest:
 
 def _is_complete(request: PreemptRequest) -> bool:
     maps = (request.NodeNameToVictims, request.NodeNameToMetaVictims)
-    pods = [entry.Pods for some in maps for entry in (some or {}).values() if entry is not None]
-    return any(some is not None for some in maps) and msgspec.UNSET not in pods
+    entries = chain.from_iterable(some.values() for some in maps if some)
+    return maps != (None, None) and all([entry is None or entry.Pods for entry in entries])
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes, complete: Callable[[T], bool]) -> T:
     """Decode a body; where something is missing, look for keys in another case, as Go does."""
-    errors = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
     try:
         found = decoder.decode(body)
         if complete(found):
             return found
-    except errors as error:
+    except _ERRORS as error:
         if "missing required field" not in str(error):
             raise ObjectError(f"body: {error}") from None
     try:
         document = msgspec.json.decode(body)
         return msgspec.json.decode(msgspec.json.encode(_in_go_case(document)), type=decoder.type)
-    except errors as error:
+    except _ERRORS as error:
         raise ObjectError(f"body: {error}") from None
 
 
