@@ -340,7 +340,7 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
     asking = read_record(preemptor(8))
 
     def cost(cache: ClusterCache, name: str = "n0") -> dict[str, float]:
-        view = cache.view(asking, {name: cache.nodes.states[name]}, worst_case=False)
+        view = cache.view(asking, cache.states_of([name], asking), worst_case=False)
         rows = {p.name: p.index for p in view.pods_on(0)}
         everyone = view.candidate(0, list(rows.values()), view.preemptor)
         assert everyone is not None
@@ -374,6 +374,12 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
         expected = alone if whole else spare
         found = cost(make_cache([*documents, told]))["batch/a"]
         assert found == pytest.approx(expected["batch/a"])
+    # Somebody else is to come to the node, after the preemptor: its members count once all the same.
+    promised = make_cache(documents)
+    low = read_record(pod("low", gpus=1, priority=0, meta={"uid": "low"}))
+    promised.reservations.answer(low, "n0", [])
+    assert promised.states_of(["n0"], asking)["n0"] is not promised.nodes.states["n0"]
+    assert cost(promised) == alone
 
 
 @pytest.mark.parametrize(
@@ -388,3 +394,26 @@ def test_a_pod_group_that_says_nothing_sensible_says_nothing(spec: Any) -> None:
     odd = read({"kind": "PodGroup", "metadata": {"name": "g", "namespace": "n"}, "spec": spec})
     assert isinstance(odd, PodGroupObject)
     assert (odd.least, odd.topology, odd.stops_whole) == (None, (), False)
+
+
+def test_the_other_nodes_of_a_view_are_those_that_are_not_in_it() -> None:
+    documents = [full_node(f"n{i}", count=i + 1) for i in range(6)]
+    cache = make_cache([document for documents_of in documents for document in documents_of])
+    asking = read_record(preemptor(2))
+
+    def others(*names: str) -> list[int]:
+        nodes = cache.states_of(names, asking)
+        view = cache.view(asking, nodes, worst_case=False)
+        return sorted(view.whole.nodes["num_pods"][len(nodes) :].tolist())
+
+    assert others("n1", "n4") == [1, 3, 4, 6]
+    # One that changes keeps its row; one as the preemptor finds it, which is in no table, is left out too.
+    cache.put(read(pod("more", "n0", priority=1, cpu="1")))
+    low = read_record(pod("low", gpus=1, priority=0, meta={"uid": "low"}))
+    cache.reservations.answer(low, "n4", [])
+    assert others("n1", "n4") == [2, 3, 4, 6]
+    # States from before a node was gone do not know the rows of today.
+    old = cache.states_of(["n0", "n3"], asking)
+    cache.remove(read(node("n0")))
+    view = cache.view(asking, old, worst_case=False)
+    assert sorted(view.whole.nodes["num_pods"][2:].tolist()) == [2, 3, 6, 6]

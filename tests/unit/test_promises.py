@@ -249,7 +249,7 @@ def test_each_promise_ends_in_its_time() -> None:
     promises.keep(low.uid, "n2")
     now_s[0] = 5.0
     promises.answer(low, "n0", ["w"])
-    assert promises.least_priority("n0") == 1
+    assert promises.least["n0"] == 1
     promises.expire()
     assert [*promises.coming_to("n1", "")] == []
     assert not promises._let_in
@@ -258,7 +258,7 @@ def test_each_promise_ends_in_its_time() -> None:
     # Told again, it stays for as long again, whatever was to end before.
     now_s[0] = 9.0
     promises.answer(high, "n0", ["v"])
-    assert promises.least_priority("n0") == 1
+    assert promises.least["n0"] == 1
     now_s[0] = 10.0
     promises.expire()
     assert promises.doomed("n0") == {"v", "w"}
@@ -266,11 +266,11 @@ def test_each_promise_ends_in_its_time() -> None:
     now_s[0] = 15.0
     promises.expire()
     assert (promises.doomed("n0"), changed) == ({"v"}, ["n0"])
-    assert promises.least_priority("n0") == 9
+    assert promises.least["n0"] == 9
     now_s[0] = 19.0
     promises.expire()
     assert promises.answered(high.uid) is None
-    assert promises.least_priority("n0") == float("inf")
+    assert "n0" not in promises.least
 
 
 def test_an_answer_is_renewed_before_it_ends_and_not_each_time() -> None:

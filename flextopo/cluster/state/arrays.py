@@ -140,9 +140,25 @@ NO_NETWORK = np.zeros((0, 3), np.int8)
 
 
 def cluster_sizes(
-    models: Records, nodes: int, pods: int, budgets: int, services: int = 0, hosts: int = 0
+    models: Records,
+    nodes: int,
+    pods: int,
+    budgets: int,
+    services: int = 0,
+    hosts: int = 0,
+    numa_nodes: int = 0,
 ) -> dict[str, int]:
-    """Return the length of every axis of a cluster's arrays; `hosts` are its nodes in a network."""
+    """Return the length of every axis of a cluster's arrays.
+
+    Args:
+        models: server models.
+        nodes: nodes.
+        pods: pods.
+        budgets: disruption budgets.
+        services: online services.
+        hosts: nodes in a network, 0 = none is known.
+        numa_nodes: of the model that has the most; 0 = look there.
+    """
     return {
         "hosts": hosts,
         "columns": 3,
@@ -154,7 +170,7 @@ def cluster_sizes(
         "numbers": max(MAX_FEATURES, (min(hosts, MOST_NODES) + 1) * STATES) if hosts else 0,
         "models": len(models),
         "pods": pods,
-        "numa_nodes": int(models["num_numa"].max()),
+        "numa_nodes": numa_nodes or int(models["num_numa"].max()),
         "nodes": nodes,
         "slots": MAX_PODS_PER_NODE,
         "free_gpus": MAX_GPUS + 1,

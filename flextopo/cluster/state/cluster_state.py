@@ -319,7 +319,7 @@ class ClusterState:
 
     def is_gang(self, preemptor: Pod) -> bool:
         """Say whether a pod is a member of a gang, for all of which it is decided together."""
-        return bool(is_gang(self.arrays, preemptor.index))
+        return len(self.arrays.network) > 0 and bool(is_gang(self.arrays, preemptor.index))
 
     def gang(self, preemptor: Pod) -> tuple[int, ...]:
         """Return all members of a gang, the leader first; the pod alone if it has none."""
@@ -578,12 +578,14 @@ def _bits(mask: int) -> list[int]:
 
 def link_groups(state: Cluster) -> None:
     """Make each PodGroup a ring of pods; a pod without group is its own ring."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
     state.pods["next_member"] = np.arange(len(state.pods))
-    for pod in np.flatnonzero(state.pods["group"] >= 0):
-        group = int(state.pods[pod]["group"])
-        if group in last:
-            state.pods[last[group]]["next_member"] = pod
-        last[group] = int(pod)
-        state.pods[pod]["next_member"] = first.setdefault(group, int(pod))
+    members = np.flatnonzero(state.pods["group"] >= 0)
+    if len(members) == 0:
+        return
+    group = state.pods["group"][members]
+    in_order = np.argsort(group, kind="stable")
+    members, group = members[in_order], group[in_order]
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    following = np.append(members[1:], 0)
+    following[np.append(first[1:], len(members)) - 1] = members[first]
+    state.pods["next_member"][members] = following

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from functools import cache
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
@@ -55,6 +56,12 @@ def names_of(owner: type[Any], *kinds: Kind) -> Iterator[str]:
     return (name for name, array in arrays_of(owner).items() if array.kind in kinds)
 
 
+@cache
+def _nothing(owner: type[Any], name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return an array without elements, which all may share."""
+    return np.zeros(shape, arrays_of(owner)[name].dtype)
+
+
 def allocate_arrays(owner: type[T], sizes: Mapping[str, int], **given: npt.NDArray[Any]) -> T:
     """Return blank arrays of these sizes; those that are given are taken as they are."""
     found = dict(given)
@@ -62,6 +69,9 @@ def allocate_arrays(owner: type[T], sizes: Mapping[str, int], **given: npt.NDArr
         if name in given:
             continue
         shape = tuple(sizes[axis] for axis in array.axes)
+        if 0 in shape:
+            found[name] = _nothing(owner, name, shape)
+            continue
         found[name] = blank(shape, np.dtype(array.dtype))
         if array.blank:
             found[name].fill(array.blank)

@@ -515,11 +515,10 @@ class ClusterCache:
         What is kept for other pods that start together with the preemptor, and come after it, is free.
         """
         self.refresh()
-        nominated, known = self._nominated, self._table.states.get
-        least, own = self.reservations.least_priority, set[str]()
+        known, least, kept = self._table.states.get, self.reservations.least.get, {*self._nominated}
         for pod in (preemptor, *others):
             told = self.reservations.answered(pod.uid)
-            own |= {pod.nominated, told[0] if told is not None else ""}
+            kept |= {pod.nominated, told[0] if told is not None else ""}
         together = {pod.uid for pod in others}
         return {
             name: state
@@ -527,7 +526,7 @@ class ClusterCache:
             if (
                 state := self._as_found(name, preemptor, together)
                 # On most nodes nobody comes after the preemptor, and there may be hundreds.
-                if name in nominated or name in own or least(name) < preemptor.priority
+                if name in kept or least(name, math.inf) < preemptor.priority
                 else known(name)
             )
             and not state.broken
@@ -635,7 +634,7 @@ class ClusterCache:
                     **dict(zip(WAITING, waiting_gpus, strict=True)),
                 },
                 others=self._table.other_rows(nodes),
-                groups=self._table.groups(self._groups),
+                groups=partial(self._table.groups, known=self._groups),
             ),
             worst_case=worst_case,
             gang=gang,

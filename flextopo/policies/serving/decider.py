@@ -374,7 +374,7 @@ class Decider:
             detail=detail,
             out_of_range="; ".join(view.out_of_range),
             reasons=tuple(reasons),
-            cost_gpu_s=view.cost_of(chosen, view.preemptor),
+            price=lambda: view.cost_of(chosen, view.preemptor),
             wait_s=chosen.wait_s,
         )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 from flextopo.policies.serving.records import PodRecord
 
@@ -36,12 +36,12 @@ class Decision:
         detail: the same in words.
         out_of_range: why the selector's policy left the decision to its rule, empty = it did not.
         reasons: why, for people.
-        cost_gpu_s: the decision's own loss in weighted GPU-seconds.
         wait_s: seconds until the pods it counts on are gone; without victims, these leave anyway.
         unchanged: nodes whose victims, as they came, may stand: nothing here models the conflict.
         elapsed_ms: how long it took.
         members: of a gang that is to preempt; empty for a pod alone.
         network_level: the closest level of the network that holds them, None for a pod alone.
+        price: works out `cost_gpu_s`, which few ask for.
     """
 
     node: str | None
@@ -54,12 +54,17 @@ class Decision:
     detail: str = ""
     out_of_range: str = ""
     reasons: tuple[str, ...] = ()
-    cost_gpu_s: float = 0.0
     wait_s: int = 0
     unchanged: tuple[str, ...] = ()
     elapsed_ms: float = 0.0
     members: tuple[Member, ...] = ()
     network_level: str | None = None
+    price: Callable[[], float] = field(default=float, compare=False, repr=False)
+
+    @property
+    def cost_gpu_s(self) -> float:
+        """Return the decision's own loss in weighted GPU-seconds."""
+        return self.price()
 
     def parts(self, preemptor: PodRecord) -> Iterator[tuple[PodRecord, Decision]]:
         """Yield each pod that gets a place, with the decision as if it were about that pod.

@@ -232,7 +232,7 @@ class GangDecider:
                 *view.out_of_range,
                 *about(victims, now_s),
             ),
-            cost_gpu_s=view.cost_of(chosen, view.preemptor),
+            price=lambda: view.cost_of(chosen, view.preemptor),
             wait_s=chosen.wait_s,
             members=tuple(members),
             network_level=TIERS[chosen.tier].name,

@@ -58,6 +58,7 @@ class NodeResources:
         cores_free: (U,) int16 free cores of each NUMA node.
         num_gpus: free GPUs.
         num_cores: free cores.
+        grouped: the pods that are in a PodGroup: the row of each, and which.
     """
 
     records: list[PodRecord]
@@ -66,6 +67,7 @@ class NodeResources:
     cores_free: Cores
     num_gpus: int
     num_cores: int
+    grouped: list[tuple[int, str]]
 
     @property
     def node(self) -> bytes:
@@ -90,6 +92,7 @@ class NodeState:
         online_gpus: GPUs held by online pods.
         batch_gpus: GPUs held by other pods.
         broken: why the node is left out of decisions, empty = it is not.
+        row: of the node in `NodeTable`, -1 where it is not in there as it stands here.
     """
 
     hardware: Hardware
@@ -102,6 +105,7 @@ class NodeState:
     online_gpus: int
     batch_gpus: int
     broken: str
+    row: int = -1
 
     @property
     def known(self) -> bool:
@@ -251,15 +255,16 @@ def _resources(
         cores_free=np.array(free.cores, np.int16),
         num_gpus=free.gpus.bit_count(),
         num_cores=num_cores,
+        grouped=[(row, h.record.group) for row, h in enumerate(holders) if h.record.group],
     )
 
 
 class Group(NamedTuple):
     """A PodGroup that stops when it loses too many members.
 
-    Fields: `members`, each a node's state and the pod's row there; `least`, how many have to run, or all
+    Fields: `members`, each a node, the pod's row there and the node's state; `least`, how many have to run, or all
     there are if that is fewer.
     """
 
-    members: list[tuple[NodeState, int]]
+    members: list[tuple[str, int, NodeState]]
     least: int

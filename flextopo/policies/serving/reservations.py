@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -45,6 +44,9 @@ class Reservations:
     Args:
         clock: seconds that only grow.
         changed: is told the name of a node whose promises have changed.
+
+    Attributes:
+        least: the lowest priority of the pods that were promised a node, by its name.
     """
 
     def __init__(self, clock: Callable[[], float], changed: Callable[[str], None]) -> None:
@@ -52,7 +54,7 @@ class Reservations:
         self._let_in: dict[str, _LetIn] = {}
         self._answers: dict[str, _Answer] = {}
         self._on: dict[str, dict[str, _Answer]] = {}
-        self._least: dict[str, int] = {}
+        self.least: dict[str, int] = {}
         self._ends: list[tuple[float, str]] = []
         self._held_back: dict[str, tuple[float, float]] = {}
         self._kept: dict[str, tuple[str, float]] = {}
@@ -110,7 +112,7 @@ class Reservations:
         until_s = self._until(pod.uid, ANSWER_S if seconds is None else seconds)
         found = _Answer(record, tuple(victims), until_s)
         self._answers[pod.uid] = self._on.setdefault(node, {})[pod.uid] = found
-        self._least[node] = min(self._least.get(node, pod.priority), pod.priority)
+        self.least[node] = min(self.least.get(node, pod.priority), pod.priority)
         self._changed(node)
 
     def renew(self, uid: str, seconds: float) -> None:
@@ -133,9 +135,9 @@ class Reservations:
             here = self._on[node]
             del here[uid]
             if here:
-                self._least[node] = min(answer.record.priority for answer in here.values())
+                self.least[node] = min(answer.record.priority for answer in here.values())
             else:
-                del self._on[node], self._least[node]
+                del self._on[node], self.least[node]
             self._changed(node)
 
     def expire(self) -> None:
@@ -158,10 +160,6 @@ class Reservations:
         """Return the pods that were promised a node, as if they were nominated for it."""
         here = self._on.get(node)
         return [answer.record for answer in here.values()] if here else []
-
-    def least_priority(self, node: str) -> float:
-        """Return the lowest priority of the pods that were promised a node, infinite for none."""
-        return self._least.get(node, math.inf)
 
     def doomed(self, node: str) -> set[str]:
         """Return the uids of the victims that were named on a node."""

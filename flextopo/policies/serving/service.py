@@ -90,35 +90,31 @@ class Service:
 
     async def answer(self, name: str, headers: Headers, receive: Receive) -> Response:
         """Answer a verb: the body within its limits, then bytes to bytes."""
-        begin = time.perf_counter()
         if self._under_way >= self.limits.requests:
-            return self._close(name, begin, 503, f"{self._under_way} requests are under way")
+            return _close(503, f"{self._under_way} requests are under way")
         self._under_way += 1
         try:
-            return await self._answer(name, headers, receive, begin)
+            return await self._answer(name, headers, receive)
         finally:
             self._under_way -= 1
 
-    async def _answer(
-        self, name: str, headers: Headers, receive: Receive, begin: float
-    ) -> Response:
+    async def _answer(self, name: str, headers: Headers, receive: Receive) -> Response:
         try:
             async with asyncio.timeout(self.limits.body_s):
                 body = await self._read(headers, receive)
         except TimeoutError:
-            return self._close(name, begin, 408, f"no body after {self.limits.body_s:g} s")
+            return _close(408, f"no body after {self.limits.body_s:g} s")
         except ClientDisconnect:
-            return self._close(name, begin, 400, "the client went away")
+            return _close(400, "the client went away")
         if body is None:
             limit = self.limits.body_bytes
-            return self._close(name, begin, 413, f"body over {limit} bytes; legal: up to that")
+            return _close(413, f"body over {limit} bytes; legal: up to that")
         if name == "decide":
             # It builds a cluster of its own, which may take a second: health must not wait for that.
             loop = asyncio.get_running_loop()
             status, content = await loop.run_in_executor(self._beside, self._run, name, body)
         else:
             status, content = self._run(name, body)
-        self.telemetry.answered(name, status, time.perf_counter() - begin)
         return Response(content, status, media_type="application/json")
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
@@ -165,14 +161,6 @@ class Service:
         }
         return handlers[name]
 
-    def _close(self, name: str, begin: float, status: int, why: str) -> Response:
-        """Refuse a request whose body was not read to its end; the connection cannot go on."""
-        self.telemetry.answered(name, status, time.perf_counter() - begin)
-        headers = {"connection": "close"}
-        if status == 503:
-            headers["retry-after"] = "1"
-        return Response(_error(why), status, headers, "application/json")
-
     async def healthy(self, _: Request) -> Response:
         """Answer `GET /healthz`: the process serves."""
         return _json(200, {"status": "ok", "selector": self.selector.name})
@@ -199,8 +187,11 @@ class _Endpoint:
     name: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begin = time.perf_counter()
         response = await self.service.answer(self.name, Headers(scope=scope), receive)
+        seconds = time.perf_counter() - begin
         await response(scope, receive, send)
+        self.service.telemetry.answered(self.name, response.status_code, seconds)
         # What an answer has changed is worked out now, and again when it is over, while nobody waits.
         if self.service.extender is not None:
             refresh = self.service.extender.decider.cache.refresh
@@ -244,6 +235,14 @@ def _health_routes(service: Service) -> list[Route]:
 
 def _json(status: int, content: object) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def _close(status: int, why: str) -> Response:
+    """Refuse a request whose body was not read to its end; the connection cannot go on."""
+    headers = {"connection": "close"}
+    if status == 503:
+        headers["retry-after"] = "1"
+    return Response(_error(why), status, headers, "application/json")
 
 
 def _error(why: str) -> bytes:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,13 @@ from flextopo.cluster.state.schema import (
     NEVER_S,
     NODE_DTYPE,
     POD_DTYPE,
+    TOTALS_DTYPE,
     TOTALS_FIELDS,
 )
 from flextopo.cluster.state.storage import allocate_arrays
 from flextopo.cluster.topology.levels import NO_FIT, NetworkLevel
 from flextopo.cluster.topology.model import ServerModel
-from flextopo.policies.serving.node_rows import joined, pack_live, pack_pod
+from flextopo.policies.serving.node_rows import WHOLE_NODE, joined, pack_live, pack_pod
 from flextopo.policies.serving.node_state import OVERDUE_S, Group, NodeResources, NodeState
 from flextopo.policies.serving.records import PodRecord
 
@@ -66,31 +66,42 @@ class ClusterView(ClusterState):
         models: Sequence[ServerModel],
         node_names: Sequence[str],
         states: Sequence[NodeState],
-        parts: Sequence[Sequence[PodRecord]],
+        beside: tuple[Sequence[PodRecord], Sequence[PodRecord]],
+        worst_case: bool,
         whole: Cluster,
     ) -> None:
         super().__init__(arrays, tuple(models), COSTS)
         self.node_names = node_names
         self.states = states
         self.whole = whole
-        self.num_preemptors = len(parts[0])
+        self.num_preemptors = len(beside[0])
         self.out_of_range: list[str] = []
-        self._parts = parts
+        self._beside, self._worst_case = beside, worst_case
+        self._best: dict[int, int] = {}
+        self._records: dict[int, PodRecord] = {}
         self._held: dict[int, dict[int, tuple[int, npt.NDArray[np.int16]]]] = {}
 
     @cached_property
     def records(self) -> list[PodRecord]:
         """Return the (P,) pods by row; the first is the preemptor."""
-        return list(chain.from_iterable(self._parts))
-
-    @cached_property
-    def _begins(self) -> list[int]:
-        return [0, *accumulate(map(len, self._parts))]
+        here = (state.resources(self._worst_case).records for state in self.states)
+        first, last = self._beside
+        return list(chain(first, *here, last))
 
     def record(self, pod: int) -> PodRecord:
         """Return a pod without reading all the others, which `records` does."""
-        part = bisect_right(self._begins, pod) - 1
-        return self._parts[part][pod - self._begins[part]]
+        found = self._records.get(pod)
+        if found is None:
+            found = self._records[pod] = self._find_record(pod)
+        return found
+
+    def _find_record(self, pod: int) -> PodRecord:
+        node = int(self.arrays.live[pod]["node"])
+        if node >= 0:
+            first_row = int(self.arrays.node_pods[node, 0])
+            return self.states[node].resources(self._worst_case).records[pod - first_row]
+        first, last = self._beside
+        return first[pod] if pod < len(first) else last[pod - len(self.arrays.pods)]
 
     def name(self, pod: int) -> str:
         """Return a pod's `namespace/name`."""
@@ -123,7 +134,9 @@ class ClusterView(ClusterState):
         level = alignment_level(c.models, model, gpu_free, cores_free, *asked)
         if level == NO_FIT or not aligned:
             return bool(level != NO_FIT)
-        return bool(is_aligned(level, best_level(c.models, model, *asked)))
+        if model not in self._best:
+            self._best[model] = best_level(c.models, model, *asked)
+        return bool(is_aligned(level, self._best[model]))
 
     def seat(self, candidate: Candidate, victims: Sequence[int], aligned: bool) -> Candidate | None:
         """Seat a gang on the nodes of a candidate without some pods.
@@ -191,7 +204,7 @@ class Surroundings:
         pdb_left: disruptions that each budget still allows.
         totals: fields of TOTALS_DTYPE for the whole cluster.
         others: (m,) NODE_DTYPE, all other nodes of the cluster.
-        groups: PodGroups that stop when they lose too many members.
+        groups: says which of some PodGroups stop when they lose too many members.
     """
 
     models: Sequence[ServerModel]
@@ -199,7 +212,7 @@ class Surroundings:
     pdb_left: Sequence[int]
     totals: Mapping[str, int]
     others: npt.NDArray[Any]
-    groups: Mapping[str, Group]
+    groups: Callable[[Iterable[str]], Mapping[str, Group]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,27 +256,33 @@ def build_view(
         The view; the time of the copies grows with the pods on `nodes` alone.
     """
     states = list(nodes.values())
-    parts_of_nodes = [state.resources(worst_case) for state in states]
+    parts = [state.resources(worst_case) for state in states]
     asking = [preemptor, *(gang.others if gang else ())]
-    parts = [asking, *[resources.records for resources in parts_of_nodes]]
-    members = _members_elsewhere(parts, states, around.groups)
-    parts.append([state.counted.records[row] for state, row in members])
-    width, n = len(parts_of_nodes[0].cores_free), len(states)
+    met = sorted({group for part in parts for _, group in part.grouped})
+    groups = around.groups(met) if met else {}
+    members = [
+        (group, row, state)
+        for group in groups
+        for name, row, state in groups[group].members
+        if name not in nodes
+    ]
+    elsewhere = [state.counted.records[row] for _, row, state in members]
+    width, n = len(parts[0].cores_free), len(states)
     # Whoever preempts counts as online, and is nobody's victim while it is pending.
     packed = [bytes([len(asking)])]
     packed += [pack_pod(pod, pod.cores, -1, 1, 1) for pod in asking]
     since_s = [pod.created_s or around.totals["now_s"] for pod in asking]
     packed += [pack_live(NEVER_PLACED_S, at_s, 0, PENDING, NEVER_S) for at_s in since_s]
     packed.append(bytes(2 * width * len(asking)))
-    packed += [resources.packed for resources in parts_of_nodes]
-    packed += [piece for state, row in members for piece in _pod_rows(state.counted, row, width)]
+    packed += [resources.packed for resources in parts]
+    packed += [piece for _, row, state in members for piece in _pod_rows(state.counted, row, width)]
     everything = joined(packed, np.uint8)
     of_pods = everything.size - 1 - n * (NODE_SIZE + 2 * width)
     num_pods = of_pods // (POD_SIZE + LIVE_SIZE + 2 * width)
     whole = np.empty(n + len(around.others), NODE_DTYPE)
-    whole[n:] = around.others
+    whole.view(WHOLE_NODE)[n:] = around.others.view(WHOLE_NODE)
     hosts = n if gang else 0
-    sizes = {**cluster_sizes(around.table, n, num_pods, 0, hosts=hosts), "numa_nodes": width}
+    sizes = cluster_sizes(around.table, n, num_pods, 0, hosts=hosts, numa_nodes=width)
     c = allocate_arrays(
         Cluster,
         sizes,
@@ -278,18 +297,24 @@ def build_view(
         pods=np.empty(num_pods, POD_DTYPE),
         live=np.empty(num_pods, LIVE_DTYPE),
         pdb_left=np.array(around.pdb_left, np.int64),
+        totals=np.empty(1, TOTALS_DTYPE),
     )
-    for name, field in TOTALS_FIELDS.items():
-        c.totals[0][name] = field.snapshot.value if field.snapshot else around.totals[name]
+    c.totals[0] = tuple(
+        field.snapshot.value if field.snapshot else around.totals[name]
+        for name, field in TOTALS_FIELDS.items()
+    )
     rows = map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores))
     _unpack(c, everything, *rows)
     if gang:
         c.pods[: len(asking)]["required_tier"] = gang.required
         c.pods[: len(asking)]["preferred_tier"] = gang.preferred
-    if around.groups or gang:
-        _fill_groups(c, parts, around.groups)
     seen = c._replace(nodes=whole, network=gang.whole if gang else c.network)
-    return ClusterView(c, around.models, list(nodes), states, parts, seen)
+    beside = asking, elsewhere
+    view = ClusterView(c, around.models, list(nodes), states, beside, worst_case, seen)
+    if groups or gang:
+        last = enumerate((group for group, *_ in members), num_pods - len(members))
+        _fill_groups(view, chain(_grouped(parts, len(asking)), last), groups)
+    return view
 
 
 def _pod_rows(resources: NodeResources, row: int, width: int) -> Iterator[bytes]:
@@ -353,33 +378,27 @@ def _unpack(
         row, node = row + here, node + 1
 
 
-def _members_elsewhere(
-    parts: Sequence[Sequence[PodRecord]],
-    states: Sequence[NodeState],
-    groups: Mapping[str, Group],
-) -> list[tuple[NodeState, int]]:
-    if not groups:
-        return []
-    inside = {id(state) for state in states}
-    met = {record.group for part in parts[1:] for record in part if record.group in groups}
-    return [
-        (state, row)
-        for group in sorted(met)
-        for state, row in groups[group].members
-        if id(state) not in inside
-    ]
+def _grouped(parts: Sequence[NodeResources], first: int) -> Iterator[tuple[int, str]]:
+    """Yield the rows of those pods on the nodes that are in a PodGroup, and which; `first` is a row, too."""
+    for part in parts:
+        for row, group in part.grouped:
+            yield first + row, group
+        first += len(part.records)
 
 
 def _fill_groups(
-    c: Cluster, parts: Sequence[Sequence[PodRecord]], groups: Mapping[str, Group]
+    view: ClusterView, grouped: Iterable[tuple[int, str]], groups: Mapping[str, Group]
 ) -> None:
     """Number the PodGroups and make each a ring; the preemptors are one of their own."""
-    asking, numbers = len(parts[0]), dict[str, int]()
-    for row, record in enumerate(chain.from_iterable(parts)):
-        if row >= asking and record.group in groups:
-            c.pods[row]["group"] = numbers.setdefault(record.group, len(numbers))
-            c.pods[row]["min_members"] = groups[record.group].least
+    c, asking = view.arrays, view.num_preemptors
+    numbers = {group: number for number, group in enumerate(groups)}
+    found = [
+        (row, numbers[group], groups[group].least) for row, group in grouped if group in groups
+    ]
+    if found:
+        rows, of, least = map(list, zip(*found, strict=True))
+        c.pods["group"][rows], c.pods["min_members"][rows] = of, least
     if asking > 1:
-        c.pods[:asking]["group"] = len(numbers)
-    if numbers or asking > 1:
+        c.pods["group"][:asking] = len(numbers)
+    if found or asking > 1:
         link_groups(c)

@@ -10,13 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from flextopo.policies.serving.objects import ObjectError, PodObject
 
 T = TypeVar("T")
+
+
+_PODS = msgspec.Meta(
+    description="with node cache {UID} of each victim, else whole pods",
+    extra_json_schema={"type": ["array", "null"], "items": {"type": "object"}},
+)
 
 
 class VictimMeta(msgspec.Struct, gc=False):
@@ -50,7 +56,7 @@ class Victims(msgspec.Struct, gc=False):
     Without `Pods` the key is missing, or written in another case.
     """
 
-    Pods: msgspec.Raw = msgspec.Raw()
+    Pods: Annotated[msgspec.Raw, _PODS] = msgspec.field(default_factory=msgspec.Raw)
     NumPDBViolations: int = 0
 
 
@@ -183,7 +189,7 @@ def decode_nodes(body: bytes) -> NodesRequest:
 def _is_complete(request: PreemptRequest) -> bool:
     maps = (request.NodeNameToVictims, request.NodeNameToMetaVictims)
     entries = chain.from_iterable(some.values() for some in maps if some)
-    return maps != (None, None) and all([entry is None or entry.Pods for entry in entries])
+    return maps != (None, None) and all(entry is None or entry.Pods for entry in entries)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes, complete: Callable[[T], bool]) -> T:
