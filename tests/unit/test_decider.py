@@ -2,8 +2,10 @@
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from kube_objects import (
 )
 
 from flextopo.baselines.registry import make_selector
+from flextopo.baselines.requeue import RequeueAware
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
@@ -30,6 +33,7 @@ from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.runner import (
     MAX_STUCK,
+    SLOWEST_S,
     SelectorRunner,
     SelectorTimeoutError,
     UndecidableError,
@@ -121,7 +125,7 @@ def test_models_that_hang_are_not_started_for_ever() -> None:
     hanging, started = Failing(), threading.active_count()
     running = SelectorRunner()
     state = warm()
-    GREEDY.select(state, state.pod(0))
+    FALLBACK.select(state, state.pod(0))
     for _ in range(MAX_STUCK + 3):
         with pytest.raises(SelectorTimeoutError):
             running.select(hanging, state, state.pod(0), 0.01)
@@ -132,11 +136,36 @@ def test_models_that_hang_are_not_started_for_ever() -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
-            assert running.select(GREEDY, state, state.pod(0), 5.0) is not None
+            assert running.select(FALLBACK, state, state.pod(0), 5.0) is not None
             return
         except SelectorTimeoutError:
             time.sleep(0.01)
     pytest.fail("the runner did not recover")
+
+
+def test_rules_need_a_thread_only_where_they_may_take_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: SimpleQueue[threading.Thread] = SimpleQueue()
+    select = RequeueAware.select
+
+    def noted(rule: RequeueAware, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        threads.put(threading.current_thread())
+        return select(rule, cluster, preemptor)
+
+    class Derived(RequeueAware):
+        pass
+
+    monkeypatch.setattr(RequeueAware, "select", noted)
+    running, state = SelectorRunner(), warm()
+    for rule, limit_s, without in (
+        (RequeueAware(), 10.0, True),
+        (RequeueAware(), 0.9 * SLOWEST_S, False),
+        (Derived(), 10.0, False),
+    ):
+        with suppress(SelectorTimeoutError):
+            running.select(rule, state, state.pod(0), limit_s)
+        assert (threads.get(timeout=10) is threading.current_thread()) == without
 
 
 def test_a_failing_baseline_is_an_error_at_once() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 from queue import SimpleQueue
 
+from flextopo.baselines.policies import GreedyCost
+from flextopo.baselines.requeue import RequeueAware
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
+from flextopo.policies.in_range import InRange
+from flextopo.policies.runtime import LearnedSelector
 
 MAX_STUCK = 4
 """Threads that may hang before selectors are not even started any more."""
@@ -18,12 +22,25 @@ FALLBACK_FACTOR = 5
 """The baseline may take this many times the selector's budget before the answer is an error."""
 
 
+PROMPT = (GreedyCost, RequeueAware, LearnedSelector)
+"""Selectors whose time is bounded for a pod alone: one search by a kernel, and a forward pass in numpy."""
+SLOWEST_S = 150e-6
+"""That search on one server, at its slowest: 8 GPUs asked of one full of 16 pods."""
+
+
 class UndecidableError(FlextopoError):
     """Report that neither the selector nor the baseline gave an answer that may be given."""
 
 
 class SelectorTimeoutError(FlextopoError):
     """Report a selector that used up its time."""
+
+
+def is_prompt(selector: VictimSelector) -> bool:
+    """Say whether a selector is one of `PROMPT`; what is derived from these may do anything."""
+    if type(selector) is InRange:
+        return is_prompt(selector.policy) and is_prompt(selector.rule)
+    return type(selector) in PROMPT
 
 
 class _Job:
@@ -37,6 +54,7 @@ class _Job:
         self.finished.acquire()
 
     def decide(self) -> None:
+        """Decide, and keep what it raised."""
         try:
             self.result = self.selector.select(self.state, self.preemptor)
         except Exception as error:  # noqa: BLE001  it is raised in the caller's thread
@@ -44,6 +62,12 @@ class _Job:
         except BaseException as error:  # noqa: BLE001  a model may not end the service
             self.error = RuntimeError(repr(error))
         self.finished.release()
+
+    def outcome(self) -> Candidate | None:
+        """Return the result, or raise what was raised."""
+        if self.error is not None:
+            raise self.error
+        return self.result
 
 
 class SelectorRunner:
@@ -71,6 +95,12 @@ class SelectorRunner:
             SelectorTimeoutError: it took longer, or too many before it still hang.
             Exception: whatever the selector raises.
         """
+        job = _Job(selector, state, preemptor)
+        in_time = state.num_nodes * SLOWEST_S <= limit_s and not state.is_gang(preemptor)
+        if in_time and is_prompt(selector):
+            # Without a thread, which takes a tenth of a decision, and more of the slowest.
+            job.decide()
+            return job.outcome()
         self._stuck = [job for job in self._stuck if job.finished.locked()]
         if len(self._stuck) >= MAX_STUCK:
             raise SelectorTimeoutError(
@@ -80,7 +110,6 @@ class SelectorRunner:
         if self._jobs is None:
             self._jobs = SimpleQueue()
             threading.Thread(target=_work, args=(self._jobs,), daemon=True).start()
-        job = _Job(selector, state, preemptor)
         self._jobs.put(job)
         if not job.finished.acquire(timeout=limit_s):
             # The thread ends when the job does; the next decision gets a new one.
@@ -91,9 +120,7 @@ class SelectorRunner:
                 f"selector {selector.name!r} took over {limit_s * 1000:.0f} ms; legal: less"
             )
         job.finished.release()
-        if job.error is not None:
-            raise job.error
-        return job.result
+        return job.outcome()
 
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
