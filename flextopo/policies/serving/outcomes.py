@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.records import PodRecord
-from flextopo.policies.serving.telemetry import ELSEWHERE, GONE, NEEDED, SPARE
+from flextopo.policies.serving.telemetry import ELSEWHERE, GONE, NEEDED, SPARE, TAKEN
 
 FORGET_S = 3600
 """A pod that is still pending so long after its evictions is not followed any further."""
@@ -26,10 +27,12 @@ class _Victim:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Eviction:
-    """Whom a decision has had evicted, and where."""
+    """Whom a decision has had evicted, and where; for a pod of which priority, beside which others."""
 
     node: str
+    priority: int
     victims: dict[str, _Victim]
+    others: set[str]
     at_s: float
 
 
@@ -59,12 +62,15 @@ class Outcomes:
         known = self._open.pop(preemptor.uid, None)
         victims = dict(known.victims) if known is not None and known.node == node else {}
         if known is not None and known.node != node:
-            self._tell(ELSEWHERE, self._that_went(known))
-        state = self._decider.cache.nodes.states.get(node)
+            self._tell_unused(known, ELSEWHERE)
+        cache = self._decider.cache
+        others = {pod.uid for pod in cache.pods_on(node) if pod.node}
+        state = cache.nodes.states.get(node)
         for victim in decision.victims:
             held = state.holding(victim.uid) if state is not None else None
             victims[victim.uid] = _Victim(victim.uid, *(held or (0, ())))
-        self._open[preemptor.uid] = _Eviction(node, victims, self._clock())
+        priority, at_s = preemptor.priority, self._clock()
+        self._open[preemptor.uid] = _Eviction(node, priority, victims, others, at_s)
 
     def seen(self) -> None:
         """Look at the pods as they are now."""
@@ -75,18 +81,38 @@ class Outcomes:
                     del self._open[uid]
                 continue
             del self._open[uid]
-            went = self._that_went(entry)
             if pod is None or not pod.node:
-                self._tell(GONE, went)
+                self._tell_unused(entry, GONE)
             elif pod.node != entry.node:
-                self._tell(ELSEWHERE, went)
+                self._tell_unused(entry, ELSEWHERE)
             else:
+                went = self._that_went(entry)
                 spare = [one for one in went if self._could_have_stayed(pod, one)]
                 self._tell(SPARE, spare)
                 self._tell(NEEDED, [one for one in went if one not in spare])
 
     def _could_have_stayed(self, pod: PodRecord, victim: _Victim) -> bool:
         return self._decider.fits_beside(pod, victim.gpus, victim.cores)
+
+    def _tell_unused(self, entry: _Eviction, fate: str) -> None:
+        """Tell of evictions that the pod they were for made no use of: a more important one may have."""
+        went, cache = self._that_went(entry), self._decider.cache
+        takers = [
+            pod
+            for pod in cache.pods_on(entry.node)
+            if pod.node and pod.uid not in entry.others and pod.priority > entry.priority
+        ]
+        taken, gpus, cores = list[_Victim](), 0, tuple[int, ...]()
+        for one in went:
+            if one.uid in cache.pods:
+                continue  # it is still on its way out
+            more = tuple(map(sum, zip_longest(cores, one.cores, fillvalue=0)))
+            if all(self._decider.fits_beside(pod, gpus | one.gpus, more) for pod in takers):
+                gpus, cores = gpus | one.gpus, more
+            else:
+                taken.append(one)
+        self._tell(TAKEN, taken)
+        self._tell(fate, [one for one in went if one not in taken])
 
     def _that_went(self, entry: _Eviction) -> list[_Victim]:
         """Return the victims that were evicted indeed: not all that is answered is carried out."""

@@ -14,9 +14,10 @@ from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.records import PodRecord
 
-NEEDED, ELSEWHERE, SPARE, GONE = "needed", "bound elsewhere", "not needed", "preemptor gone"
-FATES = (NEEDED, ELSEWHERE, SPARE, GONE)
-"""What can become of an eviction; all but the first were in vain."""
+NEEDED, TAKEN = "needed", "taken over"
+ELSEWHERE, SPARE, GONE = "bound elsewhere", "not needed", "preemptor gone"
+FATES = (NEEDED, TAKEN, ELSEWHERE, SPARE, GONE)
+"""What can become of an eviction; all but the first two were in vain."""
 
 CAUSES = (
     "timeout",
@@ -84,7 +85,7 @@ class Telemetry:
         )
         self._fates = Counter(
             "flextopo_evictions_by_fate",
-            "Evictions whose preemptor is bound or gone: all but `needed` were in vain.",
+            "Evictions whose preemptor is bound or gone: all but `needed` and `taken over` were in vain.",
             ["fate"],
             registry=registry,
         )

@@ -1,0 +1,107 @@
+"""What becomes of evictions: for whom the place was that they freed."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from kube_objects import flextopo, make_cache, node, pod, read, read_record
+
+from flextopo.baselines.registry import make_selector
+from flextopo.policies.serving.decider import Decider
+from flextopo.policies.serving.decision import Decision
+from flextopo.policies.serving.outcomes import Outcomes
+from flextopo.policies.serving.records import PodRecord
+
+GREEDY = make_selector("greedy-cost")
+BATCH = {"a": [0, 1, 2, 3], "b": [4, 5], "c": [6]}
+
+
+def batch(name: str, gpus: int) -> dict[str, Any]:
+    return pod(name, "n0", gpus=gpus, cpu=str(7 * gpus))
+
+
+def asking(name: str, gpus: int, priority: int, where: str = "", **more: Any) -> dict[str, Any]:
+    return pod(name, where, gpus=gpus, cpu=str(7 * gpus), priority=priority, **more)
+
+
+class Story:
+    """A pod of priority 500 that wants 4 GPUs had `a` evicted on n0, where GPU 7 was free."""
+
+    def __init__(self, victims: tuple[str, ...] = ("a",)) -> None:
+        documents = [batch(name, len(gpus)) for name, gpus in BATCH.items()]
+        self.cache = make_cache([node("n0"), node("n9"), flextopo("n0", BATCH), *documents])
+        self.cache.put(read(asking("middle", 4, 500)))
+        self.told: Counter[str] = Counter()
+        decider = Decider(self.cache, GREEDY, GREEDY)
+        self.outcomes = Outcomes(decider, lambda fate, count: self.told.update({fate: count}))
+        middle = read_record(asking("middle", 4, 500))
+        gone = tuple(self.record(name) for name in victims)
+        self.outcomes.evicted(middle, Decision("n0", gone))
+        for name in victims:
+            self.cache.remove(read(batch(name, len(BATCH[name]))))
+
+    def record(self, name: str) -> PodRecord:
+        return next(pod for pod in self.cache.pods.values() if pod.name == name)
+
+    def bind(self, name: str, gpus: int, priority: int, where: str, *held: int) -> None:
+        self.cache.put(read(asking(name, gpus, priority, where)))
+        if held:
+            left = {
+                pod.name: BATCH[pod.name] for pod in self.cache.pods_on(where) if pod.name in BATCH
+            }
+            self.cache.put(read(flextopo(where, {**left, name: held})))
+        self.outcomes.seen()
+
+
+def test_what_is_used_by_the_pod_it_was_for_is_needed() -> None:
+    story = Story()
+    story.bind("middle", 4, 500, "n0", 0, 1, 2, 3)
+    assert story.told == {"needed": 1}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "priority", "held", "fate"),
+    [
+        # Nobody else came, or one that did not need it, or one that is no more important.
+        (0, 0, (), "bound elsewhere"),
+        (1, 1000, (7,), "bound elsewhere"),
+        (4, 500, (0, 1, 2, 3), "bound elsewhere"),
+        (4, 1000, (0, 1, 2, 3), "taken over"),
+        (2, 1000, (0, 1), "taken over"),
+    ],
+)
+def test_a_more_important_pod_may_take_what_was_freed(
+    gpus: int, priority: int, held: tuple[int, ...], fate: str
+) -> None:
+    story = Story()
+    if gpus:
+        story.bind("other", gpus, priority, "n0", *held)
+    assert not story.told
+    story.bind("middle", 4, 500, "n9")
+    assert story.told == {fate: 1}
+
+
+def test_only_as_many_are_taken_over_as_were_needed() -> None:
+    story = Story(("b", "c"))
+    story.bind("other", 2, 1000, "n0", 4, 5)
+    story.bind("middle", 4, 500, "n9")
+    assert story.told == {"taken over": 1, "bound elsewhere": 1}
+
+
+def test_what_is_on_its_way_out_was_taken_by_nobody() -> None:
+    story = Story(())
+    middle = story.record("middle")
+    story.outcomes.evicted(middle, Decision("n0", (story.record("c"),)))
+    leaving = pod("c", "n0", gpus=1, cpu="7", meta={"deletionTimestamp": "2027-01-15T08:00:20Z"})
+    story.cache.put(read(leaving))
+    story.bind("other", 1, 1000, "n0", 7)
+    story.bind("middle", 4, 500, "n9")
+    assert story.told == {"bound elsewhere": 1}
+
+
+def test_a_pod_that_is_gone_leaves_its_place_to_others() -> None:
+    story = Story()
+    story.bind("other", 4, 1000, "n0", 0, 1, 2, 3)
+    story.cache.remove(read(asking("middle", 4, 500)))
+    story.outcomes.seen()
+    assert story.told == {"taken over": 1}
