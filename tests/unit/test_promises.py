@@ -178,6 +178,33 @@ def test_who_has_had_others_evicted_does_not_go_elsewhere() -> None:
         assert let_in(make_extender(cache), asking, "n1") == nodes
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_who_has_had_others_evicted_has_time_from_when_they_are_gone(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    cache, now_s = make_cache([*full_node(), node("n1"), flextopo("n1", {})]), [0.0]
+    monkeypatch.setattr(cache.reservations, "_clock", lambda: now_s[0])
+    extender, asking = make_extender(cache), preemptor(2)
+    if told:
+        assert preempt(extender, asking, "n0", uids=("uid-n0-b0",))["n0"] == [
+            "uid-n0-b0",
+            "uid-n0-b1",
+        ]
+    else:  # before a restart
+        asking = nominated("online", 2, "n0")
+        cache.put(read(asking))
+    for name in ("n0-b0", "n0-b1"):
+        cache.put(read(dying(name)))
+    # kube-scheduler does not ask while another pod that is nominated there leaves no room.
+    now_s[0] = 5.0
+    for name in ("n0-b0", "n0-b1"):
+        cache.remove(read(pod(name, "n0")))
+    now_s[0] = 5.0 + 0.9 * reservations.KEPT_S
+    assert let_in(extender, asking, "n1") == []
+    now_s[0] = 5.0 + 1.1 * reservations.KEPT_S
+    assert let_in(extender, asking, "n1") == ["n1"]
+
+
 @pytest.mark.parametrize("grace_s", [31, 60, 120, 600, 3600])
 def test_nobody_else_is_evicted_while_victims_take_long(grace_s: int) -> None:
     documents = full_node()

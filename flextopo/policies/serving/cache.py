@@ -328,6 +328,7 @@ class ClusterCache:
                 self._unread.get(node, {}).pop(found, None)
                 self._dirty.add(node)
                 return
+            self._make_way(known)
             self._forget(found, node)
             self._gone[found] = None
             if len(self._gone) > MAX_GONE:
@@ -337,8 +338,17 @@ class ClusterCache:
         self.problems.pop(f"{word} {found}", None)
 
     def _remove_pod(self, uid: str) -> None:
+        self._make_way(self.pods.get(uid))
         self._forget(uid)
         self.reservations.forget(uid)
+
+    def _make_way(self, gone: PodRecord | None) -> None:
+        """Give those whose place a pod leaves free some time from now on, however long they did not ask."""
+        if gone is None or not gone.node:
+            return
+        for pod in self.nominees(gone.node):
+            if pod.priority > gone.priority:
+                self.reservations.keep(pod.uid, gone.node)
 
     def _remove_about_node(self, remove: Callable[[str], object]) -> Callable[[str], None]:
         def remove_it(name: str) -> None:
