@@ -82,8 +82,8 @@ KEPT_NODES = MAX_MEMBERS + WAYS
 MOST_NODES = STATES * KEPT_NODES
 """Servers of a part that are put together at most."""
 
-TOP_DTYPE = np.dtype([("cost", "f8"), ("rank", "i8")])
-WAY_DTYPE = np.dtype([("cost", "f8"), ("trail", "i8")])
+TOP_DTYPE = np.dtype([("cost", "f8"), ("wait_s", "i4"), ("rank", "i4")])
+WAY_DTYPE = np.dtype([("cost", "f8"), ("wait_s", "i4"), ("trail", "i4")])
 TRAIL_DTYPE = np.dtype([("option", "i4"), ("before", "i4")])
 """How a way came about: its last option, and the entry before it; -1 = none."""
 

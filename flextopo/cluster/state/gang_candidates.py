@@ -5,16 +5,17 @@ sought (one for gangs of two sizes). Over a part of the network they are then pu
 programme whose state is how many members of each size have a place; each state keeps the cheapest
 `WAYS`. That goes over each leaf, each block and the cluster, as far as the gang may be spread.
 
-What the programme adds up is what victims lose, and misalignment inside servers. Waiting and the network
-are priced when a way is complete, so that of ways alike but for these the best may be left out; and so is a
+What the programme adds up is what victims lose, and misalignment inside servers. Of ways that cost the same
+so the one comes first that waits least; what that costs, and the network, are priced when a way is complete, so
+that one that costs more by its victims and its misalignment and less in all may be left out; and so is a
 victim group on several servers, which is lost once: groups with members on two servers of the part are tried
 as paid for already, all combinations of up to three, else each by itself and the largest 2, 3, ... of them
 together; without budgets those are left out that lose as much as the dearest way that is kept.
 
 Bounds: of a part only those servers are put together that are among the cheapest 16 + `WAYS` for some number
-of members, which changes none of the kept ways, since a gang uses 16 servers at most, but for what rounding
-does to ways that cost the same; of up to 64 servers all are taken where that could be. A way is left where the
-servers to come make it dearer than those that are kept, whatever is chosen there. A node offers
+of members, which changes none of the kept ways, since a gang uses 16 servers at most, and sums of costs are
+exact (`on_grid`). A way is left where the servers to come make it dearer than those that are kept, whatever is
+chosen there. A node offers
 `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part ends where `TRAIL` steps were noted.
 Whether a disruption budget holds over several servers is known when a way is complete, and so is whether a
 PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks the one or the

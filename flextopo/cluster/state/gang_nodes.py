@@ -64,6 +64,10 @@ the one that a way uses up, the cheapest way of an attempt if another is sought 
 servers are passed over at first."""
 
 
+TO_GRID = 1.5 * 2.0**32
+"""Added to a number and taken off again, it leaves whole multiples of 2**-20."""
+
+
 @stage
 def _seat_all(
     c: Cluster, costs: Costs, g: Gang, node: int, slots: int, first: int, second: int
@@ -125,9 +129,22 @@ class Option(NamedTuple):
     deficit: int
 
 
+@inlined
+def on_grid(cost: float) -> float:
+    """Return a cost rounded to 2**-20 GPU-seconds, beyond 2**31 more coarsely.
+
+    Sums of such numbers are exact below 2**33 GPU-seconds, 2.4 million GPU-hours, so that ways of
+    the same cost are known as such in whatever order their servers come.
+    """
+    return float(cost + TO_GRID - TO_GRID)
+
+
 @stage
 def _add_option(c: Cluster, g: Gang, s: Step, end: int, option: Option) -> int:
-    """Insert an option among those of its step, the cheapest first; return where they end."""
+    """Insert an option among those of its step, the cheapest first; return where they end.
+
+    All of a step wait the same: none, for what is being freed, or for victims.
+    """
     at, begin, cost = end, s.begin, option.cost
     if end - begin == s.sets:
         at = end - 1
@@ -197,7 +214,8 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
     if need_gpus <= 0 and need_cores <= 0:
         cost, level, deficit = _seat_all(c, costs, g, node, nobody, first, second)
         if cost >= 0.0:
-            return _add_option(c, g, s, end, Option(cost, cost, nobody, nobody, level, deficit))
+            option = Option(on_grid(cost), cost, nobody, nobody, level, deficit)
+            return _add_option(c, g, s, end, option)
     while gone != 0:
         other = as_index(c.node_pods[node, lowest_bit(gone)])
         gone &= gone - 1
@@ -222,7 +240,7 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
                 done, total = True, path["cost"] + cost
                 t = Taken(slots, as_index(depth), as_index(-need_gpus), as_index(-need_cores))
                 if _is_minimal(c, costs, g, s, t, w):
-                    option = Option(total, cost, slots, wait_s, level, deficit)
+                    option = Option(on_grid(total), cost, slots, wait_s, level, deficit)
                     end = _add_option(c, g, s, end, option)
         fresh = False
         one = w.eligible[i]

@@ -6,25 +6,16 @@ which bounds hold.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from flextopo.cluster.jit.kernels import kernel, stage
+from flextopo.cluster.jit.kernels import inlined, kernel, stage
 from flextopo.cluster.state.arrays import KEPT_NODES, WAYS, Cluster, as_index
 from flextopo.cluster.state.gangs import Gang
 from flextopo.cluster.state.loss import NEVER
 
-LARGE_PART = 64
-"""Servers of a part from which on dear ones are left out even where only rounding tells them apart."""
-
-ROUNDING = 1e-12
-"""Rounding changes what a way costs by less than this part of the dearest option."""
-
 SOON, LATER = 0.001, 0.02
 """By what part of what the cheapest way costs those may cost more that are followed up at first, and if they
 are too few, next."""
-
-SLACK = 1e-9
-"""By more than this part sums of the same options in another order do not differ."""
 
 
 class Part(NamedTuple):
@@ -41,11 +32,20 @@ class Part(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A way to place some members: what it costs, its last option, and the trail before it."""
+    """A way to place some members: what it costs, when its last victim or terminating pod is gone, its last
+    option, and the trail before it.
+    """
 
     cost: float
+    wait_s: int
     option: int
     before: int
+
+
+@inlined
+def is_worse(kept: Any, cost: float, wait_s: int) -> bool:
+    """Say whether a kept way, or option, is dearer than another, or costs the same and waits longer."""
+    return bool(kept["cost"] > cost or (kept["cost"] == cost and kept["wait_s"] > wait_s))
 
 
 @stage
@@ -53,27 +53,32 @@ def _push(c: Cluster, state: int, ways: int, way: Way, used: int) -> int:
     """Keep a way of a state, which is among its cheapest; return how long the trail is."""
     base = state * WAYS
     at = base + ways - 1
-    while at > base and c.gang_ways[at - 1]["cost"] > way.cost:
-        c.gang_ways[at]["cost"] = c.gang_ways[at - 1]["cost"]
-        c.gang_ways[at]["trail"] = c.gang_ways[at - 1]["trail"]
+    while at > base and is_worse(c.gang_ways[at - 1], way.cost, way.wait_s):
+        before, here = c.gang_ways[at - 1], c.gang_ways[at]
+        here["cost"], here["wait_s"], here["trail"] = (
+            before["cost"],
+            before["wait_s"],
+            before["trail"],
+        )
         at -= 1
-    c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = way.cost, used
+    here = c.gang_ways[at]
+    here["cost"], here["wait_s"], here["trail"] = way.cost, way.wait_s, used
     c.gang_trail[used]["option"], c.gang_trail[used]["before"] = way.option, way.before
     return used + 1
 
 
 @stage
-def _are_told_apart(c: Cluster, states: int, dearest: float) -> bool:
-    """Say whether the servers left out are dearer than those kept, however sums are rounded.
-
-    One that costs nothing changes no sum; of ways that cost the same the one with the first servers is kept.
-    """
-    for state in range(states):
-        last = (state + 1) * KEPT_NODES - 1  # all but this one are enough
-        most, before = c.gang_top[last]["cost"], c.gang_top[last - 1]["cost"]
-        if before > 0.0 and most < NEVER and most - before <= ROUNDING * dearest:
-            return False
-    return True
+def _take(c: Cluster, base: int, rank: int, option: Any) -> None:
+    """Keep a server for a number of members if its option is among the best; `base` is where those begin."""
+    at, cost, wait_s = base + KEPT_NODES - 1, option["cost"], option["wait_s"]
+    if not is_worse(c.gang_top[at], cost, wait_s):
+        return
+    while at > base and is_worse(c.gang_top[at - 1], cost, wait_s):
+        before, top = c.gang_top[at - 1], c.gang_top[at]
+        top["cost"], top["wait_s"], top["rank"] = before["cost"], before["wait_s"], before["rank"]
+        at -= 1
+    top = c.gang_top[at]
+    top["cost"], top["wait_s"], top["rank"] = cost, wait_s, rank
 
 
 @kernel
@@ -83,33 +88,19 @@ def choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
         c.gang_nodes[rank]["used"] = 1
     if end - begin <= KEPT_NODES:
         return
-    states, dearest = (g.first + 1) * (g.second + 1), 0.0
+    states = (g.first + 1) * (g.second + 1)
     for at in range(states * KEPT_NODES):
-        c.gang_top[at]["cost"], c.gang_top[at]["rank"] = NEVER, -1
+        top = c.gang_top[at]
+        top["cost"], top["wait_s"], top["rank"] = NEVER, 0, -1
     for rank in range(begin, end):
         here, last = c.gang_nodes[rank], -1
         for at in range(here["begin"], here["end"]):
             option = c.gang_options[at]
             step = option["first"] * (g.second + 1) + option["second"]
-            if option["cost"] < NEVER:
-                dearest = max(dearest, option["cost"])
             if step == last:  # the first of a step is its cheapest
                 continue
             last = step
-            base = last * KEPT_NODES
-            place_ = base + KEPT_NODES - 1
-            if option["cost"] >= c.gang_top[place_]["cost"]:
-                continue
-            while place_ > base and c.gang_top[place_ - 1]["cost"] > option["cost"]:
-                before = c.gang_top[place_ - 1]
-                c.gang_top[place_]["cost"], c.gang_top[place_]["rank"] = (
-                    before["cost"],
-                    before["rank"],
-                )
-                place_ -= 1
-            c.gang_top[place_]["cost"], c.gang_top[place_]["rank"] = option["cost"], rank
-    if end - begin <= LARGE_PART and not _are_told_apart(c, states, dearest):
-        return
+            _take(c, last * KEPT_NODES, as_index(rank), option)
     for rank in range(begin, end):
         c.gang_nodes[rank]["used"] = 0
     for at in range(states * KEPT_NODES):
@@ -164,16 +155,18 @@ def _extend(c: Cluster, at: int, before: int, state: int, ways: int, b: Bounds, 
 
     What the members without a place cost at least is taken off `most` already.
     """
-    last, added = state * WAYS + ways - 1, c.gang_options[at]["cost"]
+    last, option = c.gang_ways[state * WAYS + ways - 1], c.gang_options[at]
     for way in range(ways):
         so_far = c.gang_ways[before * WAYS + way]
-        cost = so_far["cost"] + added
+        cost = so_far["cost"] + option["cost"]
         # Those to come cost no less.
-        if cost >= b.limit or cost > b.most or cost >= c.gang_ways[last]["cost"]:
+        if cost >= b.limit or cost > b.most or cost > last["cost"]:
             break
         if used == c.gang_trail.shape[0]:
             break
-        used = _push(c, state, ways, Way(cost, at, as_index(so_far["trail"])), used)
+        wait_s = as_index(max(so_far["wait_s"], option["wait_s"]))
+        if is_worse(last, cost, wait_s):
+            used = _push(c, state, ways, Way(cost, wait_s, at, as_index(so_far["trail"])), used)
     return used
 
 
@@ -182,7 +175,8 @@ def _follow(c: Cluster, g: Gang, part: Part, limit: float, most: float) -> None:
     """Put the options of the chosen servers of a part together, to ways that cost `most` at most."""
     stride, states = g.second + 1, (g.first + 1) * (g.second + 1)
     for at in range(states * WAYS):
-        c.gang_ways[at]["cost"], c.gang_ways[at]["trail"] = NEVER, -1
+        way = c.gang_ways[at]
+        way["cost"], way["wait_s"], way["trail"] = NEVER, 0, -1
     c.gang_ways[0]["cost"] = 0.0
     used, row, goal = as_index(0), as_index(0), states - 1
     for rank in range(part.begin, part.end):
@@ -218,6 +212,6 @@ def combine(c: Cluster, g: Gang, part: Part, limit: float) -> None:
     for attempt in range(3):
         most = least * (1.0 + (SOON if attempt == 0 else LATER)) if attempt < 2 else limit
         most = min(most, limit)
-        _follow(c, g, part, limit, most * (1.0 + SLACK))
+        _follow(c, g, part, limit, most)
         if most == limit or c.gang_ways[last]["cost"] < NEVER:
             break
