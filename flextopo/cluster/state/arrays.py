@@ -41,6 +41,9 @@ OPTIONS_A_NODE = 64
 MAX_FEATURES = 64
 """Features of a candidate at most, where there is a network."""
 
+LEAST_NUMBERS = max(MAX_FEATURES, (MAX_PODS_PER_NODE + 1) * (MAX_GPUS + 1))
+"""Places of `gang_numbers`: for features, and for what pods of a server lose by the GPUs that they free."""
+
 MARKS = 384
 """Scratch numbers of `gang_candidates`."""
 
@@ -87,6 +90,20 @@ WAY_DTYPE = np.dtype([("cost", "f8"), ("wait_s", "i4"), ("trail", "i4")])
 TRAIL_DTYPE = np.dtype([("option", "i4"), ("before", "i4")])
 """How a way came about: its last option, and the entry before it; -1 = none."""
 
+GROUP_PLACES = 4096
+"""PodGroups whose losses are kept during a search for a gang; a power of two."""
+
+GROUP_DTYPE = np.dtype(
+    [
+        ("group", "i8"),  # -1 = none
+        ("whole", "f8"),  # what all its members lose
+        ("spare", "i8"),  # see `spare_members`
+        ("part", "i4"),  # of the network, by a number of its own, for which the next is known
+        ("first", "i4"),  # lowest member there that may be evicted
+    ]
+)
+"""What is known of a PodGroup during a search, see `gang_losses`."""
+
 FUTURE, PENDING, NOMINATED, STARTING, RUNNING, TERMINATING, DONE, BACKING_OFF = range(8)
 """Pod status. NOMINATED holds resources and waits for others' grace period to end, STARTING holds
 them and does not serve yet, TERMINATING is leaving and holds what nobody was nominated for,
@@ -130,6 +147,7 @@ class Cluster(NamedTuple):
     gang_ways: Annotated[Records, Array(WAY_DTYPE, ("ways",), Kind.SCRATCH)]
     gang_trail: Annotated[Records, Array(TRAIL_DTYPE, ("trail",), Kind.SCRATCH)]
     gang_numbers: Annotated[npt.NDArray[np.float64], Array(np.float64, ("numbers",), Kind.SCRATCH)]
+    gang_groups: Annotated[Records, Array(GROUP_DTYPE, ("group_places",), Kind.SCRATCH)]
     gang_marks: Annotated[npt.NDArray[np.int64], Array(np.int64, ("marks",), Kind.SCRATCH)]
 
 
@@ -166,8 +184,9 @@ def cluster_sizes(
         "ways": STATES * WAYS if hosts else 0,
         "top": STATES * KEPT_NODES if hosts else 0,
         "trail": TRAIL if hosts else 0,
+        "group_places": GROUP_PLACES if hosts else 0,
         "marks": MARKS if hosts else 0,
-        "numbers": max(MAX_FEATURES, (min(hosts, MOST_NODES) + 1) * STATES) if hosts else 0,
+        "numbers": max(LEAST_NUMBERS, (min(hosts, MOST_NODES) + 1) * STATES) if hosts else 0,
         "models": len(models),
         "pods": pods,
         "numa_nodes": numa_nodes or int(models["num_numa"].max()),

@@ -30,6 +30,7 @@ from flextopo.cluster.state.arrays import (
     as_index,
     is_eligible,
 )
+from flextopo.cluster.state.gang_losses import lost_alone
 from flextopo.cluster.state.loss import (
     NEVER,
     Costs,
@@ -214,9 +215,11 @@ def _measure_need(
 
 @stage
 def gather(
-    c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, w: Workspace
+    c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, for_gang: bool, w: Workspace
 ) -> tuple[int, bool]:
     """Collect a node's eligible pods, largest first, and what each would free in each domain.
+
+    For gangs losses of whole PodGroups are kept, see `gang_losses`.
 
     Returns:
         How many they are, and whether there are terminating ones whose resources count.
@@ -230,7 +233,7 @@ def gather(
         if not is_eligible(c, other, priority):
             some_leave = some_leave or is_leaving(c, other)
             continue
-        cost = eviction_cost(c, other, costs)
+        cost = lost_alone(c, other, costs) if for_gang else eviction_cost(c, other, costs)
         size = c.pods[other]["gpus"]
         at = count
         while at > 0:
@@ -532,7 +535,8 @@ def find_for_pod(
             cost = misalignment_cost(c, costs, pod, deficit)
             kept = _keep(out, kept, Offer(node, nobody, level, deficit, nobody, cost))
             continue
-        count, some_leave = gather(c, costs, pod, node, by_socket, w)
+        alone = bool(np.bool_(False))
+        count, some_leave = gather(c, costs, pod, node, by_socket, alone, w)
         search = Search(pod, node, count, domains, best, nobody, grace_s, waiting)
         if some_leave:
             gone = leaving(c, node, costs.grace_s)

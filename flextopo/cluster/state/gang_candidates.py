@@ -47,6 +47,13 @@ from flextopo.cluster.state.candidates import (
     Workspace,
     victim_slots,
 )
+from flextopo.cluster.state.gang_losses import (
+    forget_groups,
+    group_place,
+    lost_alone,
+    lost_beside,
+    spare_of,
+)
 from flextopo.cluster.state.gang_nodes import (
     ALLOWED,
     BUDGETS,
@@ -58,6 +65,7 @@ from flextopo.cluster.state.gang_nodes import (
     NUM_ALLOWED,
     NUM_CLOSED,
     PAID,
+    PART,
     REFUSED,
     SEATS,
     TRIED,
@@ -79,8 +87,6 @@ from flextopo.cluster.state.gangs import (
 from flextopo.cluster.state.loss import (
     NEVER,
     Costs,
-    beside_members,
-    eviction_cost,
     misalignment_cost,
     network_row,
     stopping_cost,
@@ -115,10 +121,10 @@ def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
                     counted += stopping_cost(c, other, costs)
                     elsewhere = elsewhere or at < before
             if taken == 0:
-                total += eviction_cost(c, victim, costs)
+                total += lost_alone(c, victim, costs)
             else:
-                total += beside_members(c, victim, taken, counted, costs)
-                spare = spare_members(c, victim)
+                total += lost_beside(c, victim, taken, counted, costs)
+                spare = spare_of(c, victim, costs)
                 if elsewhere and spare > 0 and taken >= spare:
                     c.gang_marks[VIOLATED] = -2 - group
             if group >= 0 and groups < BUDGETS:
@@ -293,7 +299,7 @@ def _note_holders(c: Cluster, costs: Costs, g: Gang, part: Part, groups: int) ->
                 if c.pods[pod]["group"] == group:
                     c.gang_nodes[rank]["holds"] |= 1 << j
                     if is_eligible(c, pod, priority):
-                        least = min(least, eviction_cost(c, pod, costs))
+                        least = min(least, lost_alone(c, pod, costs))
         c.gang_marks[COUNTED + j] = int(least)
 
 
@@ -306,6 +312,7 @@ def _find_groups(c: Cluster, costs: Costs, g: Gang, part: Part) -> int:
     """
     count, priority = as_index(0), c.pods[g.leader]["priority"]
     begin, end = part.begin, part.end
+    c.gang_marks[PART] += 1
     tier = CLUSTER if end - begin > 1 else SERVER
     for rank in range(begin, end):
         node = node_at(c, as_index(rank))
@@ -313,17 +320,22 @@ def _find_groups(c: Cluster, costs: Costs, g: Gang, part: Part) -> int:
             pod = as_index(c.node_pods[node, slot])
             if c.pods[pod]["next_member"] == pod or not is_eligible(c, pod, priority):
                 continue
-            gpus, elsewhere, is_first, other = as_index(0), False, True, pod
+            sums = c.gang_groups[group_place(c, pod, costs)]
+            if tier == SERVER or (sums["part"] == c.gang_marks[PART] and sums["first"] != pod):
+                continue
+            gpus, elsewhere, first, other = as_index(0), False, pod, pod
             while True:
                 there = as_index(c.live[other]["node"])
                 if there >= 0 and c.gang_nodes[there]["part"] == begin:
                     gpus += c.pods[other]["gpus"]
                     elsewhere = elsewhere or there != node
-                    is_first = is_first and (other >= pod or not is_eligible(c, other, priority))
+                    if other < first and is_eligible(c, other, priority):
+                        first = other
                 other = as_index(c.pods[other]["next_member"])
                 if other == pod:
                     break
-            if not elsewhere or not is_first or tier == SERVER:
+            sums["part"], sums["first"] = c.gang_marks[PART], first
+            if not elsewhere or first != pod:
                 continue
             at = count if count < MAX_PAID else as_index(MAX_PAID - 1)
             if count == MAX_PAID and gpus <= c.gang_marks[COUNTED + at]:
@@ -479,7 +491,8 @@ def find_for_gang(
     """
     g = gang_of(c, pod, aligned)
     free, kept, nobody = as_index(0), as_index(0), as_index(0)
-    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
+    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = c.gang_marks[PART] = 0
+    forget_groups(c)
     for rank in range(c.network.shape[0]):
         here = c.gang_nodes[rank]
         here["begin"], here["part"] = free, -1

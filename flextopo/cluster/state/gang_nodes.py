@@ -21,25 +21,24 @@ from flextopo.cluster.state.candidates import (
     PAID_FOR,
     Workspace,
     add_up_rest,
-    added_cost,
     budget_left,
     freed,
     gather,
     last_gone_s,
     leaving,
 )
-from flextopo.cluster.state.gangs import (
-    Gang,
-    node_at,
-)
+from flextopo.cluster.state.gang_losses import lost_beside, spare_of
+from flextopo.cluster.state.gangs import Gang, node_at
 from flextopo.cluster.state.loss import (
     NEVER,
     Costs,
     misalignment_cost,
+    stopping_cost,
 )
 from flextopo.cluster.state.placement import best_level, is_aligned, level_deficit, place
 from flextopo.cluster.state.schema import MAX_MEMBERS
 from flextopo.cluster.topology.levels import NO_FIT
+from flextopo.cluster.topology.model import MAX_GPUS
 
 MAX_PAID = 8
 """Victim groups of a part that are tried as paid for."""
@@ -56,12 +55,12 @@ MAX_CLOSED = 8
 
 CLOSED = COUNTED + MAX_PAID
 ALLOWED = CLOSED + MAX_CLOSED
-NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED, TURN = range(
-    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 5
+NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED, TURN, PART = range(
+    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 6
 )
 """Where those stand, see `falls_under`, pairs of one and a server that may use it, and how many of both;
-the one that a way uses up, the cheapest way of an attempt if another is sought for that, and how many of its
-servers are passed over at first."""
+the one that a way uses up, the cheapest way of an attempt if another is sought for that, how many of its
+servers are passed over at first, and how many parts were looked at for groups."""
 
 
 TO_GRID = 1.5 * 2.0**32
@@ -201,6 +200,64 @@ def _is_minimal(c: Cluster, costs: Costs, g: Gang, s: Step, t: Taken, w: Workspa
 
 
 @stage
+def _added_cost(c: Cluster, costs: Costs, w: Workspace, depth: int, i: int) -> float:
+    """Return what taking pod i adds, see `candidates.added_cost`."""
+    pod, cost = as_index(w.eligible[i]["pod"]), float(w.eligible[i]["cost"])
+    if cost < 0.0:
+        return 0.0
+    group, taken, counted = c.pods[pod]["group"], as_index(0), 0.0
+    if group >= 0 and cost < NEVER:
+        for j in range(depth):
+            other = as_index(w.eligible[w.path[j]["taken"]]["pod"])
+            if c.pods[other]["group"] == group:
+                counted += stopping_cost(c, other, costs)
+                taken += 1
+    if taken == 0:
+        return cost
+    return lost_beside(c, pod, taken, counted, costs)
+
+
+@stage
+def _adds_at_least(c: Cluster, costs: Costs, w: Workspace, i: int) -> float:
+    """Return what taking pod i adds at least, whoever is taken before it."""
+    pod, cost = as_index(w.eligible[i]["pod"]), float(w.eligible[i]["cost"])
+    if cost < 0.0:
+        return 0.0
+    group, before = c.pods[pod]["group"], as_index(0)
+    if group < 0 or cost >= NEVER:
+        return cost
+    for j in range(i):
+        before += c.pods[w.eligible[j]["pod"]]["group"] == group
+    return cost if before == 0 or before <= spare_of(c, pod, costs) else 0.0
+
+
+@stage
+def _price_freed(c: Cluster, costs: Costs, w: Workspace, eligible: int) -> None:
+    """Write what pods lose at least by the GPUs that they free.
+
+    Row i of `gang_numbers` has it for the eligible pods of a server from the i-th on, by the number of GPUs.
+    """
+    add_up_rest(w, eligible, as_index(0))
+    width = MAX_GPUS + 1
+    last = eligible * width
+    for gpus in range(width):
+        c.gang_numbers[last + gpus] = NEVER if gpus > 0 else 0.0
+    for back in range(eligible):
+        i = as_index(eligible - 1 - back)
+        added, held = _adds_at_least(c, costs, w, i), as_index(w.eligible[i]["gpus"][0])
+        row = i * width
+        for gpus in range(width):
+            with_it = added + c.gang_numbers[row + width + max(gpus - held, 0)]
+            c.gang_numbers[row + gpus] = min(c.gang_numbers[row + width + gpus], with_it)
+
+
+@inlined
+def _least_rest(c: Cluster, i: int, gpus: int) -> float:
+    """Return what pods from the i-th on lose at least that free so many GPUs."""
+    return float(c.gang_numbers[i * (MAX_GPUS + 1) + max(gpus, 0)])
+
+
+@stage
 def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> int:
     """Find the cheapest victim sets with which a node takes some members; return where they end.
 
@@ -222,12 +279,13 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
         need_gpus -= popcount(c.live[other]["gpu_mask"])
         for u in range(c.pod_cores.shape[1]):
             need_cores -= c.pod_cores[other, u]
-    add_up_rest(w, eligible, as_index(0))
     depth, i, fresh = 0, 0, True
     w.path[0]["cost"] = 0.0
     for _ in range(MAX_STEPS):
         path = w.path[depth]
-        done = end - s.begin == s.sets and path["cost"] >= c.gang_options[end - 1]["cost"]
+        done = end - s.begin == s.sets and (
+            on_grid(path["cost"] + _least_rest(c, i, need_gpus)) >= c.gang_options[end - 1]["cost"]
+        )
         if fresh and not done and need_gpus <= 0 and need_cores <= 0:
             slots = s.soon
             for j in range(depth):
@@ -251,7 +309,7 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
             and one["rest_cores"] >= need_cores
         ):
             if budget_left(c, w, depth, i):
-                w.path[depth + 1]["cost"] = path["cost"] + added_cost(c, costs, w, depth, i)
+                w.path[depth + 1]["cost"] = path["cost"] + _added_cost(c, costs, w, depth, i)
                 path["taken"] = i
                 depth += 1
                 need_gpus -= one["gpus"][0]
@@ -296,8 +354,9 @@ def search_node(
 
     The first `paid` groups in `gang_marks` cost nothing more.
     """
-    node, end, by_socket = node_at(c, rank), start, bool(np.bool_(False))
-    eligible, some_leave = gather(c, costs, g.leader, node, by_socket, w)
+    node, end = node_at(c, rank), start
+    by_socket, for_gang = bool(np.bool_(False)), bool(np.bool_(True))
+    eligible, some_leave = gather(c, costs, g.leader, node, by_socket, for_gang, w)
     soon, room = as_index(0), MAX_PODS_PER_NODE - c.nodes[node]["num_pods"]
     if some_leave:
         soon = leaving(c, node, costs.grace_s).soon
@@ -308,6 +367,7 @@ def search_node(
                 w.eligible[i]["cost"] = PAID_FOR
         if is_closed(c, as_index(w.eligible[i]["pod"]), rank):
             w.eligible[i]["cost"] = NEVER
+    _price_freed(c, costs, w, eligible)
     model = c.nodes[node]["model"]
     gpus, cores = c.models[model]["num_gpus"], 0
     for u in range(c.models[model]["num_numa"]):
