@@ -56,8 +56,9 @@ OPTION_DTYPE = np.dtype(
         ("rank", "i4"),  # of the node, see `Cluster.network`
         ("first", "i2"),  # members of each size that are placed there
         ("second", "i2"),
-        ("level", "i4"),  # worst of the members
-        ("deficit", "i4"),
+        ("level", "i2"),  # worst of the members
+        ("deficit", "i2"),
+        ("used", "i4"),  # 1 = among those that the cheapest ways can use
     ]
 )
 """One way to place some members of a gang on one node."""
@@ -70,7 +71,8 @@ GANG_NODE_DTYPE = np.dtype(
         ("kept_end", "i4"),
         ("first", "i4"),  # members of each size that are placed there
         ("second", "i4"),
-        ("used", "i4"),  # 1 = among the nodes that the cheapest ways can use
+        ("chosen", "i4"),  # where those of its options that the cheapest ways can use begin
+        ("chosen_end", "i4"),
         ("holds", "i4"),  # pods of the groups that are tried as paid for, as bits
         ("part", "i4"),  # by node, not by rank: where the part of the network in hand begins
     ]
@@ -85,7 +87,10 @@ KEPT_NODES = MAX_MEMBERS + WAYS
 MOST_NODES = STATES * KEPT_NODES
 """Servers of a part that are put together at most."""
 
-TOP_DTYPE = np.dtype([("cost", "f8"), ("wait_s", "i4"), ("rank", "i4")])
+MOST_OPTIONS = max(2 * MOST_NODES, KEPT_NODES * OPTIONS_A_NODE)
+"""Options of a part that are put together at most: two victim sets for each number of members, or all."""
+
+TOP_DTYPE = np.dtype([("cost", "f8"), ("wait_s", "i4"), ("option", "i4")])
 WAY_DTYPE = np.dtype([("cost", "f8"), ("wait_s", "i4"), ("trail", "i4")])
 TRAIL_DTYPE = np.dtype([("option", "i4"), ("before", "i4")])
 """How a way came about: its last option, and the entry before it; -1 = none."""
@@ -144,6 +149,7 @@ class Cluster(NamedTuple):
     gang_options: Annotated[Records, Array(OPTION_DTYPE, ("options",), Kind.SCRATCH)]
     gang_nodes: Annotated[Records, Array(GANG_NODE_DTYPE, ("hosts",), Kind.SCRATCH)]
     gang_top: Annotated[Records, Array(TOP_DTYPE, ("top",), Kind.SCRATCH)]
+    gang_chosen: Annotated[npt.NDArray[np.int32], Array(np.int32, ("chosen",), Kind.SCRATCH)]
     gang_ways: Annotated[Records, Array(WAY_DTYPE, ("ways",), Kind.SCRATCH)]
     gang_trail: Annotated[Records, Array(TRAIL_DTYPE, ("trail",), Kind.SCRATCH)]
     gang_numbers: Annotated[npt.NDArray[np.float64], Array(np.float64, ("numbers",), Kind.SCRATCH)]
@@ -183,6 +189,7 @@ def cluster_sizes(
         "options": (hosts + 1) * OPTIONS_A_NODE if hosts else 0,
         "ways": STATES * WAYS if hosts else 0,
         "top": STATES * KEPT_NODES if hosts else 0,
+        "chosen": MOST_OPTIONS if hosts else 0,
         "trail": TRAIL if hosts else 0,
         "group_places": GROUP_PLACES if hosts else 0,
         "marks": MARKS if hosts else 0,

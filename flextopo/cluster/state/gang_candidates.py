@@ -12,8 +12,8 @@ victim group on several servers, which is lost once: groups with members on two 
 as paid for already, all combinations of up to three, else each by itself and the largest 2, 3, ... of them
 together; without budgets those are left out that lose as much as the dearest way that is kept.
 
-Bounds: of a part only those servers are put together that are among the cheapest 16 + `WAYS` for some number
-of members, which changes none of the kept ways, since a gang uses 16 servers at most, and sums of costs are
+Bounds: of a part only those options are put together that are of the cheapest 16 + `WAYS` servers for their
+number of members, which changes none of the kept ways, since a gang uses 16 servers at most, and sums of costs are
 exact (`on_grid`). A way is left where the servers to come make it dearer than those that are kept, whatever is
 chosen there. A node offers
 `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part ends where `TRAIL` steps were noted.
@@ -74,7 +74,7 @@ from flextopo.cluster.state.gang_nodes import (
     falls_under,
     search_node,
 )
-from flextopo.cluster.state.gang_ways import Part, choose_nodes, combine
+from flextopo.cluster.state.gang_ways import Part, choose_options, combine
 from flextopo.cluster.state.gangs import (
     Gang,
     gang_of,
@@ -412,7 +412,7 @@ def _attempt(
     `REFUSED` in `gang_marks` gets the cheapest way if it uses up what others could have, else -1.
     """
     begin, end, capacity = part.begin, part.end, out.cost.shape[0]
-    choose_nodes(c, g, begin, end)
+    choose_options(c, g, begin, end)
     limit = out.cost[kept - 1] if kept == capacity else NEVER
     combine(c, g, part, limit)
     last = ((g.first + 1) * (g.second + 1) - 1) * WAYS

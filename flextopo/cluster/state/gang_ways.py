@@ -68,72 +68,87 @@ def _push(c: Cluster, state: int, ways: int, way: Way, used: int) -> int:
 
 
 @stage
-def _take(c: Cluster, base: int, rank: int, option: Any) -> None:
-    """Keep a server for a number of members if its option is among the best; `base` is where those begin."""
-    at, cost, wait_s = base + KEPT_NODES - 1, option["cost"], option["wait_s"]
+def _take(c: Cluster, base: int, place: int) -> None:
+    """Keep an option for a number of members if it is among the best; `base` is where those begin."""
+    at, option = base + KEPT_NODES - 1, c.gang_options[place]
+    cost, wait_s = option["cost"], option["wait_s"]
     if not is_worse(c.gang_top[at], cost, wait_s):
         return
     while at > base and is_worse(c.gang_top[at - 1], cost, wait_s):
         before, top = c.gang_top[at - 1], c.gang_top[at]
-        top["cost"], top["wait_s"], top["rank"] = before["cost"], before["wait_s"], before["rank"]
+        top["cost"], top["wait_s"] = before["cost"], before["wait_s"]
+        top["option"] = before["option"]
         at -= 1
     top = c.gang_top[at]
-    top["cost"], top["wait_s"], top["rank"] = cost, wait_s, rank
+    top["cost"], top["wait_s"], top["option"] = cost, wait_s, place
 
 
-@kernel
-def choose_nodes(c: Cluster, g: Gang, begin: int, end: int) -> None:
-    """Mark the servers of a part that its cheapest ways can use: see the bounds above."""
-    for rank in range(begin, end):
-        c.gang_nodes[rank]["used"] = 1
-    if end - begin <= KEPT_NODES:
-        return
+@stage
+def _find_best(c: Cluster, g: Gang, begin: int, end: int) -> None:
+    """Mark the options of those servers of a part that are the best for a number of members."""
     states = (g.first + 1) * (g.second + 1)
     for at in range(states * KEPT_NODES):
         top = c.gang_top[at]
-        top["cost"], top["wait_s"], top["rank"] = NEVER, 0, -1
+        top["cost"], top["wait_s"], top["option"] = NEVER, 0, -1
     for rank in range(begin, end):
         here, last = c.gang_nodes[rank], -1
         for at in range(here["begin"], here["end"]):
             option = c.gang_options[at]
+            option["used"] = 0
             step = option["first"] * (g.second + 1) + option["second"]
-            if step == last:  # the first of a step is its cheapest
-                continue
+            if step != last:  # the first of a step is its cheapest
+                _take(c, step * KEPT_NODES, as_index(at))
             last = step
-            _take(c, last * KEPT_NODES, as_index(rank), option)
-    for rank in range(begin, end):
-        c.gang_nodes[rank]["used"] = 0
     for at in range(states * KEPT_NODES):
-        if c.gang_top[at]["rank"] >= 0:
-            c.gang_nodes[c.gang_top[at]["rank"]]["used"] = 1
+        if c.gang_top[at]["option"] >= 0:
+            c.gang_options[c.gang_top[at]["option"]]["used"] = 1
+
+
+@kernel
+def choose_options(c: Cluster, g: Gang, begin: int, end: int) -> None:
+    """List the options of a part that its cheapest ways can use: see the bounds above."""
+    few, used = end - begin <= KEPT_NODES, as_index(0)
+    if not few:
+        _find_best(c, g, begin, end)
+    for rank in range(begin, end):
+        here, last, chosen = c.gang_nodes[rank], -1, False
+        here["chosen"] = used
+        for at in range(here["begin"], here["end"]):
+            option = c.gang_options[at]
+            step = option["first"] * (g.second + 1) + option["second"]
+            if step != last:  # those of a step behind the first go with it
+                chosen = few or option["used"] == 1
+            last = step
+            if chosen:
+                c.gang_chosen[used] = at
+                used += 1
+        here["chosen_end"] = used
 
 
 @stage
 def _price_rest(c: Cluster, g: Gang, begin: int, end: int) -> None:
-    """Write what the chosen servers of a part from each one on ask at least for members without a place.
+    """Write what the servers of a part with chosen options from each one on ask at least for members without a place.
 
     Row i of `gang_numbers` has it for those from the i-th on, by how many members of each size are left to
     them; the last row is that of none.
     """
     stride, states, row = g.second + 1, (g.first + 1) * (g.second + 1), as_index(0)
     for rank in range(begin, end):
-        row += c.gang_nodes[rank]["used"]
+        row += c.gang_nodes[rank]["chosen"] < c.gang_nodes[rank]["chosen_end"]
     for state in range(states):
         c.gang_numbers[row * states + state] = NEVER if state > 0 else 0.0
     for back in range(end - begin):
         here = c.gang_nodes[end - 1 - back]
-        if here["used"] == 0:
+        if here["chosen"] == here["chosen_end"]:
             continue
         row -= 1
         these, later = as_index(row * states), as_index((row + 1) * states)
         for state in range(states):
             c.gang_numbers[these + state] = c.gang_numbers[later + state]
-        for at in range(here["begin"], here["end"]):
-            added, first, second = (
-                c.gang_options[at]["cost"],
-                as_index(c.gang_options[at]["first"]),
-                as_index(c.gang_options[at]["second"]),
-            )
+        for at in range(here["chosen"], here["chosen_end"]):
+            option = c.gang_options[c.gang_chosen[at]]
+            added = option["cost"]
+            first, second = as_index(option["first"]), as_index(option["second"])
             for left in range(first, g.first + 1):
                 to, from_ = these + left * stride, later + (left - first) * stride
                 for other in range(g.second + 1 - second):
@@ -172,7 +187,7 @@ def _extend(c: Cluster, at: int, before: int, state: int, ways: int, b: Bounds, 
 
 @stage
 def _follow(c: Cluster, g: Gang, part: Part, limit: float, most: float) -> None:
-    """Put the options of the chosen servers of a part together, to ways that cost `most` at most."""
+    """Put the chosen options of a part together, to ways that cost `most` at most."""
     stride, states = g.second + 1, (g.first + 1) * (g.second + 1)
     for at in range(states * WAYS):
         way = c.gang_ways[at]
@@ -181,7 +196,7 @@ def _follow(c: Cluster, g: Gang, part: Part, limit: float, most: float) -> None:
     used, row, goal = as_index(0), as_index(0), states - 1
     for rank in range(part.begin, part.end):
         here = c.gang_nodes[rank]
-        if here["used"] == 0:
+        if here["chosen"] == here["chosen_end"]:
             continue
         row += states  # of the servers behind this one
         for back in range(1, states):  # those that this server reaches come before
@@ -190,18 +205,19 @@ def _follow(c: Cluster, g: Gang, part: Part, limit: float, most: float) -> None:
             if so_far + c.gang_numbers[row - states + back] > most:
                 continue
             first, second = before // stride, before % stride
-            for at in range(here["begin"], here["end"]):
+            for place in range(here["chosen"], here["chosen_end"]):
+                at = as_index(c.gang_chosen[place])
                 option = c.gang_options[at]
                 if first + option["first"] > g.first or second + option["second"] > g.second:
                     continue
                 state = as_index(before + option["first"] * stride + option["second"])
                 b = Bounds(limit, most - c.gang_numbers[row + goal - state])
-                used = _extend(c, as_index(at), before, state, part.ways, b, used)
+                used = _extend(c, at, before, state, part.ways, b, used)
 
 
 @kernel
 def combine(c: Cluster, g: Gang, part: Part, limit: float) -> None:
-    """Put the options of the chosen servers of a part together: `gang_ways` gets the cheapest.
+    """Put the chosen options of a part together: `gang_ways` gets the cheapest.
 
     Nothing that cannot but cost the limit is followed up. First those are sought that cost little more
     than the cheapest; with enough of them none is missed.
