@@ -59,10 +59,10 @@ FLEETS = {
     "PodGroups of 2": Filling(shared=0.9, in_groups=EVERY, members=2.0, least=1),
     "shrinking": Filling(shared=0.9, in_groups=EVERY, members=4.0, least=2),
     "large PodGroups": Filling(shared=0.9, in_groups=EVERY, members=64.0),
-    "large, shrinking": Filling(shared=0.9, in_groups=EVERY, members=64.0, least=32),
+    "large shrinking": Filling(shared=0.9, in_groups=EVERY, members=64.0, least=32),
     "budgets": Filling(budgets=200, left=1),
     "one budget": Filling(budgets=1, left=8),
-    "groups, budgets": Filling(shared=0.9, in_groups=EVERY, least=1, budgets=200, left=2),
+    "groups and budgets": Filling(shared=0.9, in_groups=EVERY, least=1, budgets=200, left=2),
     "terminating": Filling(ended=0.3),
     "fresh": Filling(fresh=True),
 }

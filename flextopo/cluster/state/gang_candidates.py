@@ -62,6 +62,7 @@ from flextopo.cluster.state.gang_nodes import (
     GROUPS,
     MAX_CLOSED,
     MAX_PAID,
+    MOST_WORK,
     NUM_ALLOWED,
     NUM_CLOSED,
     PAID,
@@ -71,7 +72,10 @@ from flextopo.cluster.state.gang_nodes import (
     TRIED,
     TURN,
     VIOLATED,
+    WORK,
     falls_under,
+    is_bounded,
+    on_grid,
     search_node,
 )
 from flextopo.cluster.state.gang_ways import Part, choose_options, combine
@@ -109,6 +113,7 @@ def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
         trail = as_index(c.gang_trail[trail]["before"])
         node, slots = node_at(c, as_index(option["rank"])), as_index(option["slots"])
         slots = victim_slots(c, node, slots)
+        c.gang_marks[WORK] += 4 * popcount(slots)
         while slots != 0:
             victim = as_index(c.node_pods[node, lowest_bit(slots)])
             slots &= slots - 1
@@ -332,6 +337,7 @@ def _find_groups(c: Cluster, costs: Costs, g: Gang, part: Part) -> int:
                     if other < first and is_eligible(c, other, priority):
                         first = other
                 other = as_index(c.pods[other]["next_member"])
+                c.gang_marks[WORK] += 1
                 if other == pod:
                     break
             sums["part"], sums["first"] = c.gang_marks[PART], first
@@ -361,6 +367,7 @@ def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, tried: int, w: 
             pod = as_index(c.node_pods[node, slot])
             for j in range(c.gang_marks[NUM_CLOSED]):
                 holds = holds or falls_under(c, pod, as_index(c.gang_marks[CLOSED + j]))
+        c.gang_marks[WORK] += 1 + (c.nodes[node]["num_pods"] * c.gang_marks[NUM_CLOSED] >> 2)
         if holds and free + OPTIONS_A_NODE <= c.gang_options.shape[0]:
             here["begin"] = free
             free = search_node(c, costs, g, as_index(rank), paid, w, free)
@@ -388,32 +395,57 @@ def _take_paid(c: Cluster, groups: int, which: int) -> int:
 
 
 @stage
-def _may_help(c: Cluster, groups: int, which: int, limit: float) -> bool:
-    """Say whether an attempt may find a way that costs less than a limit and that no earlier one has found.
+def _limit_of(c: Cluster, groups: int, which: int, limit: float) -> float:
+    """Return what a way of an attempt may cost beside its groups that are paid for, 0 where none can help.
 
-    A group that loses as much alone does not help, and ways without it were found where it was not paid for.
-    With disruption budgets that does not hold: an attempt keeps them to some servers and searches again.
+    Ways that cost less than the limit in all are sought that no earlier attempt has found: such a one loses all
+    groups that are paid for if these are up to three, one alone, or the last of several and another. In small
+    clusters attempts also find again what others have left out.
     """
-    tried, helping, last = 0, 0, False
+    total, least, most, last = 0.0, NEVER, 0.0, NEVER
     for j in range(groups):
         if _is_paid(j, groups, which):
-            last = c.gang_marks[COUNTED + j] < limit
-            tried += 1
-            helping += last
-    return helping == tried or (groups > 3 and last and helping > 1)
+            least = min(least, last)
+            last = float(c.gang_marks[COUNTED + j])
+            total, most = total + last, max(most, last)
+    if groups > 3:
+        total, most = (last, last) if which < groups else (last + least, max(last, least))
+    if is_bounded(c):
+        return max(0.0, limit - total)
+    return limit if most < limit else 0.0
+
+
+@stage
+def _waits_at_least(c: Cluster, costs: Costs, g: Gang, part: Part) -> float:
+    """Return what waiting costs a gang at least in a part: where victims are needed, their grace period."""
+    seats, member, total = as_index(0), g.leader, 0.0
+    for rank in range(part.begin, part.end):
+        most, here = as_index(0), c.gang_nodes[rank]
+        for at in range(here["begin"], here["end"]):
+            option = c.gang_options[at]
+            if option["wait_s"] < costs.grace_s:
+                most = max(most, as_index(option["first"]) + as_index(option["second"]))
+        seats += most
+    members = g.first + g.second
+    if seats >= members:
+        return 0.0
+    for _ in range(members):
+        total += waiting_cost(c, costs, member, costs.grace_s)
+        member = as_index(c.pods[member]["next_member"])
+    return total
 
 
 @kernel
 def _attempt(
-    c: Cluster, costs: Costs, g: Gang, part: Part, w: Workspace, out: CandidateArrays, kept: int
+    c: Cluster, costs: Costs, g: Gang, part: Part, limit: float, out: CandidateArrays, kept: int
 ) -> int:
     """Put what the servers of a part offer now together; return how many candidates are kept.
 
+    Ways that cost the limit before waiting are none, and neither are those of groups that are paid for.
     `REFUSED` in `gang_marks` gets the cheapest way if it uses up what others could have, else -1.
     """
-    begin, end, capacity = part.begin, part.end, out.cost.shape[0]
-    choose_options(c, g, begin, end)
-    limit = out.cost[kept - 1] if kept == capacity else NEVER
+    c.gang_marks[WORK] += 16 + part.end - part.begin
+    choose_options(c, g, part.begin, part.end)
     combine(c, g, part, limit)
     last = ((g.first + 1) * (g.second + 1) - 1) * WAYS
     c.gang_marks[REFUSED], first = -1, as_index(-1)
@@ -427,6 +459,17 @@ def _attempt(
                 c.gang_marks[REFUSED], first = trail, c.gang_marks[VIOLATED]
     c.gang_marks[VIOLATED] = first
     return kept
+
+
+@stage
+def _is_spent(c: Cluster, part: Part, begun: int, kept: int) -> bool:
+    """Say whether no further attempts are made in a part, see `MOST_WORK`; `begun` is the work before it.
+
+    Each part may take its share of the work, and what those before it left; until a way is found, an eighth of
+    all.
+    """
+    most = part.work if kept > 0 else min(begun + MOST_WORK // 8, as_index(MOST_WORK))
+    return bool(is_bounded(c) and c.gang_marks[WORK] >= most)
 
 
 @stage
@@ -446,17 +489,28 @@ def _search_part(
     attempts = (1 << groups) - 1 if groups <= 3 else 2 * groups - 1
     # First as it is, then with groups that are paid for, and as long as the cheapest way uses up a budget, or
     # more of a PodGroup than that can spare, with that kept to some servers.
-    which, before = -1, kept
+    first, which, before = True, -1, kept
+    # A group on several servers costs less than is added up.
+    exact = groups == 0 or is_bounded(c)
+    waiting = _waits_at_least(c, costs, g, part) if exact else 0.0
+    begun = as_index(c.gang_marks[WORK])
+    if _is_spent(c, part, begun, kept):
+        part = Part(begin, end, part.free, as_index(1), part.work)
     c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
-    while which < attempts:
+    while which < attempts and (first or not _is_spent(c, part, begun, kept)):
+        first = False
         limit = out.cost[kept - 1] if kept == out.cost.shape[0] else NEVER
-        if which >= 0 and len(c.pdb_left) == 0 and not _may_help(c, groups, which, limit):
-            which += 1
-            continue
+        limit = on_grid(limit - waiting)
+        if which >= 0 and len(c.pdb_left) == 0:
+            # With budgets an attempt keeps them to some servers and searches again.
+            limit = _limit_of(c, groups, as_index(which), limit)
+            if limit <= 0.0:
+                which += 1
+                continue
         if c.gang_marks[NUM_CLOSED] > 0 or which >= 0:
             tried = _take_paid(c, groups, as_index(which)) if which >= 0 else nobody
             _search_again(c, costs, g, part, tried, w)
-        kept = _attempt(c, costs, g, part, w, out, kept)
+        kept = _attempt(c, costs, g, part, limit, out, kept)
         refused = c.gang_marks[REFUSED] >= 0 and (c.gang_marks[VIOLATED] >= 0 or which < 0)
         refused = refused and _close(c, as_index(c.gang_marks[REFUSED]))
         for rank in range(begin, end):
@@ -491,7 +545,8 @@ def find_for_gang(
     """
     g = gang_of(c, pod, aligned)
     free, kept, nobody = as_index(0), as_index(0), as_index(0)
-    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = c.gang_marks[PART] = 0
+    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
+    c.gang_marks[PART] = c.gang_marks[WORK] = 0
     forget_groups(c)
     for rank in range(c.network.shape[0]):
         here = c.gang_nodes[rank]
@@ -500,6 +555,7 @@ def find_for_gang(
         here["end"] = free
     required = as_index(c.pods[pod]["required_tier"])
     tier = min(required, as_index(LEAF))
+    begun, tiers, done = as_index(c.gang_marks[WORK]), required - tier + 1, as_index(0)
     while tier <= required:
         begin, parts = as_index(0), 0
         while begin < c.network.shape[0]:
@@ -510,7 +566,10 @@ def find_for_gang(
         ways, begin = as_index(min(WAYS, max(2, -(-out.cost.shape[0] // parts)))), as_index(0)
         while begin < c.network.shape[0]:
             end = part_end(c, tier, begin)
-            kept = _search_part(c, costs, g, Part(begin, end, free, ways), w, out, kept)
+            done += end - begin
+            work = begun + max(0, MOST_WORK - begun) * done // (tiers * c.network.shape[0])
+            part = Part(as_index(begin), end, free, ways, as_index(work))
+            kept = _search_part(c, costs, g, part, w, out, kept)
             begin = end
         tier += 1
     return kept

@@ -55,13 +55,25 @@ MAX_CLOSED = 8
 
 CLOSED = COUNTED + MAX_PAID
 ALLOWED = CLOSED + MAX_CLOSED
-NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED, TURN, PART = range(
-    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 6
+NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED, TURN, PART, WORK = range(
+    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 7
 )
 """Where those stand, see `falls_under`, pairs of one and a server that may use it, and how many of both;
 the one that a way uses up, the cheapest way of an attempt if another is sought for that, how many of its
-servers are passed over at first, and how many parts were looked at for groups."""
+servers are passed over at first, how many parts were looked at for
+groups, and how many steps the search has taken."""
 
+
+MOST_WORK = 600_000
+"""Steps of a search in a cluster of more than `SMALL_CLUSTER` servers, of some 8 to 18 ns each: pods looked at and
+taken in the search of a server, options put behind a way. Counted like this most searches that the bound ends
+take 5 to 9 ms, so that 99 of 100 stay below 10."""
+
+SMALL_CLUSTER = 64
+"""Servers up to which nothing is left out for its work: the clusters of the environments with gangs but one."""
+
+LEAST_STEPS = 64
+"""Steps that the search of a server may take in any case for each number of members."""
 
 TO_GRID = 1.5 * 2.0**32
 """Added to a number and taken off again, it leaves whole multiples of 2**-20."""
@@ -126,6 +138,21 @@ class Option(NamedTuple):
     wait_s: int
     level: int
     deficit: int
+
+
+@inlined
+def is_bounded(c: Cluster) -> bool:
+    """Say whether a search ends once it has taken `MOST_WORK` steps."""
+    return bool(c.network.shape[0] > SMALL_CLUSTER)
+
+
+@inlined
+def steps_left(c: Cluster, rank: int) -> int:
+    """Return how many steps the search of a server may take for a number of members: what is its share."""
+    if not is_bounded(c):
+        return as_index(MAX_STEPS)
+    share = MOST_WORK * (rank + 1) // c.network.shape[0] - c.gang_marks[WORK]
+    return as_index(min(max(share, LEAST_STEPS), MAX_STEPS))
 
 
 @inlined
@@ -257,6 +284,20 @@ def _least_rest(c: Cluster, i: int, gpus: int) -> float:
     return float(c.gang_numbers[i * (MAX_GPUS + 1) + max(gpus, 0)])
 
 
+@kernel
+def _fits_without_rest(
+    c: Cluster, costs: Costs, g: Gang, s: Step, slots: int, i: int, w: Workspace
+) -> bool:
+    """Say whether the members of a step fit without some pods and all eligible ones from the i-th on.
+
+    Asked where only pods without GPUs are left: of a dozen of them there are thousands of sets.
+    """
+    for j in range(i, s.eligible):
+        slots |= 1 << w.eligible[j]["slot"]
+    cost, _, _ = _seat_all(c, costs, g, node_at(c, s.rank), slots, s.first, s.second)
+    return cost >= 0.0
+
+
 @stage
 def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> int:
     """Find the cheapest victim sets with which a node takes some members; return where they end.
@@ -279,9 +320,11 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
         need_gpus -= popcount(c.live[other]["gpu_mask"])
         for u in range(c.pod_cores.shape[1]):
             need_cores -= c.pod_cores[other, u]
-    depth, i, fresh = 0, 0, True
+    depth, i, fresh, steps = 0, 0, True, 0
     w.path[0]["cost"] = 0.0
-    for _ in range(MAX_STEPS):
+    most = steps_left(c, s.rank)
+    while steps < most:
+        steps += 1
         path = w.path[depth]
         done = end - s.begin == s.sets and (
             on_grid(path["cost"] + _least_rest(c, i, need_gpus)) >= c.gang_options[end - 1]["cost"]
@@ -300,6 +343,8 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
                 if _is_minimal(c, costs, g, s, t, w):
                     option = Option(on_grid(total), cost, slots, wait_s, level, deficit)
                     end = _add_option(c, g, s, end, option)
+            elif i < eligible and w.eligible[i]["rest_gpus"] == 0:
+                done = not _fits_without_rest(c, costs, g, s, slots, i, w)
         fresh = False
         one = w.eligible[i]
         if (
@@ -324,6 +369,7 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
         need_gpus += w.eligible[i]["gpus"][0]
         need_cores += w.eligible[i]["cores"][0]
         i += 1
+    c.gang_marks[WORK] += steps
     return end
 
 
@@ -368,6 +414,8 @@ def search_node(
         if is_closed(c, as_index(w.eligible[i]["pod"]), rank):
             w.eligible[i]["cost"] = NEVER
     _price_freed(c, costs, w, eligible)
+    closed = c.gang_marks[NUM_CLOSED] + c.gang_marks[NUM_ALLOWED]
+    c.gang_marks[WORK] += 16 + (2 + closed) * eligible
     model = c.nodes[node]["model"]
     gpus, cores = c.models[model]["num_gpus"], 0
     for u in range(c.models[model]["num_numa"]):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from flextopo.cluster.jit.kernels import inlined, kernel, stage
 from flextopo.cluster.state.arrays import KEPT_NODES, WAYS, Cluster, as_index
+from flextopo.cluster.state.gang_nodes import WORK
 from flextopo.cluster.state.gangs import Gang
 from flextopo.cluster.state.loss import NEVER
 
@@ -22,13 +23,14 @@ class Part(NamedTuple):
     """A part of the network.
 
     Fields: `begin` and `end` of its servers by block and leaf; `free`, the first place for further
-    options; `ways` that are followed up.
+    options; `ways` that are followed up; `work`, how many steps a search may have taken behind it.
     """
 
     begin: int
     end: int
     free: int
     ways: int
+    work: int
 
 
 class Way(NamedTuple):
@@ -142,6 +144,7 @@ def _price_rest(c: Cluster, g: Gang, begin: int, end: int) -> None:
         if here["chosen"] == here["chosen_end"]:
             continue
         row -= 1
+        c.gang_marks[WORK] += (here["chosen_end"] - here["chosen"] + 1) * states >> 4
         these, later = as_index(row * states), as_index((row + 1) * states)
         for state in range(states):
             c.gang_numbers[these + state] = c.gang_numbers[later + state]
@@ -198,12 +201,14 @@ def _follow(c: Cluster, g: Gang, part: Part, limit: float, most: float) -> None:
         here = c.gang_nodes[rank]
         if here["chosen"] == here["chosen_end"]:
             continue
+        c.gang_marks[WORK] += states >> 2
         row += states  # of the servers behind this one
         for back in range(1, states):  # those that this server reaches come before
             before = as_index(goal - back)
             so_far = c.gang_ways[before * WAYS]["cost"]
             if so_far + c.gang_numbers[row - states + back] > most:
                 continue
+            c.gang_marks[WORK] += here["chosen_end"] - here["chosen"]
             first, second = before // stride, before % stride
             for place in range(here["chosen"], here["chosen_end"]):
                 at = as_index(c.gang_chosen[place])
@@ -223,11 +228,17 @@ def combine(c: Cluster, g: Gang, part: Part, limit: float) -> None:
     than the cheapest; with enough of them none is missed.
     """
     _price_rest(c, g, part.begin, part.end)
+    for way in range(part.ways):
+        c.gang_ways[((g.first + 1) * (g.second + 1) - 1) * WAYS + way]["cost"] = NEVER
     goal = (g.first + 1) * (g.second + 1) - 1
     least, last = c.gang_numbers[goal], goal * WAYS + part.ways - 1
+    if least >= limit:
+        return
     for attempt in range(3):
-        most = least * (1.0 + (SOON if attempt == 0 else LATER)) if attempt < 2 else limit
-        most = min(most, limit)
+        more = SOON if attempt == 0 else LATER
+        if attempt == 1 and least == 0.0:  # the same ways as before
+            continue
+        most = min(least * (1.0 + more), limit) if attempt < 2 else limit
         _follow(c, g, part, limit, most)
         if most == limit or c.gang_ways[last]["cost"] < NEVER:
             break
