@@ -13,10 +13,12 @@ as paid for already, all combinations of up to three, else each by itself and th
 together; without budgets those are left out that lose as much as the dearest way that is kept.
 
 Bounds: of a part only those options are put together that are of the cheapest 16 + `WAYS` servers for their
-number of members, which changes none of the kept ways, since a gang uses 16 servers at most, and sums of costs are
-exact (`on_grid`). A way is left where the servers to come make it dearer than those that are kept, whatever is
-chosen there. A node offers
-`OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part ends where `TRAIL` steps were noted.
+number of members, which changes none of the kept ways but among equals, since a gang uses 16 servers at most and
+sums of costs are exact (`on_grid`). A way is left where the servers to come make it dearer than those that are
+kept, whatever is chosen there. A node offers `OPTIONS_A_NODE` options; at most `MAX_PAID` groups are tried; a part
+ends where `TRAIL` steps were noted. In clusters of more than `SMALL_CLUSTER` servers a search takes `MOST_WORK`
+steps: each part is searched as it is, for its cheapest way alone where the work is used up, and beyond that, for
+groups and budgets, only as long as its share of the work lasts.
 Whether a disruption budget holds over several servers is known when a way is complete, and so is whether a
 PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks the one or the
 other, it is kept to the first servers of that way that it suffices for, and the search goes on; where no way
@@ -40,7 +42,6 @@ from flextopo.cluster.state.arrays import (
     Cluster,
     as_index,
     is_eligible,
-    spare_members,
 )
 from flextopo.cluster.state.candidates import (
     CandidateArrays,
@@ -150,7 +151,7 @@ def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
 
 
 @stage
-def _close(c: Cluster, trail: int) -> bool:
+def _close(c: Cluster, costs: Costs, trail: int) -> bool:
     """Keep what a way uses up to those of its servers that it suffices for.
 
     Returns:
@@ -182,7 +183,7 @@ def _close(c: Cluster, trail: int) -> bool:
                 slots &= slots - 1
                 if falls_under(c, victim, key):
                     uses += 1
-                    left = c.pdb_left[key] if key >= 0 else spare_members(c, victim)
+                    left = c.pdb_left[key] if key >= 0 else spare_of(c, victim, costs)
             at = c.gang_marks[NUM_ALLOWED]
             if uses > 0 and used + uses <= left and at < MAX_MEMBERS:
                 used += uses
@@ -462,14 +463,15 @@ def _attempt(
 
 
 @stage
-def _is_spent(c: Cluster, part: Part, begun: int, kept: int) -> bool:
+def _is_spent(c: Cluster, part: Part, begun: int, options: int, kept: int) -> bool:
     """Say whether no further attempts are made in a part, see `MOST_WORK`; `begun` is the work before it.
 
     Each part may take its share of the work, and what those before it left; until a way is found, an eighth of
-    all.
+    all. Where something is closed its servers are searched anew, some dozen steps for each of their options.
     """
     most = part.work if kept > 0 else min(begun + MOST_WORK // 8, as_index(MOST_WORK))
-    return bool(is_bounded(c) and c.gang_marks[WORK] >= most)
+    ahead = 12 * options if kept > 0 and c.gang_marks[NUM_CLOSED] > 0 else as_index(0)
+    return bool(is_bounded(c) and c.gang_marks[WORK] + ahead >= most)
 
 
 @stage
@@ -494,10 +496,10 @@ def _search_part(
     exact = groups == 0 or is_bounded(c)
     waiting = _waits_at_least(c, costs, g, part) if exact else 0.0
     begun = as_index(c.gang_marks[WORK])
-    if _is_spent(c, part, begun, kept):
+    if _is_spent(c, part, begun, most, kept):
         part = Part(begin, end, part.free, as_index(1), part.work)
     c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
-    while which < attempts and (first or not _is_spent(c, part, begun, kept)):
+    while which < attempts and (first or not _is_spent(c, part, begun, most, kept)):
         first = False
         limit = out.cost[kept - 1] if kept == out.cost.shape[0] else NEVER
         limit = on_grid(limit - waiting)
@@ -512,7 +514,7 @@ def _search_part(
             _search_again(c, costs, g, part, tried, w)
         kept = _attempt(c, costs, g, part, limit, out, kept)
         refused = c.gang_marks[REFUSED] >= 0 and (c.gang_marks[VIOLATED] >= 0 or which < 0)
-        refused = refused and _close(c, as_index(c.gang_marks[REFUSED]))
+        refused = refused and _close(c, costs, as_index(c.gang_marks[REFUSED]))
         for rank in range(begin, end):
             here = c.gang_nodes[rank]
             here["begin"], here["end"] = here["kept_begin"], here["kept_end"]

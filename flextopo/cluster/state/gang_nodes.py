@@ -64,13 +64,13 @@ servers are passed over at first, how many parts were looked at for
 groups, and how many steps the search has taken."""
 
 
-MOST_WORK = 600_000
-"""Steps of a search in a cluster of more than `SMALL_CLUSTER` servers, of some 8 to 18 ns each: pods looked at and
-taken in the search of a server, options put behind a way. Counted like this most searches that the bound ends
-take 5 to 9 ms, so that 99 of 100 stay below 10."""
+MOST_WORK = 550_000
+"""Steps of a search in a cluster of more than `SMALL_CLUSTER` servers: pods looked at and taken on a server, options
+put behind a way, members of a PodGroup that are gone through. A step takes 8 to 18 ns; with so many, and what each
+part is searched for in any case, 99 of 100 searches of 1,000 servers stay below 10 ms (`make bench-gangs`)."""
 
 SMALL_CLUSTER = 64
-"""Servers up to which nothing is left out for its work: the clusters of the environments with gangs but one."""
+"""Servers up to which nothing is left out for the work: those of `Preempt-Gang-v0`."""
 
 LEAST_STEPS = 64
 """Steps that the search of a server may take in any case for each number of members."""
@@ -259,21 +259,21 @@ def _adds_at_least(c: Cluster, costs: Costs, w: Workspace, i: int) -> float:
 
 
 @stage
-def _price_freed(c: Cluster, costs: Costs, w: Workspace, eligible: int) -> None:
-    """Write what pods lose at least by the GPUs that they free.
+def _price_freed(c: Cluster, costs: Costs, w: Workspace, eligible: int, most: int) -> None:
+    """Write what pods lose at least by the GPUs that they free, up to `most`.
 
     Row i of `gang_numbers` has it for the eligible pods of a server from the i-th on, by the number of GPUs.
     """
     add_up_rest(w, eligible, as_index(0))
     width = MAX_GPUS + 1
     last = eligible * width
-    for gpus in range(width):
+    for gpus in range(most + 1):
         c.gang_numbers[last + gpus] = NEVER if gpus > 0 else 0.0
     for back in range(eligible):
         i = as_index(eligible - 1 - back)
         added, held = _adds_at_least(c, costs, w, i), as_index(w.eligible[i]["gpus"][0])
         row = i * width
-        for gpus in range(width):
+        for gpus in range(most + 1):
             with_it = added + c.gang_numbers[row + width + max(gpus - held, 0)]
             c.gang_numbers[row + gpus] = min(c.gang_numbers[row + width + gpus], with_it)
 
@@ -413,13 +413,13 @@ def search_node(
                 w.eligible[i]["cost"] = PAID_FOR
         if is_closed(c, as_index(w.eligible[i]["pod"]), rank):
             w.eligible[i]["cost"] = NEVER
-    _price_freed(c, costs, w, eligible)
     closed = c.gang_marks[NUM_CLOSED] + c.gang_marks[NUM_ALLOWED]
     c.gang_marks[WORK] += 16 + (2 + closed) * eligible
     model = c.nodes[node]["model"]
     gpus, cores = c.models[model]["num_gpus"], 0
     for u in range(c.models[model]["num_numa"]):
         cores += c.models[model]["numa_cores"][u]
+    _price_freed(c, costs, w, eligible, as_index(gpus))
     for first in range(g.first + 1):
         for second in range(g.second + 1):
             if first + second == 0 or first + second > room:
