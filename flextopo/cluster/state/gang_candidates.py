@@ -100,6 +100,11 @@ from flextopo.cluster.state.loss import (
 from flextopo.cluster.state.schema import MAX_MEMBERS
 from flextopo.cluster.topology.levels import CLUSTER, LEAF, SERVER
 
+UNTIL_FOUND = 64
+"""While no way is found each part of a large cluster may take so small a share of `MOST_WORK`, whatever those
+before it took: where budgets bind it pays more to look at all parts than long at the first. With 24, searches in
+vain take twice as long and no more ways are found; with 100, three times as many are missed."""
+
 
 @stage
 def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
@@ -466,10 +471,10 @@ def _attempt(
 def _is_spent(c: Cluster, part: Part, begun: int, options: int, kept: int) -> bool:
     """Say whether no further attempts are made in a part, see `MOST_WORK`; `begun` is the work before it.
 
-    Each part may take its share of the work, and what those before it left; until a way is found, an eighth of
-    all. Where something is closed its servers are searched anew, some dozen steps for each of their options.
+    Each part may take its share of the work, and what those before it left; until a way is found, one part in
+    `UNTIL_FOUND` of all. Where something is closed its servers are searched anew, some dozen steps for each of their options.
     """
-    most = part.work if kept > 0 else min(begun + MOST_WORK // 8, as_index(MOST_WORK))
+    most = part.work if kept > 0 else begun + MOST_WORK // UNTIL_FOUND
     ahead = 12 * options if kept > 0 and c.gang_marks[NUM_CLOSED] > 0 else as_index(0)
     return bool(is_bounded(c) and c.gang_marks[WORK] + ahead >= most)
 
