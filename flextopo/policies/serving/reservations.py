@@ -29,13 +29,22 @@ class _LetIn:
     until_s: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Answer:
-    """A pod whose victims were named; its record says where it is nominated."""
+    """A pod whose victims were named, and on which node."""
 
-    record: PodRecord
+    pod: PodRecord
+    node: str
     victims: tuple[str, ...]
     until_s: float
+    _record: PodRecord | None = None
+
+    @property
+    def record(self) -> PodRecord:
+        """Return the pod as if it were nominated for the node; made when the answer is on its way."""
+        if self._record is None:
+            self._record = replace(self.pod, nominated=self.node)
+        return self._record
 
 
 class Reservations:
@@ -108,9 +117,8 @@ class Reservations:
     ) -> None:
         """Remember whom a pod was told to evict, on which node, and for how long that is so."""
         self.forget_answer(pod.uid)
-        record = replace(pod, nominated=node)
         until_s = self._until(pod.uid, ANSWER_S if seconds is None else seconds)
-        found = _Answer(record, tuple(victims), until_s)
+        found = _Answer(pod, node, tuple(victims), until_s)
         self._answers[pod.uid] = self._on.setdefault(node, {})[pod.uid] = found
         self.least[node] = min(self.least.get(node, pod.priority), pod.priority)
         self._changed(node)
@@ -119,23 +127,21 @@ class Reservations:
         """Go on remembering whom a pod was told to evict, if it was: for so long, or half of that."""
         found = self._answers.get(uid)
         if found is not None and found.until_s - self._clock() < seconds / 2:
-            renewed = replace(found, until_s=self._until(uid, seconds))
-            self._answers[uid] = self._on[found.record.nominated][uid] = renewed
+            found.until_s = self._until(uid, seconds)
 
     def answered(self, uid: str) -> tuple[str, tuple[str, ...]] | None:
         """Return the node and the victims that a pod was told, None where it was told none lately."""
         found = self._answers.get(uid)
-        return (found.record.nominated, found.victims) if found is not None else None
+        return (found.node, found.victims) if found is not None else None
 
     def forget_answer(self, uid: str) -> None:
         """Forget whom a pod was told to evict."""
         found = self._answers.pop(uid, None)
         if found is not None:
-            node = found.record.nominated
-            here = self._on[node]
+            node, here = found.node, self._on[found.node]
             del here[uid]
             if here:
-                self.least[node] = min(answer.record.priority for answer in here.values())
+                self.least[node] = min(answer.pod.priority for answer in here.values())
             else:
                 del self._on[node], self.least[node]
             self._changed(node)
@@ -171,7 +177,7 @@ class Reservations:
             self.forget(pod.uid)
             return
         answer = self._answers.get(pod.uid)
-        if answer is not None and pod.nominated not in ("", answer.record.nominated):
+        if answer is not None and pod.nominated not in ("", answer.node):
             self.forget_answer(pod.uid)
 
     def forget(self, uid: str) -> None:

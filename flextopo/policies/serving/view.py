@@ -162,6 +162,8 @@ class ClusterView(ClusterState):
             return self._leaving_gang(candidate)
         wait_s = int(self.costs.grace_s) if candidate.victims else candidate.wait_s
         slots = self.leaving_slots(candidate.node, wait_s) if candidate.wait_s else 0
+        if not slots:
+            return []
         rows = self.arrays.node_pods[candidate.node]
         return [int(rows[slot]) for slot in range(len(rows)) if slots >> slot & 1]
 
