@@ -32,8 +32,17 @@ CORES = 7
 CANDIDATES = 100
 
 
-def make_snapshot(num_nodes: int) -> list[dict[str, Any]]:
-    """Return nodes full of pods with one GPU and seven cores each, all placements known."""
+GROUPED = 4
+"""Members of a PodGroup, on one node or two."""
+
+
+def make_snapshot(num_nodes: int, groups: float = 0.0) -> list[dict[str, Any]]:
+    """Return nodes full of pods with one GPU and seven cores each, all placements known.
+
+    Args:
+        num_nodes: how many.
+        groups: share of the pods that are in PodGroups of `GROUPED`.
+    """
     base = to_resource(build_graph(SERVER, "node"))["spec"]
     objects: list[dict[str, Any]] = []
     for n in range(num_nodes):
@@ -44,6 +53,11 @@ def make_snapshot(num_nodes: int) -> list[dict[str, Any]]:
         spec = {"nodes": vertices, "edges": base["edges"]}
         objects.append({"kind": "FlexTopo", "metadata": {"name": f"node-{n}"}, "spec": spec})
         objects += [make_pod(n, i) for i in range(PODS)]
+    pods = [one for one in objects if one["kind"] == "Pod"]
+    for at in range(0, len(pods), GROUPED):
+        if (at // GROUPED + 1) * groups // 1 > at // GROUPED * groups // 1:
+            for one in pods[at : at + GROUPED]:
+                one["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = f"group-{at}"
     return objects
 
 
@@ -172,11 +186,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--selector", default="deepset-imitation")
+    parser.add_argument("--groups", type=float, default=0.0, help="share of pods in PodGroups")
     parser.add_argument("--gpus", type=int, default=4, help="GPUs that the preemptor asks for")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         snapshot = Path(folder) / "snapshot.json"
-        snapshot.write_text(json.dumps({"kind": "List", "items": make_snapshot(options.nodes)}))
+        items = make_snapshot(options.nodes, options.groups)
+        snapshot.write_text(json.dumps({"kind": "List", "items": items}))
         process, port, ready_s = serve(snapshot, options.selector)
         try:
             print(f"{platform.processor() or platform.machine()}, {options.selector}")
