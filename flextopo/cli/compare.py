@@ -160,6 +160,7 @@ def _compare(
     from flextopo.train.comparison import run_comparison
 
     processes = num_workers(workers)
+    check_selectors(*config.selectors, *config.policies)
     with results_to(json_path) as write:
         with progress("playing") as done:
             # An unwritable place shows before the games, not after.
@@ -172,6 +173,19 @@ def _compare(
         typer.echo(f"results: {results}\nscores:  {scores}\nfigure:  {[*drawn, figure][0]}")
     if found.interrupted:
         raise KeyboardInterrupt("finished seeds were kept")
+
+
+def check_selectors(*given: object) -> None:
+    """Find those selectors that are names, so that an unknown one shows before anything is compiled.
+
+    Raises:
+        FlextopoError: there is no such selector, or it fails.
+    """
+    from flextopo.policies.selectors import find_selector
+
+    for name in given:
+        if isinstance(name, str):
+            find_selector(name)
 
 
 def parse_weights(given: list[str] | None) -> LossWeights:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flextopo.cli import completion
-from flextopo.cli.compare import Batch, Services, Set
+from flextopo.cli.compare import Batch, Services, Set, check_selectors
 from flextopo.cli.configuration import COMPARISON, SCENARIO, WORKLOAD
 from flextopo.cli.record import what_if
 from flextopo.cli.terminal import JsonPath, needing, progress, results_to
@@ -96,6 +96,7 @@ def replay(
         with needing("report"):
             from flextopo.train.replay_animation import animate
         draw = animate
+    check_selectors(*names)
     with results_to(json_path) as write:
         with progress("recording") as done:
             written = write_replay(config, names, seed, output, done, draw)

@@ -57,11 +57,12 @@ def decide(
         body = snapshot.read_bytes()
     except OSError as error:
         raise FlextopoError(f"{snapshot}: {error.strerror}") from None
+    served = find_served(selector)
     with results_to(json_path) as write:
         with progress("deciding"):
             found = snapshots.decide(
                 snapshots.decode(body),
-                find_served(selector),
+                served,
                 make_selector(FALLBACK),
                 bands=read_bands(class_bands),
             )
@@ -130,10 +131,11 @@ def serve(
     bands = read_bands(class_bands)
     with needing("serve"):
         from flextopo.policies.serving.server import Listen, Plan, start
+    served = find_served(selector)
     say_if_compiling(as_event=True)
     start(
         Plan(
-            selector=find_served(selector),
+            selector=served,
             fallback=make_selector(FALLBACK),
             snapshot=snapshot,
             kube=kube,

@@ -9,7 +9,15 @@ import typer
 
 from flextopo.baselines.registry import COMPARED, LOOKAHEAD
 from flextopo.cli import completion
-from flextopo.cli.compare import Batch, Servers, Services, Weights, parse_weights, split_names
+from flextopo.cli.compare import (
+    Batch,
+    Servers,
+    Services,
+    Weights,
+    check_selectors,
+    parse_weights,
+    split_names,
+)
 from flextopo.cli.configuration import COMPARISON
 from flextopo.cli.terminal import JsonPath, Workers, num_workers, progress, results_to
 from flextopo.cluster.files import make_folder
@@ -89,6 +97,7 @@ def stress(
     names = () if only == "all" else tuple(name.strip() for name in only.split(","))
     chosen(names)  # an unknown name shows before anything is loaded
     processes = num_workers(workers)
+    check_selectors(*config.selectors, *config.policies)
     with results_to(json_path) as write:
         with progress("playing") as done:
             found = run_stress(config, names, processes, done, lambda: make_folder(out))

@@ -74,6 +74,24 @@ def test_kept_kernels_are_found_in_each_of_the_places(
     assert compiling.is_compiled()
 
 
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize(
+    "words",
+    ["compare --selectors nonsense", "evaluate nonsense", "stress --selectors nonsense", "replay -s nonsense",
+     "decide SNAPSHOT --selector nonsense", "serve --selector nonsense --snapshot SNAPSHOT"],
+)  # fmt: skip
+def test_an_unknown_selector_is_refused_before_it(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = tmp_path / "snapshot.json"
+    snapshot.write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        main([str(snapshot) if word == "SNAPSHOT" else word for word in words.split()])
+    said = capsys.readouterr().err
+    assert (ended.value.code, compiling.SAID in said) == (2, False)
+    assert said.startswith("error: unknown selector 'nonsense'; legal: ")
+
+
 def test_a_fresh_machine_is_told_at_once_and_imports_nothing_for_it(tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     environment.pop("NUMBA_DISABLE_JIT", None)
