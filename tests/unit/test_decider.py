@@ -29,6 +29,7 @@ from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import load_policy
+from flextopo.policies.selectors import find_served
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.runner import (
@@ -160,12 +161,17 @@ def test_rules_need_a_thread_only_where_they_may_take_too_long(
     running, state = SelectorRunner(), warm()
     for rule, limit_s, without in (
         (RequeueAware(), 10.0, True),
+        (find_served("requeue-aware"), 10.0, True),
         (RequeueAware(), 0.9 * SLOWEST_S, False),
         (Derived(), 10.0, False),
     ):
         with suppress(SelectorTimeoutError):
             running.select(rule, state, state.pod(0), limit_s)
         assert (threads.get(timeout=10) is threading.current_thread()) == without
+    # What PodGroups lose takes time by the number of their members.
+    state.arrays.pods[1]["group"] = 0
+    running.select(RequeueAware(), state, state.pod(0), 10.0)
+    assert threads.get(timeout=10) is not threading.current_thread()
 
 
 def test_a_failing_baseline_is_an_error_at_once() -> None:

@@ -280,6 +280,16 @@ def test_lower_case_keys_are_tolerated(full: bool) -> None:
     # Victims must not get lost where only the inner keys are of another case.
     mixed = {k: v if k == "Pod" else lowered(v) for k, v in request.items()}
     assert ask(extender, "preempt", mixed) == expected
+    # Nor where those of the victims alone are, or where a node came without.
+    for key in ("uid", "Uid"):
+        victims = request["NodeNameToMetaVictims"]
+        odd = [{key: one["UID"]} for one in victims["n0"]["Pods"]] if victims else []
+        body = {**request, "NodeNameToMetaVictims": {"n0": {"Pods": odd}}}
+        if victims:
+            assert ask(extender, "preempt", body) == expected
+    for empty in ({}, {"NumPDBViolations": 0}, {"Pods": None}, None):
+        body = {"Pod": preemptor(2), "NodeNameToMetaVictims": {"n0": empty, "n1": empty}}
+        assert "NodeNameToMetaVictims" in ask(extender, "preempt", body)
     names = nodes_request(["n0"], preemptor(2))
     assert ask(extender, "filter", lowered(names)) == ask(extender, "filter", names)
 

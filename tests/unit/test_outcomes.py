@@ -81,6 +81,37 @@ def test_a_more_important_pod_may_take_what_was_freed(
     assert story.told == {fate: 1}
 
 
+def test_who_has_other_resources_took_nothing_over() -> None:
+    # A less important pod has the GPUs; one that needs none, or had its own, came as well.
+    for important, held in (
+        (asking("cpu", 0, 2000, "n0"), ()),
+        (asking("one", 1, 2000, "n0"), (7,)),
+    ):
+        story = Story()
+        story.bind("low", 4, 100, "n0", 0, 1, 2, 3)
+        story.cache.put(read(important))
+        if held:
+            story.cache.put(
+                read(flextopo("n0", {"one": held, "low": [0, 1, 2, 3], "b": [4, 5], "c": [6]}))
+            )
+        story.bind("middle", 4, 500, "n9")
+        assert story.told == {"bound elsewhere": 1}
+    # Where placements, or the node, are not known, nobody can tell.
+    story = Story()
+    story.cache.remove(read(flextopo("n0", BATCH)))
+    story.bind("other", 4, 1000, "n0")
+    story.bind("middle", 4, 500, "n9")
+    assert story.told == {"bound elsewhere": 1}
+
+
+def test_a_second_decision_does_not_forget_who_came_since_the_first() -> None:
+    story = Story()
+    story.bind("other", 4, 1000, "n0", 0, 1, 2, 3)
+    story.outcomes.evicted(story.record("middle"), Decision("n0", (story.record("c"),)))
+    story.bind("middle", 4, 500, "n9")
+    assert story.told == {"taken over": 1}
+
+
 def test_only_as_many_are_taken_over_as_were_needed() -> None:
     story = Story(("b", "c"))
     story.bind("other", 2, 1000, "n0", 4, 5)

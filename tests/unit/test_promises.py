@@ -205,6 +205,48 @@ def test_who_has_had_others_evicted_has_time_from_when_they_are_gone(
     assert let_in(extender, asking, "n1") == ["n1"]
 
 
+def test_a_victim_that_has_ended_is_gone_for_the_pod_it_made_way_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, now_s = make_cache([*full_node(), node("n1"), flextopo("n1", {})]), [0.0]
+    monkeypatch.setattr(cache.reservations, "_clock", lambda: now_s[0])
+    extender, asking = make_extender(cache), preemptor(2)
+    assert preempt(extender, asking, "n0", uids=("uid-n0-b0",))["n0"] == ["uid-n0-b0", "uid-n0-b1"]
+    now_s[0] = 5.0
+    for name in ("n0-b0", "n0-b1"):
+        ended = dying(name)
+        ended["status"]["phase"] = "Failed"
+        cache.put(read(ended))
+    now_s[0] = 5.0 + 0.9 * reservations.KEPT_S
+    assert let_in(extender, asking, "n1") == []
+    # Their objects go later, which frees nothing more.
+    for name in ("n0-b0", "n0-b1"):
+        cache.remove(read(pod(name, "n0")))
+    now_s[0] = 5.0 + 1.1 * reservations.KEPT_S
+    assert let_in(extender, asking, "n1") == ["n1"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_frees_nothing_for_a_pod_does_not_keep_it_waiting(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    others = [pod(f"c{i}", "n0", gpus=0, cpu="1", priority=0) for i in range(4)]
+    done = pod("done", "n0", gpus=1, status={"phase": "Succeeded"})
+    cache, now_s = make_cache([*full_node(), *others, done, node("n1"), flextopo("n1", {})]), [0.0]
+    monkeypatch.setattr(cache.reservations, "_clock", lambda: now_s[0])
+    extender, asking = make_extender(cache), nominated("online", 2, "n0")
+    if told:
+        assert preempt(extender, preemptor(2), "n0", uids=("uid-n0-b0",))["n0"]
+        for name in ("n0-b0", "n0-b1"):
+            cache.remove(read(pod(name, "n0")))
+    else:
+        cache.put(read(asking))
+    now_s[0] = 1.1 * reservations.KEPT_S
+    for gone in (*others, done):
+        cache.remove(read(gone))
+    assert let_in(extender, asking, "n1") == ["n1"]
+
+
 @pytest.mark.parametrize("grace_s", [31, 60, 120, 600, 3600])
 def test_nobody_else_is_evicted_while_victims_take_long(grace_s: int) -> None:
     documents = full_node()

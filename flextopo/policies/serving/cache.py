@@ -285,6 +285,8 @@ class ClusterCache:
             self._dirty.add(node)
             where = f" on node {known.node!r}" if known.node else ""
             raise ObjectError(f"pod {record.key!r}: its uid is that of {known.key!r}{where}")
+        if record.finished:
+            self._make_way(known)
         self._forget(uid, node)
         self.reservations.seen(record)
         self.pods[uid] = record
@@ -343,11 +345,16 @@ class ClusterCache:
         self.reservations.forget(uid)
 
     def _make_way(self, gone: PodRecord | None) -> None:
-        """Give those whose place a pod leaves free some time from now on, however long they did not ask."""
-        if gone is None or not gone.node:
+        """Give whom a pod was evicted for some time from now on, however long it did not ask.
+
+        Where victims are not known any more, after a restart, it is whom a terminating pod leaves GPUs to.
+        """
+        if gone is None or not gone.node or gone.finished:
             return
         for pod in self.nominees(gone.node):
-            if pod.priority > gone.priority:
+            told = self.reservations.answered(pod.uid)
+            mine = gone.terminating and gone.gpus > 0 and pod.priority > gone.priority
+            if gone.uid in told[1] if told is not None else mine:
                 self.reservations.keep(pod.uid, gone.node)
 
     def _remove_about_node(self, remove: Callable[[str], object]) -> Callable[[str], None]:

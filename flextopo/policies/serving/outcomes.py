@@ -36,6 +36,10 @@ class _Eviction:
     at_s: float
 
 
+def _sums(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(sum, zip_longest(first, second, fillvalue=0)))
+
+
 class Outcomes:
     """Follows pods whose victims were named until they are bound or gone.
 
@@ -65,6 +69,8 @@ class Outcomes:
             self._tell_unused(known, ELSEWHERE)
         cache = self._decider.cache
         others = {pod.uid for pod in cache.pods_on(node) if pod.node}
+        if known is not None and known.node == node:
+            others = known.others
         state = cache.nodes.states.get(node)
         for victim in decision.victims:
             held = state.holding(victim.uid) if state is not None else None
@@ -96,23 +102,37 @@ class Outcomes:
 
     def _tell_unused(self, entry: _Eviction, fate: str) -> None:
         """Tell of evictions that the pod they were for made no use of: a more important one may have."""
-        went, cache = self._that_went(entry), self._decider.cache
-        takers = [
-            pod
-            for pod in cache.pods_on(entry.node)
-            if pod.node and pod.uid not in entry.others and pod.priority > entry.priority
-        ]
-        taken, gpus, cores = list[_Victim](), 0, tuple[int, ...]()
-        for one in went:
-            if one.uid in cache.pods:
-                continue  # it is still on its way out
-            more = tuple(map(sum, zip_longest(cores, one.cores, fillvalue=0)))
-            if all(self._decider.fits_beside(pod, gpus | one.gpus, more) for pod in takers):
-                gpus, cores = gpus | one.gpus, more
-            else:
-                taken.append(one)
+        went = self._that_went(entry)
+        taken = self._taken(entry, went)
         self._tell(TAKEN, taken)
         self._tell(fate, [one for one in went if one not in taken])
+
+    def _taken(self, entry: _Eviction, went: Sequence[_Victim]) -> list[_Victim]:
+        """Return those whose GPUs a more important pod has, which came since and would not fit beside them."""
+        cache, found = self._decider.cache, list[_Victim]()
+        state = cache.nodes.states.get(entry.node)
+        if state is None or state.broken:
+            return found
+        takers = [
+            (pod, (state.holding(pod.uid) or (0,))[0])
+            for pod in state.sure.records
+            if pod.node and pod.uid not in entry.others and pod.priority > entry.priority
+        ]
+        gone = [
+            one for one in went if one.uid not in cache.pods
+        ]  # others are still on their way out
+        unused = [one for one in gone if one.gpus and not one.gpus & ~state.counted.gpu_free]
+        gpus, cores = 0, tuple[int, ...]()
+        for one in unused:
+            gpus, cores = gpus | one.gpus, _sums(cores, one.cores)
+        for one in gone:
+            users = [pod for pod, held in takers if held & one.gpus]
+            more = _sums(cores, one.cores)
+            if all(self._decider.fits_beside(pod, gpus | one.gpus, more) for pod in users):
+                gpus, cores = (gpus | one.gpus, more) if users else (gpus, cores)
+            else:
+                found.append(one)
+        return found
 
     def _that_went(self, entry: _Eviction) -> list[_Victim]:
         """Return the victims that were evicted indeed: not all that is answered is carried out."""

@@ -7,6 +7,7 @@ from queue import SimpleQueue
 
 from flextopo.baselines.policies import GreedyCost
 from flextopo.baselines.requeue import RequeueAware
+from flextopo.baselines.wait_limit import WaitLimit
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
@@ -24,8 +25,8 @@ FALLBACK_FACTOR = 5
 
 PROMPT = (GreedyCost, RequeueAware, LearnedSelector)
 """Selectors whose time is bounded for a pod alone: one search by a kernel, and a forward pass in numpy."""
-SLOWEST_S = 150e-6
-"""That search on one server, at its slowest: 8 GPUs asked of one full of 16 pods."""
+SLOWEST_S = 300e-6
+"""Two such searches on one server at their slowest, without PodGroups: 8 GPUs asked of one full of 16 pods."""
 
 
 class UndecidableError(FlextopoError):
@@ -38,9 +39,16 @@ class SelectorTimeoutError(FlextopoError):
 
 def is_prompt(selector: VictimSelector) -> bool:
     """Say whether a selector is one of `PROMPT`; what is derived from these may do anything."""
+    if type(selector) is WaitLimit:
+        return is_prompt(selector.selector)
     if type(selector) is InRange:
         return is_prompt(selector.policy) and is_prompt(selector.rule)
     return type(selector) in PROMPT
+
+
+def _is_plain(state: ClusterState) -> bool:
+    """Say whether no pod is in a PodGroup: what those lose takes time by the number of their members."""
+    return not (state.arrays.pods["group"] >= 0).any()
 
 
 class _Job:
@@ -54,7 +62,6 @@ class _Job:
         self.finished.acquire()
 
     def decide(self) -> None:
-        """Decide, and keep what it raised."""
         try:
             self.result = self.selector.select(self.state, self.preemptor)
         except Exception as error:  # noqa: BLE001  it is raised in the caller's thread
@@ -62,12 +69,6 @@ class _Job:
         except BaseException as error:  # noqa: BLE001  a model may not end the service
             self.error = RuntimeError(repr(error))
         self.finished.release()
-
-    def outcome(self) -> Candidate | None:
-        """Return the result, or raise what was raised."""
-        if self.error is not None:
-            raise self.error
-        return self.result
 
 
 class SelectorRunner:
@@ -95,12 +96,10 @@ class SelectorRunner:
             SelectorTimeoutError: it took longer, or too many before it still hang.
             Exception: whatever the selector raises.
         """
-        job = _Job(selector, state, preemptor)
-        in_time = state.num_nodes * SLOWEST_S <= limit_s and not state.is_gang(preemptor)
-        if in_time and is_prompt(selector):
+        if state.num_nodes * SLOWEST_S <= limit_s and is_prompt(selector) and _is_plain(state):
             # Without a thread, which takes a tenth of a decision, and more of the slowest.
-            job.decide()
-            return job.outcome()
+            return selector.select(state, preemptor)
+        job = _Job(selector, state, preemptor)
         self._stuck = [job for job in self._stuck if job.finished.locked()]
         if len(self._stuck) >= MAX_STUCK:
             raise SelectorTimeoutError(
@@ -120,7 +119,9 @@ class SelectorRunner:
                 f"selector {selector.name!r} took over {limit_s * 1000:.0f} ms; legal: less"
             )
         job.finished.release()
-        return job.outcome()
+        if job.error is not None:
+            raise job.error
+        return job.result
 
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:

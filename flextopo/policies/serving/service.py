@@ -190,8 +190,10 @@ class _Endpoint:
         begin = time.perf_counter()
         response = await self.service.answer(self.name, Headers(scope=scope), receive)
         seconds = time.perf_counter() - begin
-        await response(scope, receive, send)
-        self.service.telemetry.answered(self.name, response.status_code, seconds)
+        try:
+            await response(scope, receive, send)
+        finally:
+            self.service.telemetry.answered(self.name, response.status_code, seconds)
         # What an answer has changed is worked out now, and again when it is over, while nobody waits.
         if self.service.extender is not None:
             refresh = self.service.extender.decider.cache.refresh

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,9 @@ class ClusterView(ClusterState):
         self.num_preemptors = len(beside[0])
         self.out_of_range: list[str] = []
         self._beside, self._worst_case = beside, worst_case
+        # Noted here, since a selector may write to its arrays.
+        of_nodes = arrays.nodes["num_pods"].tolist()
+        self._begins: list[int] = [*accumulate(of_nodes, initial=self.num_preemptors)]
         self._best: dict[int, int] = {}
         self._records: dict[int, PodRecord] = {}
         self._held: dict[int, dict[int, tuple[int, npt.NDArray[np.int16]]]] = {}
@@ -96,12 +100,13 @@ class ClusterView(ClusterState):
         return found
 
     def _find_record(self, pod: int) -> PodRecord:
-        node = int(self.arrays.live[pod]["node"])
-        if node >= 0:
-            first_row = int(self.arrays.node_pods[node, 0])
-            return self.states[node].resources(self._worst_case).records[pod - first_row]
         first, last = self._beside
-        return first[pod] if pod < len(first) else last[pod - len(self.arrays.pods)]
+        if pod < len(first):
+            return first[pod]
+        node = bisect_right(self._begins, pod) - 1
+        if node == len(self.states):
+            return last[pod - self._begins[-1]]
+        return self.states[node].resources(self._worst_case).records[pod - self._begins[node]]
 
     def name(self, pod: int) -> str:
         """Return a pod's `namespace/name`."""

@@ -122,11 +122,22 @@ class ProposedVictims(Mapping[str, list[str]]):
             ObjectError: they are no victims.
         """
         victims = self._victims[name]
+        if not victims or not victims.Pods:
+            return []
         try:
-            pods = self._decoder.decode(victims.Pods) if victims else None
+            return list(map(self._uid, self._read(victims.Pods)))
         except _ERRORS as error:
             raise ObjectError(f"body: victims of node {name!r}: {error}") from None
-        return list(map(self._uid, pods or ()))
+
+    def _read(self, pods: msgspec.Raw) -> Sequence[Any]:
+        try:
+            return self._decoder.decode(pods) or ()
+        except msgspec.ValidationError as error:
+            if "missing required field" not in str(error):
+                raise
+        renamed = [_renamed(pod, ("UID",)) for pod in msgspec.json.decode(pods)]
+        found: Sequence[Any] = msgspec.convert(renamed, self._decoder.type)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         """Return the names of the nodes."""
