@@ -55,6 +55,8 @@ FLEETS = {
     "mixed": Filling(),
     "small pods": Filling(SMALL),
     "sidecars": Filling(sidecars=12),
+    "small with sidecars": Filling(SMALL, sidecars=12),
+    "both and one budget": Filling(SMALL, sidecars=12, budgets=1, left=8),
     "PodGroups": Filling(shared=0.9, in_groups=EVERY),
     "PodGroups of 2": Filling(shared=0.9, in_groups=EVERY, members=2.0, least=1),
     "shrinking": Filling(shared=0.9, in_groups=EVERY, members=4.0, least=2),

@@ -504,6 +504,8 @@ def _search_part(
     if _is_spent(c, part, begun, most, kept):
         part = Part(begin, end, part.free, as_index(1), part.work)
     c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
+    # An earlier part may have ended for want of work with budgets kept to servers of its own.
+    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
     while which < attempts and (first or not _is_spent(c, part, begun, most, kept)):
         first = False
         limit = out.cost[kept - 1] if kept == out.cost.shape[0] else NEVER

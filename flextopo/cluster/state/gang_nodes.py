@@ -66,8 +66,9 @@ groups, and how many steps the search has taken."""
 
 MOST_WORK = 550_000
 """Steps of a search in a cluster of more than `SMALL_CLUSTER` servers: pods looked at and taken on a server, options
-put behind a way, members of a PodGroup that are gone through. A step takes 8 to 18 ns; with so many, and what each
-part is searched for in any case, 99 of 100 searches of 1,000 servers stay below 10 ms (`make bench-gangs`)."""
+put behind a way, members of a PodGroup that are gone through. A step takes 8 to 18 ns, and 80 where members are seated
+in each; with so many, and what each part is searched for in any case, 99 of 100 searches of 1,000 servers stay below
+10 ms on most fleets (`make bench-gangs`; docs/gangs.md has the others)."""
 
 SMALL_CLUSTER = 64
 """Servers up to which nothing is left out for the work: those of `Preempt-Gang-v0`."""
