@@ -179,16 +179,16 @@ class Exact:
         Raises:
             FlextopoError: a gang asks, and OR-tools is missing; see `exact_gang`.
         """
+        aligned = self.filter.binds(preemptor)
         if cluster.is_gang(preemptor):
-            found = gang_minimum(cluster, preemptor, self.filter.binds(preemptor))
-            return None if found is None else cluster.gang_candidate(preemptor, *found)
-        best = minimum(cluster, preemptor, self.filter.binds(preemptor))
+            found = gang_minimum(cluster, preemptor, aligned)
+            return None if found is None else cluster.gang_candidate(preemptor, *found, aligned)
+        best = minimum(cluster, preemptor, aligned)
         if best is None:
             return None
         cost, node, victims = best
         legal = [cluster.candidate(node, victims, preemptor)] if victims else []
         if not victims:
-            aligned = self.filter.binds(preemptor)
             legal += [
                 found
                 for found in cluster.without_victims(node, preemptor)

@@ -120,13 +120,13 @@ class Hosting:
                     yield Option(self.node, counts, victims, grace_s, cost)
 
     def _without_victims(self, counts: tuple[int, ...]) -> Option | None:
-        """Return what the server takes beside all others, as `gang_seats` has it: now, or soon."""
+        """Return what the server takes beside all others, as `gang_seats` has it: now, or soon if that is not legal."""
         cluster, node = self.cluster, self.node
         soon = cluster.leaving_slots(node, int(cluster.costs.grace_s))
         for slots, wait_s in ((0, 0), (soon, cluster.free_s(node, soon) if soon else 0)):
-            if self._seats(counts, slots) is not None:
-                cost = self._misaligned(counts, slots)
-                return None if cost is None else Option(node, counts, (), wait_s, cost)
+            cost = self._misaligned(counts, slots)
+            if cost is not None:
+                return Option(node, counts, (), wait_s, cost)
         return None
 
     def _seats(self, counts: tuple[int, ...], slots: int) -> Any:

@@ -81,13 +81,11 @@ def score(weights: Mapping[str, Array], o: Observation) -> Array:
     h = encoded.shape[1]
     pooled = np.zeros(2 * h, np.float32)
     if len(encoded):
-        total, most = np.add.reduce(encoded, 0), np.maximum.reduce(encoded, 0)
-        pooled = np.concatenate([total / np.float32(len(encoded)), most])
+        pooled = np.concatenate([encoded.mean(0), encoded.max(0)])
     hidden = _linear(weights, "own", encoded)
     if "pooled.weight" in weights:
         hidden = hidden + weights["pooled.weight"] @ pooled
-    scores = np.empty(len(o.mask), np.float32)
-    scores.fill(-1e8)
+    scores = np.full(len(o.mask), -1e8, np.float32)
     scores[:-1][legal] = _linear(weights, "score", _relu(hidden))[:, 0]
     if o.mask[-1]:
         scores[-1] = _linear(weights, "wait.2", _relu(_linear(weights, "wait.0", pooled)))[0]
@@ -182,7 +180,7 @@ class LearnedSelector:
         self, cluster: ClusterState, preemptor: Pod, found: CandidateArrays, o: Observation
     ) -> Candidate | None:
         """Choose among what `look` found, of which there is at least one; see `select`."""
-        chosen = int(self._judge(o).argmax())
+        chosen = int(np.argmax(self._judge(o)))
         return None if chosen == self.k else cluster.candidate_at(found, chosen, preemptor)
 
     def rank(self, cluster: ClusterState, preemptor: Pod) -> tuple[CandidateArrays, int, Array]:
@@ -220,7 +218,7 @@ class LearnedSelector:
 
     def _judge(self, o: Observation) -> Array:
         scores = self.score(o)
-        if not np.logical_and.reduce(np.isfinite(scores)):
+        if not np.isfinite(scores).all():
             raise ArtifactError(f"policy {self.name!r}: a score is not finite; legal: numbers")
         return scores
 

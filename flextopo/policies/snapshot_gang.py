@@ -169,7 +169,7 @@ def check_gang(state: ClusterState, preemptor: Pod, candidate: Candidate) -> Non
     guaranteed = AlignmentFilter.OWN.binds(preemptor)
 
     def placed(gone: Sequence[int]) -> Candidate | None:
-        found = state.gang_candidate(preemptor, seats, gone)
+        found = state.gang_candidate(preemptor, seats, gone, guaranteed)
         aligned = found is not None and (not guaranteed or state.is_aligned(found, preemptor))
         return found if aligned else None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import small_gangs
 from hypothesis import given, settings
@@ -79,3 +82,36 @@ def test_a_server_that_is_free_soon_is_not_left_out_among_many(sizes: tuple[int,
     servers = [[(8, end_s)] for end_s in ends]
     cluster, gang = cluster_of(servers, sizes, (0,) * len(servers))
     assert cluster.candidates(gang, False, 1)[0].wait_s == 1
+
+
+def test_members_of_a_guaranteed_gang_wait_for_aligned_seats() -> None:
+    # A GPU is free on each socket: one member fits, and is aligned once the pod that is leaving is gone.
+    servers = [[(3, 0), (3, 12)], [(3, 0), (3, 5)]]
+    cluster, gang = cluster_of(servers, (2, 2, 2), (0, 0))
+    soon = cluster.candidates(gang, True, 1)[0]
+    assert (soon.victims, soon.wait_s, cluster.is_aligned(soon, gang)) == ((), 12, True)
+    assert cluster.cost_of(replace(soon, cost_gpu_s=math.nan), gang) == soon.cost_gpu_s
+
+
+MIXED = ([3, 3], [4, 2], [3, 2, 3], [2, 2, 2], [8], [4, 4])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(MIXED), st.integers(0, 7)), min_size=3, max_size=5),
+    st.sampled_from(((2, 2), (4, 2), (4, 4, 2), (2, 2, 2))),
+)
+def test_seats_of_guaranteed_gangs_are_aligned_and_cost_what_the_search_says(
+    servers: list[tuple[list[int], int]], sizes: tuple[int, ...]
+) -> None:
+    full = [
+        [(gpus, 7 if leaving >> i & 1 else 0) for i, gpus in enumerate(mix)]
+        for mix, leaving in servers
+    ]
+    cluster, gang = cluster_of(full, sizes, (0,) * len(full))
+    for found in cluster.candidates(gang, True, 16):
+        assert cluster.is_aligned(found, gang)
+        nodes = {seat.pod: seat.node for seat in found.seats}
+        again = cluster.gang_candidate(gang, nodes, found.victims, aligned=True)
+        assert again == replace(found, cost_gpu_s=math.nan)
+        assert cluster.cost_of(again, gang) == pytest.approx(found.cost_gpu_s)

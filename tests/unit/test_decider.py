@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import pytest
 from kube_objects import (
     NOW_S,
@@ -34,10 +35,12 @@ from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.runner import (
     MAX_STUCK,
+    MOST_WEIGHTS,
     SLOWEST_S,
     SelectorRunner,
     SelectorTimeoutError,
     UndecidableError,
+    is_prompt,
 )
 from flextopo.policies.serving.view import ClusterView
 
@@ -168,10 +171,20 @@ def test_rules_need_a_thread_only_where_they_may_take_too_long(
         with suppress(SelectorTimeoutError):
             running.select(rule, state, state.pod(0), limit_s)
         assert (threads.get(timeout=10) is threading.current_thread()) == without
-    # What PodGroups lose takes time by the number of their members.
-    state.arrays.pods[1]["group"] = 0
-    running.select(RequeueAware(), state, state.pod(0), 10.0)
-    assert threads.get(timeout=10) is not threading.current_thread()
+    # What PodGroups lose takes time by the number of their members, and pods without GPUs make many sets.
+    for table, column, value in (("pods", "group", 0), ("live", "gpu_mask", 0)):
+        state = warm()
+        getattr(state.arrays, table)[1][column] = value
+        running.select(RequeueAware(), state, state.pod(0), 10.0)
+        assert threads.get(timeout=10) is not threading.current_thread()
+
+
+def test_only_small_networks_need_no_thread() -> None:
+    policy = load_policy("deepset-imitation")
+    assert is_prompt(policy)
+    assert is_prompt(find_served("deepset-imitation+in-range"))
+    large = {**policy.weights, "more": np.zeros(MOST_WEIGHTS, np.float32)}
+    assert not is_prompt(replace(policy, weights=large))
 
 
 def test_a_failing_baseline_is_an_error_at_once() -> None:

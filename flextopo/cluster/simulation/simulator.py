@@ -147,12 +147,13 @@ class Simulator:
             PodError: it is none for this gang, or not all members fit.
         """
         nodes = {seat.pod: seat.node for seat in candidate.seats}
-        if self.state.gang_candidate(pod, nodes, candidate.victims) is None:
+        aligned = self.state.is_aligned(candidate, pod)
+        if self.state.gang_candidate(pod, nodes, candidate.victims, aligned) is None:
             raise PodError(
                 f"the gang of {pod.name!r} does not fit on nodes {sorted(set(nodes.values()))} "
                 f"without the victims {candidate.victims}"
             )
-        found = gang_seats(self.state, self.state.gang(pod), nodes, candidate.victims)
+        found = gang_seats(self.state, self.state.gang(pod), nodes, candidate.victims, aligned)
         assert found is not None
         for i, seat in enumerate(found.seats):
             self._one.seat_node[0, i] = seat.node

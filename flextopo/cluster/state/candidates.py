@@ -30,7 +30,7 @@ from flextopo.cluster.state.arrays import (
     as_index,
     is_eligible,
 )
-from flextopo.cluster.state.gang_losses import lost_alone
+from flextopo.cluster.state.gang_losses import lost_alone, lost_beside
 from flextopo.cluster.state.loss import (
     NEVER,
     Costs,
@@ -342,8 +342,11 @@ PAID_FOR = -1.0
 
 
 @stage
-def added_cost(c: Cluster, costs: Costs, w: Workspace, depth: int, i: int) -> float:
-    """Return what taking pod i adds: beside members of its PodGroup, what of it is lost beyond them."""
+def added_cost(c: Cluster, costs: Costs, w: Workspace, depth: int, i: int, for_gang: bool) -> float:
+    """Return what taking pod i adds: beside members of its PodGroup, what of it is lost beyond them.
+
+    For gangs losses of whole PodGroups are kept, see `gather`.
+    """
     pod, cost = as_index(w.eligible[i]["pod"]), float(w.eligible[i]["cost"])
     if cost < 0.0:
         return 0.0
@@ -356,6 +359,8 @@ def added_cost(c: Cluster, costs: Costs, w: Workspace, depth: int, i: int) -> fl
                 taken += 1
     if taken == 0:
         return cost
+    if for_gang:
+        return lost_beside(c, pod, taken, counted, costs)
     return beside_members(c, pod, taken, counted, costs)
 
 
@@ -410,7 +415,7 @@ def _search_domain(
     need_gpus, need_cores = w.need[domain]["gpus"], w.need[domain]["cores"]
     gpus, model = c.pods[pod]["gpus"], c.nodes[node]["model"]
     add_up_rest(w, count, domain)
-    depth, i = 0, 0
+    depth, i, for_gang = 0, 0, bool(np.bool_(False))
     w.path[0]["cost"] = s.waiting
     for _ in range(MAX_STEPS):
         one, path = w.eligible[i], w.path[depth]
@@ -435,7 +440,9 @@ def _search_domain(
         ):
             useful = one["gpus"][domain] > 0 or one["cores"][domain] > 0
             if useful and budget_left(c, w, depth, i):
-                w.path[depth + 1]["cost"] = path["cost"] + added_cost(c, costs, w, depth, i)
+                w.path[depth + 1]["cost"] = path["cost"] + added_cost(
+                    c, costs, w, depth, i, for_gang
+                )
                 path["taken"] = i
                 depth += 1
                 need_gpus -= one["gpus"][domain]
@@ -535,8 +542,8 @@ def find_for_pod(
             cost = misalignment_cost(c, costs, pod, deficit)
             kept = _keep(out, kept, Offer(node, nobody, level, deficit, nobody, cost))
             continue
-        alone = bool(np.bool_(False))
-        count, some_leave = gather(c, costs, pod, node, by_socket, alone, w)
+        for_gang = bool(np.bool_(False))
+        count, some_leave = gather(c, costs, pod, node, by_socket, for_gang, w)
         search = Search(pod, node, count, domains, best, nobody, grace_s, waiting)
         if some_leave:
             gone = leaving(c, node, costs.grace_s)

@@ -28,8 +28,13 @@ from flextopo.cluster.state.candidates import (
     leaving,
     workspace,
 )
-from flextopo.cluster.state.decision import Candidate, Seat
-from flextopo.cluster.state.gang_seats import gang_seats, seating_cost, tier_over
+from flextopo.cluster.state.decision import Candidate
+from flextopo.cluster.state.gang_seats import (
+    gang_seats,
+    is_seat_aligned,
+    seating_cost,
+    tier_over,
+)
 from flextopo.cluster.state.gangs import is_gang
 from flextopo.cluster.state.loss import (
     Costs,
@@ -334,7 +339,11 @@ class ClusterState:
         return tuple(members[leader:] + members[:leader])
 
     def gang_candidate(
-        self, preemptor: Pod, seats: Mapping[int, int], victims: Sequence[int]
+        self,
+        preemptor: Pod,
+        seats: Mapping[int, int],
+        victims: Sequence[int],
+        aligned: bool = False,
     ) -> Candidate | None:
         """Return the candidate of a victim set for a gang; see `gang_seats`.
 
@@ -342,6 +351,7 @@ class ClusterState:
             preemptor: a member.
             seats: node of each member.
             victims: on those nodes.
+            aligned: wait for what is leaving where members are aligned only then.
 
         Returns:
             None if a member does not fit, or they lie further apart than they may.
@@ -352,7 +362,7 @@ class ClusterState:
         members = self.gang(preemptor)
         if set(seats) != set(members):
             raise PodError(f"seats for pods {sorted(seats)}; legal: for {sorted(members)}")
-        placed = gang_seats(self, members, seats, victims)
+        placed = gang_seats(self, members, seats, victims, aligned)
         tier = tier_over(self.arrays.network, [seats[member] for member in members])
         if placed is None or tier > self.arrays.pods[preemptor.index]["required_tier"]:
             return None
@@ -384,14 +394,9 @@ class ClusterState:
     def is_aligned(self, candidate: Candidate, preemptor: Pod) -> bool:
         """Say whether the guaranteed filter accepts the candidate's placement."""
         if candidate.seats:
-            return all(self._is_aligned(seat) for seat in candidate.seats)
+            return all(is_seat_aligned(self, seat) for seat in candidate.seats)
         best = self.model(candidate.node).best_level(preemptor.gpus, preemptor.cores)
         return best is not None and is_aligned(candidate.level, best)
-
-    def _is_aligned(self, seat: Seat) -> bool:
-        pod = self.arrays.pods[seat.pod]
-        best = self.model(seat.node).best_level(int(pod["gpus"]), int(pod["cores"]))
-        return best is not None and is_aligned(seat.level, best)
 
     def levels_below(self, candidate: Candidate, preemptor: Pod) -> int:
         """Return how many levels the candidate's placement is below the best of that server."""
@@ -459,19 +464,25 @@ class ClusterState:
         found, count = self.find(preemptor, aligned, k)
         return [self.candidate_at(found, i, preemptor) for i in range(count)]
 
+    def _gang_at(self, found: CandidateArrays, i: int, preemptor: Pod) -> Candidate:
+        seats = dict(zip(self.gang(preemptor), found.seat_node[i].tolist(), strict=False))
+        places = dict(zip(seats.values(), found.seat_slots[i].tolist(), strict=False))
+        pods = [int(self.arrays.node_pods[node, s]) for node in places for s in _bits(places[node])]
+        victims = [p for p in pods if self.arrays.live[p]["status"] != arrays.TERMINATING]
+        aligned = False
+        if len(victims) < len(pods):
+            # Does it count on terminating pods where members fit without them, and are not aligned?
+            now = gang_seats(self, tuple(seats), seats, victims)
+            aligned = now is not None and now.slots != places
+        gang = self.gang_candidate(preemptor, seats, victims, aligned)
+        if gang is None:
+            raise PodError(f"candidate {i} does not let the gang of {preemptor.name!r} fit")
+        return replace(gang, cost_gpu_s=float(found.cost[i]))
+
     def candidate_at(self, found: CandidateArrays, i: int, preemptor: Pod) -> Candidate:
         """Return entry `i` of the kernel's arrays as a `Candidate`."""
         if self.is_gang(preemptor):
-            seats = dict(zip(self.gang(preemptor), found.seat_node[i].tolist(), strict=False))
-            places = dict(zip(seats.values(), found.seat_slots[i].tolist(), strict=False))
-            pods = [
-                int(self.arrays.node_pods[node, s]) for node in places for s in _bits(places[node])
-            ]
-            victims = [p for p in pods if self.arrays.live[p]["status"] != arrays.TERMINATING]
-            gang = self.gang_candidate(preemptor, seats, victims)
-            if gang is None:
-                raise PodError(f"candidate {i} does not let the gang of {preemptor.name!r} fit")
-            return replace(gang, cost_gpu_s=float(found.cost[i]))
+            return self._gang_at(found, i, preemptor)
         node, slots = int(found.node[i]), int(found.slots[i])
         pods = [int(self.arrays.node_pods[node, s]) for s in _bits(slots)]
         victims = [pod for pod in pods if self.arrays.live[pod]["status"] != arrays.TERMINATING]

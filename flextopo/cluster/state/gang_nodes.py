@@ -21,19 +21,19 @@ from flextopo.cluster.state.candidates import (
     PAID_FOR,
     Workspace,
     add_up_rest,
+    added_cost,
     budget_left,
     freed,
     gather,
     last_gone_s,
     leaving,
 )
-from flextopo.cluster.state.gang_losses import lost_beside, spare_of
+from flextopo.cluster.state.gang_losses import spare_of
 from flextopo.cluster.state.gangs import Gang, node_at
 from flextopo.cluster.state.loss import (
     NEVER,
     Costs,
     misalignment_cost,
-    stopping_cost,
 )
 from flextopo.cluster.state.placement import best_level, is_aligned, level_deficit, place
 from flextopo.cluster.state.schema import MAX_MEMBERS
@@ -228,24 +228,6 @@ def _is_minimal(c: Cluster, costs: Costs, g: Gang, s: Step, t: Taken, w: Workspa
 
 
 @stage
-def _added_cost(c: Cluster, costs: Costs, w: Workspace, depth: int, i: int) -> float:
-    """Return what taking pod i adds, see `candidates.added_cost`."""
-    pod, cost = as_index(w.eligible[i]["pod"]), float(w.eligible[i]["cost"])
-    if cost < 0.0:
-        return 0.0
-    group, taken, counted = c.pods[pod]["group"], as_index(0), 0.0
-    if group >= 0 and cost < NEVER:
-        for j in range(depth):
-            other = as_index(w.eligible[w.path[j]["taken"]]["pod"])
-            if c.pods[other]["group"] == group:
-                counted += stopping_cost(c, other, costs)
-                taken += 1
-    if taken == 0:
-        return cost
-    return lost_beside(c, pod, taken, counted, costs)
-
-
-@stage
 def _adds_at_least(c: Cluster, costs: Costs, w: Workspace, i: int) -> float:
     """Return what taking pod i adds at least, whoever is taken before it."""
     pod, cost = as_index(w.eligible[i]["pod"]), float(w.eligible[i]["cost"])
@@ -321,7 +303,7 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
         need_gpus -= popcount(c.live[other]["gpu_mask"])
         for u in range(c.pod_cores.shape[1]):
             need_cores -= c.pod_cores[other, u]
-    depth, i, fresh, steps = 0, 0, True, 0
+    depth, i, fresh, steps, for_gang = 0, 0, True, 0, bool(np.bool_(True))
     w.path[0]["cost"] = 0.0
     most = steps_left(c, s.rank)
     while steps < most:
@@ -355,7 +337,9 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
             and one["rest_cores"] >= need_cores
         ):
             if budget_left(c, w, depth, i):
-                w.path[depth + 1]["cost"] = path["cost"] + _added_cost(c, costs, w, depth, i)
+                w.path[depth + 1]["cost"] = path["cost"] + added_cost(
+                    c, costs, w, depth, i, for_gang
+                )
                 path["taken"] = i
                 depth += 1
                 need_gpus -= one["gpus"][0]

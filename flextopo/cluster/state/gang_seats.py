@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from flextopo.cluster.topology.levels import (
     NO_FIT,
     AlignmentLevel,
     NetworkLevel,
+    is_aligned,
     level_deficit,
 )
 from flextopo.cluster.topology.model import ServerModel
@@ -69,13 +71,31 @@ def tier_over(network: npt.NDArray[np.int32], nodes: Sequence[int]) -> NetworkLe
     return NetworkLevel.CLUSTER
 
 
+def is_seat_aligned(cluster: Nodes, seat: Seat) -> bool:
+    """Say whether the guaranteed filter accepts a seat."""
+    pod = cluster.arrays.pods[seat.pod]
+    best = cluster.model(seat.node).best_level(int(pod["gpus"]), int(pod["cores"]))
+    return best is not None and is_aligned(seat.level, best)
+
+
 def gang_seats(
-    cluster: Nodes, members: Sequence[int], nodes: Mapping[int, int], victims: Sequence[int]
+    cluster: Nodes,
+    members: Sequence[int],
+    nodes: Mapping[int, int],
+    victims: Sequence[int],
+    aligned: bool = False,
 ) -> Seating | None:
     """Place members on nodes without some victims; None if one of them does not fit.
 
     On each node the larger members come first. What terminating pods hold counts where the node needs
     it: all that is free before victims would be.
+
+    Args:
+        cluster: the nodes.
+        members: rows of the gang.
+        nodes: of each member.
+        victims: rows of pods on those nodes.
+        aligned: a node needs it also where its members fit without, and would not be aligned.
 
     Raises:
         PodError: there is no such node, or a victim is not on one of them.
@@ -93,7 +113,14 @@ def gang_seats(
         if not on_node and soon:
             attempts.append((soon, cluster.free_s(node, soon)))
         found = [(seats_on(cluster, node, here, gone), gone, end_s) for gone, end_s in attempts]
-        fitting = next((each for each in found if each[0] is not None), None)
+        fits = [each for each in found if each[0] is not None]
+        right = (
+            each
+            for each in fits
+            if not aligned
+            or all(is_seat_aligned(cluster, seat) for seat in (each[0] or {}).values())
+        )
+        fitting = next(chain(right, fits), None)
         if fitting is None or fitting[0] is None:
             return None
         seats |= fitting[0]

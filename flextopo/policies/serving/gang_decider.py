@@ -174,7 +174,9 @@ class GangDecider:
         nodes = {row: view.node_names.index(name) for row, name in seats.items()}
         if nodes == {seat.pod: seat.node for seat in chosen.seats}:
             return chosen
-        swapped = view.gang_candidate(view.preemptor, nodes, chosen.victims)
+        swapped = view.gang_candidate(
+            view.preemptor, nodes, chosen.victims, _is_guaranteed(gang.leader)
+        )
         try:
             self._check(gang, view, swapped)
         except GuardError:
@@ -312,7 +314,7 @@ def _beside_all(view: ClusterView, aligned: bool) -> Candidate | None:
         for size, field in enumerate(("first", "second")):
             for _ in range(int(c.gang_nodes[rank][field])):
                 nodes[of_size[size].pop(0)] = int(c.network[rank, 0])
-    return view.gang_candidate(pod, nodes, ())
+    return view.gang_candidate(pod, nodes, (), aligned)
 
 
 def _is_guaranteed(pod: PodRecord) -> bool:

@@ -250,7 +250,8 @@ def as_it_says(p: Proposal) -> str:
     """Refuse an answer whose members would get other GPUs, cores or levels than it says."""
     if not p.candidate.seats:
         return ""
-    found = p.view.seat(p.candidate, p.candidate.victims, aligned=False)
+    aligned = p.view.is_aligned(p.candidate, p.view.preemptor)
+    found = p.view.seat(p.candidate, p.candidate.victims, aligned)
     same = found and (found.seats, found.tier) == (p.candidate.seats, p.candidate.tier)
     return "" if same else f"the gang of {p.preemptor.key} would sit elsewhere on its nodes"
 

@@ -23,10 +23,12 @@ FALLBACK_FACTOR = 5
 """The baseline may take this many times the selector's budget before the answer is an error."""
 
 
-PROMPT = (GreedyCost, RequeueAware, LearnedSelector)
-"""Selectors whose time is bounded for a pod alone: one search by a kernel, and a forward pass in numpy."""
+PROMPT = (GreedyCost, RequeueAware)
+"""Rules whose time is bounded for a pod alone: one search by a kernel."""
 SLOWEST_S = 300e-6
-"""Two such searches on one server at their slowest, without PodGroups: 8 GPUs asked of one full of 16 pods."""
+"""Two such searches on one server at their slowest, where all pods hold GPUs: 8 asked of one full of 16 pods."""
+MOST_WEIGHTS = 1_000_000
+"""Numbers of a network whose forward pass takes milliseconds; shipped ones have 33,000."""
 
 
 class UndecidableError(FlextopoError):
@@ -38,17 +40,25 @@ class SelectorTimeoutError(FlextopoError):
 
 
 def is_prompt(selector: VictimSelector) -> bool:
-    """Say whether a selector is one of `PROMPT`; what is derived from these may do anything."""
+    """Say whether a selector is one of `PROMPT` or a small network; what is derived from these may do anything."""
     if type(selector) is WaitLimit:
         return is_prompt(selector.selector)
     if type(selector) is InRange:
         return is_prompt(selector.policy) and is_prompt(selector.rule)
+    if type(selector) is LearnedSelector:
+        return sum(weight.size for weight in selector.weights.values()) <= MOST_WEIGHTS
     return type(selector) in PROMPT
 
 
 def _is_plain(state: ClusterState) -> bool:
-    """Say whether no pod is in a PodGroup: what those lose takes time by the number of their members."""
-    return not (state.arrays.pods["group"] >= 0).any()
+    """Say whether the time of a search grows with servers alone.
+
+    What a PodGroup loses takes time by the number of its members, and of a server's victims without GPUs there may
+    be so many sets that it takes 10 ms.
+    """
+    pods, live = state.arrays.pods, state.arrays.live
+    others = (live["gpu_mask"] == 0) & pods["preemptible"] & (live["node"] >= 0)
+    return not ((pods["group"] >= 0) | others).any()
 
 
 class _Job:

@@ -158,7 +158,7 @@ class ClusterView(ClusterState):
             PodError: a member has no seat, or one of the pods is on none of the nodes.
         """
         nodes = {seat.pod: seat.node for seat in candidate.seats}
-        found = self.gang_candidate(self.preemptor, nodes, victims)
+        found = self.gang_candidate(self.preemptor, nodes, victims, aligned)
         return found if found and (not aligned or self.is_aligned(found, self.preemptor)) else None
 
     def leaving(self, candidate: Candidate) -> list[int]:
@@ -175,7 +175,8 @@ class ClusterView(ClusterState):
     def _leaving_gang(self, candidate: Candidate) -> list[int]:
         members = [seat.pod for seat in candidate.seats]
         nodes = {seat.pod: seat.node for seat in candidate.seats}
-        placed = gang_seats(self, members, nodes, candidate.victims)
+        aligned = self.is_aligned(candidate, self.preemptor)
+        placed = gang_seats(self, members, nodes, candidate.victims, aligned)
         rows = self.arrays.node_pods
         gone = [
             int(rows[node, slot])
