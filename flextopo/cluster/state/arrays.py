@@ -44,8 +44,11 @@ MAX_FEATURES = 64
 LEAST_NUMBERS = max(MAX_FEATURES, (MAX_PODS_PER_NODE + 1) * (MAX_GPUS + 1))
 """Places of `gang_numbers`: for features, and for what pods of a server lose by the GPUs that they free."""
 
-MARKS = 384
-"""Scratch numbers of `gang_candidates`."""
+MOST_VICTIMS = MAX_MEMBERS * MAX_PODS_PER_NODE
+"""Victims of a gang at most: of as many servers as it has members."""
+
+MARKS = 2 * MOST_VICTIMS + 128
+"""Scratch numbers of the search for a gang, see `gang_scratch`."""
 
 OPTION_DTYPE = np.dtype(
     [

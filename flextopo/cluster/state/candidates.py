@@ -82,6 +82,7 @@ ELIGIBLE_DTYPE = np.dtype(
         ("cost", "f8"),
         ("rest_gpus", "i8"),  # what this pod and those behind it could free in the domain in hand
         ("rest_cores", "i8"),
+        ("rest_mask", "i8"),  # GPUs that these hold; for gangs
         ("gpus", "i8", (MAX_DOMAINS,)),  # what it would free in each domain
         ("cores", "i8", (MAX_DOMAINS,)),
     ]
@@ -90,8 +91,8 @@ ELIGIBLE_DTYPE = np.dtype(
 NEED_DTYPE = np.dtype([("gpus", "i8"), ("cores", "i8")])
 """What a domain is short of."""
 
-PATH_DTYPE = np.dtype([("taken", "i8"), ("cost", "f8")])
-"""A step of the walk: the pod taken, and what all before it cost."""
+PATH_DTYPE = np.dtype([("taken", "i8"), ("cost", "f8"), ("mask", "i8")])
+"""A step of the walk: the pod taken, and what all before it cost; for gangs the GPUs free without those."""
 
 
 class Workspace(NamedTuple):

@@ -22,7 +22,8 @@ groups and budgets, only as long as its share of the work lasts.
 Whether a disruption budget holds over several servers is known when a way is complete, and so is whether a
 PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks the one or the
 other, it is kept to the first servers of that way that it suffices for, and the search goes on; where no way
-is legal so, beginning with each other server of that way. So with budgets and such groups the way that is
+is legal so, beginning with each other server of that way. Where none was found in a part and a budget leaves fewer
+victims than any way would take, there is none anywhere. So with budgets and such groups the way that is
 found is perhaps not the cheapest, and where several budgets bind on several servers, none may be found.
 """
 
@@ -48,6 +49,7 @@ from flextopo.cluster.state.candidates import (
     Workspace,
     victim_slots,
 )
+from flextopo.cluster.state.gang_budgets import close, falls_under, leaves_too_few
 from flextopo.cluster.state.gang_losses import (
     forget_groups,
     group_place,
@@ -55,29 +57,24 @@ from flextopo.cluster.state.gang_losses import (
     lost_beside,
     spare_of,
 )
-from flextopo.cluster.state.gang_nodes import (
-    ALLOWED,
+from flextopo.cluster.state.gang_nodes import MOST_WORK, is_bounded, on_grid, search_node
+from flextopo.cluster.state.gang_scratch import (
     BUDGETS,
     CLOSED,
     COUNTED,
     GROUPS,
-    MAX_CLOSED,
     MAX_PAID,
-    MOST_WORK,
     NUM_ALLOWED,
     NUM_CLOSED,
     PAID,
     PART,
     REFUSED,
     SEATS,
+    SHORT,
     TRIED,
     TURN,
     VIOLATED,
     WORK,
-    falls_under,
-    is_bounded,
-    on_grid,
-    search_node,
 )
 from flextopo.cluster.state.gang_ways import Part, choose_options, combine
 from flextopo.cluster.state.gangs import (
@@ -100,10 +97,10 @@ from flextopo.cluster.state.loss import (
 from flextopo.cluster.state.schema import MAX_MEMBERS
 from flextopo.cluster.topology.levels import CLUSTER, LEAF, SERVER
 
-UNTIL_FOUND = 64
+UNTIL_FOUND = 48
 """While no way is found each part of a large cluster may take so small a share of `MOST_WORK`, whatever those
-before it took: where budgets bind it pays more to look at all parts than long at the first. With 24, searches in
-vain take twice as long and no more ways are found; with 100, three times as many are missed."""
+before it took: where budgets bind it pays more to look at all parts than long at the first. With 16 the slowest
+search takes more than twice as long and as many ways are found; with 128 they are fewer."""
 
 
 @stage
@@ -119,15 +116,15 @@ def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
         trail = as_index(c.gang_trail[trail]["before"])
         node, slots = node_at(c, as_index(option["rank"])), as_index(option["slots"])
         slots = victim_slots(c, node, slots)
-        c.gang_marks[WORK] += 4 * popcount(slots)
+        c.gang_marks[WORK] += (4 + (groups - GROUPS >> 3)) * popcount(slots)
         while slots != 0:
             victim = as_index(c.node_pods[node, lowest_bit(slots)])
             slots &= slots - 1
             group, pdb = c.pods[victim]["group"], c.pods[victim]["pdb"]
             taken, counted, elsewhere = as_index(0), 0.0, False
-            for at in range(GROUPS, groups):
+            for at in range(GROUPS, groups if group >= 0 else GROUPS):
                 other = as_index(c.gang_marks[at])
-                if group >= 0 and c.pods[other]["group"] == group:
+                if c.pods[other]["group"] == group:
                     taken += 1
                     counted += stopping_cost(c, other, costs)
                     elsewhere = elsewhere or at < before
@@ -138,12 +135,10 @@ def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
                 spare = spare_of(c, victim, costs)
                 if elsewhere and spare > 0 and taken >= spare:
                     c.gang_marks[VIOLATED] = -2 - group
-            if group >= 0 and groups < BUDGETS:
+            if group >= 0:
                 c.gang_marks[groups] = victim
                 groups += 1
             if pdb >= 0:
-                if budgets == SEATS:  # more than can be counted
-                    return NEVER
                 c.gang_marks[budgets] = pdb
                 budgets += 1
                 uses = 0
@@ -153,49 +148,6 @@ def _lost_by_victims(c: Cluster, costs: Costs, trail: int) -> float:
                     c.gang_marks[VIOLATED] = pdb
                     return NEVER
     return total
-
-
-@stage
-def _close(c: Cluster, costs: Costs, trail: int) -> bool:
-    """Keep what a way uses up to those of its servers that it suffices for.
-
-    Returns:
-        False where it is kept so already, or too many are.
-    """
-    key, used, begin = as_index(c.gang_marks[VIOLATED]), 0, trail
-    for at in range(c.gang_marks[NUM_CLOSED]):
-        if c.gang_marks[CLOSED + at] == key:
-            return False
-    if c.gang_marks[NUM_CLOSED] == MAX_CLOSED:
-        return False
-    c.gang_marks[CLOSED + c.gang_marks[NUM_CLOSED]] = key
-    c.gang_marks[NUM_CLOSED] += 1
-    for late in range(2):  # first those from the turn's server on, then those before it
-        trail, place_ = begin, 0
-        while trail >= 0:
-            option, early = (
-                c.gang_options[c.gang_trail[trail]["option"]],
-                place_ < c.gang_marks[TURN],
-            )
-            trail = as_index(c.gang_trail[trail]["before"])
-            place_ += 1
-            if early != (late == 1):
-                continue
-            node, uses, left = node_at(c, as_index(option["rank"])), 0, 0
-            slots = victim_slots(c, node, as_index(option["slots"]))
-            while slots != 0:
-                victim = as_index(c.node_pods[node, lowest_bit(slots)])
-                slots &= slots - 1
-                if falls_under(c, victim, key):
-                    uses += 1
-                    left = c.pdb_left[key] if key >= 0 else spare_of(c, victim, costs)
-            at = c.gang_marks[NUM_ALLOWED]
-            if uses > 0 and used + uses <= left and at < MAX_MEMBERS:
-                used += uses
-                c.gang_marks[ALLOWED + 2 * at] = key
-                c.gang_marks[ALLOWED + 2 * at + 1] = option["rank"]
-                c.gang_marks[NUM_ALLOWED] += 1
-    return True
 
 
 @stage
@@ -474,8 +426,8 @@ def _is_spent(c: Cluster, part: Part, begun: int, options: int, kept: int) -> bo
     Each part may take its share of the work, and what those before it left; until a way is found, one part in
     `UNTIL_FOUND` of all. Where something is closed its servers are searched anew, some dozen steps for each of their options.
     """
-    most = part.work if kept > 0 else begun + MOST_WORK // UNTIL_FOUND
-    ahead = 12 * options if kept > 0 and c.gang_marks[NUM_CLOSED] > 0 else as_index(0)
+    most = part.work if kept > 0 else max(part.work, begun + MOST_WORK // UNTIL_FOUND)
+    ahead = 12 * options if c.gang_marks[NUM_CLOSED] > 0 else as_index(0)
     return bool(is_bounded(c) and c.gang_marks[WORK] + ahead >= most)
 
 
@@ -520,8 +472,10 @@ def _search_part(
             tried = _take_paid(c, groups, as_index(which)) if which >= 0 else nobody
             _search_again(c, costs, g, part, tried, w)
         kept = _attempt(c, costs, g, part, limit, out, kept)
+        if c.gang_marks[SHORT] == -1 and c.gang_marks[VIOLATED] >= 0:
+            c.gang_marks[SHORT] = c.gang_marks[VIOLATED]
         refused = c.gang_marks[REFUSED] >= 0 and (c.gang_marks[VIOLATED] >= 0 or which < 0)
-        refused = refused and _close(c, costs, as_index(c.gang_marks[REFUSED]))
+        refused = refused and close(c, costs, as_index(c.gang_marks[REFUSED]))
         for rank in range(begin, end):
             here = c.gang_nodes[rank]
             here["begin"], here["end"] = here["kept_begin"], here["kept_end"]
@@ -533,6 +487,16 @@ def _search_part(
             if not another or c.gang_marks[TURN] == MAX_MEMBERS:
                 which += 1
     return kept
+
+
+@stage
+def _is_in_vain(c: Cluster, costs: Costs, g: Gang, kept: int) -> bool:
+    """Say whether no way was found, and none can be for the budget that was used up; asked once a search."""
+    key = as_index(c.gang_marks[SHORT])
+    if kept > 0 or key < 0:
+        return False
+    c.gang_marks[SHORT] = -2
+    return leaves_too_few(c, costs, g, key)
 
 
 @with_network(otherwise=0)
@@ -555,7 +519,7 @@ def find_for_gang(
     g = gang_of(c, pod, aligned)
     free, kept, nobody = as_index(0), as_index(0), as_index(0)
     c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
-    c.gang_marks[PART] = c.gang_marks[WORK] = 0
+    c.gang_marks[PART], c.gang_marks[WORK], c.gang_marks[SHORT] = 0, 0, -1
     forget_groups(c)
     for rank in range(c.network.shape[0]):
         here = c.gang_nodes[rank]
@@ -579,6 +543,8 @@ def find_for_gang(
             work = begun + max(0, MOST_WORK - begun) * done // (tiers * c.network.shape[0])
             part = Part(as_index(begin), end, free, ways, as_index(work))
             kept = _search_part(c, costs, g, part, w, out, kept)
+            if _is_in_vain(c, costs, g, kept):
+                return kept
             begin = end
         tier += 1
     return kept

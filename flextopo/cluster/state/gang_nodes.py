@@ -28,7 +28,9 @@ from flextopo.cluster.state.candidates import (
     last_gone_s,
     leaving,
 )
+from flextopo.cluster.state.gang_budgets import is_closed
 from flextopo.cluster.state.gang_losses import spare_of
+from flextopo.cluster.state.gang_scratch import NUM_ALLOWED, NUM_CLOSED, WORK
 from flextopo.cluster.state.gangs import Gang, node_at
 from flextopo.cluster.state.loss import (
     NEVER,
@@ -36,39 +38,14 @@ from flextopo.cluster.state.loss import (
     misalignment_cost,
 )
 from flextopo.cluster.state.placement import best_level, is_aligned, level_deficit, place
-from flextopo.cluster.state.schema import MAX_MEMBERS
-from flextopo.cluster.topology.levels import NO_FIT
+from flextopo.cluster.topology.levels import LAST_ALIGNED, NO_FIT
 from flextopo.cluster.topology.model import MAX_GPUS
 
-MAX_PAID = 8
-"""Victim groups of a part that are tried as paid for."""
-
-PAID, GROUPS, BUDGETS, SEATS = 0, 2 * MAX_PAID, 144, 272
-"""Where in `gang_marks` stand the groups that are paid for, those whose loss a way has counted, its budgets,
-and its seats."""
-
-TRIED, COUNTED = MAX_PAID, SEATS + 2 * MAX_MEMBERS
-"""Where the groups stand that are tried, by a member, and how many GPUs each frees."""
-
-MAX_CLOSED = 8
-"""Disruption budgets of a part, and PodGroups that can spare some, that are kept to some of its servers."""
-
-CLOSED = COUNTED + MAX_PAID
-ALLOWED = CLOSED + MAX_CLOSED
-NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED, TURN, PART, WORK = range(
-    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 7
-)
-"""Where those stand, see `falls_under`, pairs of one and a server that may use it, and how many of both;
-the one that a way uses up, the cheapest way of an attempt if another is sought for that, how many of its
-servers are passed over at first, how many parts were looked at for
-groups, and how many steps the search has taken."""
-
-
-MOST_WORK = 550_000
+MOST_WORK = 500_000
 """Steps of a search in a cluster of more than `SMALL_CLUSTER` servers: pods looked at and taken on a server, options
-put behind a way, members of a PodGroup that are gone through. A step takes 8 to 18 ns, and 80 where members are seated
-in each; with so many, and what each part is searched for in any case, 99 of 100 searches of 1,000 servers stay below
-10 ms on most fleets (`make bench-gangs`; docs/gangs.md has the others)."""
+put behind a way, members of a PodGroup that are gone through. A step takes 7 to 17 ns; with so many, and what each
+part is searched for in any case, 99 of 100 searches of 1,000 servers stay below some 10 ms (`make bench-gangs`,
+docs/gangs.md)."""
 
 SMALL_CLUSTER = 64
 """Servers up to which nothing is left out for the work: those of `Preempt-Gang-v0`."""
@@ -114,15 +91,17 @@ def _seat_all(
 class Step(NamedTuple):
     """Some members of a gang that a server is to take.
 
-    Fields: `rank` of the server; `first` and `second`, how many members of each size; `eligible` pods
-    there that may be victims; `soon`, places of those that are gone before a victim would be; `begin`,
-    where options of this step begin in `gang_options`, and `start`, where those of the server do; `sets`,
-    how many victim sets are kept.
+    Fields: `rank` of the server; `first` and `second`, how many members of each size; `by_first` and
+    `by_second`, whether these have to sit on one socket each; `eligible` pods there that may be victims;
+    `soon`, places of those that are gone before a victim would be; `begin`, where options of this step
+    begin in `gang_options`, and `start`, where those of the server do; `sets`, how many victim sets are kept.
     """
 
     rank: int
     first: int
     second: int
+    by_first: bool
+    by_second: bool
     eligible: int
     soon: int
     begin: int
@@ -261,6 +240,42 @@ def _price_freed(c: Cluster, costs: Costs, w: Workspace, eligible: int, most: in
             c.gang_numbers[row + gpus] = min(c.gang_numbers[row + width + gpus], with_it)
 
 
+@stage
+def _mark_rest(c: Cluster, w: Workspace, eligible: int) -> None:
+    """Write which GPUs each eligible pod of a server and those behind it hold."""
+    w.eligible[eligible]["rest_mask"] = 0
+    for back in range(eligible):
+        i = as_index(eligible - 1 - back)
+        held = as_index(c.live[w.eligible[i]["pod"]]["gpu_mask"])
+        w.eligible[i]["rest_mask"] = w.eligible[i + 1]["rest_mask"] | held
+
+
+@stage
+def _is_by_socket(c: Cluster, g: Gang, model: int, size: int) -> bool:
+    """Say whether each member of a size has to sit on one socket of a server; one GPU is on one anyway."""
+    gpus = g.gpus[size]
+    if not g.aligned or gpus < 2:
+        return False
+    return bool(best_level(c.models, model, gpus, g.cores[size]) <= LAST_ALIGNED)
+
+
+@inlined
+def _sockets_hold(c: Cluster, g: Gang, s: Step, model: int, gpu_free: int) -> bool:
+    """Say whether sockets have the GPUs for those members of a step that have to sit on one each.
+
+    Asked of many more sets than are seated, since it is ten times as fast.
+    """
+    first = s.first if s.by_first else 0
+    second = s.second if s.by_second else 0
+    for socket in range(c.models[model]["num_sockets"] if first + second > 0 else 0):
+        free = popcount(gpu_free & c.models[model]["socket_gpus"][socket])
+        if first > 0:
+            first -= free // g.gpus[0]
+        if second > 0:
+            second -= free // g.gpus[1]
+    return first <= 0 and second <= 0
+
+
 @inlined
 def _least_rest(c: Cluster, i: int, gpus: int) -> float:
     """Return what pods from the i-th on lose at least that free so many GPUs."""
@@ -292,6 +307,7 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
     need_gpus = first * g.gpus[0] + second * g.gpus[1] - popcount(c.nodes[node]["gpu_free"])
     need_cores = first * g.cores[0] + second * g.cores[1] - c.nodes[node]["cores_free"]
     gone, nobody, now, end = s.soon, as_index(0), c.totals[0]["now_s"], s.begin
+    model, mask = c.nodes[node]["model"], as_index(c.nodes[node]["gpu_free"])
     if need_gpus <= 0 and need_cores <= 0:
         cost, level, deficit = _seat_all(c, costs, g, node, nobody, first, second)
         if cost >= 0.0:
@@ -301,10 +317,13 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
         other = as_index(c.node_pods[node, lowest_bit(gone)])
         gone &= gone - 1
         need_gpus -= popcount(c.live[other]["gpu_mask"])
+        mask |= c.live[other]["gpu_mask"]
         for u in range(c.pod_cores.shape[1]):
             need_cores -= c.pod_cores[other, u]
     depth, i, fresh, steps, for_gang = 0, 0, True, 0, bool(np.bool_(True))
-    w.path[0]["cost"] = 0.0
+    w.path[0]["cost"], w.path[0]["mask"] = 0.0, mask
+    if not _sockets_hold(c, g, s, model, mask | w.eligible[0]["rest_mask"]):
+        return end
     most = steps_left(c, s.rank)
     while steps < most:
         steps += 1
@@ -312,7 +331,11 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
         done = end - s.begin == s.sets and (
             on_grid(path["cost"] + _least_rest(c, i, need_gpus)) >= c.gang_options[end - 1]["cost"]
         )
-        if fresh and not done and need_gpus <= 0 and need_cores <= 0:
+        if not fresh:  # one of those that could be taken was left
+            within = path["mask"] | w.eligible[i]["rest_mask"]
+            done = done or not _sockets_hold(c, g, s, model, within)
+        enough = fresh and not done and need_gpus <= 0 and need_cores <= 0
+        if enough and _sockets_hold(c, g, s, model, path["mask"]):
             slots = s.soon
             for j in range(depth):
                 slots |= 1 << w.eligible[w.path[j]["taken"]]["slot"]
@@ -340,6 +363,8 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
                 w.path[depth + 1]["cost"] = path["cost"] + added_cost(
                     c, costs, w, depth, i, for_gang
                 )
+                held = c.live[one["pod"]]["gpu_mask"]
+                w.path[depth + 1]["mask"] = path["mask"] | held
                 path["taken"] = i
                 depth += 1
                 need_gpus -= one["gpus"][0]
@@ -356,25 +381,6 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
         i += 1
     c.gang_marks[WORK] += steps
     return end
-
-
-@inlined
-def falls_under(c: Cluster, pod: int, key: int) -> bool:
-    """Say whether evicting a pod uses up a disruption budget, or, by -2 - group, what a PodGroup can spare."""
-    return bool(c.pods[pod]["pdb"] == key if key >= 0 else c.pods[pod]["group"] == -2 - key)
-
-
-@stage
-def is_closed(c: Cluster, pod: int, rank: int) -> bool:
-    """Say whether a pod is no victim on a server for now, since what it falls under is kept for others."""
-    closed = False
-    for at in range(c.gang_marks[NUM_CLOSED]):
-        closed = closed or falls_under(c, pod, c.gang_marks[CLOSED + at])
-    for at in range(c.gang_marks[NUM_ALLOWED]):
-        pair = ALLOWED + 2 * at
-        if c.gang_marks[pair + 1] == rank and falls_under(c, pod, c.gang_marks[pair]):
-            closed = False
-    return closed
 
 
 @kernel
@@ -405,6 +411,9 @@ def search_node(
     for u in range(c.models[model]["num_numa"]):
         cores += c.models[model]["numa_cores"][u]
     _price_freed(c, costs, w, eligible, as_index(gpus))
+    _mark_rest(c, w, eligible)
+    by_first = _is_by_socket(c, g, model, as_index(0))
+    by_second = _is_by_socket(c, g, model, as_index(1))
     for first in range(g.first + 1):
         for second in range(g.second + 1):
             if first + second == 0 or first + second > room:
@@ -415,5 +424,6 @@ def search_node(
                 break
             sets = as_index(1 if g.second > 0 else 2)
             a, b = as_index(first), as_index(second)
-            end = _search_step(c, costs, g, Step(rank, a, b, eligible, soon, end, start, sets), w)
+            s = Step(rank, a, b, by_first, by_second, eligible, soon, end, start, sets)
+            end = _search_step(c, costs, g, s, w)
     return end

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from flextopo.cluster.jit.kernels import inlined, kernel, stage
 from flextopo.cluster.state.arrays import KEPT_NODES, WAYS, Cluster, as_index
-from flextopo.cluster.state.gang_nodes import WORK
+from flextopo.cluster.state.gang_scratch import WORK
 from flextopo.cluster.state.gangs import Gang
 from flextopo.cluster.state.loss import NEVER
 

@@ -1,0 +1,31 @@
+"""Where things stand in `Cluster.gang_marks`, the scratch numbers of the search for a gang."""
+
+from __future__ import annotations
+
+from flextopo.cluster.state.arrays import MOST_VICTIMS
+from flextopo.cluster.state.schema import MAX_MEMBERS
+
+MAX_PAID = 8
+"""Victim groups of a part that are tried as paid for."""
+
+PAID, GROUPS = 0, 2 * MAX_PAID
+BUDGETS = GROUPS + MOST_VICTIMS
+SEATS = BUDGETS + MOST_VICTIMS
+"""Where in `gang_marks` stand the groups that are paid for, those whose loss a way has counted, its budgets,
+and its seats."""
+
+TRIED, COUNTED = MAX_PAID, SEATS + 2 * MAX_MEMBERS
+"""Where the groups stand that are tried, by a member, and how many GPUs each frees."""
+
+MAX_CLOSED = 8
+"""Disruption budgets of a part, and PodGroups that can spare some, that are kept to some of its servers."""
+
+CLOSED = COUNTED + MAX_PAID
+ALLOWED = CLOSED + MAX_CLOSED
+NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED, TURN, PART, WORK, SHORT = range(
+    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 8
+)
+"""Where those stand, see `falls_under`, pairs of one and a server that may use it, and how many of both;
+the one that a way uses up, the cheapest way of an attempt if another is sought for that, how many of its
+servers are passed over at first, how many parts were looked at for groups, how many steps the search has taken,
+and the first disruption budget that a way uses up: -1 none so far, -2 it was looked into."""

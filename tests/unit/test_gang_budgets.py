@@ -1,0 +1,133 @@
+"""A disruption budget that leaves fewer victims than a gang takes: nothing is searched any more."""
+
+from __future__ import annotations
+
+import pytest
+
+from flextopo.cluster.state.arrays import TERMINATING
+from flextopo.cluster.state.cluster_state import ClusterState
+from flextopo.cluster.state.gang_budgets import leaves_too_few
+from flextopo.cluster.state.gang_scratch import SHORT
+from flextopo.cluster.state.gangs import gang_of
+from flextopo.cluster.state.pods import Pod
+from flextopo.cluster.topology.levels import NetworkLevel
+from flextopo.cluster.topology.model import preset
+from flextopo.cluster.topology.network import Network
+
+NOW_S = 100_000
+
+
+def servers(
+    held: tuple[tuple[tuple[int, int], ...], ...], left: int, members: tuple[int, ...]
+) -> tuple[ClusterState, Pod]:
+    """Return servers of 8 GPUs with pods of (GPUs, disruption budget), and a gang that is pending."""
+    pods, where = list[Pod](), list[int]()
+    for node, here in enumerate(held):
+        for gpus, pdb in here:
+            at = len(pods)
+            pods.append(Pod(at, f"b{at}", gpus, 4 * gpus, 100, checkpoint_s=900, pdb=pdb))
+            where.append(node)
+    leader = len(pods)
+    for i, gpus in enumerate(members):
+        pods.append(Pod(leader + i, f"g{i}", gpus, 4 * gpus, 1000, online=True, group=7))
+    network = Network((0,) * len(held), (0,) * len(held))
+    cluster = ClusterState.from_pods(
+        (preset("a100"),),
+        (0,) * len(held),
+        pods,
+        now_s=NOW_S,
+        network=network,
+        pdb_allowed=(left, 9),
+    )
+    rows = list(cluster.gang(pods[leader]))
+    cluster.arrays.pods["required_tier"][rows] = NetworkLevel.LEAF
+    cluster.arrays.pods["preferred_tier"][rows] = NetworkLevel.LEAF
+    for pod, node in enumerate(where):
+        cluster.start(pod, node)
+    return cluster, pods[leader]
+
+
+def leaves_few(cluster: ClusterState, gang: Pod) -> bool:
+    c = cluster.arrays
+    return bool(leaves_too_few(c, cluster.costs, gang_of(c, gang.index, False), 0))
+
+
+FOURS = ((4, 0), (4, 0))
+
+
+@pytest.mark.parametrize(
+    ("held", "members", "takes"),
+    [
+        ((FOURS,) * 3, (8, 8), 4),
+        ((FOURS,) * 3, (8, 4), 3),
+        ((FOURS,) * 3, (4, 4, 4), 3),
+        ((FOURS, ((4, 0), (4, 1)), ((8, 1),)), (8, 8), 1),  # others are not its victims
+        ((FOURS, FOURS, ()), (8, 8), 2),  # an empty server
+        ((FOURS, ((4, 0),), ((4, 0),)), (4, 4, 4), 1),
+        ((((2, 0),) * 4, ((2, 0), (6, 0))), (8, 2), 3),
+        ((((1, 0),) * 8,) * 2, (8, 1), 9),
+    ],
+)
+def test_the_least_victims_that_a_gang_takes(
+    held: tuple[tuple[tuple[int, int], ...], ...], members: tuple[int, ...], takes: int
+) -> None:
+    for left in range(takes + 2):
+        cluster, gang = servers(held, left, members)
+        assert leaves_few(cluster, gang) == (left < takes), left
+        assert bool(cluster.candidates(gang, False)) == (left >= takes), left
+
+
+def test_what_is_gone_before_a_victim_would_be_counts_as_free() -> None:
+    cluster, gang = servers((FOURS, FOURS), 3, (8, 8))
+    assert leaves_few(cluster, gang)
+    live = cluster.arrays.live[0]
+    live["status"], live["next_s"] = TERMINATING, NOW_S + 1
+    assert not leaves_few(cluster, gang)
+    live["next_s"] = NOW_S + 10_000  # longer than victims have
+    assert leaves_few(cluster, gang)
+
+
+def test_it_is_asked_only_where_a_budget_was_used_up() -> None:
+    for left, asked in ((2, -2), (9, -1)):
+        cluster, gang = servers((FOURS,) * 3, left, (8, 8))
+        cluster.candidates(gang, False)
+        assert cluster.arrays.gang_marks[SHORT] == asked
+
+
+def test_all_victims_of_a_gang_are_counted() -> None:
+    """Sixteen servers of ten small pods: a PodGroup and a budget over all of them."""
+    pods, where = list[Pod](), list[int]()
+    for node in range(16):
+        for gpus, cores, group, pdb in ((1, 1, -1, 0),) * 8 + ((0, 20, 3, 1), (0, 20, -1, 0)):
+            at = len(pods)
+            pods.append(Pod(at, f"b{at}", gpus, cores, 100, checkpoint_s=900, group=group, pdb=pdb))
+            where.append(node)
+    leader = len(pods)
+    pods += [
+        Pod(leader + i, f"g{i}", 8, preset("a100").num_cores - 4, 1000, online=True, group=7)
+        for i in range(16)
+    ]
+    for left in ((200, 16), (143, 16), (144, 16), (200, 15)):
+        cluster = ClusterState.from_pods(
+            (preset("a100"),),
+            (0,) * 16,
+            pods,
+            now_s=NOW_S,
+            network=Network((0,) * 16, (0,) * 16),
+            pdb_allowed=left,
+        )
+        rows = list(cluster.gang(pods[leader]))
+        cluster.arrays.pods["required_tier"][rows] = NetworkLevel.LEAF
+        for pod, node in enumerate(where):
+            cluster.start(pod, node)
+        found = cluster.candidates(pods[leader], False)
+        assert len(found) == (left[0] >= 144 and left[1] >= 16), left
+        for candidate in found:
+            assert len(candidate.victims) == 160
+            anew = cluster.gang_candidate(
+                pods[leader],
+                {seat.pod: seat.node for seat in candidate.seats},
+                candidate.victims,
+            )
+            assert anew is not None
+            assert candidate.cost_gpu_s == pytest.approx(cluster.cost_of(anew, pods[leader]))
