@@ -371,15 +371,58 @@ def test_a_restart_of_kubelet_takes_nothing_from_anybody(
     assert len(reads) == 2
     kubelet.pods = [me]
     assert observer.observe().holdings == {}
-    # A list that never names it is believed after a while.
-    kubelet.pods = [a]
+    asked.close()
+
+
+@pytest.mark.parametrize("own", ["", "flextopo-agent/me"])
+def test_while_the_apiserver_is_away_too_kubelets_list_stays_short(
+    own: str, kubelet: FakeKubelet, tmp_path: Path
+) -> None:
+    make_machine(tmp_path)
+    clock, asked = Clock(), Kubelet(kubelet.socket)
+    observer = Observer(asked, lambda: read_machine(tmp_path, no_command), own, clock)
+    me = pod("me", container(), namespace="flextopo-agent")
+    a = pod("a", container(UUIDS[:1], [1]))
+    kubelet.pods = [me, a]
     observer.observe()
     kubelet.stop()
     kubelet.pods = []
     kubelet.start()
     assert observer.observe().holdings.keys() == {"batch/a"}
+    clock.now += 100 * observing.SETTLE_S
+    # One that is in no pod of the list cannot tell when it is complete.
+    assert observer.observe().holdings.keys() == ({"batch/a"} if own else set())
+    kubelet.pods = [me]
+    for _ in range(2):
+        facts = observer.observe()
+    assert facts.holdings == {}
+    asked.close()
+
+
+def test_an_agent_starts_when_kubelet_has_heard_of_its_pod(
+    kubelet: FakeKubelet, tmp_path: Path
+) -> None:
+    make_machine(tmp_path)
+    clock, asked = Clock(), Kubelet(kubelet.socket)
+    observer = Observer(
+        asked, lambda: read_machine(tmp_path, no_command), "flextopo-agent/me", clock
+    )
+    for _ in range(2):
+        with pytest.raises(
+            KubeletError, match="does not list this agent's pod 'flextopo-agent/me'"
+        ):
+            observer.observe()
+    kubelet.pods = [
+        pod("me", container(), namespace="flextopo-agent"),
+        pod("a", container([], [1])),
+    ]
+    assert observer.observe().holdings.keys() == {"batch/a"}
+    # A name that is never listed is wrong, and believed no longer than this.
+    late = Observer(asked, lambda: read_machine(tmp_path, no_command), "batch/none", clock)
+    with pytest.raises(KubeletError):
+        late.observe()
     clock.now += observing.SETTLE_S
-    assert observer.observe().holdings == {}
+    assert late.observe().holdings.keys() == {"batch/a"}
     asked.close()
 
 

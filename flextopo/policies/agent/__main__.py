@@ -28,7 +28,8 @@ from flextopo.policies.agent.publishers import AnnotationPublisher, ObjectPublis
 
 def make_observer(options: AgentOptions) -> Observer:
     """Return what looks at this node."""
-    own = "/".join(os.environ.get(f"POD_{part}", "") for part in ("NAMESPACE", "NAME"))
+    namespace, name = (os.environ.get(f"POD_{part}", "") for part in ("NAMESPACE", "NAME"))
+    own = f"{namespace}/{name}" if namespace and name else ""
     root = Path(options.root)
     return Observer(Kubelet(Path(options.socket)), lambda: read_machine(root), own_pod=own)
 

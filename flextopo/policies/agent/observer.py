@@ -2,10 +2,11 @@
 
 What kubelet lists is believed as it is, but for one time: after a restart kubelet answers before it
 has heard from the apiserver which pods it runs, so that at first its list is empty or short although
-every container still runs (their devices and CPUs it knows from its checkpoints). Until the list has
-twice in a row named this agent's own pod, which comes from the same source, or for `SETTLE_S` where
-that does not happen, pods that are missing keep what they had. The agent's own start needs no such
-time: kubelet, which has just started it, knows its pods.
+every container still runs (their devices and CPUs it knows from its checkpoints). While the apiserver
+is away it stays so. Until the list has twice in a row named this agent's own pod, which comes from
+the same source, pods that are missing keep what they had, however long that takes. An agent whose
+own pod kubelet has never listed waits `SETTLE_S`. At its own start an agent has nothing to keep: it
+waits in the same way, until its own pod is listed once.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flextopo.policies.agent.document import Document, build_object
+from flextopo.policies.agent.errors import KubeletError
 from flextopo.policies.agent.machine import Machine
 from flextopo.policies.agent.placements import Placements, locate
 from flextopo.policies.agent.pod_resources import Allocatable, Holding, Kubelet
 
 SETTLE_S = 30.0
-"""After a restart of kubelet, how long pods that it does not list keep what they had, at most."""
+"""How long an agent that is in no pod of the list waits for a list that kubelet fills late."""
 REREAD_S = 60.0
 """How often the machine is read again while pods hold GPUs that it does not tell of."""
 
@@ -69,20 +71,26 @@ class Observer:
         self._read_at = 0.0
         self._connections = 0
         self._restarted_at: float | None = None
-        self._own_seen = 0
+        self._settles = 0
+        self._own_seen, self._own_known = 0, False
         self._unknown = False
 
     def observe(self) -> Facts:
         """Return what is so now.
 
         Raises:
-            KubeletError: kubelet does not answer.
+            KubeletError: kubelet does not answer, or has just started and not heard of its pods.
             TopologyError: the machine tells of no CPU.
         """
         listed, allocatable = self.kubelet.list(), self.kubelet.allocatable()
         before = self._facts
         holdings = {pod: held for pod, held in listed.items() if held.cpus or held.devices}
-        if before is not None and not self._complete(listed):
+        if not self._complete(listed):
+            if before is None:
+                raise KubeletError(
+                    f"{self.kubelet.socket}: does not list this agent's pod {self._own_pod!r} yet; "
+                    "legal: the kubelet that has started it"
+                )
             holdings = {**before.holdings, **holdings}
         self._facts = Facts(self._machine(before, allocatable, holdings), allocatable, holdings)
         self._connections = self.kubelet.connections
@@ -90,12 +98,17 @@ class Observer:
 
     def _complete(self, listed: dict[str, Holding]) -> bool:
         """Say whether a pod that is not listed has gone."""
-        if self.kubelet.connections != self._connections:
+        is_first, own = self._facts is None, self._own_pod in listed
+        self._own_known = self._own_known or own
+        if self.kubelet.connections != self._settles:
+            self._settles = self.kubelet.connections
             self._restarted_at, self._own_seen = self._clock(), 0
         if self._restarted_at is None:
             return True
-        self._own_seen = self._own_seen + 1 if self._own_pod in listed else 0
-        if self._own_seen < 2 and self._clock() - self._restarted_at < SETTLE_S:
+        self._own_seen = self._own_seen + 1 if own else 0
+        waited_s = self._clock() - self._restarted_at
+        needed = (1 if self._own_pod else 0) if is_first else 2
+        if self._own_seen < needed and (self._own_known or waited_s < SETTLE_S):
             return False
         self._restarted_at = None
         return True
