@@ -81,6 +81,7 @@ class FakeKubelet:
     Attributes:
         pods: the pods that it lists, from `pod`.
         offers: what it may give out, from `allocatable`; None = it does not know the call.
+        busy: refuse as kubelet does where its clients together ask more often than it allows.
         calls: how often `List` was called.
     """
 
@@ -88,6 +89,7 @@ class FakeKubelet:
         self.socket = socket
         self.pods: list[bytes] = []
         self.offers: bytes | None = b""
+        self.busy = False
         self.calls = 0
         self._pool = ThreadPoolExecutor(2)
         self._server: Any = None
@@ -115,6 +117,8 @@ class FakeKubelet:
     def _list(self, request: bytes, context: Any) -> bytes:
         assert request == b""
         self.calls += 1
+        if self.busy:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "rejected by rate limit")
         return b"".join(self.pods)
 
     def _allocatable(self, request: bytes, context: Any) -> bytes:

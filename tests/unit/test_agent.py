@@ -399,6 +399,27 @@ def test_while_the_apiserver_is_away_too_kubelets_list_stays_short(
     asked.close()
 
 
+def test_a_refusal_by_the_rate_limit_is_no_restart(kubelet: FakeKubelet, tmp_path: Path) -> None:
+    make_machine(tmp_path)
+    reads, asked = [], Kubelet(kubelet.socket)
+
+    def read() -> Any:
+        reads.append(1)
+        return read_machine(tmp_path, no_command)
+
+    observer = Observer(asked, read)
+    kubelet.pods = [pod("a", container(UUIDS[:1]))]
+    observer.observe()
+    kubelet.busy = True
+    with pytest.raises(KubeletError, match=r"List fails \(RESOURCE_EXHAUSTED: rejected by rate lim"):
+        observer.observe()
+    kubelet.busy, kubelet.pods = False, []
+    # The machine is not read again, and what has gone is believed at once.
+    assert observer.observe().holdings == {}
+    assert (asked.connections, len(reads)) == (1, 1)
+    asked.close()
+
+
 def test_an_agent_starts_when_kubelet_has_heard_of_its_pod(
     kubelet: FakeKubelet, tmp_path: Path
 ) -> None:

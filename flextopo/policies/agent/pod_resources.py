@@ -124,7 +124,7 @@ MESSAGES = _describe()
 
 
 class Kubelet:
-    """A connection to the pod-resources service, made anew after every error.
+    """A connection to the pod-resources service, made anew after every error but a rate limit's.
 
     Args:
         socket: its unix socket.
@@ -194,13 +194,16 @@ class Kubelet:
             if error.code() == grpc.StatusCode.UNIMPLEMENTED and method != "List":
                 return None
             about = f"{error.code().name}: {str(error.details()).partition(chr(10))[0][:200]}"
-            raise self._failed(f"{method} fails ({about})") from None
+            # Refused by the rate limit that all clients share: the same kubelet, soon to be asked again.
+            keep = error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise self._failed(f"{method} fails ({about})", keep) from None
         except message.DecodeError:
             raise self._failed(f"{method} answers with something else") from None
         return response
 
-    def _failed(self, about: str) -> KubeletError:
-        self.close()
+    def _failed(self, about: str, keep: bool = False) -> KubeletError:
+        if not keep:
+            self.close()
         return KubeletError(
             f"{self.socket}: {about}; legal: the socket of kubelet's pod-resources service"
         )
