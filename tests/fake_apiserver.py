@@ -52,6 +52,7 @@ class FakeApiserver:
 
     Attributes:
         calls: method and resource of each request, such as `create pods/eviction`.
+        callers: what clients call themselves, as `User-Agent`.
         faults: resource to what goes wrong with it: a status code, `garbage`, `slow`, `break`.
         kinds: plurals that the cluster has.
         bookmark_s: seconds between bookmarks.
@@ -61,6 +62,7 @@ class FakeApiserver:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.callers: set[str] = set()
         self.faults: dict[str, int | str] = {}
         self.kinds = set(PLURALS.values())
         self.bookmark_s = 0.2
@@ -155,6 +157,7 @@ class FakeApiserver:
                 "POST": "create", "PUT": "update", "DELETE": "delete"}[request.method]  # fmt: skip
         resource = f"{plural}/{action}" if action else plural
         self.calls.append(f"{verb} {resource}")
+        self.callers.add(request.headers.get("user-agent", ""))
         fault = self.faults.get(f"{verb} {resource}", self.faults.get(resource))
         if isinstance(fault, int):
             return _status(fault, "fault")

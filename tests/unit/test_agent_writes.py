@@ -115,6 +115,8 @@ def test_only_changes_are_written(tmp_path: Path) -> None:
         rig.start()
         read = ["get nodes", "get flextopos"]
         assert await rig.round() == [*read, "create flextopos"]
+        # Under this name the apiserver keeps who manages the fields.
+        assert {caller.partition("/")[0] for caller in rig.server.callers} == {"flextopo-agent"}
         assert rig.held() == {"core-1": "batch/a", "core-2": "batch/a", "gpu-0": "batch/a"}
         document = rig.server.get("FlexTopo", "n0")
         assert document is not None

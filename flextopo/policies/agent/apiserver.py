@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from flextopo import __version__
 from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.agent.errors import ApiserverError
 
@@ -28,6 +29,8 @@ TIMEOUT_S = 10.0
 IDLE_S = 10.0
 """A connection that was not used for so long may be dead, and is made anew."""
 MERGE_PATCH = "application/merge-patch+json"
+_SENT = {"Accept": "application/json", "User-Agent": f"flextopo-agent/{__version__}"}
+"""Its name, up to the slash, is what the apiserver keeps as the manager of the fields written."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -145,7 +148,7 @@ class Apiserver:
 
     def _request(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> bytes:
         data = None if body is None else msgspec.json.encode(body)
-        sent = {"Accept": "application/json", **self._access.headers(), **headers}
+        sent = {**_SENT, **self._access.headers(), **headers}
         if time.monotonic() - self._used_at > IDLE_S:
             self.close()
         try:
