@@ -411,7 +411,9 @@ def test_a_refusal_by_the_rate_limit_is_no_restart(kubelet: FakeKubelet, tmp_pat
     kubelet.pods = [pod("a", container(UUIDS[:1]))]
     observer.observe()
     kubelet.busy = True
-    with pytest.raises(KubeletError, match=r"List fails \(RESOURCE_EXHAUSTED: rejected by rate lim"):
+    with pytest.raises(
+        KubeletError, match=r"List fails \(RESOURCE_EXHAUSTED: rejected by rate lim"
+    ):
         observer.observe()
     kubelet.busy, kubelet.pods = False, []
     # The machine is not read again, and what has gone is believed at once.
