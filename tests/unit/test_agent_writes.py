@@ -27,7 +27,7 @@ from kube_objects import make_cache, node, pod
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.agent import apiserver as connections
-from flextopo.policies.agent import loop
+from flextopo.policies.agent import publishers
 from flextopo.policies.agent.apiserver import Access, Apiserver, find_access
 from flextopo.policies.agent.errors import ApiserverError
 from flextopo.policies.agent.kubeconfig import read_kubeconfig
@@ -137,11 +137,11 @@ def test_only_changes_are_written(tmp_path: Path) -> None:
         assert await rig.round() == []
         rig.server.delete("FlexTopo", "n0")
         assert await rig.round() == []
-        rig.now += loop.RESYNC_S
+        rig.now += publishers.RESYNC_S
         assert await rig.round() == [*read, "create flextopos"]
         # A Node that was registered anew is another owner.
         rig.server.put({**node("n0"), "metadata": {"name": "n0", "uid": "new"}})
-        rig.now += loop.RESYNC_S
+        rig.now += publishers.RESYNC_S
         assert await rig.round() == [*read, "patch flextopos"]
         owners = (rig.server.get("FlexTopo", "n0") or {})["metadata"]["ownerReferences"]
         assert owners == [{**owner, "uid": "new"}]
@@ -289,6 +289,23 @@ def test_a_pod_that_has_become_another_is_left_alone(tmp_path: Path) -> None:
         assert await rig.attempt() == 1
         assert rig.held() == {"gpu-0": "batch/a"}
         assert annotations_of(rig.server, "a") == {}
+
+    play(tmp_path, scenario)
+
+
+def test_a_pod_that_is_back_between_two_looks_is_soon_annotated(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.server.put(pod("a", "n0"))
+        rig.kubelet.pods = [listed("a", container(UUIDS[:1]))]
+        rig.start(AnnotationPublisher)
+        await rig.round()
+        # Another of that name, on the same GPU: kubelet lists no uid.
+        rig.server.delete("Pod", "batch/a")
+        rig.server.put(pod("a", "n0"))
+        assert await rig.round() == []
+        rig.now += 1.5 * publishers.RESYNC_PODS_S
+        assert await rig.round() == ["list pods", "patch pods"]
+        assert annotations_of(rig.server, "a") == {GPUS: "0", CORES: ""}
 
     play(tmp_path, scenario)
 

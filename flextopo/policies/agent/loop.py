@@ -21,8 +21,6 @@ KUBELET_CAP_S = 5.0
 """Longest wait for kubelet, which is on this node and soon comes back."""
 CAP_S = 60.0
 """Longest wait for the apiserver, which all nodes ask."""
-RESYNC_S = 600.0
-"""How often what was written is read again: somebody may have deleted or changed it."""
 
 
 def retry_s(failures: int, cap_s: float, draw: float) -> float:
@@ -70,7 +68,8 @@ class Agent:
         now = self.clock()
         if self._resync_at is None or now >= self._resync_at:
             # With jitter: nodes that started together do not read again together.
-            self._resync_at = now + RESYNC_S * (0.5 + self.draw())
+            resync_s = min(publisher.resync_s for publisher in self.publishers)
+            self._resync_at = now + resync_s * (0.5 + self.draw())
             self._written = None
             for publisher in self.publishers:
                 publisher.forget()

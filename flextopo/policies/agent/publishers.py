@@ -15,6 +15,11 @@ from flextopo.policies.agent.placements import Placements
 from flextopo.policies.serving.objects import Meta, key_of
 from flextopo.policies.serving.sources import CORES_HELD, GPUS_HELD
 
+RESYNC_S = 600.0
+"""How often what was written is read again: somebody may have deleted or changed it."""
+RESYNC_PODS_S = 60.0
+"""How often that of pods is: one that is back under its name within a second, with the same devices,
+is another pod, which kubelet's list does not tell."""
 OBJECTS = f"/apis/{API_VERSION}/flextopos"
 PAGE = 500
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
@@ -44,7 +49,13 @@ class _Page(msgspec.Struct):
 
 
 class Publisher(Protocol):
-    """Something that takes what the agent found."""
+    """Something that takes what the agent found.
+
+    Attributes:
+        resync_s: how often it is to forget what it has written.
+    """
+
+    resync_s: float
 
     def publish(self, document: Document, placements: Placements) -> int:
         """Write what is not so already; return how many objects were written.
@@ -67,6 +78,8 @@ class ObjectPublisher:
         apiserver: of the cluster.
         node: name of the node.
     """
+
+    resync_s = RESYNC_S
 
     def __init__(self, apiserver: Apiserver, node: str) -> None:
         self._apiserver, self._node = apiserver, node
@@ -127,6 +140,8 @@ class AnnotationPublisher:
         apiserver: of the cluster.
         node: name of the node.
     """
+
+    resync_s = RESYNC_PODS_S
 
     def __init__(self, apiserver: Apiserver, node: str) -> None:
         self._apiserver, self._node = apiserver, node
