@@ -126,6 +126,21 @@ def test_a_whole_node(kubelet: FakeKubelet, tmp_path: Path) -> None:
     assert model.cores == ((1, 5), (2, 3, 6, 7))
 
 
+def test_a_gpu_that_kubelet_does_not_offer_is_reserved(
+    kubelet: FakeKubelet, tmp_path: Path
+) -> None:
+    make_machine(tmp_path)
+    # Of the unhealthy ones, 0 and 3, a pod still has one; a time slice offers its GPU.
+    kubelet.pods = [pod("a", container(UUIDS[:1]))]
+    kubelet.offers = allocatable([], devices(GPU, [UUIDS[1], UUIDS[2] + "::0"], 0))
+    statuses = [gpu["status"] for gpu in vertices(build(kubelet, tmp_path), "GPU").values()]
+    assert statuses == ["used", "free", "free", "reserved"]
+    # While the plugin is away nothing is told; so where a DRA driver gives them out.
+    kubelet.offers = allocatable([], devices("vendor.com/nic", ["0000:3b:02.1"], 0))
+    statuses = [gpu["status"] for gpu in vertices(build(kubelet, tmp_path), "GPU").values()]
+    assert statuses == ["used", "free", "free", "free"]
+
+
 def test_threads_of_a_core_are_never_in_two_groups(kubelet: FakeKubelet, tmp_path: Path) -> None:
     make_machine(tmp_path, cores=12, gpus=0)
     document = build(kubelet, tmp_path)

@@ -20,7 +20,7 @@ import yaml
 pytest.importorskip("grpc")
 
 from fake_apiserver import FakeApiserver, running, until
-from fake_kubelet import UUIDS, FakeKubelet, allocatable, container, make_machine
+from fake_kubelet import UUIDS, FakeKubelet, allocatable, container, devices, make_machine
 from fake_kubelet import pod as listed
 from kube_objects import make_cache, node, pod
 
@@ -41,6 +41,7 @@ from flextopo.policies.agent.publishers import (
     format_numbers,
 )
 from flextopo.policies.serving.cache import ClusterCache
+from flextopo.policies.serving.objects import GPU
 
 GPUS, CORES = "flextopo/gpus", "flextopo/cores"
 
@@ -163,6 +164,26 @@ def test_the_service_reads_what_the_agent_writes(tmp_path: Path) -> None:
         assert state.counted.cores_free[:2].tolist() == [0, 4]
         assert state.counted.gpu_free == 0b1101
         assert cache.problems == {}
+
+    play(tmp_path, scenario)
+
+
+def test_with_an_unhealthy_gpu_all_of_a_node_is_still_known(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.kubelet.pods = [listed("a", container(UUIDS[1:2], [1, 5]))]
+        rig.kubelet.offers = allocatable([1, 2, 3, 5, 6, 7], devices(GPU, UUIDS[:3], 0))
+        rig.start()
+        await rig.round()
+        written = rig.server.get("FlexTopo", "n0")
+        for offered in (3, 4):  # the Node may not have been updated yet
+            documents = [node("n0", offered, 8), written, pod("a", "n0", cpu="2")]
+            cache: ClusterCache = make_cache(documents)  # type: ignore[arg-type]
+            state = cache.nodes.states["n0"]
+            assert state.known
+            assert (state.sure.gpu_free, state.unknown_gpus) == (0b0101, 0)
+        # Another one is away that nobody tells of.
+        cache = make_cache([node("n0", 2, 8), written, pod("a", "n0", cpu="2")])  # type: ignore[list-item]
+        assert cache.nodes.states["n0"].unknown_gpus == 1
 
     play(tmp_path, scenario)
 

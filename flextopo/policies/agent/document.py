@@ -34,8 +34,9 @@ def build_object(
     Args:
         node: name of the node.
         machine: its hardware.
-        allocatable: what kubelet may give out; a CPU that is not in it is reserved, unless kubelet
-            tells none at all, as it does where it pins nobody.
+        allocatable: what kubelet may give out; a CPU or a GPU that is not in it is reserved, unless
+            kubelet tells none at all, as it does where it pins nobody, and where no plugin runs. A GPU
+            is missing while its plugin says that it is unhealthy.
         placements: who holds what.
         with_islands: also number the PCIe switches of the GPUs, which makes them a level.
     """
@@ -74,8 +75,9 @@ def build_spec(
                 edges.append(_edge(group, f"core-{row.cpu}"))
     near = _gpu_numa_nodes(machine, allocatable)
     island = islands(machine.gpus, near) if with_islands else ()
+    offered = _gpus_offered(machine, allocatable)
     for i, gpu in enumerate(machine.gpus):
-        attributes = _gpu_attributes(i, gpu, placements)
+        attributes = _gpu_attributes(i, gpu, offered, placements)
         if island:
             attributes["island"] = str(island[i])
         at = near[i]
@@ -129,10 +131,21 @@ def _core_attributes(
     return attributes
 
 
-def _gpu_attributes(i: int, gpu: Gpu, placements: Placements) -> dict[str, str]:
+def _gpus_offered(machine: Machine, allocatable: Allocatable) -> frozenset[int]:
+    """Return the indices of the GPUs that kubelet may give out, whole or in parts."""
+    finder = GpuFinder(machine)
+    found = (finder.find(Device(GPU, device)) for device in allocatable.numa_nodes)
+    return frozenset(gpu.gpu for gpu in found if gpu)
+
+
+def _gpu_attributes(
+    i: int, gpu: Gpu, offered: frozenset[int], placements: Placements
+) -> dict[str, str]:
     attributes = {"name": gpu.name, "status": placements.gpu_status(i).value}
     if pods := placements.gpus.get(i):
         attributes["usedBy"] = ",".join(pods)
+    elif offered and i not in offered:
+        attributes["status"] = Status.RESERVED.value
     if gpu.memory_mib:
         attributes["memoryTotal"] = str(gpu.memory_mib)
     if gpu.uuid:

@@ -474,6 +474,7 @@ class ClusterCache:
                 self.reservations.doomed(name),
                 hosts.numbers_of(name),
                 hosts.blocked(name, here),
+                hosts.kept.get(name, ()),
             ),
             ClusterFacts(self._models, self._width, self.budgets.index_of, self.clock()),
         )

@@ -266,6 +266,17 @@ def read_uuids(spec: FlexTopoSpec) -> dict[str, int]:
     }
 
 
+def read_kept(spec: FlexTopoSpec) -> tuple[int, ...]:
+    """Return the numbers of the GPUs that kubelet gives to no pod, such as unhealthy ones."""
+    return tuple(
+        _number(vertex.id)
+        for vertex in spec.nodes
+        if vertex.type == "GPU"
+        and vertex.attributes
+        and vertex.attributes.status == Status.RESERVED
+    )
+
+
 @lru_cache(maxsize=4096)
 def _number(vertex: str) -> int:
     number = vertex.rpartition("-")[2]
@@ -322,6 +333,8 @@ def _hardware_key(spec: FlexTopoSpec) -> object:
     reserved = [
         vertex.id
         for vertex in spec.nodes
-        if vertex.attributes and vertex.attributes.status == Status.RESERVED
+        if vertex.attributes
+        and vertex.attributes.status == Status.RESERVED
+        and vertex.type != "GPU"
     ]
     return tuple(vertices), tuple(gpus), tuple(reserved), bytes(spec.edges)

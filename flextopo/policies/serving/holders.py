@@ -47,6 +47,7 @@ class NodeFacts:
         doomed: uids of pods that were chosen as victims a moment ago.
         numbers: GPU numbers by UUID, and by driver, pool and device.
         blocked: numbers of GPUs that nobody can be given, and no eviction frees.
+        kept: the same, of GPUs that the node does not offer either.
     """
 
     hardware: Hardware
@@ -56,6 +57,7 @@ class NodeFacts:
     doomed: Collection[str] = ()
     numbers: Mapping[str, int] = field(default_factory=dict)
     blocked: Collection[int] = ()
+    kept: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +100,7 @@ def hold(records: Sequence[PodRecord], facts: NodeFacts, width: int) -> tuple[Fr
     server = facts.hardware.server
     cores_free = [*server.numa_cores, *[0] * (width - server.num_numa_nodes)]
     free, holders = Free((1 << server.num_gpus) - 1, cores_free), []
-    for number in facts.blocked:
+    for number in (*facts.blocked, *facts.kept):
         free.gpus &= ~(1 << facts.hardware.gpu_index.get(number, MAX_GPUS))
     for record in records:
         holder = _holder(record, facts, names, width)

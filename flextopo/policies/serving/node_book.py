@@ -10,6 +10,7 @@ from flextopo.policies.serving.hardware import (
     Hardware,
     HardwareCatalogue,
     Marks,
+    read_kept,
     read_marks,
     read_spec,
     read_uuids,
@@ -32,6 +33,7 @@ class NodeBook:
         allocatable: what Nodes offer, in thousandths.
         traits: whom nodes take.
         marks: what FlexTopo objects say that pods hold, by pod.
+        kept: numbers of the GPUs that FlexTopo objects say are given to no pod.
         zones: what NodeResourceTopologies say that NUMA nodes have.
         devices: what drivers offer, and who claims it.
         catalogue: the kinds of servers.
@@ -41,6 +43,7 @@ class NodeBook:
         self.allocatable: dict[str, dict[str, int]] = {}
         self.traits: dict[str, NodeTraits] = {}
         self.marks: dict[str, dict[str, Marks]] = {}
+        self.kept: dict[str, tuple[int, ...]] = {}
         self.zones: dict[str, tuple[Zone, ...]] = {}
         self.devices = DeviceBook()
         self.catalogue = HardwareCatalogue()
@@ -81,12 +84,13 @@ class NodeBook:
         self._hardware.pop(name, None)
         spec = read_spec(obj)
         self.marks[name] = read_marks(spec)
+        self.kept[name] = read_kept(spec)
         self._uuids[name] = read_uuids(spec)
         self._hardware[name] = self.catalogue.of_flextopo(obj, spec)
 
     def remove_flextopo(self, name: str) -> None:
         """Remove a FlexTopo object."""
-        for table in (self._hardware, self.marks, self._uuids):
+        for table in (self._hardware, self.marks, self.kept, self._uuids):
             table.pop(name, None)
 
     def put_zones(self, obj: ZonesObject) -> None:
