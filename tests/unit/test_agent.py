@@ -118,7 +118,15 @@ def test_a_whole_node(kubelet: FakeKubelet, tmp_path: Path) -> None:
         "gpu-0": {**kind, "status": "used", "usedBy": "batch/a", "uuid": UUIDS[0], "numaNode": "0"},
         "gpu-1": {**kind, "status": "free", "uuid": UUIDS[1], "numaNode": "0"},
         "gpu-2": {**kind, "status": "used", "usedBy": "batch/a", "uuid": UUIDS[2], "numaNode": "1"},
-        "gpu-3": {**kind, "status": "used", "usedBy": "web/b", "uuid": UUIDS[3], "numaNode": "1"},
+        # It runs where no pod has a CPU for itself.
+        "gpu-3": {
+            **kind,
+            "status": "used",
+            "usedBy": "web/b",
+            "cpus": "shared",
+            "uuid": UUIDS[3],
+            "numaNode": "1",
+        },
     }
     model, warnings = server_model_from_graph(graph_from_resource(document))
     assert warnings == []

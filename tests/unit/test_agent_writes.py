@@ -168,6 +168,22 @@ def test_the_service_reads_what_the_agent_writes(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+def test_a_pod_in_the_shared_pool_is_known_by_the_object_alone(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        # kubelet's CPU policy `none`: CPUs are told of no pod.
+        rig.kubelet.pods = [listed("a", container(UUIDS[1:2]))]
+        rig.start()
+        await rig.round()
+        documents = [node("n0", 4, 8), rig.server.get("FlexTopo", "n0"), pod("a", "n0", cpu="2")]
+        cache: ClusterCache = make_cache(documents)  # type: ignore[arg-type]
+        state = cache.nodes.states["n0"]
+        assert state.known
+        assert (state.guessed, state.sure.gpu_free) == ([], 0b1101)
+        assert state.counted.cores_free[:2].tolist() == [4, 4]
+
+    play(tmp_path, scenario)
+
+
 def test_with_an_unhealthy_gpu_all_of_a_node_is_still_known(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         rig.kubelet.pods = [listed("a", container(UUIDS[1:2], [1, 5]))]

@@ -144,6 +144,9 @@ def _gpu_attributes(
     attributes = {"name": gpu.name, "status": placements.gpu_status(i).value}
     if pods := placements.gpus.get(i):
         attributes["usedBy"] = ",".join(pods)
+        if all(not placements.pods[pod].cores for pod in pods):
+            # Else nobody could tell this from a writer who does not know of CPUs.
+            attributes["cpus"] = Status.SHARED.value
     elif offered and i not in offered:
         attributes["status"] = Status.RESERVED.value
     if gpu.memory_mib:

@@ -56,10 +56,11 @@ class Hardware:
 
 
 class Marks(NamedTuple):
-    """What a FlexTopo says that a pod holds: core and GPU numbers."""
+    """What a FlexTopo says that a pod holds: core and GPU numbers, and that it has no core of its own."""
 
     cores: tuple[int, ...]
     gpus: tuple[int, ...]
+    in_shared_pool: bool = False
 
 
 NO_MARKS = Marks((), ())
@@ -245,13 +246,16 @@ def read_marks(spec: FlexTopoSpec) -> dict[str, Marks]:
         and attributes.status not in _NOBODYS
     ]
     held: dict[str | int, tuple[list[int], list[int]]] = {}
+    pooled = {
+        pod for pod, vertex in used if vertex.attributes and vertex.attributes.cpus == Status.SHARED
+    }
     for pod, vertex in used:
         if vertex.type in ("CPUCore", "GPU"):
             if pod not in held:
                 held[pod] = ([], [])
             held[pod][vertex.type == "GPU"].append(_number(vertex.id))
     return {
-        str(pod): Marks(tuple(cores), tuple(gpus))
+        str(pod): Marks(tuple(cores), tuple(gpus), pod in pooled and not cores)
         for pod, (cores, gpus) in held.items()
         if not is_daemon(str(pod))
     }

@@ -136,13 +136,14 @@ def _marks_of(record: PodRecord, facts: NodeFacts, names: Mapping[str, int]) -> 
     """Return what is said of a pod: by annotation or claim, else by FlexTopo under its name.
 
     Returns:
-        The numbers, and whether those of cores are CPUs, as kubelet numbers them.
+        The numbers, and whether those of cores are CPUs, as kubelet numbers them; with none of them,
+        whether it is told that it has none.
     """
     found = facts.marks.get(record.key)
     # A bare name is the pod's only where no other pod of the node is called so.
     if found is None and names[record.name] == 1:
         found = facts.marks.get(record.name)
-    cores, gpus = found or NO_MARKS
+    cores, gpus, in_shared_pool = found or NO_MARKS
     said = record.held
     if said.cores is not None:
         cores = said.cores
@@ -150,16 +151,17 @@ def _marks_of(record: PodRecord, facts: NodeFacts, names: Mapping[str, int]) -> 
         gpus = said.gpus
     elif said.ids is not None:
         gpus = tuple(facts.numbers.get(one, -1) for one in said.ids)
-    return Marks(cores, gpus), said.cores is not None
+    return Marks(cores, gpus), said.cores is not None or in_shared_pool
 
 
 def _holder(record: PodRecord, facts: NodeFacts, names: Mapping[str, int], width: int) -> Holder:
     """Find out what a pod holds."""
-    (cores, gpus), are_cpus = _marks_of(record, facts, names)
+    marks, are_cpus = _marks_of(record, facts, names)
+    cores, gpus = marks.cores, marks.gpus
     status = RUNNING if record.running else STARTING
     if record.terminating or record.uid in facts.doomed:
         status = TERMINATING
-    mask, held = held_by(facts.hardware, Marks(cores, gpus), width, are_cpus)
+    mask, held = held_by(facts.hardware, marks, width, are_cpus)
     if held is not None and sum(held) > _rounded_up(record.cores, facts.hardware.threads):
         held = None  # more than it can have been given: the mark is of another time, or wrong
     if not record.gpus:

@@ -310,7 +310,10 @@ class NodeObject(msgspec.Struct):
 
 
 class Attributes(msgspec.Struct, gc=False):
-    """Who uses a core or GPU, and what GPU it is; older objects carry integers."""
+    """Who uses a core or GPU, and what GPU it is; older objects carry integers.
+
+    `cpus` is `shared` where whoever uses the GPU has no CPU for itself.
+    """
 
     usedBy: str | int | None = None
     uuid: str | int | None = None
@@ -318,6 +321,7 @@ class Attributes(msgspec.Struct, gc=False):
     name: str | int | None = None
     memoryTotal: str | int | None = None
     island: str | int | None = None
+    cpus: str | int | None = None
 
 
 class Vertex(msgspec.Struct, gc=False):
