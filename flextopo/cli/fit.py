@@ -20,6 +20,14 @@ def fit_requeue(
     ] = None,
     seeds: Annotated[int, FIT.option("seeds")] = FIT.defaults["seeds"],
     rounds: Annotated[int, FIT.option("rounds")] = FIT.defaults["rounds"],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Set a field of FitConfig, any number of times: grid, gang_share.",
+        ),
+    ] = None,
     workers: Workers = 0,
     json_path: JsonPath = None,
 ) -> None:
@@ -30,13 +38,13 @@ def fit_requeue(
     Examples:
         flextopo fit-requeue
         flextopo fit-requeue --servers 4*rtx4090 --seeds 20 --json -
+        flextopo fit-requeue --servers 64*a100@leaf8 --set gang_share=0.25
     """
     from flextopo.train.fit_requeue import document, fit_requeue
     from flextopo.train.tables import format_table
 
-    config = FIT.make(
-        {"servers": tuple(servers or ()) or None, "seeds": seeds, "rounds": rounds}, ()
-    )
+    given = {"servers": tuple(servers or ()) or None, "seeds": seeds, "rounds": rounds}
+    config = FIT.make(given, settings or ())
     with results_to(json_path) as write:
         with progress("fitting") as done:
             fit = fit_requeue(config, num_workers(workers), done)

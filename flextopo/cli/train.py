@@ -75,6 +75,7 @@ def train(
         flextopo train --resume --out runs/ppo
         flextopo train --algorithm imitation --set hidden=128 --out runs/wide
         flextopo train --algorithm imitation --ray HEAD:6379 --out runs/many
+        flextopo train --algorithm imitation --servers 64*a100@leaf8 --set gang_share=0.25
     """
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm", algorithm, list(ALGORITHMS))

@@ -17,7 +17,6 @@ from flextopo.cluster.observation.features import (
     observed_width,
 )
 from flextopo.cluster.topology.servers import parse_servers
-from flextopo.cluster.workload.generator import randomised
 from flextopo.policies.runtime import score
 from flextopo.train.demonstrations import (
     Demonstrations,
@@ -27,7 +26,7 @@ from flextopo.train.demonstrations import (
     collect,
     decisions,
     stack,
-    tape_for,
+    training_tape,
 )
 
 
@@ -39,11 +38,13 @@ class Committee:
         servers: clusters that it plays on, one after the other.
         k: candidates that are shown.
         members: the networks.
+        gang_share: of the workloads on clusters that have a network.
     """
 
     servers: tuple[str, ...]
     k: int
     members: tuple[Weights, ...]
+    gang_share: float = 0.0
 
     def score(self, o: Observation) -> npt.NDArray[np.float32]:
         """Return the mean scores of all actions, (K + 1,), illegal ones at -1e8."""
@@ -70,7 +71,7 @@ class Committee:
         """Play the tape of a seed on servers; a tenth of the actions are random."""
         servers, seed = job
         rng = np.random.default_rng((seed, 23))
-        sim = tape_for(parse_servers(servers), randomised(seed), seed)
+        sim = training_tape(parse_servers(servers), seed, self.gang_share)
         rows: list[Observation] = []
         losses: list[npt.NDArray[np.float32]] = []
         width = observed_width(self.servers)

@@ -99,15 +99,18 @@ class FitConfig:
         seeds: validation days on each.
         rounds: of the search, each over every size.
         grid: hours that are tried for each size.
+        gang_share: share of services whose replicas are gangs, on clusters that have a network.
     """
 
     servers: tuple[str, ...] = ("16*rtx4090", "16*a100")
     seeds: int = 100
     rounds: int = 2
     grid: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+    gang_share: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self, ones=("seeds", "rounds"))
+        _check_share("gang_share", self.gang_share)
         if not self.grid or not all(0 <= hours < math.inf for hours in self.grid):
             raise FlextopoError(f"grid = {self.grid}; legal: one number or more, 0 or more each")
         if not self.servers:
@@ -171,13 +174,15 @@ class ImitationConfig:
         epochs: passes over the data a round.
         k: candidates that are branched and shown.
         horizon_s: how far a branch looks ahead.
-        hidden: width of the network.
+        hidden: width of the network, when it begins from scratch.
         learning_rate: of Adam.
         batch_size: decisions a gradient step.
         entropy: weight of the entropy bonus, in units of the mean loss difference.
         validation_tapes: tapes that choose the checkpoint.
         seed: of the networks, the order of their data and their first training tape; network i of n
             has the seed n * seed + i.
+        start: artifact (name or folder) to begin with; empty = from scratch.
+        gang_share: share of services whose replicas are gangs, on clusters that have a network.
         device: the network's: cpu or cuda. Decisions are looked ahead on the cpu.
     """
 
@@ -197,15 +202,17 @@ class ImitationConfig:
     entropy: float = 0.02
     validation_tapes: int = 480
     seed: int = 0
+    start: str = ""
+    gang_share: float = 0.0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         _check(
             self,
-            ones=("networks", "tapes", "rounds", "last_tapes", "epochs", "k", "hidden",
-                  "batch_size", "validation_tapes"),
+            ones=("networks", "tapes", "last_tapes", "epochs", "k", "hidden", "batch_size",
+                  "validation_tapes"),
             above=("learning_rate", "horizon_s"),
-            zeros=("members", "improvements", "entropy", "seed"),
+            zeros=("rounds", "members", "improvements", "entropy", "seed"),
         )  # fmt: skip
         most = len(VALIDATION) // (1 + AGAIN)
         if self.validation_tapes > most:
@@ -218,6 +225,9 @@ class ImitationConfig:
             )
         if not self.servers:
             raise FlextopoError("servers = (); legal: one cluster or more")
+        _check_share("gang_share", self.gang_share)
+        if self.rounds < 1 and not self.start:
+            raise FlextopoError("rounds = 0 without start; legal: 1 or more, or a start policy")
         _check_where(self.device, *self.servers)
 
     def of_network(self, at: int) -> ImitationConfig:
@@ -448,6 +458,12 @@ def _check(
         for name in names:
             if not compare(getattr(config, name), bound):
                 raise FlextopoError(f"{name} = {getattr(config, name)}; legal: {words}")
+
+
+def _check_share(name: str, value: float) -> None:
+    """Check a field that is a share."""
+    if not 0 <= value <= 1:
+        raise FlextopoError(f"{name} = {value}; legal: 0 to 1")
 
 
 def _check_where(device: str, *clusters: str) -> None:

@@ -95,6 +95,7 @@ class Demonstrator:
         weights: of the network that is among the behaviours; empty = none yet.
         improve: branches go on under that network, not under the greedy rule.
         graph: record the graphs of the candidates' servers too.
+        gang_share: of the workloads on clusters that have a network.
     """
 
     servers: tuple[str, ...]
@@ -103,6 +104,7 @@ class Demonstrator:
     weights: Weights
     improve: bool = False
     graph: bool = False
+    gang_share: float = 0.0
 
     def collect(
         self, first: int, tapes: int, workers: int = 1, ray: str | None = None
@@ -126,7 +128,7 @@ class Demonstrator:
         servers, seed = job
         fleet = parse_servers(servers)
         rng = np.random.default_rng((seed, 17))
-        sim = tape_for(fleet, randomised(seed), seed)
+        sim = training_tape(fleet, seed, self.gang_share)
         behaviour = rng.choice(
             ("network", "network", "oracle", "greedy") if self.weights else ("oracle", "greedy")
         )
@@ -137,10 +139,7 @@ class Demonstrator:
         k = self.k
         width = observed_width(self.servers)
         for pod, found, count, o in decisions(sim, k, width):
-            if ahead is None:
-                branch = sim.branch(found, count, self.horizon_s)
-            else:
-                branch = sim.branch(found, count, self.horizon_s, ahead)
+            branch = sim.branch(found, count, self.horizon_s, ahead)
             row = np.zeros(k + 1, np.float32)
             row[:count] = (branch[:count] - branch[0]) / 3600.0
             if o.mask[k]:
@@ -217,6 +216,16 @@ def decisions(
 def carry_out(sim: Simulator, pod: Pod, found: CandidateArrays, chosen: int | None) -> None:
     """Take a candidate, or wait (None)."""
     sim.apply(None if chosen is None else sim.state.candidate_at(found, chosen, pod))
+
+
+def workload_on(fleet: Fleet, gang_share: float) -> WorkloadConfig:
+    """Return the default workload, with gangs where there is a network."""
+    return WorkloadConfig(gang_share=gang_share if fleet.network is not None else 0.0)
+
+
+def training_tape(fleet: Fleet, seed: int, gang_share: float) -> Simulator:
+    """Return a simulation of the tape of a seed, its workload drawn anew; see `workload_on`."""
+    return tape_for(fleet, randomised(seed, workload_on(fleet, gang_share)), seed)
 
 
 def tape_for(fleet: Fleet, config: WorkloadConfig, seed: int) -> Simulator:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from flextopo.baselines.requeue import SIZES, RequeueAware
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.workload.seeds import VALIDATION, take
-from flextopo.train.compare import find_fleet, make_tape
-from flextopo.train.config import ComparisonConfig, FitConfig
+from flextopo.train.compare import find_fleet
+from flextopo.train.config import FitConfig
+from flextopo.train.demonstrations import tape_for, workload_on
 from flextopo.train.scale_out import run_jobs
 from flextopo.train.statistics import PairedDifference, paired_difference
 
@@ -57,7 +59,8 @@ def fit_requeue(
     def play(settings: Sequence[Hours]) -> None:
         new = tuple(dict.fromkeys(hours for hours in settings if hours not in losses))
         days = [(s, seed) for s in config.servers for seed in take(VALIDATION, config.seeds)]
-        played = dict(run_jobs(_play, [(*day, new) for day in days], workers)) if new else {}
+        jobs = [(*day, new) for day in days] if new else []
+        played = dict(run_jobs(partial(_play, config.gang_share), jobs, workers))
         for at, hours in enumerate(new):
             losses[hours] = np.array([played[day][at] for day in range(len(days))])
         if done is not None:
@@ -74,11 +77,11 @@ def fit_requeue(
     return Fit(best, tried, paired_difference(losses[best], losses[nothing]))
 
 
-def _play(job: Job) -> list[float]:
+def _play(gang_share: float, job: Job) -> list[float]:
     """Return the weighted loss of a day under each of some hours."""
     servers, seed, settings = job
     fleet = find_fleet(servers)
-    tape, _ = make_tape(ComparisonConfig(servers=servers), fleet, seed)
+    tape = tape_for(fleet, workload_on(fleet, gang_share), seed).tape
     found = []
     for hours in settings:
         rule = RequeueAware(hours)
@@ -94,5 +97,5 @@ def document(fit: Fit, config: FitConfig) -> dict[str, Any]:
         "hours": dict(zip(map(str, SIZES), fit.hours, strict=True)),
         "tried": [{"hours": hours, "weighted_loss": loss} for hours, loss in fit.tried.items()],
         "gain": fit.gain.as_dict(),
-        "config": {"servers": config.servers, "seeds": config.seeds, "grid": config.grid},
+        "config": asdict(config),
     }

@@ -32,14 +32,20 @@ from flextopo.cluster.observation.features import observed_width
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.servers import parse_servers
-from flextopo.cluster.workload.generator import WorkloadConfig
 from flextopo.cluster.workload.seeds import TRAINING, VALIDATION, take
-from flextopo.policies.artifact import save_policy
+from flextopo.policies.artifact import load_network, save_policy
 from flextopo.policies.network import CandidateScorer, ScorerConfig
 from flextopo.policies.runtime import LearnedSelector
 from flextopo.train.committee import Committee
 from flextopo.train.config import AGAIN, ImitationConfig
-from flextopo.train.demonstrations import Demonstrations, Demonstrator, Job, tape_for
+from flextopo.train.demonstrations import (
+    Demonstrations,
+    Demonstrator,
+    Job,
+    Weights,
+    tape_for,
+    workload_on,
+)
 from flextopo.train.devices import use_device
 from flextopo.train.fitting import disagreement, fit
 from flextopo.train.rounds import COMMITTEE, Rounds, rounds_folder, weights_of
@@ -52,6 +58,7 @@ def play_validation(
     tapes: int,
     first: int = 0,
     ray: str | None = None,
+    gang_share: float = 0.0,
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Play validation tapes.
 
@@ -61,21 +68,24 @@ def play_validation(
         tapes: how many.
         first: position of the first among the validation seeds.
         ray: where to play; see `run_jobs`. Without it in this process: games take milliseconds.
+        gang_share: of the workload on clusters that have a network.
 
     Returns:
         (tapes,) weighted losses, and the mean success rate.
     """
     seeds = take(VALIDATION, tapes, first)
     jobs = [(servers[i % len(servers)], seed) for i, seed in enumerate(seeds)]
-    played = dict(run_jobs(partial(_play_validation, selector), jobs, 1, ray))
+    play = partial(_play_validation, selector, gang_share)
+    played = dict(run_jobs(play, jobs, 1, ray))
     losses, success = np.array([played[i] for i in range(tapes)]).T
     return losses, float(np.nanmean(success))
 
 
-def _play_validation(selector: VictimSelector, job: Job) -> tuple[float, float]:
+def _play_validation(selector: VictimSelector, gang_share: float, job: Job) -> tuple[float, float]:
     """Return weighted loss and success rate on the tape of a seed."""
     servers, seed = job
-    sim = tape_for(parse_servers(servers), WorkloadConfig(), seed)
+    fleet = parse_servers(servers)
+    sim = tape_for(fleet, workload_on(fleet, gang_share), seed)
     sim.play(selector)
     metrics = episode_metrics(sim)
     return metrics["weighted_loss"], metrics["success_rate"]
@@ -97,7 +107,7 @@ def validate(
     """
     tapes = config.validation_tapes
     many, first = (AGAIN * tapes, tapes) if again else (tapes, 0)
-    losses, _ = play_validation(selector, config.servers, many, first, ray)
+    losses, _ = play_validation(selector, config.servers, many, first, ray, config.gang_share)
     return float(np.mean(losses))
 
 
@@ -119,15 +129,13 @@ def imitate(
     """
     rounds = rounds or Rounds(config)
     torch.manual_seed(config.seed)
-    network = CandidateScorer(ScorerConfig(config.hidden, width=observed_width(config.servers))).to(
-        use_device(config.device)
-    )
+    network = _first_network(config).to(use_device(config.device))
     for round_ in range(len(rounds.losses), len(config.plan)):
         if round_:
             network.load_state_dict(rounds.networks[-1])
-        weights = weights_of(network) if round_ else {}
+        weights = weights_of(network) if round_ or config.start else {}
         improve = round_ >= config.rounds
-        demonstrator = Demonstrator(config.servers, config.k, config.horizon_s, weights, improve)
+        demonstrator = _demonstrator(config, weights, improve)
         first = config.seed * sum(config.plan) + sum(config.plan[:round_])
         new = demonstrator.collect(first, config.plan[round_], workers, ray)
         data = rounds.to_fit(new)
@@ -137,6 +145,26 @@ def imitate(
         report(f"{stage} {round_ + 1}/{len(config.plan)}: {_said(data, final, rounds)}")
     network.load_state_dict(rounds.networks[int(np.argmin(rounds.losses))])
     return network, rounds.losses
+
+
+def _first_network(config: ImitationConfig) -> CandidateScorer:
+    """Return the network that a training begins with, which takes all features of its clusters."""
+    width = observed_width(config.servers)
+    if config.start:
+        return load_network(config.start, width)
+    return CandidateScorer(ScorerConfig(config.hidden, width=width))
+
+
+def _demonstrator(config: ImitationConfig, weights: Weights, improve: bool) -> Demonstrator:
+    """Return how days are demonstrated in a round."""
+    return Demonstrator(
+        config.servers,
+        config.k,
+        config.horizon_s,
+        weights,
+        improve,
+        gang_share=config.gang_share,
+    )
 
 
 def train_imitation(
@@ -253,9 +281,8 @@ def learn_from_all(
             for run in runs
             for at in np.argsort(run.losses)[: config.members]
         ]
-        data = Committee(config.servers, config.k, tuple(members)).collect(
-            first, seen, workers, ray
-        )
+        committee = Committee(config.servers, config.k, tuple(members), config.gang_share)
+        data = committee.collect(first, seen, workers, ray)
         *_, final = fit(network, data, config, len(config.plan), disagreement, unit=1.0)
         _add(last, network, data, ray)
         report(
@@ -264,8 +291,7 @@ def learn_from_all(
         )
     if config.improvements and len(last.losses) == 1:
         network.load_state_dict(last.networks[0])
-        weights = weights_of(network)
-        demonstrator = Demonstrator(config.servers, config.k, config.horizon_s, weights, True)
+        demonstrator = _demonstrator(config, weights_of(network), True)
         data = demonstrator.collect(first + seen, more, workers, ray)
         *_, final = fit(network, data, config, len(config.plan) + 1)
         _add(last, network, data, ray)

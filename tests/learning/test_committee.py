@@ -129,7 +129,7 @@ def test_other_tapes_say_who_is_kept(
 def test_the_last_choice_is_made_on_other_tapes(monkeypatch: pytest.MonkeyPatch) -> None:
     played: list[tuple[int, int]] = []
 
-    def play(_: Any, servers: tuple[str, ...], tapes: int, first: int, ray: str | None) -> Any:
+    def play(_: Any, servers: tuple[str, ...], tapes: int, first: int, *_more: Any) -> Any:
         played.append((first, first + tapes))
         return np.zeros(1), 1.0
 

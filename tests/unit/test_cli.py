@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +198,7 @@ def test_training_without_options_trains_what_is_shipped(
     monkeypatch.setattr(imitation, "train_imitation", record)
     assert run("train", "--algorithm", "imitation", "--out", str(tmp_path)) == 0
     shipped = read_meta(ZOO / "deepset-imitation")["config"]
-    assert json.loads(json.dumps(asdict(asked[0]))) == shipped
+    assert asked[0] == type(asked[0])(**{**shipped, "servers": tuple(shipped["servers"])})
     arguments = ["train", "--algorithm", "imitation", "--tapes", "7", "--rounds", "2"]
     assert run(*arguments) == 0
     assert (asked[1].tapes, asked[1].rounds) == (7, 2)

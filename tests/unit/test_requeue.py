@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,16 +96,30 @@ def test_a_fit_takes_the_best_of_what_it_tried() -> None:
     assert fit.gain.mean == pytest.approx(fit.tried[fit.hours] - fit.tried[(0.0,) * 4])
 
 
+def test_hours_are_fitted_on_days_with_gangs_where_there_is_a_network() -> None:
+    one, two = (
+        FitConfig(servers=servers, seeds=4, rounds=1, grid=(0.0, 1.0), gang_share=0.5)
+        for servers in (("8*a100@leaf4",), ("4*rtx4090",))
+    )
+    for config, differs in ((one, True), (two, False)):
+        without = fit_requeue(replace(config, gang_share=0.0))
+        assert (fit_requeue(config).tried[(0.0,) * 4] != without.tried[(0.0,) * 4]) == differs
+    with pytest.raises(FlextopoError, match=r"gang_share = -1; legal: 0 to 1"):
+        replace(one, gang_share=-1)
+
+
 def test_the_command_prints_and_saves_a_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "fit.json"
     arguments = ["--servers", "2*rtx4090", "--seeds", "2", "--rounds", "1", "--workers", "1"]
+    arguments += ["--set", "grid=[0, 0.5]"]
     with pytest.raises(SystemExit) as stop:
         main(["fit-requeue", *arguments, "--json", str(path)])
     assert stop.value.code == 0
     saved = json.loads(path.read_text())
     assert saved["config"]["servers"] == ["2*rtx4090"]
+    assert saved["config"]["grid"] == [0, 0.5]
     said = capsys.readouterr().out
     assert "on 2 days" in said
     with pytest.raises(SystemExit) as stop:
