@@ -28,7 +28,7 @@ EVERYBODY = (
 )
 GANG_RULES = (
     "random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,kubernetes-workload,"
-    "kueue,volcano,greedy-cost,gfs,requeue-aware"
+    "kueue,volcano,greedy-cost,gfs,requeue-aware,requeue-aware-gangs"
 )
 AHEAD = "greedy-cost,requeue-aware,lookahead,oracle-lookahead"
 RECORDED = f"kubernetes,flextopo-guaranteed,{STRONGEST},lookahead,oracle-lookahead"
@@ -71,6 +71,16 @@ def stages(traces: str) -> list[Stage]:
             "fits/requeue.json",
             ("fit-requeue", "--json", "docs/results/fits/requeue.json"),
             1,
+        ),
+        Stage(
+            "fit",
+            "fits/requeue-gangs.json",
+            (
+                *("fit-requeue", "--servers", "64*a100@leaf8", "--seeds", "200"),
+                *("--set", "gang_share=0.25", "--set", "grid=[0, 0.1, 0.25, 0.5, 1]"),
+                *("--json", "docs/results/fits/requeue-gangs.json"),
+            ),
+            5,
         ),
         Stage(
             "reproduce",

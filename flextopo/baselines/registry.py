@@ -74,6 +74,10 @@ SELECTORS: dict[str, Entry] = {
         "flextopo.baselines.requeue:RequeueAware",
         "least own loss, and hours that victims of that size will wait for a new place",
     ),
+    "requeue-aware-gangs": Entry(
+        "flextopo.baselines.requeue:REQUEUE_AWARE_GANGS",
+        "requeue-aware with hours that were fitted where replicas span servers",
+    ),
     "gfs": Entry(
         "flextopo.baselines.gfs:Gfs",
         "GFS's preemption cost for spot tasks: work since the checkpoint, and tasks evicted",
@@ -114,7 +118,10 @@ def looks_ahead(name: str) -> bool:
 GANG_RULES = ("kubernetes-workload", "kueue", "volcano")
 """Selectors that differ from `kubernetes` for gangs alone."""
 
-COMPARED = tuple(name for name in BUILT_IN if name not in ("rollout", *GANG_RULES))
+FOR_GANGS = (*GANG_RULES, "requeue-aware-gangs")
+"""Selectors that are made for gangs."""
+
+COMPARED = tuple(name for name in BUILT_IN if name not in ("rollout", *FOR_GANGS))
 """Selectors of a comparison that names none: `rollout` costs more than all the others, and most days have
 no gangs."""
 

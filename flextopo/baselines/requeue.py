@@ -19,6 +19,9 @@ HOURS = (0.0, 0.0, 0.0, 0.5)
 """Hours that an evicted job of each size waits for a new place, as far as they matter to the loss: fitted
 on validation days by `flextopo fit-requeue` (docs/results/fits/requeue.json)."""
 
+GANG_HOURS = (0.0, 0.0, 0.1, 0.25)
+"""The same where replicas span servers, a quarter of the services (docs/results/fits/requeue-gangs.json)."""
+
 
 @dataclass(frozen=True)
 class RequeueAware:
@@ -54,6 +57,9 @@ class RequeueAware:
         if count == 0:
             return None
         return unpriced(cluster.candidate_at(found, 0, preemptor))
+
+
+REQUEUE_AWARE_GANGS = RequeueAware(GANG_HOURS, "requeue-aware-gangs")
 
 
 def unpriced(candidate: Candidate) -> Candidate:

@@ -12,7 +12,7 @@ import tapes
 import flextopo
 from flextopo.baselines.gfs import Gfs, demand_growth
 from flextopo.baselines.registry import make_selector
-from flextopo.baselines.requeue import HOURS, SIZES, RequeueAware
+from flextopo.baselines.requeue import GANG_HOURS, HOURS, SIZES, RequeueAware
 from flextopo.baselines.rollout import Lookahead, propose
 from flextopo.cli.app import main
 from flextopo.cluster.errors import FlextopoError
@@ -24,7 +24,7 @@ from flextopo.cluster.state.pods import Pod
 from flextopo.train.config import FitConfig
 from flextopo.train.fit_requeue import fit_requeue
 
-FITTED = Path(flextopo.__file__).parents[1] / "docs/results/fits/requeue.json"
+FITTED = Path(flextopo.__file__).parents[1] / "docs/results/fits"
 
 
 def two_servers(*gpus: int, group: int = -1) -> tuple[ClusterState, Pod]:
@@ -80,11 +80,14 @@ def test_hours_that_are_none(hours: tuple[float, ...]) -> None:
 
 
 @pytest.mark.skipif(not FITTED.exists(), reason="installed without docs")
-def test_the_hours_are_the_fitted_ones() -> None:
-    fitted = json.loads(FITTED.read_text())
-    assert tuple(fitted["hours"].values()) == HOURS
+@pytest.mark.parametrize(
+    ("hours", "file"), [(HOURS, "requeue.json"), (GANG_HOURS, "requeue-gangs.json")]
+)
+def test_the_hours_are_the_fitted_ones(hours: tuple[float, ...], file: str) -> None:
+    fitted = json.loads((FITTED / file).read_text())
+    assert tuple(fitted["hours"].values()) == hours
     tried = {tuple(each["hours"]): each["weighted_loss"] for each in fitted["tried"]}
-    assert min(tried, key=lambda hours: tried[hours]) == HOURS
+    assert min(tried, key=lambda hours: tried[hours]) == hours
     assert fitted["gain"]["high"] < 0
 
 
