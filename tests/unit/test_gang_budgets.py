@@ -29,7 +29,7 @@ def servers(
             where.append(node)
     leader = len(pods)
     for i, gpus in enumerate(members):
-        pods.append(Pod(leader + i, f"g{i}", gpus, 4 * gpus, 1000, online=True, group=7))
+        pods.append(Pod(leader + i, f"g{i}", gpus, 4 * gpus or 1, 1000, online=True, group=7))
     network = Network((0,) * len(held), (0,) * len(held))
     cluster = ClusterState.from_pods(
         (preset("a100"),),
@@ -131,3 +131,60 @@ def test_all_victims_of_a_gang_are_counted() -> None:
             )
             assert anew is not None
             assert candidate.cost_gpu_s == pytest.approx(cluster.cost_of(anew, pods[leader]))
+
+
+@pytest.mark.parametrize(("whole", "split", "left"), [(2, 2, 2), (3, 3, 3), (4, 4, 6), (8, 8, 12)])
+def test_ways_that_take_the_fewest_victims_of_a_budget_are_found(
+    whole: int, split: int, left: int
+) -> None:
+    """The cheapest way takes more than the budget leaves, on servers that no legal way uses."""
+    held = (((8, 0),),) * whole + (FOURS,) * split
+    cluster, gang = servers(held, left, (8,) * whole)
+    assert not leaves_few(cluster, gang)
+    for pod in range(whole):  # the fewest victims are the dearest
+        cluster.arrays.live[pod]["since_s"] = NOW_S - 850
+    for pod in range(whole, whole + 2 * split):
+        cluster.arrays.live[pod]["since_s"] = NOW_S - 10
+    for k in (1, 64):
+        found = cluster.candidates(gang, False, k)
+        assert found, k
+        assert all(len(candidate.victims) <= left for candidate in found)
+
+
+@pytest.mark.parametrize("nodes", [2, 65])
+@pytest.mark.parametrize(("small", "needed"), [(12, 13), (30, 31)])
+def test_small_pods_without_a_gpu_hide_no_way(nodes: int, small: int, needed: int) -> None:
+    """Of those that are there first, thousands of sets suffice and are not minimal."""
+    cores = preset("a100").num_cores
+    pods, where = list[Pod](), list[int]()
+    rest = cores - small - 4 * 16
+    for node in range(nodes):
+        for gpus, each in ((8, rest), *((0, 1),) * small, *((0, 16),) * 4):
+            at = len(pods)
+            pods.append(Pod(at, f"b{at}", gpus, each, 100, checkpoint_s=900))
+            where.append(node)
+    leader = len(pods)
+    pods += [Pod(leader + i, f"g{i}", 8, rest + needed, 1000, online=True, group=7) for i in (0, 1)]
+    cluster = ClusterState.from_pods(
+        (preset("a100"),),
+        (0,) * nodes,
+        pods,
+        now_s=NOW_S,
+        network=Network((0,) * nodes, (0,) * nodes),
+    )
+    for pod, node in enumerate(where):
+        cluster.start(pod, node)
+    found = cluster.candidates(pods[leader], False, 4)
+    assert found
+    assert sorted(pods[victim].gpus for victim in found[0].victims) in (
+        [0, 0, 8, 8],
+        [0] * 4 + [8] * 2,
+    )
+
+
+def test_a_server_takes_as_many_members_of_two_sizes_as_fit() -> None:
+    cluster, gang = servers((((8, 0),), ()), 9, (1,) * 8 + (0,) * 8)
+    rows = list(cluster.gang(gang))
+    cluster.arrays.pods["required_tier"][rows] = NetworkLevel.SERVER
+    found = cluster.candidates(gang, False)
+    assert any(not candidate.victims for candidate in found)

@@ -35,8 +35,9 @@ STATES = (MAX_MEMBERS // 2 + 1) ** 2
 WAYS = 4
 """Ways to place so many members that are followed up, the cheapest."""
 
-OPTIONS_A_NODE = 64
-"""Ways to place members on one node that are followed up."""
+OPTIONS_A_NODE = STATES - 1
+"""Ways to place members on one node that are followed up: one for each number of members of two sizes, two for
+each of one size."""
 
 MAX_FEATURES = 64
 """Features of a candidate at most, where there is a network."""
@@ -189,7 +190,7 @@ def cluster_sizes(
     return {
         "hosts": hosts,
         "columns": 3,
-        "options": (hosts + 1) * OPTIONS_A_NODE if hosts else 0,
+        "options": (2 * hosts + 1) * OPTIONS_A_NODE if hosts else 0,
         "ways": STATES * WAYS if hosts else 0,
         "top": STATES * KEPT_NODES if hosts else 0,
         "chosen": MOST_OPTIONS if hosts else 0,

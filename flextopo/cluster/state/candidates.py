@@ -220,7 +220,8 @@ def gather(
 ) -> tuple[int, bool]:
     """Collect a node's eligible pods, largest first, and what each would free in each domain.
 
-    For gangs losses of whole PodGroups are kept, see `gang_losses`.
+    For gangs losses of whole PodGroups are kept, see `gang_losses`, and pods without a GPU are ordered by
+    cores, so that the first sets that suffice are minimal.
 
     Returns:
         How many they are, and whether there are terminating ones whose resources count.
@@ -240,8 +241,11 @@ def gather(
         while at > 0:
             before = w.eligible[at - 1]
             before_size = c.pods[before["pod"]]["gpus"]
-            if before_size > size or (
-                before_size == size
+            more = before_size - size
+            if for_gang and more == 0 and size == 0:
+                more = c.pods[before["pod"]]["cores"] - c.pods[other]["cores"]
+            if more > 0 or (
+                more == 0
                 and (before["cost"] < cost or (before["cost"] == cost and before["pod"] < other))
             ):
                 break

@@ -1,8 +1,9 @@
 """What a gang's ways use up that others could have: disruption budgets, and what PodGroups can spare.
 
-Whether they hold over several servers is known when a way is complete. What the cheapest way uses up is kept
-to some of its servers, and the search goes on, see `gang_candidates`. Nothing needs to be searched where
-a budget leaves fewer victims than any way takes.
+Whether they hold over several servers is known when a way is complete. As long as none is found that is legal,
+victims of a budget that the cheapest way uses up are made dear, so that ways are found that take the fewest of them. What
+the cheapest way uses up is also kept to some of its servers, and the search goes on, see `gang_candidates`.
+Nothing needs to be searched where a budget leaves fewer victims than any way takes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from flextopo.cluster.state.gang_losses import spare_of
 from flextopo.cluster.state.gang_scratch import (
     ALLOWED,
     CLOSED,
+    DEAR,
     MAX_CLOSED,
     NUM_ALLOWED,
     NUM_CLOSED,
+    NUM_DEAR,
     TURN,
     VIOLATED,
     WORK,
@@ -44,6 +47,34 @@ def is_closed(c: Cluster, pod: int, rank: int) -> bool:
         if c.gang_marks[pair + 1] == rank and falls_under(c, pod, c.gang_marks[pair]):
             closed = False
     return closed
+
+
+DEAR_GPU_S = 2.0**26
+"""What a victim of a budget is made to cost beside its own loss, so that ways take as few of them as they can: more
+than any victim loses, and sums of so much are still exact, see `on_grid`."""
+
+
+@stage
+def dearness(c: Cluster, pod: int) -> float:
+    """Return what a victim is made to cost beside its own loss."""
+    for at in range(c.gang_marks[NUM_DEAR]):
+        if c.pods[pod]["pdb"] == c.gang_marks[DEAR + at]:
+            return DEAR_GPU_S
+    return 0.0
+
+
+@stage
+def make_dear(c: Cluster) -> bool:
+    """Make victims of the budget dear that the cheapest way uses up; False where they are, or too many are."""
+    key, count = c.gang_marks[VIOLATED], c.gang_marks[NUM_DEAR]
+    for at in range(count):
+        if c.gang_marks[DEAR + at] == key:
+            return False
+    if key < 0 or count == MAX_CLOSED:
+        return False
+    c.gang_marks[DEAR + count] = key
+    c.gang_marks[NUM_DEAR] += 1
+    return True
 
 
 @stage

@@ -47,7 +47,12 @@ from flextopo.cluster.state.candidates import (
     Workspace,
     victim_slots,
 )
-from flextopo.cluster.state.gang_budgets import close, falls_under, leaves_too_few
+from flextopo.cluster.state.gang_budgets import (
+    close,
+    falls_under,
+    leaves_too_few,
+    make_dear,
+)
 from flextopo.cluster.state.gang_losses import (
     forget_groups,
     lost_alone,
@@ -59,9 +64,11 @@ from flextopo.cluster.state.gang_paid import find_groups, limit_of, take_paid
 from flextopo.cluster.state.gang_scratch import (
     BUDGETS,
     CLOSED,
+    DEAR,
     GROUPS,
     NUM_ALLOWED,
     NUM_CLOSED,
+    NUM_DEAR,
     PART,
     REFUSED,
     SEATS,
@@ -241,16 +248,19 @@ def _move_back(out: CandidateArrays, at: int) -> None:
 
 @stage
 def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, tried: int, w: Workspace) -> None:
-    """Search the servers anew that hold members of the groups that are paid for, or of what is closed."""
+    """Search the servers anew that hold members of the groups that are paid for, or of what is closed or dear."""
     free, paid = part.free, as_index(popcount(tried))
+    closed, dear = c.gang_marks[NUM_CLOSED], c.gang_marks[NUM_DEAR]
     for rank in range(part.begin, part.end):
         node, here = node_at(c, as_index(rank)), c.gang_nodes[rank]
         holds = here["holds"] & tried != 0
-        for slot in range(c.nodes[node]["num_pods"] if c.gang_marks[NUM_CLOSED] > 0 else 0):
+        for slot in range(c.nodes[node]["num_pods"] if closed + dear > 0 else 0):
             pod = as_index(c.node_pods[node, slot])
-            for j in range(c.gang_marks[NUM_CLOSED]):
+            for j in range(closed):
                 holds = holds or falls_under(c, pod, as_index(c.gang_marks[CLOSED + j]))
-        c.gang_marks[WORK] += 1 + (c.nodes[node]["num_pods"] * c.gang_marks[NUM_CLOSED] >> 2)
+            for j in range(dear):
+                holds = holds or falls_under(c, pod, as_index(c.gang_marks[DEAR + j]))
+        c.gang_marks[WORK] += 1 + (c.nodes[node]["num_pods"] * (closed + dear) >> 2)
         if holds and free + OPTIONS_A_NODE <= c.gang_options.shape[0]:
             here["begin"] = free
             free = search_node(c, costs, g, as_index(rank), paid, w, free)
@@ -311,7 +321,10 @@ def _is_spent(c: Cluster, part: Part, begun: int, options: int, kept: int) -> bo
     `UNTIL_FOUND` of all. Where something is closed its servers are searched anew, some dozen steps for each of their options.
     """
     most = part.work if kept > 0 else max(part.work, begun + MOST_WORK // UNTIL_FOUND)
-    ahead = 12 * options if c.gang_marks[NUM_CLOSED] > 0 else as_index(0)
+    if c.gang_marks[NUM_DEAR] == 1:  # where a budget leaves a way, one is found
+        return False
+    anew = c.gang_marks[NUM_CLOSED] + c.gang_marks[NUM_DEAR] > 0
+    ahead = 12 * options if anew else as_index(0)
     return bool(is_bounded(c) and c.gang_marks[WORK] + ahead >= most)
 
 
@@ -341,7 +354,8 @@ def _search_part(
         part = Part(begin, end, part.free, as_index(1), part.work)
     c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
     # An earlier part may have ended for want of work with budgets kept to servers of its own.
-    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
+    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = c.gang_marks[NUM_DEAR] = 0
+    dear = kept == 0
     while which < attempts and (first or not _is_spent(c, part, begun, most, kept)):
         first = False
         limit = out.cost[kept - 1] if kept == out.cost.shape[0] else NEVER
@@ -352,18 +366,24 @@ def _search_part(
             if limit <= 0.0:
                 which += 1
                 continue
-        if c.gang_marks[NUM_CLOSED] > 0 or which >= 0:
+        if c.gang_marks[NUM_CLOSED] + c.gang_marks[NUM_DEAR] > 0 or which >= 0:
             tried = take_paid(c, groups, as_index(which)) if which >= 0 else nobody
             _search_again(c, costs, g, part, tried, w)
         kept = _attempt(c, costs, g, part, limit, out, kept)
         if c.gang_marks[SHORT] == -1 and c.gang_marks[VIOLATED] >= 0:
             c.gang_marks[SHORT] = c.gang_marks[VIOLATED]
         refused = c.gang_marks[REFUSED] >= 0 and (c.gang_marks[VIOLATED] >= 0 or which < 0)
-        refused = refused and close(c, costs, as_index(c.gang_marks[REFUSED]))
         for rank in range(begin, end):
             here = c.gang_nodes[rank]
             here["begin"], here["end"] = here["kept_begin"], here["kept_end"]
-        if not refused:
+        # As long as there is no way, what the cheapest one uses up is made dear; then all begins anew.
+        if dear and refused and kept == 0 and make_dear(c):
+            continue
+        dear = False
+        if c.gang_marks[NUM_DEAR] > 0:
+            c.gang_marks[NUM_DEAR] = 0
+            continue
+        if not refused or not close(c, costs, as_index(c.gang_marks[REFUSED])):
             # Where that leaves no way at all, another server of the way gets the budget first.
             another = kept == before and which < 0 and c.gang_marks[NUM_CLOSED] > 0
             c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
@@ -402,7 +422,7 @@ def find_for_gang(
     """
     g = gang_of(c, pod, aligned)
     free, kept, nobody = as_index(0), as_index(0), as_index(0)
-    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = 0
+    c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = c.gang_marks[NUM_DEAR] = 0
     c.gang_marks[PART], c.gang_marks[WORK], c.gang_marks[SHORT] = 0, 0, -1
     forget_groups(c)
     for rank in range(c.network.shape[0]):

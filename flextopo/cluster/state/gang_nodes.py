@@ -28,7 +28,7 @@ from flextopo.cluster.state.candidates import (
     last_gone_s,
     leaving,
 )
-from flextopo.cluster.state.gang_budgets import is_closed
+from flextopo.cluster.state.gang_budgets import dearness, is_closed
 from flextopo.cluster.state.gang_losses import spare_of
 from flextopo.cluster.state.gang_scratch import NUM_ALLOWED, NUM_CLOSED, WORK
 from flextopo.cluster.state.gangs import Gang, node_at
@@ -210,14 +210,14 @@ def _is_minimal(c: Cluster, costs: Costs, g: Gang, s: Step, t: Taken, w: Workspa
 def _adds_at_least(c: Cluster, costs: Costs, w: Workspace, i: int) -> float:
     """Return what taking pod i adds at least, whoever is taken before it."""
     pod, cost = as_index(w.eligible[i]["pod"]), float(w.eligible[i]["cost"])
+    group, before, dear = c.pods[pod]["group"], as_index(0), dearness(c, pod)
     if cost < 0.0:
-        return 0.0
-    group, before = c.pods[pod]["group"], as_index(0)
+        return dear
     if group < 0 or cost >= NEVER:
-        return cost
+        return cost + dear
     for j in range(i):
         before += c.pods[w.eligible[j]["pod"]]["group"] == group
-    return cost if before == 0 or before <= spare_of(c, pod, costs) else 0.0
+    return dear + (cost if before == 0 or before <= spare_of(c, pod, costs) else 0.0)
 
 
 @stage
@@ -360,9 +360,9 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
             and one["rest_cores"] >= need_cores
         ):
             if budget_left(c, w, depth, i):
-                w.path[depth + 1]["cost"] = path["cost"] + added_cost(
-                    c, costs, w, depth, i, for_gang
-                )
+                added = added_cost(c, costs, w, depth, i, for_gang)
+                added += dearness(c, as_index(one["pod"]))
+                w.path[depth + 1]["cost"] = path["cost"] + added
                 held = c.live[one["pod"]]["gpu_mask"]
                 w.path[depth + 1]["mask"] = path["mask"] | held
                 path["taken"] = i

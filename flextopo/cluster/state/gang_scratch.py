@@ -21,11 +21,12 @@ MAX_CLOSED = 8
 """Disruption budgets of a part, and PodGroups that can spare some, that are kept to some of its servers."""
 
 CLOSED = COUNTED + MAX_PAID
-ALLOWED = CLOSED + MAX_CLOSED
-NUM_CLOSED, NUM_ALLOWED, VIOLATED, REFUSED, TURN, PART, WORK, SHORT = range(
-    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 8
+DEAR = CLOSED + MAX_CLOSED
+ALLOWED = DEAR + MAX_CLOSED
+NUM_CLOSED, NUM_DEAR, NUM_ALLOWED, VIOLATED, REFUSED, TURN, PART, WORK, SHORT = range(
+    ALLOWED + 2 * MAX_MEMBERS, ALLOWED + 2 * MAX_MEMBERS + 9
 )
-"""Where those stand, see `falls_under`, pairs of one and a server that may use it, and how many of both;
-the one that a way uses up, the cheapest way of an attempt if another is sought for that, how many of its
-servers are passed over at first, how many parts were looked at for groups, how many steps the search has taken,
-and the first disruption budget that a way uses up: -1 none so far, -2 it was looked into."""
+"""Where those stand, see `falls_under`, budgets whose victims are made dear, pairs of one and a server that may
+use it, and how many of each; the one that a way uses up, the cheapest way of an attempt if another is sought for
+that, how many of its servers are passed over at first, how many parts were looked at for groups, how many steps the
+search has taken, and the first disruption budget that a way uses up: -1 none so far, -2 it was looked into."""
