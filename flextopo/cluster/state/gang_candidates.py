@@ -22,8 +22,9 @@ groups and budgets, only as long as its share of the work lasts.
 Whether a disruption budget holds over several servers is known when a way is complete, and so is whether a
 PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks the one or the
 other, it is kept to the first servers of that way that it suffices for, and the search goes on; where no way
-is legal so, beginning with each other server of that way. Where none was found in a part and a budget leaves fewer
-victims than any way would take, there is none anywhere. So with budgets and such groups the way that is
+is legal so, beginning with each other server of that way. Before, as long as no way was found, victims of the budgets
+that are used up are made so dear that ways take the fewest of them: with one budget a legal way is found. Where none was
+found in a part and a budget leaves fewer victims than any way would take, there is none anywhere. So with budgets and such groups the way that is
 found is perhaps not the cheapest, and where several budgets bind on several servers, none may be found.
 """
 
@@ -344,7 +345,7 @@ def _search_part(
     groups = find_groups(c, costs, g, part)
     attempts = (1 << groups) - 1 if groups <= 3 else 2 * groups - 1
     # First as it is, then with groups that are paid for, and as long as the cheapest way uses up a budget, or
-    # more of a PodGroup than that can spare, with that kept to some servers.
+    # more of a PodGroup than that can spare, with that made dear or kept to some servers.
     first, which, before = True, -1, kept
     # A group on several servers costs less than is added up.
     exact = groups == 0 or is_bounded(c)
