@@ -1,6 +1,7 @@
 """The controller against a fake apiserver, end to end."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from controllers import REFUSED, WAITING, beside, dying, make_controller, spread
 from flextopo.policies.serving import controller as controlling
 from flextopo.policies.serving import reservations
 from flextopo.policies.serving.controller import Controller
+from flextopo.policies.serving.extender import Extender
 
 Scenario = Callable[[FakeApiserver, Controller], Awaitable[None]]
 
@@ -192,6 +194,90 @@ def test_two_controllers_do_not_preempt_for_one_pod() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+    control(spread(), scenario)
+
+
+@pytest.mark.parametrize("before", ["patch pods/status", "create pods/eviction"])
+def test_who_has_lost_the_lease_evicts_no_more(before: str) -> None:
+    # As after a pause of the process: the lease is over in the middle of what it was about to do.
+    servers: list[FakeApiserver] = []
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        servers.append(server)
+        await until(controller.watch.ready)
+        server.put(preemptor(4, status=REFUSED))
+        await until(lambda: before in server.calls)
+        await settle()
+        assert nominated(server) == "n0"
+        assert len(dying(server)) == (before == "create pods/eviction")
+
+    control(spread(), scenario, leads=lambda: not servers or before not in servers[0].calls)
+
+
+def test_who_has_lost_the_lease_looks_at_nobody_else() -> None:
+    servers: list[FakeApiserver] = []
+    leads = lambda: not servers or nominated(servers[0], "first") == ""
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        servers.append(server)
+        await until(controller.watch.ready)
+        for name in ("first", "second"):
+            server.put(preemptor(2, name=name, status=REFUSED))
+        await until(lambda: nominated(server, "first") != "")
+        await settle()
+        assert nominated(server, "second") == ""
+
+    control(spread(), scenario, leads=leads)
+
+
+def test_what_the_extender_is_asked_between_two_evictions() -> None:
+    found: list[dict[str, Any]] = []
+
+    def ask(controller: Controller, name: str, gpus: int) -> dict[str, Any]:
+        asking = preemptor(gpus, name=name, status=REFUSED)
+        proposed = {"n0": {"Pods": [{"UID": "batch/b0"}], "NumPDBViolations": 0}}
+        body = json.dumps({"Pod": asking, "NodeNameToMetaVictims": proposed}).encode()
+        extender = Extender(controller.decider, controller.telemetry)
+        return dict(json.loads(extender.preempt(body))["NodeNameToMetaVictims"])
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        evict = controller.watch.evict
+
+        async def slowly(namespace: str, name: str, uid: str) -> None:
+            # The three are about to go for the first pod; the one of the same priority gets others.
+            found.append(ask(controller, "online", 4))
+            found.append(ask(controller, "other", 4))
+            controller.decider.cache.reservations.forget("batch/other")
+            await evict(namespace, name, uid)
+
+        controller.watch.evict = slowly  # type: ignore[method-assign]
+        server.put(preemptor(4, status=REFUSED))
+        await until(lambda: len(dying(server)) == 3)
+        for own, others in zip(found[::2], found[1::2], strict=True):
+            assert own == {}
+            named = {pod["UID"] for pod in others["n0"]["Pods"]}
+            assert len(named) == 3
+            assert named.isdisjoint(f"batch/{name}" for name in dying(server))
+
+    control(spread(), scenario)
+
+
+def test_nobody_goes_any_more_for_a_pod_that_is_gone() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        evict = controller.watch.evict
+
+        async def then_gone(namespace: str, name: str, uid: str) -> None:
+            await evict(namespace, name, uid)
+            server.delete("Pod", "batch/online")
+            await until(lambda: not controller.decider.cache.pending)
+
+        controller.watch.evict = then_gone  # type: ignore[method-assign]
+        server.put(preemptor(4, status=REFUSED))
+        await until(lambda: len(dying(server)) == 1)
+        await settle()
+        assert len(dying(server)) == 1
+        assert controller.decider.cache.reservations.planned("n0") == []
 
     control(spread(), scenario)
 

@@ -44,6 +44,8 @@ DRA_SETTLE_S = 0.5
 """For a pod with claims kube-scheduler never preempts, so there is nobody to wait for."""
 PLAN_S = 60.0
 """A place is kept so long for a pod after its victims were told to go."""
+Parts = Sequence[tuple[PodRecord, Decision]]
+"""Pods that start together, and what was decided about each."""
 
 
 @dataclass
@@ -144,6 +146,8 @@ class Controller:
             await self._touch(released)
         for each in sorted(found.values(), key=lambda each: each.order):
             # Much may have happened since the list was made: each request to the apiserver takes time.
+            if not self.leads():
+                return
             leader = self.decider.cache.pods.get(each.leader.uid)
             again = self._asking(leader) if leader is not None and not leader.node else None
             if again is not None and again.key == each.key:
@@ -296,30 +300,72 @@ class Controller:
         for pod, part in parts:
             if self.outcomes is not None:
                 self.outcomes.evicted(pod, part)
+        # The extender is asked meanwhile: it must not name these victims, nor others for these pods.
+        reservations, uids = self.decider.cache.reservations, {pod.uid for pod, _ in parts}
+        reservations.under_way |= uids
+        self._remember(parts, decision.victims)
+        went: list[PodRecord] = []
+        done = False
         try:
             await self._keep(parts)
-            for victim in decision.victims:
-                await self._evict(victim)
+            done = await self._evict_all(parts, decision.victims, went)
         except httpx2.HTTPError as error:
-            status = http_status(error)
-            result = {409: "conflict", 429: "budget"}.get(status, "error")
-            self.telemetry.evicted(result)
-            self.telemetry.log("refused", pod=asking.name, status=status, error=str(error)[:200])
-            for pod, _ in parts:
-                if self.holds is not None:
-                    await self.holds.drop(pod.uid)
+            await self._refused(asking, parts, error)
             self._back_off(waiting)
-            return
-        waiting.wait_s = 0.0
-        for pod, part in parts:
-            # kube-scheduler takes a nomination back that it did not make, so it is remembered here.
-            uids = [victim.uid for victim in decision.victims if victim.node == part.node]
-            self.decider.cache.reservations.answer(pod, part.node or "", uids, PLAN_S)
-        # Until the watch shows what was done, the same must not be decided again.
-        waiting.not_before = self.clock() + self.settle_s
-        await self._tell(parts)
+        finally:
+            reservations.under_way -= uids
+            self._remember(parts, went, done=done)
+        if done:
+            waiting.wait_s = 0.0
+            # Until the watch shows what was done, the same must not be decided again.
+            waiting.not_before = self.clock() + self.settle_s
+            await self._tell(parts)
 
-    async def _keep(self, parts: Sequence[tuple[PodRecord, Decision]]) -> None:
+    def _remember(self, parts: Parts, victims: Sequence[PodRecord], *, done: bool = True) -> None:
+        """Keep the place of each pod that still waits, if all who had to go did, or any there."""
+        cache = self.decider.cache
+        for pod, part in parts:
+            uids = [victim.uid for victim in victims if victim.node == part.node]
+            now = cache.pods.get(pod.uid)
+            if now is not None and not now.node and (uids or done):
+                # kube-scheduler takes a nomination back that it did not make, so it is remembered here.
+                cache.reservations.answer(pod, part.node or "", uids, PLAN_S)
+            else:
+                cache.reservations.forget_answer(pod.uid)
+
+    async def _evict_all(
+        self, parts: Parts, victims: Sequence[PodRecord], went: list[PodRecord]
+    ) -> bool:
+        """Evict, and note who went; return whether all did.
+
+        Nobody goes any more where whoever leads by now takes it up, nor for a pod that is gone.
+
+        Raises:
+            httpx2.HTTPError: the apiserver refused.
+        """
+        for victim in victims:
+            if not self.leads() or self._is_over(parts):
+                return False
+            await self._evict(victim)
+            went.append(victim)
+        return True
+
+    def _is_over(self, parts: Parts) -> bool:
+        """Say whether one of the pods is gone, or all of them are bound."""
+        now = [self.decider.cache.pods.get(pod.uid) for pod, _ in parts]
+        gone = any(pod is None or pod.terminating for pod in now)
+        return gone or all(pod is None or pod.node for pod in now)
+
+    async def _refused(self, asking: Preemptors, parts: Parts, error: httpx2.HTTPError) -> None:
+        """Count and log what the apiserver refused, and let go of the devices."""
+        status = http_status(error)
+        self.telemetry.evicted({409: "conflict", 429: "budget"}.get(status, "error"))
+        self.telemetry.log("refused", pod=asking.name, status=status, error=str(error)[:200])
+        for pod, _ in parts:
+            if self.holds is not None:
+                await self.holds.drop(pod.uid)
+
+    async def _keep(self, parts: Parts) -> None:
         """Nominate each pod for its place, and hold the devices there that it claims.
 
         Raises:
@@ -343,7 +389,7 @@ class Controller:
                 raise
             self.telemetry.evicted("gone")
 
-    async def _tell(self, parts: Sequence[tuple[PodRecord, Decision]]) -> None:
+    async def _tell(self, parts: Parts) -> None:
         """Write Events about what was done; that one cannot be written changes nothing."""
         notes = []
         for pod, part in parts:

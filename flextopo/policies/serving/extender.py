@@ -102,6 +102,8 @@ class Extender:
     def _again(self, preemptor: PodRecord, proposed: ProposedVictims) -> bytes | None:
         """Return what was answered a moment ago to who asks again, None where it does not hold."""
         cache = self.decider.cache
+        if preemptor.uid in cache.reservations.under_way:
+            return _encode({})  # the controller is carrying it out
         told, kept = cache.reservations.answered(preemptor.uid), cache.kept_for(preemptor)
         if told is None or not told[1]:
             return None

@@ -56,6 +56,7 @@ class Reservations:
 
     Attributes:
         least: the lowest priority of the pods that were promised a node, by its name.
+        under_way: uids of the pods for which a controller in this process is evicting.
     """
 
     def __init__(self, clock: Callable[[], float], changed: Callable[[str], None]) -> None:
@@ -64,6 +65,7 @@ class Reservations:
         self._answers: dict[str, _Answer] = {}
         self._on: dict[str, dict[str, _Answer]] = {}
         self.least: dict[str, int] = {}
+        self.under_way: set[str] = set()
         self._ends: list[tuple[float, str]] = []
         self._held_back: dict[str, tuple[float, float]] = {}
         self._kept: dict[str, tuple[str, float]] = {}
