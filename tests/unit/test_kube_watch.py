@@ -163,6 +163,28 @@ def test_an_expired_version_is_listed_anew() -> None:
     follow(FULL, scenario)
 
 
+def test_an_apiserver_that_is_back_is_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube, "RETRY_S", (0.02, 60.0))
+
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        await until(watch.ready)
+        server.faults = {"watch pods": 500}
+        server.break_watches()
+        # It waits longer and longer: by now, a second or more.
+        await until(lambda: server.calls.count("watch pods") >= 7)
+        lists = server.calls.count("list pods")
+        server.faults.clear()
+        server.put(pod("late", "n1"))
+        server.forget_history()
+        asked = server.calls.count("watch pods")
+        await until(lambda: server.calls.count("watch pods") > asked)
+        await asyncio.sleep(0.5)
+        assert server.calls.count("list pods") > lists
+        assert same(watch, [*FULL, pod("late", "n1")])
+
+    follow(FULL, scenario)
+
+
 @pytest.mark.parametrize("fault", [500, 429, 403, "garbage"])
 def test_a_failing_apiserver_is_asked_again_and_nothing_is_lost(fault: int | str) -> None:
     async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:

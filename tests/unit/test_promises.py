@@ -179,6 +179,29 @@ def test_who_has_had_others_evicted_does_not_go_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_place_on_a_node_that_is_gone_or_cordoned_is_kept_for_nothing(
+    told: bool, gone: bool
+) -> None:
+    cache = make_cache([*full_node(), node("n1"), flextopo("n1", {})])
+    extender, asking = make_extender(cache), preemptor(2)
+    if told:
+        assert preempt(extender, asking, "n0", uids=("uid-n0-b0",))["n0"]
+    else:  # before a restart
+        asking = nominated("online", 2, "n0")
+        cache.put(read(asking))
+    for name in ("n0-b0", "n0-b1"):
+        cache.put(read(dying(name)))
+    assert let_in(extender, asking, "n1") == []
+    if gone:
+        cache.remove(read(node("n0")))
+    else:
+        cache.put(read({**node("n0"), "spec": {"unschedulable": True}}))
+    # Its victims may take long to go: nobody waits for that.
+    assert let_in(extender, asking, "n1") == ["n1"]
+
+
+@pytest.mark.parametrize("told", [True, False])
 def test_who_has_had_others_evicted_has_time_from_when_they_are_gone(
     monkeypatch: pytest.MonkeyPatch, told: bool
 ) -> None:

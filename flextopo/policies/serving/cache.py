@@ -34,7 +34,7 @@ from flextopo.policies.serving.objects import (
     VolcanoGroupObject,
     key_of,
 )
-from flextopo.policies.serving.reach import Reach
+from flextopo.policies.serving.reach import Reach, why_barred
 from flextopo.policies.serving.records import CLASS_BANDS, PodRecord, parse_version, read_pod
 from flextopo.policies.serving.reservations import Reservations
 from flextopo.policies.serving.view import ClusterView, Surroundings, Together, build_view
@@ -553,7 +553,8 @@ class ClusterCache:
     def kept_for(self, preemptor: PodRecord, evicts: bool = False) -> str:
         """Return the node on which others are on their way out for a pod, empty for none.
 
-        It stays that node for a moment after they are gone: kube-scheduler may not know it yet.
+        It stays that node for a moment after they are gone: kube-scheduler may not know it yet. A node
+        that is gone, or takes the pod no more, is kept for nothing.
 
         Args:
             preemptor: the pod.
@@ -562,8 +563,10 @@ class ClusterCache:
         """
         told = self.reservations.answered(preemptor.uid)
         node = told[0] if told is not None else preemptor.nominated
+        if not node or why_barred(preemptor, node, self.hosts.traits.get(node)):
+            return ""
         doomed = set(told[1]) if told is not None else set()
-        here = self.pods_on(node) if node else []
+        here = self.pods_on(node)
         if any(self._is_going(pod, preemptor, doomed, SOON_S) for pod in here):
             self.reservations.keep(preemptor.uid, node)
         elif evicts and any(self._is_going(pod, preemptor, doomed, math.inf) for pod in here):

@@ -275,13 +275,13 @@ class KubeWatch:
             await self.client.close()  # type: ignore[no-untyped-call]
 
     async def _follow(self, kind: type[Any]) -> None:
-        wait_s = RETRY_S[0]
+        wait_s, expired = RETRY_S[0], False
         while True:
             try:
                 if self._version.get(kind) is None:
                     await self._list(kind)
                 async for _ in self._watch(kind):
-                    wait_s = RETRY_S[0]
+                    wait_s, expired = RETRY_S[0], False
                 if self._ended_early(kind):
                     await asyncio.sleep(RETRY_S[0])
             except asyncio.CancelledError:
@@ -301,6 +301,9 @@ class KubeWatch:
                 # What cannot be resumed, or not be read, is listed again.
                 if status == 410 or isinstance(error, msgspec.MsgspecError):
                     self._version[kind] = None
+                if status == 410 and not expired:
+                    # An apiserver that was started anew is back: however long it was away, it answers.
+                    wait_s, expired = RETRY_S[0], True
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
 

@@ -55,6 +55,16 @@ def read_traits(node: NodeObject) -> NodeTraits:
     return NodeTraits(node.metadata.labels or {}, taints)
 
 
+def why_barred(pod: PodRecord, name: str, node: NodeTraits | None) -> str:
+    """Return why a node itself does not take a pod, whatever is on it; empty if it does."""
+    if node is None:
+        return "it is not known"
+    taint = _untolerated(pod, node)
+    if taint is not None:
+        return f"taint {taint.key}"
+    return "" if _selects(pod, name, node) else "node selector or affinity"
+
+
 class Reach:
     """The nodes that a pending pod may go to.
 
@@ -95,14 +105,10 @@ class Reach:
 
     def why_not(self, name: str) -> str:
         """Return why the pod cannot go to a node whatever is evicted there, empty if it can."""
-        node, pod = self._nodes.get(name), self._pod
-        if node is None:
-            return "it is not known"
-        taint = _untolerated(pod, node)
-        if taint is not None:
-            return f"taint {taint.key}"
-        if not _selects(pod, name, node):
-            return "node selector or affinity"
+        node = self._nodes.get(name)
+        why = why_barred(self._pod, name, node)
+        if why or node is None:
+            return why
         return self._why_no_volumes(name, node) or self._why_not_beside(name, node)
 
     def _why_no_volumes(self, name: str, node: NodeTraits) -> str:
