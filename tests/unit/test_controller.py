@@ -263,6 +263,34 @@ def test_what_the_extender_is_asked_between_two_evictions() -> None:
     control(spread(), scenario)
 
 
+def test_kube_scheduler_was_faster_with_one_of_the_victims() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        nominate, cache = controller.watch.nominate, controller.decider.cache
+        taken: list[str] = []
+
+        async def too_late(*args: Any) -> None:
+            await nominate(*args)
+            if not taken:
+                # An extender elsewhere has named it at the same time, for another pod.
+                taken.append(min(cache.reservations.doomed("n0")).removeprefix("uid-"))
+                meta = {"deletionTimestamp": "2027-01-15T08:00:20Z"}
+                server.put(pod(taken[0], "n0", meta=meta))
+                await until(lambda: any(one.terminating for one in cache.pods.values()))
+
+        controller.watch.nominate = too_late  # type: ignore[method-assign]
+        server.put(preemptor(4, status=REFUSED))
+        await until(lambda: bool(taken))
+        await settle()
+        # Nobody goes beside it before it is known what becomes of the place.
+        assert (dying(server), evictions(server)) == (taken, 0)
+        server.delete("Pod", f"batch/{taken[0]}")
+        await until(lambda: len(dying(server)) == 2)
+        await settle()
+        assert evictions(server) == 2
+
+    control(spread(), scenario)
+
+
 def test_nobody_goes_any_more_for_a_pod_that_is_gone() -> None:
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         evict = controller.watch.evict

@@ -338,11 +338,15 @@ class Controller:
     ) -> bool:
         """Evict, and note who went; return whether all did.
 
-        Nobody goes any more where whoever leads by now takes it up, nor for a pod that is gone.
+        Nobody goes any more where whoever leads by now takes it up, nor for a pod that is gone; nor where
+        kube-scheduler was faster, and has told one of them to go for another pod.
 
         Raises:
             httpx2.HTTPError: the apiserver refused.
         """
+        now = [self.decider.cache.pods.get(victim.uid) for victim in victims]
+        if any(victim is None or victim.terminating for victim in now):
+            return False
         for victim in victims:
             if not self.leads() or self._is_over(parts):
                 return False
