@@ -277,7 +277,7 @@ def test_kube_scheduler_was_faster_with_one_of_the_victims() -> None:
                 server.put(pod(taken[0], "n0", meta=meta))
                 await until(lambda: any(one.terminating for one in cache.pods.values()))
 
-        controller.watch.nominate = too_late  # type: ignore[method-assign]
+        controller.watch.nominate = too_late  # type: ignore[assignment]
         server.put(preemptor(4, status=REFUSED))
         await until(lambda: bool(taken))
         await settle()

@@ -128,6 +128,59 @@ def test_what_was_allocated_in_vain_is_given_back(monkeypatch: pytest.MonkeyPatc
     control(scenario)
 
 
+async def take(server: FakeApiserver, controller: Controller, gpu: int) -> None:
+    """Give a device to a pod that waited for any."""
+    server.put(claim("r", gpus=(gpu,), users=("uid-r",)))
+    server.put(claiming("r", "n0"))
+    device, held = f"gpu.nvidia.com/n0/gpu-{gpu}", controller.decider.cache.hosts.devices.held
+    await until(lambda: held().get(device) == "uid-r" in controller.decider.cache.pods)
+
+
+def test_a_free_device_that_was_taken_before_the_rule_stood_costs_nobody() -> None:
+    taken: list[int] = []
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        ended(server, "b0")
+        assert controller.holds is not None
+        hold = controller.holds.hold
+
+        async def too_late(*args: Any) -> None:
+            await hold(*args)
+            if not taken:
+                taken.append(server.calls.count("create pods/eviction"))
+                await take(server, controller, 0)
+
+        controller.holds.hold = too_late  # type: ignore[assignment]
+        await until(lambda: len(victims(server)) + len(gone(server)) == 2)
+        await until(lambda: len(rules(server)) == 2)
+        await asyncio.sleep(0.5)
+        # Without its device, one alone would have gone in vain.
+        assert server.calls.count("create pods/eviction") == 2
+        assert b'holds_total{result="dropped"} 1.0' in controller.telemetry.metrics()
+
+    def gone(server: FakeApiserver) -> list[str]:
+        rival = server.get("Pod", "batch/r")
+        return ["r"] if rival and "deletionTimestamp" in rival["metadata"] else []
+
+    control(scenario)
+    assert taken == [0]
+
+
+def test_a_device_that_was_taken_after_all_is_decided_about_again() -> None:
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: len(victims(server)) == 2)
+        first, second = victims(server)
+        ended(server, first)
+        await take(server, controller, int(first[1:]))
+        ended(server, second)
+        # It does not wait until what it holds is over.
+        await until(lambda: server.calls.count("create pods/eviction") >= 3)
+        await until(lambda: b'holds_total{result="stolen"} 1.0' in controller.telemetry.metrics())
+        await until(lambda: len(rules(server)) == 2)
+
+    control(scenario)
+
+
 def test_nothing_is_held_for_a_pod_whose_victims_may_not_go() -> None:
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         server.faults["create pods/eviction"] = 429

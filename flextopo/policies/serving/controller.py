@@ -339,13 +339,13 @@ class Controller:
         """Evict, and note who went; return whether all did.
 
         Nobody goes any more where whoever leads by now takes it up, nor for a pod that is gone; nor where
-        kube-scheduler was faster, and has told one of them to go for another pod.
+        kube-scheduler was faster, and has told one of them to go, or given a device to another pod.
 
         Raises:
             httpx2.HTTPError: the apiserver refused.
         """
-        now = [self.decider.cache.pods.get(victim.uid) for victim in victims]
-        if any(victim is None or victim.terminating for victim in now):
+        if self._is_too_late(parts, victims):
+            await self._drop(parts)
             return False
         for victim in victims:
             if not self.leads() or self._is_over(parts):
@@ -353,6 +353,15 @@ class Controller:
             await self._evict(victim)
             went.append(victim)
         return True
+
+    def _is_too_late(self, parts: Parts, victims: Sequence[PodRecord]) -> bool:
+        """Say whether a victim is already gone for another, or a device that was free is another's."""
+        uids = {victim.uid for victim in victims}
+        now = [self.decider.cache.pods.get(uid) for uid in uids]
+        robbed = self.holds is not None and any(
+            self.holds.is_robbed(pod.uid, uids) for pod, _ in parts
+        )
+        return robbed or any(victim is None or victim.terminating for victim in now)
 
     def _is_over(self, parts: Parts) -> bool:
         """Say whether one of the pods is gone, or all of them are bound."""
@@ -365,6 +374,10 @@ class Controller:
         status = http_status(error)
         self.telemetry.evicted({409: "conflict", 429: "budget"}.get(status, "error"))
         self.telemetry.log("refused", pod=asking.name, status=status, error=str(error)[:200])
+        await self._drop(parts)
+
+    async def _drop(self, parts: Parts) -> None:
+        """Let go of the devices that are held for pods whose victims stay."""
         for pod, _ in parts:
             if self.holds is not None:
                 await self.holds.drop(pod.uid)

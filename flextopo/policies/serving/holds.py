@@ -13,7 +13,7 @@ References:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -59,6 +59,7 @@ class _Hold:
     rules: list[str]
     claims: tuple[str, ...]
     released: bool = False
+    stolen: bool = False
 
 
 @dataclass
@@ -98,9 +99,14 @@ class DeviceHolds:
         devices = self.cache.hosts.devices.gpus_of(node)
         ids = tuple(gpu.id for gpu in devices if numbers[gpu.id] in chosen)
         hold = _Hold(node, ids, self.clock() + HOLD_S, [], pod.claims)
+        before = self._holds.get(pod.uid)
         self._holds[pod.uid] = hold
         for device in ids:
             await self._taint(kind, pod.uid, hold, device)
+        if before is not None:
+            before.rules = [name for name in before.rules if name not in hold.rules]
+            await self._let_go(before)
+            self.telemetry.held("stolen")
 
     async def drop(self, uid: str) -> None:
         """Let go of what is held for a pod whose victims were not evicted after all."""
@@ -110,8 +116,24 @@ class DeviceHolds:
             self.telemetry.held("dropped")
 
     def holds_for(self, pod: PodRecord) -> bool:
-        """Say whether devices are held for a pod, or allocated to it and not given back yet."""
-        return pod.uid in self._holds
+        """Say whether devices are held for a pod, or allocated to it and not given back yet.
+
+        Where somebody else was given one of them, they stay held, but do not suffice.
+        """
+        hold = self._holds.get(pod.uid)
+        return hold is not None and not hold.stolen
+
+    def is_robbed(self, uid: str, victims: Collection[str] = ()) -> bool:
+        """Say whether one of the devices held for a pod is another's, who is not on the way out.
+
+        Args:
+            uid: of the pod.
+            victims: uids of pods that are about to go.
+        """
+        hold, held = self._holds.get(uid), self.cache.hosts.devices.held()
+        users = {held.get(device, "") for device in hold.devices} if hold is not None else set()
+        others = (self.cache.pods.get(user) for user in users - {uid, *victims})
+        return any(pod is not None and not pod.terminating and not pod.finished for pod in others)
 
     async def look(self) -> list[PodRecord]:
         """Release what is free by now or held for too long; return the pods that should look again."""
@@ -119,6 +141,7 @@ class DeviceHolds:
         for uid, hold in list(self._holds.items()):
             pod = self.cache.pods.get(uid)
             over = self.clock() > hold.until_s
+            hold.stolen = not hold.released and self.is_robbed(uid)
             if pod is None or pod.node or over:
                 await self._end(uid, hold, pod)
             elif not hold.released and not self._held_by_others(uid, hold):
@@ -240,7 +263,7 @@ class DeviceHolds:
             await self._give_back(hold.claims)
         held = self.cache.hosts.devices.held()
         stolen = hold.released and any(held.get(one, "") not in ("", uid) for one in hold.devices)
-        result = "stolen" if stolen else "expired"
+        result = "stolen" if stolen or hold.stolen else "expired"
         if pod is None or pod.finished:
             result = "gone"
         elif pod.node:
