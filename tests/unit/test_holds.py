@@ -12,7 +12,7 @@ pytest.importorskip("lightkube")
 
 from controllers import REFUSED, beside, make_client, make_controller
 
-from flextopo.policies.serving import holds
+from flextopo.policies.serving import holds, reservations
 from flextopo.policies.serving.controller import Controller
 from flextopo.policies.serving.holds import DeviceHolds
 from flextopo.policies.serving.rights import CONTROLS
@@ -179,6 +179,34 @@ def test_a_device_that_was_taken_after_all_is_decided_about_again() -> None:
         await until(lambda: len(rules(server)) == 2)
 
     control(scenario)
+
+
+def test_where_nothing_can_be_held_it_evicts_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reservations, "KEPT_S", 0.05)
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        controller.backoff_s = 0.1, 60.0
+        holder = {f"b{gpu}": gpu for gpu in range(8)}
+        clock = asyncio.get_running_loop().time
+        begin, count = clock(), 0
+        while clock() < begin + 4.0:
+            for name, gpu in list(holder.items()):
+                found = server.get("Pod", f"batch/{name}")
+                if found and "deletionTimestamp" in found["metadata"]:
+                    # A rival was faster again.
+                    ended(server, name)
+                    count += 1
+                    del holder[name]
+                    holder[f"r{count}"] = gpu
+                    server.put(claim(f"r{count}", gpus=(gpu,), users=(f"uid-r{count}",)))
+                    server.put(claiming(f"r{count}", "n0"))
+            await asyncio.sleep(0.02)
+        # Two each time; 0.1, 0.2, 0.4, 0.8, 1.6 s apart at least.
+        assert 4 <= count <= 12
+
+    control(scenario, kinds=lambda kinds: kinds - {"devicetaintrules"})
 
 
 def test_nothing_is_held_for_a_pod_whose_victims_may_not_go() -> None:

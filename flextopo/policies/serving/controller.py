@@ -57,6 +57,7 @@ class _Waiting:
     wait_s: float = 0.0
     looked: int = 0
     touched: float | None = None
+    rounds: int = 0
     why: tuple[str, str] = ("", "")
 
 
@@ -318,8 +319,18 @@ class Controller:
         if done:
             waiting.wait_s = 0.0
             # Until the watch shows what was done, the same must not be decided again.
-            waiting.not_before = self.clock() + self.settle_s
+            waiting.not_before = self.clock() + self._pause_after(asking, waiting)
+            waiting.rounds += 1
             await self._tell(parts)
+
+    def _pause_after(self, asking: Preemptors, waiting: _Waiting) -> float:
+        """Return how long nobody else goes; it doubles where devices that were freed went to others.
+
+        Where no rule can hold them, any pod that waits for a device may be faster each time.
+        """
+        claims = all(pod.claims for pod in asking.members)
+        longer = self.settle_s * 2.0 ** min(waiting.rounds, 30) if claims else 0.0
+        return max(self.settle_s, min(longer, self.backoff_s[1]))
 
     def _remember(self, parts: Parts, victims: Sequence[PodRecord], *, done: bool = True) -> None:
         """Keep the place of each pod that still waits, if all who had to go did, or any there."""
