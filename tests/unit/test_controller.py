@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_apiserver import FakeApiserver, running, until
-from kube_objects import bound_claim, budget, node, pod, preemptor
+from kube_objects import bound_claim, budget, flextopo, node, pod, preemptor
 
 pytest.importorskip("lightkube")
 
@@ -289,6 +289,21 @@ def test_kube_scheduler_was_faster_with_one_of_the_victims() -> None:
         assert evictions(server) == 2
 
     control(spread(), scenario)
+
+
+def test_nobody_more_goes_where_a_victim_never_went() -> None:
+    # On n0, its place, two have been on their way out for minutes, and one more would do; n1 is full.
+    late = {"deletionTimestamp": "2027-01-15T07:55:00Z"}
+    stuck = [pod(f"b{i}", "n0", meta=late) for i in (0, 4)]
+    there = [pod(f"c{i}", "n1") for i in range(8)]
+    more = [node("n1"), flextopo("n1", {f"c{i}": [i] for i in range(8)}), *there]
+    asking = preemptor(2, status={**REFUSED, "nominatedNodeName": "n0"})
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: evictions(server) == 2)
+        assert nominated(server) == "n1"
+
+    control([*spread(), *stuck, *more, asking], scenario)
 
 
 def test_nobody_goes_any_more_for_a_pod_that_is_gone() -> None:

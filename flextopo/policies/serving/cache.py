@@ -18,7 +18,7 @@ from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
 from flextopo.policies.serving.holders import ClusterFacts, NodeFacts
 from flextopo.policies.serving.node_book import NodeBook
-from flextopo.policies.serving.node_state import NodeState, derive
+from flextopo.policies.serving.node_state import OVERDUE_S, NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
     VOLUME_KINDS,
@@ -582,6 +582,14 @@ class ClusterCache:
         if not pod.terminating:
             return pod.uid in doomed
         return pod.gone_s is None or -soon_s <= self.clock() - pod.gone_s <= LATE_S
+
+    def is_stuck(self, node: str) -> bool:
+        """Say whether a terminating pod of a node is not counted on any more: its time is long over."""
+        over_s = self.clock() - OVERDUE_S
+        return any(
+            pod.node and pod.terminating and pod.gone_s is not None and pod.gone_s < over_s
+            for pod in self.pods_on(node)
+        )
 
     def is_unsettled(self, state: NodeState) -> bool:
         """Say whether more of a node is about to be known: where pods are that were bound lately."""

@@ -285,8 +285,11 @@ class Controller:
         if len(asking.members) > 1:
             # All places of a gang, or all nodes: some of them beside new ones may be best.
             kept, others = (kept, nodes) if len(kept) == len(places) else ([], nodes)
+        # Where somebody has not gone long after the time was over, more would hardly do.
+        stuck = [name for name in kept if self.decider.cache.is_stuck(name)]
+        kept = [name for name in kept if name not in stuck]
         found = None
-        for names in (kept, others):
+        for names in (kept, others, stuck):
             if names and (found is None or found.node is None):
                 try:
                     found = self.gangs.decide(asking, names)
