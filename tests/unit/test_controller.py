@@ -291,6 +291,20 @@ def test_kube_scheduler_was_faster_with_one_of_the_victims() -> None:
     control(spread(), scenario)
 
 
+def test_who_waits_for_what_is_late_is_told_so_once() -> None:
+    late = {"deletionTimestamp": "2027-01-15T07:59:40Z"}
+    going = [pod(f"b{i}", "n0", meta=late) for i in (0, 1)]
+
+    lines: list[bytes] = []
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: sum(b'"outcome":"place"' in line for line in lines) >= 4)
+        assert server.calls.count("create events") == 1
+        assert evictions(server) == 0
+
+    control([*spread(), *going, preemptor(3, status=REFUSED)], scenario, lines)
+
+
 def test_nobody_more_goes_where_a_victim_never_went() -> None:
     # On n0, its place, two have been on their way out for minutes, and one more would do; n1 is full.
     late = {"deletionTimestamp": "2027-01-15T07:55:00Z"}

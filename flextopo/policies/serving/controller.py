@@ -58,6 +58,7 @@ class _Waiting:
     looked: int = 0
     touched: float | None = None
     rounds: int = 0
+    told: tuple[str | None, ...] = ()
     why: tuple[str, str] = ("", "")
 
 
@@ -324,7 +325,11 @@ class Controller:
             # Until the watch shows what was done, the same must not be decided again.
             waiting.not_before = self.clock() + self._pause_after(asking, waiting)
             waiting.rounds += 1
-            await self._tell(parts)
+            places = tuple(part.node for _, part in parts)
+            # That it still waits for the same place is no news.
+            if decision.victims or places != waiting.told:
+                await self._tell(parts)
+            waiting.told = places
 
     def _pause_after(self, asking: Preemptors, waiting: _Waiting) -> float:
         """Return how long nobody else goes; it doubles where devices that were freed went to others.
