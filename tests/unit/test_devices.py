@@ -2,7 +2,7 @@
 
 import pytest
 from kube_devices import NODE, NUMA, Document, claim, claiming, full, slice_of
-from kube_objects import make_cache, pod, preemptor, read, read_record
+from kube_objects import make_cache, node, pod, preemptor, read, read_record
 
 from flextopo.baselines.registry import make_selector
 from flextopo.policies.serving.cache import ClusterCache
@@ -122,6 +122,22 @@ def test_extended_resources_that_a_driver_fulfils() -> None:
     cache = make_cache([NODE, slice_of(), claim("made", 2, (4, 5), ("uid-b0",)), classic])
     assert masks(cache) == {"b0": 0b110000}
     assert cache.pods["uid-b0"].gpus == 2
+
+
+def test_counted_gpus_and_claimed_ones_are_on_different_nodes() -> None:
+    counted, claimed = preemptor(2), claiming("p", priority=1000)
+    cache = make_cache([*full(), node("n1"), claim("p", 2), claimed, counted])
+
+    def reached(uid: str) -> list[str]:
+        reach = cache.reach_of(cache.pods[uid])
+        return [name for name in ("n0", "n1") if not reach.why_not(name)]
+
+    assert reached("uid-online") == ["n1"]
+    assert reached("uid-p") == ["n0"]
+    # Where a DeviceClass stands for the extended resource, pods that count GPUs are given devices.
+    made = {"extendedResourceClaimStatus": {"resourceClaimName": "made"}}
+    cache.put(read(pod("other", "n0", gpus=1, status=made)))
+    assert reached("uid-online") == ["n0", "n1"]
 
 
 def test_claims_may_come_after_their_pods_and_go_before_them() -> None:

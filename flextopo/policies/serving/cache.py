@@ -615,7 +615,7 @@ class ClusterCache:
             )
 
         pods, shy = seated(self.pods.values()), seated(self._shy.values())
-        return Reach(pod, self.hosts.traits, pods, shy, volumes)
+        return Reach(pod, self.hosts.traits, pods, shy, volumes, self.hosts.why_no_gpus)
 
     def view(
         self,

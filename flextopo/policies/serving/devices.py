@@ -74,11 +74,13 @@ class DeviceBook:
     Attributes:
         claims: ResourceClaims by `namespace/name`.
         slices: ResourceSlices by name.
+        serves_counts: a pod was seen that counts GPUs as an extended resource and was given devices.
     """
 
     def __init__(self) -> None:
         self.claims: dict[str, ClaimObject] = {}
         self.slices: dict[str, SliceObject] = {}
+        self.serves_counts = False
         self._gpus: dict[str, tuple[GpuDevice, ...]] | None = None
         self._node_of: dict[str, str] = {}
         self._held: dict[str, str] | None = None
@@ -151,6 +153,8 @@ class DeviceBook:
         names = _claim_names(pod)
         if not names:
             return None
+        if pod.status.extendedResourceClaimStatus is not None:
+            self.serves_counts = True
         keys = [f"{pod.metadata.namespace or ''}/{name}" for name in names]
         gpus, devices, allocated = 0, [], True
         for key in keys:

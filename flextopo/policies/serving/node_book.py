@@ -23,6 +23,7 @@ from flextopo.policies.serving.objects import (
     parse_quantity,
 )
 from flextopo.policies.serving.reach import NodeTraits, read_traits
+from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.sources import Zone, read_zones
 
 
@@ -132,6 +133,20 @@ class NodeBook:
         if found is None or not gpus or found.get(GPU):
             return found
         return {**found, GPU: 1000 * len(gpus)}
+
+    def why_no_gpus(self, name: str, pod: PodRecord) -> str:
+        """Return why a node's GPUs are not of the kind that a pod asks for, empty if they are.
+
+        One cluster may have nodes whose GPUs are counted, and others whose GPUs are claimed. That devices
+        stand for counted GPUs, too, a DeviceClass says; here it is taken from pods that were given some.
+        """
+        offered = bool(self.devices.gpus_of(name))
+        if pod.by_claim:
+            return "" if offered else "no driver offers its GPUs"
+        counted = self.allocatable.get(name, {}).get(GPU) or (
+            offered and self.devices.serves_counts
+        )
+        return "its GPUs are only given to claims" if pod.gpus and offered and not counted else ""
 
     def numbers_of(self, name: str) -> dict[str, int]:
         """Return the numbers of a node's GPUs by UUID, and by driver, pool and device."""

@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flextopo.policies.serving.affinity import matches_node
@@ -74,6 +74,7 @@ class Reach:
         pods: all pods; they are only walked for a pod that says which others it minds.
         shy: those of them that do not want to share a domain with some others.
         volumes: of the cluster; None = nobody tells of them, and they keep nobody from a node.
+        gpus: says why the GPUs of a node are not of the kind that a pod asks for.
     """
 
     def __init__(
@@ -83,8 +84,9 @@ class Reach:
         pods: Iterable[PodRecord],
         shy: Iterable[PodRecord],
         volumes: VolumeBook | None = None,
+        gpus: Callable[[str, PodRecord], str] = lambda name, pod: "",
     ) -> None:
-        self._pod, self._nodes = pod, nodes
+        self._pod, self._nodes, self._gpus = pod, nodes, gpus
         placing = pod.placing
         self._needs = volumes.needs(placing.volumes) if volumes and placing.volumes else None
         alone = self._needs.alone if self._needs else set()
@@ -106,7 +108,7 @@ class Reach:
     def why_not(self, name: str) -> str:
         """Return why the pod cannot go to a node whatever is evicted there, empty if it can."""
         node = self._nodes.get(name)
-        why = why_barred(self._pod, name, node)
+        why = why_barred(self._pod, name, node) or self._gpus(name, self._pod)
         if why or node is None:
             return why
         return self._why_no_volumes(name, node) or self._why_not_beside(name, node)

@@ -97,6 +97,7 @@ class PodRecord:
         running: its phase is Running.
         held: what annotations and claims tell of what it holds.
         claims: `namespace/name` of its ResourceClaims.
+        by_claim: its GPUs are those of claims, and it counts none as an extended resource.
         one_numa: its claims want all GPUs on one NUMA node.
         steerable: its claims ask for nothing but a number of GPUs, anywhere or on one NUMA node.
         version: the object's resource version.
@@ -137,6 +138,7 @@ class PodRecord:
     running: bool
     held: Held
     claims: tuple[str, ...]
+    by_claim: bool
     one_numa: bool
     steerable: bool
     version: int
@@ -269,6 +271,7 @@ def read_pod(
         running=status.phase == "Running",
         held=held,
         claims=claimed.claims if claimed else (),
+        by_claim=claimed is not None and claimed.gpus > 0,
         one_numa=claimed is not None and claimed.aligned,
         steerable=claimed is None or claimed.simple,
         version=parse_version(meta.resourceVersion),
