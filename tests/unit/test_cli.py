@@ -228,4 +228,4 @@ def test_all_selectors_are_those_that_the_workload_is_for(monkeypatch: pytest.Mo
         assert run("compare", "--policies", "none", *more) == 0
     plain, with_gangs = map(set, asked)
     assert plain - with_gangs == {"exact"}
-    assert with_gangs - plain == {"kubernetes-workload", "kueue", "volcano"}
+    assert with_gangs - plain == {"kubernetes-workload", "kueue", "volcano", "requeue-aware-gangs"}
