@@ -6,13 +6,14 @@
 Servers of 8 A100s on leaves of 16 are full of batch pods of 1 to 8 GPUs, a tenth of them in PodGroups over
 servers. Gangs of 16 members of 8 GPUs, and of two sizes, 8 members of each, ask; the 64 cheapest
 candidates are sought within a leaf and, for those that may be spread, in blocks and the cluster.
-`--fleets` names others that are harder to search, see `FLEETS`.
+`--fleets` names others that are harder to search, see `FLEETS`, and `--kinds` gangs that are, see `KINDS`.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +75,10 @@ KINDS = {
     "8 x 4 + 8 x 2": (4,) * 8 + (2,) * 8,
     "8 x 8 + 8 x 1": (8,) * 8 + (1,) * 8,
     "8 x 2 + 8 x 1": (2,) * 8 + (1,) * 8,
+    "8 x 3 + 8 x 2": (3,) * 8 + (2,) * 8,
+    "8 x 1 + 8 x 0": (1,) * 8 + (0,) * 8,
 }
+USUAL = tuple(KINDS)[:5]
 K = 64
 NOW_S = 200_000
 
@@ -105,14 +109,18 @@ def fill_servers(servers: int, rng: np.random.Generator, f: Filling) -> tuple[li
 
 
 def full_cluster(
-    servers: int, seed: int, gangs: int, f: Filling = FLEETS["mixed"]
+    servers: int,
+    seed: int,
+    gangs: int,
+    f: Filling = FLEETS["mixed"],
+    kinds: Sequence[str] = USUAL,
 ) -> tuple[ClusterState, dict[str, list[Pod]]]:
     """Return a full cluster and gangs of each kind that are pending."""
     rng = np.random.default_rng(seed)
     fleet = parse_servers(f"{servers}*a100@leaf16")
     pods, where = fill_servers(servers, rng, f)
     asking: dict[str, list[Pod]] = {}
-    for kind, sizes in KINDS.items():
+    for kind in kinds:
         for number in range(gangs):
             leader = len(pods)
             pods += [
@@ -120,13 +128,13 @@ def full_cluster(
                     leader + i,
                     f"{kind}/{number}/{i}",
                     gpus,
-                    7 * gpus,
+                    7 * gpus or 4,
                     1000,
                     TopologyRequirement.GUARANTEED,
                     online=True,
                     group=10**6 + leader,
                 )
-                for i, gpus in enumerate(sizes)
+                for i, gpus in enumerate(KINDS[kind])
             ]
             asking.setdefault(kind, []).append(pods[leader])
     cluster = ClusterState.from_pods(
@@ -153,11 +161,13 @@ def full_cluster(
     return cluster, asking
 
 
-def time_fleet(servers: int, states: int, gangs: int, f: Filling) -> dict[str, list[float]]:
+def time_fleet(
+    servers: int, states: int, gangs: int, f: Filling, kinds: Sequence[str]
+) -> dict[str, list[float]]:
     """Return how many milliseconds each search took, by the kind of the gang."""
-    spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    spent: dict[str, list[float]] = {kind: [] for kind in kinds}
     for seed in range(states):
-        cluster, asking = full_cluster(servers, seed, gangs, f)
+        cluster, asking = full_cluster(servers, seed, gangs, f, kinds)
         for kind, pods in asking.items():
             cluster.find(pods[0], True, K)
             for pod in pods:
@@ -173,14 +183,17 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=5, help="clusters of each size")
     parser.add_argument("--gangs", type=int, default=40, help="gangs of each kind a cluster")
     parser.add_argument("--fleets", default="mixed", help=f"all, or some of: {', '.join(FLEETS)}")
+    parser.add_argument("--kinds", default="", help=f"all, or some of: {', '.join(KINDS)}")
     options = parser.parse_args()
+    kinds = list(KINDS) if options.kinds == "all" else options.kinds.split(",")
+    kinds = kinds if options.kinds else list(USUAL)
     sizes = [int(size) for size in options.sizes.split(",")]
     fleets = list(FLEETS) if options.fleets == "all" else options.fleets.split(",")
     full_cluster(sizes[0], 0, 1)[0].find(full_cluster(sizes[0], 0, 1)[1]["16 x 8"][0], True, K)
     print("fleet             servers  gang             p50 ms   p99 ms   max ms   us a server")
     for name in fleets:
         for servers in sizes:
-            spent = time_fleet(servers, options.states, options.gangs, FLEETS[name])
+            spent = time_fleet(servers, options.states, options.gangs, FLEETS[name], kinds)
             for kind, times in spent.items():
                 p50, p99, most = np.percentile(times, (50, 99, 100))
                 a_server = 1e3 * p50 / servers
