@@ -58,6 +58,8 @@ FLEETS = {
     "sidecars": Filling(sidecars=12),
     "small with sidecars": Filling(SMALL, sidecars=12),
     "both and one budget": Filling(SMALL, sidecars=12, budgets=1, left=8),
+    "both and two budgets": Filling(SMALL, sidecars=12, budgets=2, left=4),
+    "both and 20 budgets": Filling(SMALL, sidecars=12, budgets=20, left=2),
     "PodGroups": Filling(shared=0.9, in_groups=EVERY),
     "PodGroups of 2": Filling(shared=0.9, in_groups=EVERY, members=2.0, least=1),
     "shrinking": Filling(shared=0.9, in_groups=EVERY, members=4.0, least=2),

@@ -78,6 +78,11 @@ class Configuration:
         """
         return typer.Option(*flags, help=f"{sentence(self.fields[field].meaning)} {more}", **how)
 
+    def setting(self, *fields: str) -> Any:
+        """Return the option `--set`, for `Annotated`; its help names some fields that have no other option."""
+        about = f"Set a field of {self.kind.__name__}, any number of times: {', '.join(fields)}."
+        return typer.Option("--set", metavar="FIELD=VALUE", help=about)
+
     def make(self, given: Mapping[str, Any], settings: Iterable[str]) -> Any:
         """Make a configuration of what options and `--set` say, and else of defaults.
 

@@ -20,14 +20,7 @@ def fit_requeue(
     ] = None,
     seeds: Annotated[int, FIT.option("seeds")] = FIT.defaults["seeds"],
     rounds: Annotated[int, FIT.option("rounds")] = FIT.defaults["rounds"],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="FIELD=VALUE",
-            help="Set a field of FitConfig, any number of times: grid, gang_share.",
-        ),
-    ] = None,
+    settings: Annotated[list[str] | None, FIT.setting("grid", "gang_share")] = None,
     workers: Workers = 0,
     json_path: JsonPath = None,
 ) -> None:
@@ -71,14 +64,7 @@ def fit_ranges(
         RANGES.option("servers", autocompletion=completion.servers),
     ] = None,
     tapes: Annotated[int, RANGES.option("tapes")] = RANGES.defaults["tapes"],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="FIELD=VALUE",
-            help="Set a field of RangesConfig, any number of times: quantile, margin, sizes.",
-        ),
-    ] = None,
+    settings: Annotated[list[str] | None, RANGES.setting("quantile", "margin", "sizes")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File; by default in the policy's folder.")
     ] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,6 @@ def test_networks_are_chosen_on_days_with_gangs() -> None:
     ("change", "legal"),
     [({"start": ""}, "rounds = 0 without start"), ({"gang_share": 1.5}, "gang_share = 1.5; legal")],
 )
-def test_what_cannot_be_is_refused(change: dict[str, object], legal: str) -> None:
+def test_what_cannot_be_is_refused(change: dict[str, Any], legal: str) -> None:
     with pytest.raises(FlextopoError, match=legal):
-        replace(CONFIG, **change)  # type: ignore[arg-type]
+        replace(CONFIG, **change)

@@ -150,14 +150,20 @@ def test_only_changes_are_written(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+def seen_by_the_service(rig: Rig, gpus: int) -> ClusterCache:
+    """Return what the service knows of the node with a pod, and of how many GPUs its Node offers."""
+    written = rig.server.get("FlexTopo", "n0")
+    assert written is not None
+    return make_cache([node("n0", gpus, 8), written, pod("a", "n0", cpu="2")])
+
+
 def test_the_service_reads_what_the_agent_writes(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         rig.kubelet.pods = [listed("a", container(UUIDS[1:2], [1, 5]))]
         rig.kubelet.offers = allocatable([1, 2, 3, 5, 6, 7])
         rig.start()
         await rig.round()
-        documents = [node("n0", 4, 8), rig.server.get("FlexTopo", "n0"), pod("a", "n0", cpu="2")]
-        cache: ClusterCache = make_cache(documents)  # type: ignore[arg-type]
+        cache = seen_by_the_service(rig, 4)
         state = cache.nodes.states["n0"]
         assert state.known
         # NUMA node 0 has CPUs 0, 1, 4, 5, of which 0 and 4 are reserved.
@@ -174,9 +180,7 @@ def test_a_pod_in_the_shared_pool_is_known_by_the_object_alone(tmp_path: Path) -
         rig.kubelet.pods = [listed("a", container(UUIDS[1:2]))]
         rig.start()
         await rig.round()
-        documents = [node("n0", 4, 8), rig.server.get("FlexTopo", "n0"), pod("a", "n0", cpu="2")]
-        cache: ClusterCache = make_cache(documents)  # type: ignore[arg-type]
-        state = cache.nodes.states["n0"]
+        state = seen_by_the_service(rig, 4).nodes.states["n0"]
         assert state.known
         assert (state.guessed, state.sure.gpu_free) == ([], 0b1101)
         assert state.counted.cores_free[:2].tolist() == [4, 4]
@@ -190,15 +194,12 @@ def test_with_an_unhealthy_gpu_all_of_a_node_is_still_known(tmp_path: Path) -> N
         rig.kubelet.offers = allocatable([1, 2, 3, 5, 6, 7], devices(GPU, UUIDS[:3], 0))
         rig.start()
         await rig.round()
-        written = rig.server.get("FlexTopo", "n0")
         for offered in (3, 4):  # the Node may not have been updated yet
-            documents = [node("n0", offered, 8), written, pod("a", "n0", cpu="2")]
-            cache: ClusterCache = make_cache(documents)  # type: ignore[arg-type]
-            state = cache.nodes.states["n0"]
+            state = seen_by_the_service(rig, offered).nodes.states["n0"]
             assert state.known
             assert (state.sure.gpu_free, state.unknown_gpus) == (0b0101, 0)
         # Another one is away that nobody tells of.
-        cache = make_cache([node("n0", 2, 8), written, pod("a", "n0", cpu="2")])  # type: ignore[list-item]
+        cache = seen_by_the_service(rig, 2)
         assert cache.nodes.states["n0"].unknown_gpus == 1
 
     play(tmp_path, scenario)

@@ -231,7 +231,7 @@ def test_who_has_lost_the_lease_looks_at_nobody_else() -> None:
     control(spread(), scenario, leads=leads)
 
 
-def test_what_the_extender_is_asked_between_two_evictions() -> None:
+def test_what_the_extender_is_asked_between_two_evictions(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[dict[str, Any]] = []
 
     def ask(controller: Controller, name: str, gpus: int) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def test_what_the_extender_is_asked_between_two_evictions() -> None:
             controller.decider.cache.reservations.forget("batch/other")
             await evict(namespace, name, uid)
 
-        controller.watch.evict = slowly  # type: ignore[method-assign]
+        monkeypatch.setattr(controller.watch, "evict", slowly)
         server.put(preemptor(4, status=REFUSED))
         await until(lambda: len(dying(server)) == 3)
         for own, others in zip(found[::2], found[1::2], strict=True):
@@ -263,7 +263,7 @@ def test_what_the_extender_is_asked_between_two_evictions() -> None:
     control(spread(), scenario)
 
 
-def test_kube_scheduler_was_faster_with_one_of_the_victims() -> None:
+def test_kube_scheduler_was_faster_with_one_of_the_victims(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         nominate, cache = controller.watch.nominate, controller.decider.cache
         taken: list[str] = []
@@ -277,7 +277,7 @@ def test_kube_scheduler_was_faster_with_one_of_the_victims() -> None:
                 server.put(pod(taken[0], "n0", meta=meta))
                 await until(lambda: any(one.terminating for one in cache.pods.values()))
 
-        controller.watch.nominate = too_late  # type: ignore[assignment]
+        monkeypatch.setattr(controller.watch, "nominate", too_late)
         server.put(preemptor(4, status=REFUSED))
         await until(lambda: bool(taken))
         await settle()
@@ -320,7 +320,7 @@ def test_nobody_more_goes_where_a_victim_never_went() -> None:
     control([*spread(), *stuck, *more, asking], scenario)
 
 
-def test_nobody_goes_any_more_for_a_pod_that_is_gone() -> None:
+def test_nobody_goes_any_more_for_a_pod_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         evict = controller.watch.evict
 
@@ -329,7 +329,7 @@ def test_nobody_goes_any_more_for_a_pod_that_is_gone() -> None:
             server.delete("Pod", "batch/online")
             await until(lambda: not controller.decider.cache.pending)
 
-        controller.watch.evict = then_gone  # type: ignore[method-assign]
+        monkeypatch.setattr(controller.watch, "evict", then_gone)
         server.put(preemptor(4, status=REFUSED))
         await until(lambda: len(dying(server)) == 1)
         await settle()

@@ -6,8 +6,8 @@ import pytest
 
 from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.cluster_state import ClusterState
-from flextopo.cluster.state.gang_budgets import leaves_too_few
-from flextopo.cluster.state.gang_scratch import SHORT
+from flextopo.cluster.state.gang_budgets import leave_too_few
+from flextopo.cluster.state.gang_scratch import DEAR, NUM_DEAR, SHORT
 from flextopo.cluster.state.gangs import gang_of
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import NetworkLevel
@@ -47,9 +47,11 @@ def servers(
     return cluster, pods[leader]
 
 
-def leaves_few(cluster: ClusterState, gang: Pod) -> bool:
+def leaves_few(cluster: ClusterState, gang: Pod, budgets: tuple[int, ...] = (0,)) -> bool:
+    """Say whether disruption budgets together leave too few."""
     c = cluster.arrays
-    return bool(leaves_too_few(c, cluster.costs, gang_of(c, gang.index, False), 0))
+    c.gang_marks[DEAR : DEAR + len(budgets)] = budgets
+    return bool(leave_too_few(c, cluster.costs, gang_of(c, gang.index, False), len(budgets)))
 
 
 FOURS = ((4, 0), (4, 0))
@@ -87,8 +89,19 @@ def test_what_is_gone_before_a_victim_would_be_counts_as_free() -> None:
     assert leaves_few(cluster, gang)
 
 
+def test_what_several_budgets_leave_together() -> None:
+    cluster, gang = servers((((8, 0),), ((8, 0),), ((8, 1),), ((8, 1),)), 1, (8, 8, 8))
+    for left in (1, 2):
+        cluster.arrays.pdb_left[1] = left
+        assert not leaves_few(cluster, gang, (0,))
+        assert not leaves_few(cluster, gang, (1,))
+        assert leaves_few(cluster, gang, (0, 1)) == (left == 1)
+        assert bool(cluster.candidates(gang, False)) == (left == 2)
+        assert cluster.arrays.gang_marks[NUM_DEAR] == 0
+
+
 def test_it_is_asked_only_where_a_budget_was_used_up() -> None:
-    for left, asked in ((2, -2), (9, -1)):
+    for left, asked in ((2, -1), (9, 0)):
         cluster, gang = servers((FOURS,) * 3, left, (8, 8))
         cluster.candidates(gang, False)
         assert cluster.arrays.gang_marks[SHORT] == asked

@@ -136,7 +136,9 @@ async def take(server: FakeApiserver, controller: Controller, gpu: int) -> None:
     await until(lambda: held().get(device) == "uid-r" in controller.decider.cache.pods)
 
 
-def test_a_free_device_that_was_taken_before_the_rule_stood_costs_nobody() -> None:
+def test_a_free_device_that_was_taken_before_the_rule_stood_costs_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     taken: list[int] = []
 
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
@@ -150,7 +152,7 @@ def test_a_free_device_that_was_taken_before_the_rule_stood_costs_nobody() -> No
                 taken.append(server.calls.count("create pods/eviction"))
                 await take(server, controller, 0)
 
-        controller.holds.hold = too_late  # type: ignore[assignment]
+        monkeypatch.setattr(controller.holds, "hold", too_late)
         await until(lambda: len(victims(server)) + len(gone(server)) == 2)
         await until(lambda: len(rules(server)) == 2)
         await asyncio.sleep(0.5)

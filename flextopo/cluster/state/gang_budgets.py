@@ -3,7 +3,7 @@
 Whether they hold over several servers is known when a way is complete. As long as none is found that is legal,
 victims of a budget that the cheapest way uses up are made dear, so that ways are found that take the fewest of them. What
 the cheapest way uses up is also kept to some of its servers, and the search goes on, see `gang_candidates`.
-Nothing needs to be searched where a budget leaves fewer victims than any way takes.
+Nothing needs to be searched where budgets leave fewer victims than any way takes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from flextopo.cluster.state.gang_scratch import (
     NUM_ALLOWED,
     NUM_CLOSED,
     NUM_DEAR,
+    SHORT,
     TURN,
     VIOLATED,
     WORK,
@@ -74,6 +75,8 @@ def make_dear(c: Cluster) -> bool:
         return False
     c.gang_marks[DEAR + count] = key
     c.gang_marks[NUM_DEAR] += 1
+    if c.gang_marks[SHORT] >= 0:
+        c.gang_marks[SHORT] = c.gang_marks[NUM_DEAR]
     return True
 
 
@@ -121,8 +124,8 @@ def close(c: Cluster, costs: Costs, trail: int) -> bool:
 
 
 @stage
-def _count_victims(c: Cluster, costs: Costs, node: int, priority: int, key: int) -> int:
-    """Write how many victims of a budget a node needs at least to free GPUs, by how many beyond the free ones.
+def _count_victims(c: Cluster, costs: Costs, node: int, priority: int) -> int:
+    """Write how many victims of dear budgets a node needs at least to free GPUs, by how many beyond the free ones.
 
     Returns:
         How many GPUs are free before victims are gone.
@@ -137,7 +140,7 @@ def _count_victims(c: Cluster, costs: Costs, node: int, priority: int, key: int)
         if (soon >> slot) & 1 == 1:
             free += popcount(c.live[pod]["gpu_mask"])
         elif held > 0 and is_eligible(c, pod, priority):
-            uses = 1.0 if falls_under(c, pod, key) else 0.0
+            uses = 1.0 if dearness(c, pod) > 0.0 else 0.0
             for back in range(MAX_GPUS):
                 gpus = as_index(MAX_GPUS - back)
                 with_it = c.gang_numbers[max(gpus - held, 0)] + uses
@@ -147,7 +150,7 @@ def _count_victims(c: Cluster, costs: Costs, node: int, priority: int, key: int)
 
 @stage
 def _extend_by_node(c: Cluster, g: Gang, node: int, free: int, left: int) -> None:
-    """Write how few victims of a budget members take on the servers so far, and on one more."""
+    """Write how few victims of dear budgets members take on the servers so far, and on one more."""
     stride, states, base = g.second + 1, (g.first + 1) * (g.second + 1), MAX_GPUS + 1
     most = as_index(c.models[c.nodes[node]["model"]]["num_gpus"])
     for back in range(1, states):  # states that this server reaches come before
@@ -167,19 +170,23 @@ def _extend_by_node(c: Cluster, g: Gang, node: int, free: int, left: int) -> Non
 
 
 @kernel
-def leaves_too_few(c: Cluster, costs: Costs, g: Gang, key: int) -> bool:
-    """Say whether a disruption budget leaves fewer victims than a gang takes wherever its members are placed.
+def leave_too_few(c: Cluster, costs: Costs, g: Gang, budgets: int) -> bool:
+    """Say whether the first budgets that were made dear together leave fewer victims than a gang takes anywhere.
 
     The victims are counted that GPUs take at least, on all servers; cores, alignment and the network may take more.
     """
-    states, base, left = (g.first + 1) * (g.second + 1), MAX_GPUS + 1, as_index(c.pdb_left[key])
+    states, base, left = (g.first + 1) * (g.second + 1), MAX_GPUS + 1, as_index(0)
+    c.gang_marks[NUM_DEAR] = budgets
+    for at in range(budgets):
+        left += c.pdb_left[c.gang_marks[DEAR + at]]
     for state in range(states):
         c.gang_numbers[base + state] = NEVER if state > 0 else 0.0
     for rank in range(c.network.shape[0]):
         node = node_at(c, as_index(rank))
-        free = _count_victims(c, costs, node, as_index(c.pods[g.leader]["priority"]), key)
+        free = _count_victims(c, costs, node, as_index(c.pods[g.leader]["priority"]))
         c.gang_marks[WORK] += 4 + 4 * c.nodes[node]["num_pods"]
         _extend_by_node(c, g, node, free, left)
         if c.gang_numbers[base + states - 1] <= left:
-            return False
-    return True
+            break
+    c.gang_marks[NUM_DEAR] = 0
+    return bool(c.gang_numbers[base + states - 1] > left)

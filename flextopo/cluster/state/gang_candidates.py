@@ -20,11 +20,12 @@ ends where `TRAIL` steps were noted. In clusters of more than `SMALL_CLUSTER` se
 steps: each part is searched as it is, for its cheapest way alone where the work is used up, and beyond that, for
 groups and budgets, only as long as its share of the work lasts.
 Whether a disruption budget holds over several servers is known when a way is complete, and so is whether a
-PodGroup of which some may stop by themselves is left with too few: if the cheapest way breaks the one or the
-other, it is kept to the first servers of that way that it suffices for, and the search goes on; where no way
-is legal so, beginning with each other server of that way. Before, as long as no way was found, victims of the budgets
-that are used up are made so dear that ways take the fewest of them: with one budget a legal way is found. Where none was
-found in a part and a budget leaves fewer victims than any way would take, there is none anywhere. So with budgets and such groups the way that is
+PodGroup of which some may stop by themselves is left with too few. Where no way was found so far and the cheapest
+breaks a budget, its victims are made so dear that ways take the fewest of them: with one budget a legal way is found
+among the victim sets that the search of the servers reaches. If the cheapest way breaks the one or the
+other, it is also kept to the first servers of that way that it suffices for, and the search goes on; where no way
+is legal so, beginning with each other server of that way. Where none was found in a part and the budgets that were
+made dear leave fewer victims than any way would take, there is none anywhere. So with budgets and such groups the way that is
 found is perhaps not the cheapest, and where several budgets bind on several servers, none may be found.
 """
 
@@ -51,7 +52,7 @@ from flextopo.cluster.state.candidates import (
 from flextopo.cluster.state.gang_budgets import (
     close,
     falls_under,
-    leaves_too_few,
+    leave_too_few,
     make_dear,
 )
 from flextopo.cluster.state.gang_losses import (
@@ -351,11 +352,11 @@ def _search_part(
     exact = groups == 0 or is_bounded(c)
     waiting = _waits_at_least(c, costs, g, part) if exact else 0.0
     begun = as_index(c.gang_marks[WORK])
-    if _is_spent(c, part, begun, most, kept):
-        part = Part(begin, end, part.free, as_index(1), part.work)
     c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
     # An earlier part may have ended for want of work with budgets kept to servers of its own.
     c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = c.gang_marks[NUM_DEAR] = 0
+    if _is_spent(c, part, begun, most, kept):
+        part = Part(begin, end, part.free, as_index(1), part.work)
     dear = kept == 0
     while which < attempts and (first or not _is_spent(c, part, begun, most, kept)):
         first = False
@@ -371,8 +372,6 @@ def _search_part(
             tried = take_paid(c, groups, as_index(which)) if which >= 0 else nobody
             _search_again(c, costs, g, part, tried, w)
         kept = _attempt(c, costs, g, part, limit, out, kept)
-        if c.gang_marks[SHORT] == -1 and c.gang_marks[VIOLATED] >= 0:
-            c.gang_marks[SHORT] = c.gang_marks[VIOLATED]
         refused = c.gang_marks[REFUSED] >= 0 and (c.gang_marks[VIOLATED] >= 0 or which < 0)
         for rank in range(begin, end):
             here = c.gang_nodes[rank]
@@ -396,12 +395,12 @@ def _search_part(
 
 @stage
 def _is_in_vain(c: Cluster, costs: Costs, g: Gang, kept: int) -> bool:
-    """Say whether no way was found, and none can be for the budget that was used up; asked once a search."""
-    key = as_index(c.gang_marks[SHORT])
-    if kept > 0 or key < 0:
+    """Say whether no way was found, and none can be for the budgets that were used up; asked once a search."""
+    budgets = as_index(c.gang_marks[SHORT])
+    if kept > 0 or budgets <= 0:
         return False
-    c.gang_marks[SHORT] = -2
-    return leaves_too_few(c, costs, g, key)
+    c.gang_marks[SHORT] = -1
+    return leave_too_few(c, costs, g, budgets)
 
 
 @with_network(otherwise=0)
@@ -424,7 +423,7 @@ def find_for_gang(
     g = gang_of(c, pod, aligned)
     free, kept, nobody = as_index(0), as_index(0), as_index(0)
     c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = c.gang_marks[NUM_DEAR] = 0
-    c.gang_marks[PART], c.gang_marks[WORK], c.gang_marks[SHORT] = 0, 0, -1
+    c.gang_marks[PART] = c.gang_marks[WORK] = c.gang_marks[SHORT] = 0
     forget_groups(c)
     for rank in range(c.network.shape[0]):
         here = c.gang_nodes[rank]

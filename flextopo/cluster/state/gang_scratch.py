@@ -29,4 +29,4 @@ NUM_CLOSED, NUM_DEAR, NUM_ALLOWED, VIOLATED, REFUSED, TURN, PART, WORK, SHORT = 
 """Where those stand, see `falls_under`, budgets whose victims are made dear, pairs of one and a server that may
 use it, and how many of each; the one that a way uses up, the cheapest way of an attempt if another is sought for
 that, how many of its servers are passed over at first, how many parts were looked at for groups, how many steps the
-search has taken, and the first disruption budget that a way uses up: -1 none so far, -2 it was looked into."""
+search has taken, and how many budgets were made dear so far, -1 once it was looked into what they leave."""
