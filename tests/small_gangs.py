@@ -86,6 +86,33 @@ def clusters(
     return cluster, pods[first], guaranteed
 
 
+def servers_of(
+    model: str,
+    held: Sequence[Sequence[tuple[int, int, int]]],
+    members: Sequence[int],
+    left: int,
+) -> tuple[ClusterState, Pod]:
+    """Return servers with pods of (GPUs, disruption budget, seconds that they run), and a pending gang."""
+    pods, running = list[Pod](), list[tuple[int, int]]()
+    for node, here in enumerate(held):
+        for gpus, pdb, ago in here:
+            at = len(pods)
+            pods.append(Pod(at, f"b{at}", gpus, 7 * gpus, 100, pdb=pdb))
+            running.append((node, ago))
+    leader = len(pods)
+    for i, gpus in enumerate(members):
+        pods.append(Pod(leader + i, f"g{i}", gpus, 7 * gpus, 1000, online=True, group=9))
+    cluster = ClusterState.from_pods(
+        (preset(model),), (0,) * len(held), pods, now_s=NOW_S, network=NETWORK, pdb_allowed=(left,)
+    )
+    cluster.arrays.pods["required_tier"][leader:] = NetworkLevel.LEAF
+    cluster.arrays.pods["preferred_tier"][leader:] = NetworkLevel.LEAF
+    for pod, (node, ago) in enumerate(running):
+        cluster.start(pod, node)
+        cluster.arrays.live[pod]["since_s"] = NOW_S - ago
+    return cluster, pods[leader]
+
+
 def brute_force(
     cluster: ClusterState, gang: Pod, aligned: bool, minimal: bool = False
 ) -> float | None:

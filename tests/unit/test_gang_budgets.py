@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from flextopo.cluster.errors import PodError
 from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.gang_budgets import leave_too_few
@@ -201,3 +204,18 @@ def test_a_server_takes_as_many_members_of_two_sizes_as_fit() -> None:
     cluster.arrays.pods["required_tier"][rows] = NetworkLevel.SERVER
     found = cluster.candidates(gang, False)
     assert any(not candidate.victims for candidate in found)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ((2,) * 17, "pod 'g0': a gang of 17 members of 1 sizes; legal: up to 16 of two sizes"),
+        ((8, 4, 2), "pod 'g0': a gang of 3 members of 3 sizes; legal: up to 16 of two sizes"),
+    ],
+)
+def test_gangs_that_the_search_does_not_know_are_refused(
+    members: tuple[int, ...], message: str
+) -> None:
+    cluster, gang = servers((FOURS,) * 8, 9, members)
+    with pytest.raises(PodError, match=re.escape(message)):
+        cluster.candidates(gang, False)

@@ -48,7 +48,7 @@ LEAST_NUMBERS = max(MAX_FEATURES, (MAX_PODS_PER_NODE + 1) * (MAX_GPUS + 1))
 MOST_VICTIMS = MAX_MEMBERS * MAX_PODS_PER_NODE
 """Victims of a gang at most: of as many servers as it has members."""
 
-MARKS = 2 * MOST_VICTIMS + 128
+MARKS = 2 * MOST_VICTIMS + 1280
 """Scratch numbers of the search for a gang, see `gang_scratch`."""
 
 OPTION_DTYPE = np.dtype(

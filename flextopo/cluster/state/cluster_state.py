@@ -48,7 +48,7 @@ from flextopo.cluster.state.loss import (
 from flextopo.cluster.state.placement import place
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.preemption import find_candidates
-from flextopo.cluster.state.schema import ENDLESS_S, NUM_MISALIGNED, POD_FIELDS
+from flextopo.cluster.state.schema import ENDLESS_S, MAX_MEMBERS, NUM_MISALIGNED, POD_FIELDS
 from flextopo.cluster.topology.levels import NO_FIT, AlignmentLevel, is_aligned
 from flextopo.cluster.topology.model import ServerModel, compile_models
 from flextopo.cluster.topology.network import Network
@@ -450,7 +450,12 @@ class ClusterState:
             aligned: the guaranteed filter binds it.
             k: candidates at most.
             costs: what makes one cheap, if not the loss.
+
+        Raises:
+            PodError: a gang has too many members, or sizes.
         """
+        if self.is_gang(preemptor):
+            self._check_gang(preemptor)
         found = self._found.get(k)
         if found is None:
             found = self._found[k] = candidate_arrays(k)
@@ -463,6 +468,15 @@ class ClusterState:
         """Return the `k` cheapest minimal victim sets on all nodes, cheapest first."""
         found, count = self.find(preemptor, aligned, k)
         return [self.candidate_at(found, i, preemptor) for i in range(count)]
+
+    def _check_gang(self, preemptor: Pod) -> None:
+        members = self.arrays.pods[list(self.gang(preemptor))]
+        sizes = len(set(members[["gpus", "cores"]].tolist()))
+        if len(members) > MAX_MEMBERS or sizes > 2:
+            raise PodError(
+                f"pod {preemptor.name!r}: a gang of {len(members)} members of {sizes} sizes; "
+                f"legal: up to {MAX_MEMBERS} of two sizes"
+            )
 
     def _gang_at(self, found: CandidateArrays, i: int, preemptor: Pod) -> Candidate:
         seats = dict(zip(self.gang(preemptor), found.seat_node[i].tolist(), strict=False))

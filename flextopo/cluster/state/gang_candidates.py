@@ -25,8 +25,9 @@ breaks a budget, its victims are made so dear that ways take the fewest of them:
 among the victim sets that the search of the servers reaches. If the cheapest way breaks the one or the
 other, it is also kept to the first servers of that way that it suffices for, and the search goes on; where no way
 is legal so, beginning with each other server of that way. Where none was found in a part and the budgets that were
-made dear leave fewer victims than any way would take, there is none anywhere. So with budgets and such groups the way that is
-found is perhaps not the cheapest, and where several budgets bind on several servers, none may be found.
+made dear leave fewer victims than any way would take, there is none anywhere. In small clusters `gang_branches` then finds the
+cheapest way that is legal; in larger ones what is found with budgets and such groups is perhaps not the
+cheapest, and where several budgets bind on several servers, none may be found.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from flextopo.cluster.state.candidates import (
     Workspace,
     victim_slots,
 )
+from flextopo.cluster.state.gang_branches import go_deeper, go_on, is_capped
 from flextopo.cluster.state.gang_budgets import (
     close,
     falls_under,
@@ -64,9 +66,11 @@ from flextopo.cluster.state.gang_losses import (
 from flextopo.cluster.state.gang_nodes import MOST_WORK, is_bounded, on_grid, search_node
 from flextopo.cluster.state.gang_paid import find_groups, limit_of, take_paid
 from flextopo.cluster.state.gang_scratch import (
+    BRANCHES,
     BUDGETS,
     CLOSED,
     DEAR,
+    DEPTH,
     GROUPS,
     NUM_ALLOWED,
     NUM_CLOSED,
@@ -249,13 +253,15 @@ def _move_back(out: CandidateArrays, at: int) -> None:
 
 
 @stage
-def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, tried: int, w: Workspace) -> None:
-    """Search the servers anew that hold members of the groups that are paid for, or of what is closed or dear."""
-    free, paid = part.free, as_index(popcount(tried))
+def _search_again(c: Cluster, costs: Costs, g: Gang, part: Part, w: Workspace) -> None:
+    """Search the servers anew that hold members of the groups that are paid for, or of what is closed or dear,
+    and those that are capped.
+    """
+    free, paid = part.free, as_index(popcount(part.tried))
     closed, dear = c.gang_marks[NUM_CLOSED], c.gang_marks[NUM_DEAR]
     for rank in range(part.begin, part.end):
         node, here = node_at(c, as_index(rank)), c.gang_nodes[rank]
-        holds = here["holds"] & tried != 0
+        holds = here["holds"] & part.tried != 0 or is_capped(c, as_index(rank))
         for slot in range(c.nodes[node]["num_pods"] if closed + dear > 0 else 0):
             pod = as_index(c.node_pods[node, slot])
             for j in range(closed):
@@ -331,6 +337,40 @@ def _is_spent(c: Cluster, part: Part, begun: int, options: int, kept: int) -> bo
 
 
 @stage
+def _is_refused(c: Cluster, part: Part) -> bool:
+    """Say whether the cheapest way of an attempt uses up what others could have.
+
+    A PodGroup that can spare no more is nothing to avoid where groups are paid for.
+    """
+    return bool(c.gang_marks[REFUSED] >= 0 and (c.gang_marks[VIOLATED] >= 0 or part.tried == 0))
+
+
+@stage
+def _take_back(c: Cluster, part: Part) -> None:
+    """Let servers offer again what they did before an attempt."""
+    for rank in range(part.begin, part.end):
+        here = c.gang_nodes[rank]
+        here["begin"], here["end"] = here["kept_begin"], here["kept_end"]
+
+
+@kernel
+def _branch(
+    c: Cluster, costs: Costs, g: Gang, part: Part, w: Workspace, out: CandidateArrays, kept: int
+) -> int:
+    """Find the cheapest way that keeps within what there is, see `gang_branches`; return how many are kept."""
+    c.gang_marks[DEPTH] = 0
+    while True:
+        limit = on_grid(out.cost[0]) if kept > 0 else NEVER
+        _search_again(c, costs, g, part, w)
+        kept = _attempt(c, costs, g, part, limit, out, kept)
+        refused = _is_refused(c, part)
+        deeper = refused and go_deeper(c, as_index(c.gang_marks[REFUSED]))
+        _take_back(c, part)
+        if not deeper and not go_on(c):
+            return kept
+
+
+@stage
 def _search_part(
     c: Cluster, costs: Costs, g: Gang, part: Part, w: Workspace, out: CandidateArrays, kept: int
 ) -> int:
@@ -351,12 +391,12 @@ def _search_part(
     # A group on several servers costs less than is added up.
     exact = groups == 0 or is_bounded(c)
     waiting = _waits_at_least(c, costs, g, part) if exact else 0.0
-    begun = as_index(c.gang_marks[WORK])
+    begun, branched = as_index(c.gang_marks[WORK]), False
     c.gang_marks[REFUSED], c.gang_marks[TURN] = -1, 0
     # An earlier part may have ended for want of work with budgets kept to servers of its own.
     c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = c.gang_marks[NUM_DEAR] = 0
     if _is_spent(c, part, begun, most, kept):
-        part = Part(begin, end, part.free, as_index(1), part.work)
+        part = Part(begin, end, part.free, as_index(1), part.work, nobody)
     dear = kept == 0
     while which < attempts and (first or not _is_spent(c, part, begun, most, kept)):
         first = False
@@ -370,12 +410,12 @@ def _search_part(
                 continue
         if c.gang_marks[NUM_CLOSED] + c.gang_marks[NUM_DEAR] > 0 or which >= 0:
             tried = take_paid(c, groups, as_index(which)) if which >= 0 else nobody
-            _search_again(c, costs, g, part, tried, w)
+            part = Part(begin, end, part.free, part.ways, part.work, tried)
+            _search_again(c, costs, g, part, w)
         kept = _attempt(c, costs, g, part, limit, out, kept)
-        refused = c.gang_marks[REFUSED] >= 0 and (c.gang_marks[VIOLATED] >= 0 or which < 0)
-        for rank in range(begin, end):
-            here = c.gang_nodes[rank]
-            here["begin"], here["end"] = here["kept_begin"], here["kept_end"]
+        refused = _is_refused(c, part)
+        _take_back(c, part)
+        branched = branched or refused
         # As long as there is no way, what the cheapest one uses up is made dear; then all begins anew.
         if dear and refused and kept == 0 and make_dear(c):
             continue
@@ -390,6 +430,10 @@ def _search_part(
             c.gang_marks[TURN] += 1
             if not another or c.gang_marks[TURN] == MAX_MEMBERS:
                 which += 1
+    for which in range(-1, attempts if branched and not is_bounded(c) else -1):
+        tried = take_paid(c, groups, as_index(which)) if which >= 0 else nobody
+        part = Part(begin, end, part.free, part.ways, part.work, tried)
+        kept = _branch(c, costs, g, part, w, out, kept)
     return kept
 
 
@@ -424,6 +468,7 @@ def find_for_gang(
     free, kept, nobody = as_index(0), as_index(0), as_index(0)
     c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = c.gang_marks[NUM_DEAR] = 0
     c.gang_marks[PART] = c.gang_marks[WORK] = c.gang_marks[SHORT] = 0
+    c.gang_marks[DEPTH] = c.gang_marks[BRANCHES] = 0
     forget_groups(c)
     for rank in range(c.network.shape[0]):
         here = c.gang_nodes[rank]
@@ -445,7 +490,7 @@ def find_for_gang(
             end = part_end(c, tier, begin)
             done += end - begin
             work = begun + max(0, MOST_WORK - begun) * done // (tiers * c.network.shape[0])
-            part = Part(as_index(begin), end, free, ways, as_index(work))
+            part = Part(as_index(begin), end, free, ways, as_index(work), nobody)
             kept = _search_part(c, costs, g, part, w, out, kept)
             if _is_in_vain(c, costs, g, kept):
                 return kept

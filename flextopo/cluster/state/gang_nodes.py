@@ -28,6 +28,7 @@ from flextopo.cluster.state.candidates import (
     last_gone_s,
     leaving,
 )
+from flextopo.cluster.state.gang_branches import within_caps
 from flextopo.cluster.state.gang_budgets import dearness, is_closed
 from flextopo.cluster.state.gang_losses import spare_of
 from flextopo.cluster.state.gang_scratch import NUM_ALLOWED, NUM_CLOSED, WORK
@@ -359,7 +360,7 @@ def _search_step(c: Cluster, costs: Costs, g: Gang, s: Step, w: Workspace) -> in
             and one["rest_gpus"] >= need_gpus
             and one["rest_cores"] >= need_cores
         ):
-            if budget_left(c, w, depth, i):
+            if budget_left(c, w, depth, i) and within_caps(c, s.rank, w, depth, i):
                 added = added_cost(c, costs, w, depth, i, for_gang)
                 added += dearness(c, as_index(one["pod"]))
                 w.path[depth + 1]["cost"] = path["cost"] + added
