@@ -20,10 +20,12 @@ from flextopo.cluster.state.gang_scratch import (
     MOST_DEPTH,
     VIOLATED,
 )
+from flextopo.cluster.state.gang_ways import Part
 from flextopo.cluster.state.gangs import node_at
 
-MOST_BRANCHES = 128
-"""Branches that a search may go into; on three servers some sixty do."""
+MOST_BRANCHES = 256
+"""Branches that a search may go into, each part of the network its share and what those before left; on three servers
+up to a hundred were seen."""
 
 KEY, SERVERS, CAPPED, PAIRS = range(4)
 """Where those stand in a level, see `LEVELS`."""
@@ -57,10 +59,10 @@ def is_capped(c: Cluster, rank: int) -> bool:
 
 
 @stage
-def go_deeper(c: Cluster, trail: int) -> bool:
+def go_deeper(c: Cluster, part: Part, trail: int) -> bool:
     """Enter the first branch of a way that uses up what is `VIOLATED`; False where no more are gone into."""
     level = c.gang_marks[DEPTH]
-    if level == MOST_DEPTH or c.gang_marks[BRANCHES] >= MOST_BRANCHES:
+    if level == MOST_DEPTH or c.gang_marks[BRANCHES] >= part.branches:
         return False
     at, key, servers = as_index(LEVELS + level * LEVEL), as_index(c.gang_marks[VIOLATED]), 0
     while trail >= 0:
@@ -83,14 +85,14 @@ def go_deeper(c: Cluster, trail: int) -> bool:
 
 
 @stage
-def go_on(c: Cluster) -> bool:
+def go_on(c: Cluster, part: Part) -> bool:
     """Leave a branch for the next one; False where there is none."""
     while c.gang_marks[DEPTH] > 0:
         at = as_index(LEVELS + (c.gang_marks[DEPTH] - 1) * LEVEL)
         c.gang_marks[at + CAPPED] += 1
         if (
             c.gang_marks[at + CAPPED] < c.gang_marks[at + SERVERS]
-            and c.gang_marks[BRANCHES] < MOST_BRANCHES
+            and c.gang_marks[BRANCHES] < part.branches
         ):
             c.gang_marks[BRANCHES] += 1
             return True

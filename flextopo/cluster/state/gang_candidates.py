@@ -50,7 +50,7 @@ from flextopo.cluster.state.candidates import (
     Workspace,
     victim_slots,
 )
-from flextopo.cluster.state.gang_branches import go_deeper, go_on, is_capped
+from flextopo.cluster.state.gang_branches import MOST_BRANCHES, go_deeper, go_on, is_capped
 from flextopo.cluster.state.gang_budgets import (
     close,
     falls_under,
@@ -364,9 +364,9 @@ def _branch(
         _search_again(c, costs, g, part, w)
         kept = _attempt(c, costs, g, part, limit, out, kept)
         refused = _is_refused(c, part)
-        deeper = refused and go_deeper(c, as_index(c.gang_marks[REFUSED]))
+        deeper = refused and go_deeper(c, part, as_index(c.gang_marks[REFUSED]))
         _take_back(c, part)
-        if not deeper and not go_on(c):
+        if not deeper and not go_on(c, part):
             return kept
 
 
@@ -396,7 +396,7 @@ def _search_part(
     # An earlier part may have ended for want of work with budgets kept to servers of its own.
     c.gang_marks[NUM_CLOSED] = c.gang_marks[NUM_ALLOWED] = c.gang_marks[NUM_DEAR] = 0
     if _is_spent(c, part, begun, most, kept):
-        part = Part(begin, end, part.free, as_index(1), part.work, nobody)
+        part = Part(begin, end, part.free, as_index(1), part.work, part.branches, nobody)
     dear = kept == 0
     while which < attempts and (first or not _is_spent(c, part, begun, most, kept)):
         first = False
@@ -410,7 +410,7 @@ def _search_part(
                 continue
         if c.gang_marks[NUM_CLOSED] + c.gang_marks[NUM_DEAR] > 0 or which >= 0:
             tried = take_paid(c, groups, as_index(which)) if which >= 0 else nobody
-            part = Part(begin, end, part.free, part.ways, part.work, tried)
+            part = Part(begin, end, part.free, part.ways, part.work, part.branches, tried)
             _search_again(c, costs, g, part, w)
         kept = _attempt(c, costs, g, part, limit, out, kept)
         refused = _is_refused(c, part)
@@ -432,7 +432,7 @@ def _search_part(
                 which += 1
     for which in range(-1, attempts if branched and not is_bounded(c) else -1):
         tried = take_paid(c, groups, as_index(which)) if which >= 0 else nobody
-        part = Part(begin, end, part.free, part.ways, part.work, tried)
+        part = Part(begin, end, part.free, part.ways, part.work, part.branches, tried)
         kept = _branch(c, costs, g, part, w, out, kept)
     return kept
 
@@ -490,7 +490,8 @@ def find_for_gang(
             end = part_end(c, tier, begin)
             done += end - begin
             work = begun + max(0, MOST_WORK - begun) * done // (tiers * c.network.shape[0])
-            part = Part(as_index(begin), end, free, ways, as_index(work), nobody)
+            branches = as_index(MOST_BRANCHES * done // (tiers * c.network.shape[0]))
+            part = Part(as_index(begin), end, free, ways, as_index(work), branches, nobody)
             kept = _search_part(c, costs, g, part, w, out, kept)
             if _is_in_vain(c, costs, g, kept):
                 return kept

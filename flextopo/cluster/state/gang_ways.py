@@ -23,8 +23,8 @@ class Part(NamedTuple):
     """A part of the network.
 
     Fields: `begin` and `end` of its servers by block and leaf; `free`, the first place for further
-    options; `ways` that are followed up; `work`, how many steps a search may have taken behind it; `tried`, which
-    of the groups that are tried an attempt has paid for, as bits.
+    options; `ways` that are followed up; `work`, how many steps a search may have taken behind it; `branches`, how
+    many it may have gone into; `tried`, which of the groups that are tried an attempt has paid for, as bits.
     """
 
     begin: int
@@ -32,6 +32,7 @@ class Part(NamedTuple):
     free: int
     ways: int
     work: int
+    branches: int
     tried: int
 
 
