@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_objects import flextopo, full_node, make_cache, node, pod, preemptor
+from kube_objects import flextopo, full_node, make_cache, node, pod, preemptor, read
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.state.selector import VictimSelector
@@ -17,6 +17,7 @@ from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.objects import ObjectError
 from flextopo.policies.serving.telemetry import Telemetry
 
+SOON = "2027-01-15T08:00:20Z"
 RECORDED = Path(__file__).parents[3] / "shared" / "cases" / "extender"
 
 
@@ -395,3 +396,55 @@ def test_nobody_is_evicted_for_one_of_a_gang_where_a_controller_decides_about_it
         answer = ask(extender, "preempt", body)["NodeNameToMetaVictims"]
         assert bool(answer) == (not left or not leave_gangs)
         assert (b"a controller decides" in b"".join(lines)) == (left and leave_gangs)
+
+
+def with_a_place_kept(held: Mapping[str, Sequence[int]], gpus: int, **more: Any) -> ClusterCache:
+    """Return a node on which pods hold GPUs, and a guaranteed pod is nominated for a place."""
+    ahead = preemptor(gpus, name="ahead", status={"nominatedNodeName": "n0"}, **more)
+    pods = [pod(name, "n0", gpus=len(here), cpu=str(7 * len(here))) for name, here in held.items()]
+    return make_cache([node("n0"), flextopo("n0", held), *pods, ahead])
+
+
+@pytest.mark.parametrize("requirement", ["none", "best-effort", "guaranteed"])
+def test_nobody_is_let_in_who_might_be_given_what_was_freed_for_another(requirement: str) -> None:
+    """kubelet knows of no planned place: it gave a pod GPU 0 although 6 and 7 were free as well."""
+    cache = with_a_place_kept({"b4": [4], "b5": [5]}, 4)
+    extender = make_extender(cache)
+    late = preemptor(1, requirement, name="late", priority=500)
+    for _ in range(2):
+        answer = ask(extender, "filter", nodes_request(["n0"], late))
+        assert "kept for batch/ahead" in answer["FailedNodes"]["n0"]
+    # Nor is anybody evicted for it elsewhere: it has a place as soon as the other is bound.
+    assert cache.reservations.is_held_back("uid-late")
+    # Who comes first is let in; and then the other is.
+    first = preemptor(4, name="ahead", status={"nominatedNodeName": "n0"})
+    assert ask(extender, "filter", nodes_request(["n0"], first))["NodeNames"] == ["n0"]
+    cache.put(read({**first, "spec": {**first["spec"], "nodeName": "n0"}}))
+    cache.put(read(flextopo("n0", {"b4": [4], "b5": [5], "ahead": [0, 1, 2, 3]})))
+    assert ask(extender, "filter", nodes_request(["n0"], late))["NodeNames"] == ["n0"]
+
+
+@pytest.mark.parametrize(
+    ("held", "gpus", "late", "change"),
+    [
+        # Wherever it lands there is another place.
+        ({"b4": [4, 5, 6, 7]}, 2, preemptor(1, "none", name="late", priority=500), {}),
+        ({}, 4, preemptor(4, name="late"), {}),
+        # Its own place is all that is free; what the other waits for is not.
+        ({"b0": [0, 1, 2, 3], "b4": [4, 5]}, 4, preemptor(1, "none", name="late"), {}),
+        # The other one does not need a place that is aligned, or comes after it.
+        ({"b4": [4]}, 4, preemptor(1, "none", name="late"), {"requirement": "none"}),
+        ({"b4": [4]}, 4, preemptor(1, "none", name="late", priority=2000), {}),
+        # It does not fit there whoever else does.
+        ({"b0": [0], "b4": [4]}, 4, preemptor(1, "none", name="late"), {}),
+    ],
+)
+def test_who_is_in_nobodys_way_is_let_in(
+    held: Mapping[str, Sequence[int]], gpus: int, late: dict[str, Any], change: dict[str, Any]
+) -> None:
+    cache = with_a_place_kept(held, gpus, **change)
+    if "b0" in held and len(held["b0"]) > 1:
+        leaving = pod("b0", "n0", gpus=4, cpu="28", meta={"deletionTimestamp": SOON})
+        cache.put(read(leaving))
+    extender = make_extender(cache)
+    assert ask(extender, "filter", nodes_request(["n0"], late))["NodeNames"] == ["n0"]

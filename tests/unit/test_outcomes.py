@@ -136,3 +136,26 @@ def test_a_pod_that_is_gone_leaves_its_place_to_others() -> None:
     story.cache.remove(read(asking("middle", 4, 500)))
     story.outcomes.seen()
     assert story.told == {"taken over": 1}
+
+
+def test_who_is_nominated_for_it_has_taken_it_over_before_it_is_bound() -> None:
+    story = Story()
+    story.cache.put(read(asking("other", 4, 1000, status={"nominatedNodeName": "n0"})))
+    story.bind("middle", 4, 500, "n9")
+    assert story.told == {"taken over": 1}
+
+
+def test_the_log_names_whom_an_eviction_in_vain_was_for() -> None:
+    lines: list[dict[str, Any]] = []
+    story = Story()
+    story.outcomes._log = lambda event, **fields: lines.append({"event": event, **fields})
+    story.bind("middle", 4, 500, "n9")
+    assert lines == [
+        {
+            "event": "in_vain",
+            "fate": "bound elsewhere",
+            "pod": "batch/middle",
+            "node": "n0",
+            "victims": ["batch/a"],
+        }
+    ]

@@ -8,15 +8,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy.typing as npt
 
 from flextopo.cluster.errors import TopologyError
+from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.state.schema import TOTALS_FIELDS
 from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
 from flextopo.policies.serving.holders import ClusterFacts, NodeFacts
+from flextopo.policies.serving.landing import who_is_spoiled
 from flextopo.policies.serving.node_book import NodeBook
 from flextopo.policies.serving.node_state import OVERDUE_S, NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
@@ -498,6 +501,24 @@ class ClusterCache:
         """Return a pod that was promised a node and comes before another, empty for none."""
         ahead = (pod for pod in self._planned(name) if goes_before(pod, preemptor, False))
         return next((pod.key for pod in ahead), "")
+
+    def spoiled(self, name: str, preemptor: PodRecord) -> str:
+        """Return a pod that comes before another and would find its place on a node unfit after it.
+
+        Empty for none: see `who_is_spoiled`.
+        """
+        nominees = self.nominees(name)
+        if not nominees:
+            return ""
+        is_one = preemptor.nominated == name or any(one.uid == preemptor.uid for one in nominees)
+        ahead = [one for one in nominees if goes_before(one, preemptor, is_one)]
+        if all(one.requirement != TopologyRequirement.GUARANTEED for one in ahead):
+            return ""
+        state = self._derive(name, without={preemptor.uid, *(one.uid for one in nominees)})
+        if state is None or state.broken:
+            return ""
+        ahead.sort(key=attrgetter("importance"))
+        return who_is_spoiled(self.table, state, ahead, preemptor)
 
     def state_of(self, name: str, preemptor: PodRecord) -> NodeState | None:
         """Return a node as the preemptor finds it.

@@ -412,17 +412,17 @@ class Decider:
         return aligned and self.has_room(state, preemptor) and not short_of(asked, state, [])
 
     def fits_beside(self, pod: PodRecord, gpus: int, cores: Sequence[int]) -> bool:
-        """Say whether a pod that is bound would fit on its node if some of what is free were not.
+        """Say whether a pod would fit on its node if some of what is free were not.
 
         Args:
-            pod: the bound pod.
+            pod: is bound there, or nominated for it.
             gpus: bit mask of GPUs.
             cores: of each NUMA node; empty = none.
 
         Returns:
             False also where these are not free without the pod.
         """
-        state = self.cache.without(pod.node, pod.uid)
+        state = self.cache.without(pod.node or pod.nominated, pod.uid)
         if state is None or state.broken or gpus & ~state.counted.gpu_free:
             return False
         left = state.counted.cores_free.copy()

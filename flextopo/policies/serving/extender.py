@@ -218,8 +218,19 @@ class Extender:
         ahead = cache.promised(name, preemptor)
         state = cache.state_of(name, preemptor) if ahead else None
         if state is None or state.broken or self.decider.has_room(state, preemptor):
-            return ""
+            return self._spoiled(name, preemptor)
         return f"what is free on it is kept for {ahead}"
+
+    def _spoiled(self, name: str, preemptor: PodRecord) -> str:
+        """Return whose place on a node the preemptor might get a part of, empty for nobody's.
+
+        That lasts until the other is bound: nobody has to go for the preemptor meanwhile.
+        """
+        other = self.decider.cache.spoiled(name, preemptor)
+        if not other:
+            return ""
+        self.decider.cache.reservations.hold_back(preemptor.uid)
+        return f"it might be given what is kept for {other}"
 
     def _refusal(self, name: str, preemptor: PodRecord) -> tuple[str, bool]:
         """Return why a node is refused, empty if it is not, and whether evictions cannot help."""
@@ -233,7 +244,7 @@ class Extender:
             return "its hardware never fits the pod", True
         coming = self._coming_to(name, state, preemptor)
         if aligned and not coming:
-            return "", False
+            return self._spoiled(name, preemptor), False
         if aligned or (
             self.decider.cache.is_unsettled(state) and self.decider.has_room(state, preemptor)
         ):

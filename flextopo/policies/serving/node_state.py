@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, sub
 from typing import NamedTuple
@@ -114,19 +114,21 @@ class NodeState:
 
     def holding(self, uid: str) -> tuple[int, tuple[int, ...]] | None:
         """Return the bit mask of GPUs, and the cores by NUMA node, of a pod there; None = it is not."""
-        records, packed, width = (
-            self.counted.records,
-            self.counted.packed,
-            len(self.counted.cores_free),
-        )
-        row = next((i for i, record in enumerate(records) if record.uid == uid), None)
-        if row is None:
-            return None
-        live_at = NODE_DTYPE.itemsize + 2 * width + len(records) * POD_DTYPE.itemsize
-        live = np.frombuffer(packed, LIVE_DTYPE, 1, live_at + row * LIVE_DTYPE.itemsize)[0]
-        cores_at = live_at + len(records) * LIVE_DTYPE.itemsize
-        cores = np.frombuffer(packed, np.int16, width, cores_at + row * 2 * width)
-        return int(live["gpu_mask"]), tuple(cores.tolist())
+        for record, (gpus, cores, _) in zip(self.counted.records, self.holdings(), strict=True):
+            if record.uid == uid:
+                return gpus, cores
+        return None
+
+    def holdings(self) -> Iterator[tuple[int, tuple[int, ...], int]]:
+        """Yield the bit mask of GPUs, the cores by NUMA node and the status of each pod, in order."""
+        packed, count = self.counted.packed, len(self.counted.records)
+        width = len(self.counted.cores_free)
+        live_at = NODE_DTYPE.itemsize + 2 * width + count * POD_DTYPE.itemsize
+        cores_at = live_at + count * LIVE_DTYPE.itemsize
+        lives = np.frombuffer(packed, LIVE_DTYPE, count, live_at)
+        cores = np.frombuffer(packed, np.int16, count * width, cores_at).reshape(count, width)
+        for live, here in zip(lives, cores.tolist(), strict=True):
+            yield int(live["gpu_mask"]), tuple(here), int(live["status"])
 
     @property
     def guessed(self) -> list[PodRecord]:

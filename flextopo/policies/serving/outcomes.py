@@ -20,6 +20,7 @@ FORGET_S = 3600
 class _Victim:
     """A pod that was to go, and what it held: a bit mask of GPUs, cores by NUMA node."""
 
+    key: str
     uid: str
     gpus: int
     cores: tuple[int, ...]
@@ -27,8 +28,9 @@ class _Victim:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Eviction:
-    """Whom a decision has had evicted, and where; for a pod of which priority, beside which others."""
+    """Whom a decision has had evicted, and where; for which pod, of what priority, beside which others."""
 
+    pod: str
     node: str
     priority: int
     victims: dict[str, _Victim]
@@ -46,6 +48,7 @@ class Outcomes:
     Args:
         decider: over the cluster as the watch shows it.
         report: is told the fate of evictions, and of how many.
+        log: writes a line of the log for evictions in vain, None = nobody does.
         clock: seconds that only grow.
     """
 
@@ -53,9 +56,10 @@ class Outcomes:
         self,
         decider: Decider,
         report: Callable[[str, int], None],
+        log: Callable[..., None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._decider, self._report, self._clock = decider, report, clock
+        self._decider, self._report, self._log, self._clock = decider, report, log, clock
         self._open: dict[str, _Eviction] = {}
 
     def evicted(self, preemptor: PodRecord, decision: Decision) -> None:
@@ -74,9 +78,9 @@ class Outcomes:
         state = cache.nodes.states.get(node)
         for victim in decision.victims:
             held = state.holding(victim.uid) if state is not None else None
-            victims[victim.uid] = _Victim(victim.uid, *(held or (0, ())))
-        priority, at_s = preemptor.priority, self._clock()
-        self._open[preemptor.uid] = _Eviction(node, priority, victims, others, at_s)
+            victims[victim.uid] = _Victim(victim.key, victim.uid, *(held or (0, ())))
+        key, priority = preemptor.key, preemptor.priority
+        self._open[preemptor.uid] = _Eviction(key, node, priority, victims, others, self._clock())
 
     def seen(self) -> None:
         """Look at the pods as they are now."""
@@ -94,8 +98,8 @@ class Outcomes:
             else:
                 went = self._that_went(entry)
                 spare = [one for one in went if self._could_have_stayed(pod, one)]
-                self._tell(SPARE, spare)
-                self._tell(NEEDED, [one for one in went if one not in spare])
+                self._tell(SPARE, entry, spare)
+                self._tell(NEEDED, entry, [one for one in went if one not in spare])
 
     def _could_have_stayed(self, pod: PodRecord, victim: _Victim) -> bool:
         return self._decider.fits_beside(pod, victim.gpus, victim.cores)
@@ -104,11 +108,14 @@ class Outcomes:
         """Tell of evictions that the pod they were for made no use of: a more important one may have."""
         went = self._that_went(entry)
         taken = self._taken(entry, went)
-        self._tell(TAKEN, taken)
-        self._tell(fate, [one for one in went if one not in taken])
+        self._tell(TAKEN, entry, taken)
+        self._tell(fate, entry, [one for one in went if one not in taken])
 
     def _taken(self, entry: _Eviction, went: Sequence[_Victim]) -> list[_Victim]:
-        """Return those whose GPUs a more important pod has, which came since and would not fit beside them."""
+        """Return those whose GPUs a more important pod has, which came since and would not fit beside them.
+
+        Or which is nominated for them: that is why the other one went elsewhere, before it is bound.
+        """
         cache, found = self._decider.cache, list[_Victim]()
         state = cache.nodes.states.get(entry.node)
         if state is None or state.broken:
@@ -116,7 +123,7 @@ class Outcomes:
         takers = [
             (pod, (state.holding(pod.uid) or (0,))[0])
             for pod in state.sure.records
-            if pod.node and pod.uid not in entry.others and pod.priority > entry.priority
+            if pod.uid not in entry.others and pod.priority > entry.priority
         ]
         gone = [
             one for one in went if one.uid not in cache.pods
@@ -140,6 +147,10 @@ class Outcomes:
         now = [(victim, pods.get(victim.uid)) for victim in entry.victims.values()]
         return [victim for victim, pod in now if pod is None or pod.terminating or pod.finished]
 
-    def _tell(self, fate: str, victims: Sequence[_Victim]) -> None:
-        if victims:
-            self._report(fate, len(victims))
+    def _tell(self, fate: str, entry: _Eviction, victims: Sequence[_Victim]) -> None:
+        if not victims:
+            return
+        self._report(fate, len(victims))
+        if self._log is not None and fate not in (NEEDED, TAKEN):
+            names = [victim.key for victim in victims]
+            self._log("in_vain", fate=fate, pod=entry.pod, node=entry.node, victims=names)

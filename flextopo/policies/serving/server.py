@@ -118,7 +118,7 @@ def start(plan: Plan, listen: Listen) -> None:
         service.extender = Extender(decider, telemetry, plan.shadow)
     tasks: list[Task] = []
     if plan.kube:
-        outcomes = Outcomes(decider, telemetry.ended)
+        outcomes = Outcomes(decider, telemetry.ended, telemetry.log)
         leave_gangs = plan.controller or plan.leave_gangs
         service.extender = Extender(decider, telemetry, plan.shadow, outcomes, leave_gangs)
         tasks = _follow(plan, decider, service, outcomes)
