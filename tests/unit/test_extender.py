@@ -448,3 +448,66 @@ def test_who_is_in_nobodys_way_is_let_in(
         cache.put(read(leaving))
     extender = make_extender(cache)
     assert ask(extender, "filter", nodes_request(["n0"], late))["NodeNames"] == ["n0"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "passed"),
+    [
+        ({"n0": 4}, ["n1"]),  # on n1 it takes nobody's place
+        ({"n0": 4, "n1": 2}, ["n1"]),  # of two it takes the smaller
+        ({"n0": 2, "n1": 2}, ["n0", "n1"]),
+        ({}, ["n0", "n1"]),
+    ],
+)
+def test_who_takes_the_place_of_less_important_pods_takes_the_one_that_costs_least(
+    kept: Mapping[str, int], passed: list[str]
+) -> None:
+    """A pod of 4 GPUs whose place lost one of them left the other three, freed in vain."""
+    held = {"n0": [4, 5, 6, 7], "n1": [4, 5, 6, 7]}
+    documents: list[dict[str, Any]] = []
+    for name, gpus in held.items():
+        most = 4 - kept.get(name, 4)
+        held_here = {f"{name}-b": gpus, **({f"{name}-c": list(range(most))} if most else {})}
+        documents += [node(name), flextopo(name, held_here)]
+        documents += [
+            pod(one, name, gpus=len(here), cpu=str(7 * len(here)))
+            for one, here in held_here.items()
+        ]
+        if name in kept:
+            nominated = {"nominatedNodeName": name}
+            documents.append(preemptor(kept[name], name=f"for-{name}", status=nominated))
+    request = nodes_request(["n0", "n1"], preemptor(1, name="top", priority=2000))
+    assert ask(make_extender(make_cache(documents)), "filter", request)["NodeNames"] == passed
+    # A pod of their own priority takes nobody's place, and goes where there is more room.
+    if kept == {"n0": 4}:
+        request = nodes_request(["n0", "n1"], preemptor(1, name="equal"))
+        assert ask(make_extender(make_cache(documents)), "filter", request)["NodeNames"] == ["n1"]
+
+
+@pytest.mark.parametrize("controller", [True, False])
+def test_where_alignment_alone_is_in_the_way_elsewhere_a_controller_has_fewer_evicted(
+    controller: bool,
+) -> None:
+    """With one nominated for n0, kube-scheduler asks about n0 alone: two victims, where one would do."""
+    now = [0.0]
+    documents = []
+    for name, gpus in (("n0", range(2, 8)), ("n1", (1, 2, 3, 5, 6, 7))):
+        held = {f"{name}-{i}": [i] for i in gpus}
+        documents += [node(name), flextopo(name, held), *(pod(one, name) for one in held)]
+    documents.append(preemptor(2, name="first", status={"nominatedNodeName": "n0"}))
+    cache = make_cache(documents)
+    cache.reservations._clock = lambda: now[0]
+    extender = make_extender(cache, leave_gangs=controller)
+    second = preemptor(2, name="second")
+    body = meta_victims({"n0": ["uid-n0-5", "uid-n0-6"]}, second)
+
+    def asked() -> Any:
+        ask(extender, "filter", nodes_request(["n1"], second))
+        return ask(extender, "preempt", body)["NodeNameToMetaVictims"]
+
+    assert bool(asked()) == (not controller)
+    if controller:
+        # It is not left waiting for a controller that never comes.
+        for now[0] in range(1, 25):
+            answer = asked()
+        assert len(answer["n0"]["Pods"]) == 2

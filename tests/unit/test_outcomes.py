@@ -12,6 +12,7 @@ from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import PodRecord
 
+NOW = "2027-01-15T08:00:00Z"
 GREEDY = make_selector("greedy-cost")
 BATCH = {"a": [0, 1, 2, 3], "b": [4, 5], "c": [6]}
 
@@ -33,7 +34,10 @@ class Story:
         self.cache.put(read(asking("middle", 4, 500)))
         self.told: Counter[str] = Counter()
         decider = Decider(self.cache, GREEDY, GREEDY)
-        self.outcomes = Outcomes(decider, lambda fate, count: self.told.update({fate: count}))
+        self.now = 0.0
+        self.outcomes = Outcomes(
+            decider, lambda fate, count: self.told.update({fate: count}), clock=lambda: self.now
+        )
         middle = read_record(asking("middle", 4, 500))
         gone = tuple(self.record(name) for name in victims)
         self.outcomes.evicted(middle, Decision("n0", gone))
@@ -159,3 +163,45 @@ def test_the_log_names_whom_an_eviction_in_vain_was_for() -> None:
             "victims": ["batch/a"],
         }
     ]
+
+
+def test_nothing_is_told_before_it_is_known_who_has_what_was_freed() -> None:
+    """A more important pod was bound a moment ago: where its GPUs are is about to be known."""
+    story = Story()
+    bound = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": NOW}]
+    other = asking("other", 4, 1000, "n0", status={"conditions": bound})
+    story.cache.put(read(other))
+    story.cache.put(read(batch("unknown", 1)))
+    story.bind("middle", 4, 500, "n9")
+    assert not story.told
+    story.cache.remove(read(batch("unknown", 1)))
+    left = {"b": BATCH["b"], "c": BATCH["c"], "other": [0, 1, 2, 3]}
+    story.cache.put(read(flextopo("n0", left)))
+    story.outcomes.seen()
+    assert story.told == {"taken over": 1}
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_who_was_let_in_may_be_on_its_way_to_what_was_freed(bound: bool) -> None:
+    story = Story()
+    other = asking("other", 4, 1000)
+    story.cache.put(read(other))
+    story.cache.reservations.let_in(story.record("other"), ["n0"])
+    story.bind("middle", 4, 500, "n9")
+    assert not story.told
+    if bound:
+        story.bind("other", 4, 1000, "n0", 0, 1, 2, 3)
+    story.now = 6.0
+    story.cache.reservations.let_in(story.record("other"), [])
+    story.outcomes.seen()
+    assert story.told == {"taken over" if bound else "bound elsewhere": 1}
+
+
+def test_who_came_afterwards_took_nothing_over() -> None:
+    story = Story()
+    story.cache.put(read(asking("other", 4, 1000)))
+    story.cache.reservations.let_in(story.record("other"), ["n0"])
+    story.bind("middle", 4, 500, "n9")
+    story.now = 6.0
+    story.bind("late", 4, 1000, "n0", 0, 1, 2, 3)
+    assert story.told == {"bound elsewhere": 1}

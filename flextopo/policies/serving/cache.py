@@ -19,7 +19,7 @@ from flextopo.cluster.state.schema import TOTALS_FIELDS
 from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
 from flextopo.policies.serving.holders import ClusterFacts, NodeFacts
-from flextopo.policies.serving.landing import who_is_spoiled
+from flextopo.policies.serving.landing import spoiled
 from flextopo.policies.serving.node_book import NodeBook
 from flextopo.policies.serving.node_state import OVERDUE_S, NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
@@ -88,6 +88,10 @@ def goes_before(pod: PodRecord, other: PodRecord, both: bool) -> bool:
         return pod.uid != other.uid and pod.priority > other.priority
     first, second = ((one.created_s, one.key, one.uid) for one in (pod, other))
     return not both or first < second
+
+
+def _is_guaranteed(pod: PodRecord) -> bool:
+    return pod.requirement == TopologyRequirement.GUARANTEED
 
 
 def _id_of(obj: KubeObject) -> str:
@@ -502,23 +506,30 @@ class ClusterCache:
         ahead = (pod for pod in self._planned(name) if goes_before(pod, preemptor, False))
         return next((pod.key for pod in ahead), "")
 
-    def spoiled(self, name: str, preemptor: PodRecord) -> str:
-        """Return a pod that comes before another and would find its place on a node unfit after it.
+    def spoiled(self, name: str, preemptor: PodRecord, *, after: bool = False) -> list[PodRecord]:
+        """Return who would find its place on a node unfit once another pod is there: see `spoiled`.
 
-        Empty for none: see `who_is_spoiled`.
+        Args:
+            name: of the node.
+            preemptor: the pod.
+            after: look at pods that come after it, and not at guaranteed ones that come before it.
         """
         nominees = self.nominees(name)
-        if not nominees:
-            return ""
-        is_one = preemptor.nominated == name or any(one.uid == preemptor.uid for one in nominees)
-        ahead = [one for one in nominees if goes_before(one, preemptor, is_one)]
-        if all(one.requirement != TopologyRequirement.GUARANTEED for one in ahead):
-            return ""
-        state = self._derive(name, without={preemptor.uid, *(one.uid for one in nominees)})
+        uid = preemptor.uid
+        is_one = preemptor.nominated == name or any(one.uid == uid for one in nominees)
+        kept = [
+            one
+            for one in nominees
+            if one.uid != uid and goes_before(one, preemptor, is_one) != after
+        ]
+        if not kept or not (after or any(map(_is_guaranteed, kept))):
+            return []
+        self.refresh()
+        state = self._derive(name, without={uid, *(one.uid for one in nominees)})
         if state is None or state.broken:
-            return ""
-        ahead.sort(key=attrgetter("importance"))
-        return who_is_spoiled(self.table, state, ahead, preemptor)
+            return []
+        kept.sort(key=attrgetter("importance"))
+        return spoiled(self.table, state, kept, preemptor)
 
     def state_of(self, name: str, preemptor: PodRecord) -> NodeState | None:
         """Return a node as the preemptor finds it.

@@ -6,9 +6,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,6 +32,17 @@ from flextopo.policies.serving.wire import (
     decode_preempt,
     read_nodes,
 )
+
+
+class _Refusal(NamedTuple):
+    """Why a node is refused, empty if it is not.
+
+    Fields: `never`, evictions cannot help; `unaligned`, only where things lie is in the way.
+    """
+
+    why: str = ""
+    never: bool = False
+    unaligned: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,31 @@ class Extender:
             )
         if self.leave_gangs and starts_with_others(self.decider.cache, preemptor):
             return Decision(None, reasons=("a controller decides about all of its gang together",))
-        return self.decider.decide(preemptor, proposed, proposed)
+        found = self.decider.decide(preemptor, proposed, proposed)
+        better = self._elsewhere(preemptor, proposed) if found.victims else ""
+        if better:
+            return Decision(None, reasons=(better,))
+        return found
+
+    def _elsewhere(self, preemptor: PodRecord, proposed: ProposedVictims) -> str:
+        """Say on which node a controller has fewer to evict, empty for none.
+
+        kube-scheduler does not ask about nodes where only the alignment is in the way, and asks about one
+        more node once a pod is nominated there. It is left to the controller for some seconds.
+        """
+        reservations = self.decider.cache.reservations
+        others = reservations.refused(preemptor.uid) if self.leave_gangs else ()
+        if not others:
+            return ""
+        try:
+            best = self.decider.decide(preemptor, [*proposed, *others], proposed)
+        except UndecidableError:
+            return ""
+        if best.node is None or best.node in proposed:
+            return ""
+        if not reservations.hold_back(preemptor.uid):
+            return ""
+        return f"a controller can make room on node {best.node}, where only alignment is in the way"
 
     def _that_stand(self, preemptor: PodRecord, proposed: ProposedVictims) -> bytes:
         """Answer what kube-scheduler sent, without the nodes that have a victim that may not go."""
@@ -161,6 +196,7 @@ class Extender:
         nodes = read_nodes(request)
         failed: dict[str, str] = {}
         never: dict[str, str] = {}
+        unaligned: list[str] = []
         kept = self.decider.cache.kept_for(preemptor) if preemptor.gpus else ""
         guaranteed = (
             bool(preemptor.gpus) and preemptor.requirement == TopologyRequirement.GUARANTEED
@@ -171,14 +207,20 @@ class Extender:
                 failed[name] = f"its place on {kept} is being freed"
                 continue
             if guaranteed:
-                why, hopeless = self._refusal(name, preemptor)
+                refusal = self._refusal(name, preemptor)
             else:
-                why, hopeless = self._promised(name, preemptor), False
-            if why:
-                (never if hopeless else failed)[name] = why
+                refusal = _Refusal(self._promised(name, preemptor))
+            if refusal.why:
+                (never if refusal.never else failed)[name] = refusal.why
+            if refusal.unaligned:
+                unaligned.append(name)
         passed = [name for name in nodes if name not in failed and name not in never]
+        if preemptor.gpus and not self.shadow:
+            failed |= self._least_harm(passed, preemptor)
+            passed = [name for name in passed if name not in failed]
         if preemptor.gpus:
             self.decider.cache.reservations.let_in(preemptor, passed)
+            self.decider.cache.reservations.refuse(preemptor.uid, unaligned)
         answer: dict[str, Any] = {
             "FailedNodes": failed,
             "FailedAndUnresolvableNodes": never,
@@ -226,35 +268,51 @@ class Extender:
 
         That lasts until the other is bound: nobody has to go for the preemptor meanwhile.
         """
-        other = self.decider.cache.spoiled(name, preemptor)
-        if not other:
+        others = self.decider.cache.spoiled(name, preemptor)
+        if not others:
             return ""
         self.decider.cache.reservations.hold_back(preemptor.uid)
-        return f"it might be given what is kept for {other}"
+        return f"it might be given what is kept for {others[0].key}"
 
-    def _refusal(self, name: str, preemptor: PodRecord) -> tuple[str, bool]:
-        """Return why a node is refused, empty if it is not, and whether evictions cannot help."""
+    def _least_harm(self, names: Sequence[str], preemptor: PodRecord) -> dict[str, str]:
+        """Return which nodes it should leave alone, and why: others lose fewer GPUs elsewhere.
+
+        Pods of lower priority had others evicted for their places there. One that is given a part of
+        such a place would have the rest freed in vain.
+        """
+        losers = {name: self.decider.cache.spoiled(name, preemptor, after=True) for name in names}
+        lost = {name: sum(one.gpus for one in pods) for name, pods in losers.items()}
+        least = min(lost.values(), default=0)
+        return {
+            name: f"it is kept for {pods[0].key}, which need not lose it"
+            for name, pods in losers.items()
+            if lost[name] > least
+        }
+
+    def _refusal(self, name: str, preemptor: PodRecord) -> _Refusal:
+        """Return why a node is refused to a guaranteed pod."""
         state = self.decider.cache.state_of(name, preemptor)
         if state is None or state.broken:
-            return (state.broken if state else "not seen by the watch yet"), False
+            return _Refusal(state.broken if state else "not seen by the watch yet")
         if not state.hardware.known:
-            return "no FlexTopo object tells where its GPUs and cores are", False
+            return _Refusal("no FlexTopo object tells where its GPUs and cores are")
         aligned, level, best = self.decider.alignment(state, preemptor)
         if best == NO_FIT:
-            return "its hardware never fits the pod", True
+            return _Refusal("its hardware never fits the pod", never=True)
         coming = self._coming_to(name, state, preemptor)
         if aligned and not coming:
-            return self._spoiled(name, preemptor), False
+            return _Refusal(self._spoiled(name, preemptor))
         if aligned or (
             self.decider.cache.is_unsettled(state) and self.decider.has_room(state, preemptor)
         ):
             self.decider.cache.reservations.hold_back(preemptor.uid)
         if aligned:
-            return f"{coming} may be on its way to it", False
+            return _Refusal(f"{coming} may be on its way to it")
         known = "" if state.known else " for sure, since some placements are not known"
         if level == NO_FIT:
-            return f"its free GPUs and cores do not fit the pod{known}", False
-        return f"its free GPUs and cores are on {LEVELS[AlignmentLevel(level)].label}{known}", False
+            return _Refusal(f"its free GPUs and cores do not fit the pod{known}")
+        label = LEVELS[AlignmentLevel(level)].label
+        return _Refusal(f"its free GPUs and cores are on {label}{known}", unaligned=state.known)
 
     def _coming_to(self, name: str, state: NodeState, preemptor: PodRecord) -> str:
         """Return a pod that may just have been bound to a node, empty for none.

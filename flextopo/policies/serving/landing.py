@@ -26,29 +26,28 @@ Place = tuple[int, Cores]
 """A bit mask of GPUs, and cores by NUMA node."""
 
 
-def who_is_spoiled(
-    models: npt.NDArray[Any], state: NodeState, ahead: Sequence[PodRecord], pod: PodRecord
-) -> str:
-    """Return whose place a pod could make unfit, wherever kubelet puts it; empty for nobody's.
+def spoiled(
+    models: npt.NDArray[Any], state: NodeState, kept: Sequence[PodRecord], pod: PodRecord
+) -> list[PodRecord]:
+    """Return whose places a pod would make unfit, where kubelet puts it as badly as it may.
 
     Args:
         models: compiled server models.
         state: the node without any of these pods.
-        ahead: pods that have a place planned on the node and come before the pod.
+        kept: pods that have places planned on the node, in the order in which they get them.
         pod: is about to be bound there.
     """
-    guaranteed = [one for one in ahead if one.requirement == TopologyRequirement.GUARANTEED]
-    if not guaranteed or not pod.gpus:
-        return ""
+    worst: list[PodRecord] = []
+    if not kept or not pod.gpus:
+        return worst
     now, later = _free(state)
     model = state.hardware.model
-    before = _unseated(models, model, ahead, later)
+    before = _unseated(models, model, kept, later)
     for mask, cores in _landings(models, state.hardware.server, model, now, pod):
         left = later[0] & ~mask, later[1] - cores
-        spoiled = _unseated(models, model, ahead, left) - before
-        if spoiled:
-            return min(spoiled)
-    return ""
+        found = [one for one in _unseated(models, model, kept, left) if one not in before]
+        worst = max(worst, found, key=lambda pods: sum(one.gpus for one in pods))
+    return worst
 
 
 def _free(state: NodeState) -> tuple[Place, Place]:
@@ -64,20 +63,25 @@ def _free(state: NodeState) -> tuple[Place, Place]:
 
 def _unseated(
     models: npt.NDArray[Any], model: int, pods: Sequence[PodRecord], free: Place
-) -> set[str]:
-    """Return the guaranteed ones of some pods that are not aligned if they take their places in turn."""
-    found = set()
+) -> list[PodRecord]:
+    """Return who gets no place, or a guaranteed one none that is aligned, if all take theirs in turn."""
+    found = []
     gpus, cores = free
     for pod in pods:
         taken = np.zeros(len(cores), np.int16)
         level, mask = place(models, model, gpus, cores, pod.gpus, pod.cores, taken)
-        best = best_level(models, model, pod.gpus, pod.cores)
-        aligned = level != NO_FIT and is_aligned(level, best)
-        if pod.requirement == TopologyRequirement.GUARANTEED and not aligned:
-            found.add(pod.key)
+        if not _suits(models, model, pod, level):
+            found.append(pod)
         if level != NO_FIT:
             gpus, cores = gpus & ~int(mask), cores - taken
     return found
+
+
+def _suits(models: npt.NDArray[Any], model: int, pod: PodRecord, level: int) -> bool:
+    """Say whether a level will do for a pod."""
+    if level == NO_FIT or pod.requirement != TopologyRequirement.GUARANTEED:
+        return level != NO_FIT
+    return bool(is_aligned(level, best_level(models, model, pod.gpus, pod.cores)))
 
 
 def _landings(
@@ -91,7 +95,6 @@ def _landings(
     where = server.gpu_island or server.gpu_numa
     numbers = [i for i in range(server.num_gpus) if gpus >> i & 1]
     numbers.sort(key=lambda i: where[i])
-    best = best_level(models, model, pod.gpus, pod.cores)
     met = set()
     for chosen in combinations(numbers, pod.gpus):
         kinds = tuple(where[i] for i in chosen)
@@ -100,7 +103,5 @@ def _landings(
         met.add(kinds)
         mask, taken = sum(1 << i for i in chosen), np.zeros(len(cores), np.int16)
         level, _ = place(models, model, mask, cores, pod.gpus, pod.cores, taken)
-        if level == NO_FIT:
-            continue
-        if pod.requirement != TopologyRequirement.GUARANTEED or is_aligned(level, best):
+        if _suits(models, model, pod, level):
             yield mask, taken

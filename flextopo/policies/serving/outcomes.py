@@ -12,6 +12,8 @@ from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.telemetry import ELSEWHERE, GONE, NEEDED, SPARE, TAKEN
 
+SETTLED_S = 5.0
+"""For so long it may not be known who has what was freed."""
 FORGET_S = 3600
 """A pod that is still pending so long after its evictions is not followed any further."""
 
@@ -38,6 +40,16 @@ class _Eviction:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unused:
+    """An eviction that the pod it was for made no use of: why, since when, and uids of who might have."""
+
+    eviction: _Eviction
+    fate: str
+    at_s: float
+    others: set[str]
+
+
 def _sums(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(sum, zip_longest(first, second, fillvalue=0)))
 
@@ -61,6 +73,7 @@ class Outcomes:
     ) -> None:
         self._decider, self._report, self._log, self._clock = decider, report, log, clock
         self._open: dict[str, _Eviction] = {}
+        self._unused: list[_Unused] = []
 
     def evicted(self, preemptor: PodRecord, decision: Decision) -> None:
         """Begin to follow a decision that is about to be carried out, or answered."""
@@ -70,7 +83,7 @@ class Outcomes:
         known = self._open.pop(preemptor.uid, None)
         victims = dict(known.victims) if known is not None and known.node == node else {}
         if known is not None and known.node != node:
-            self._tell_unused(known, ELSEWHERE)
+            self._is_unused(known, ELSEWHERE)
         cache = self._decider.cache
         others = {pod.uid for pod in cache.pods_on(node) if pod.node}
         if known is not None and known.node == node:
@@ -92,45 +105,66 @@ class Outcomes:
                 continue
             del self._open[uid]
             if pod is None or not pod.node:
-                self._tell_unused(entry, GONE)
+                self._is_unused(entry, GONE)
             elif pod.node != entry.node:
-                self._tell_unused(entry, ELSEWHERE)
+                self._is_unused(entry, ELSEWHERE)
             else:
                 went = self._that_went(entry)
                 spare = [one for one in went if self._could_have_stayed(pod, one)]
                 self._tell(SPARE, entry, spare)
                 self._tell(NEEDED, entry, [one for one in went if one not in spare])
+        waiting, self._unused = self._unused, []
+        for one in waiting:
+            self._tell_unused(one)
 
     def _could_have_stayed(self, pod: PodRecord, victim: _Victim) -> bool:
         return self._decider.fits_beside(pod, victim.gpus, victim.cores)
 
-    def _tell_unused(self, entry: _Eviction, fate: str) -> None:
-        """Tell of evictions that the pod they were for made no use of: a more important one may have."""
-        went = self._that_went(entry)
-        taken = self._taken(entry, went)
-        self._tell(TAKEN, entry, taken)
-        self._tell(fate, entry, [one for one in went if one not in taken])
+    def _is_unused(self, entry: _Eviction, fate: str) -> None:
+        cache = self._decider.cache
+        others = {pod.uid for pod in [*cache.pending, *cache.pods_on(entry.node)]}
+        self._unused.append(_Unused(entry, fate, self._clock(), others - entry.others))
 
-    def _taken(self, entry: _Eviction, went: Sequence[_Victim]) -> list[_Victim]:
+    def _tell_unused(self, unused: _Unused) -> None:
+        """Tell of evictions that the pod they were for made no use of: a more important one may have."""
+        entry = unused.eviction
+        if self._clock() - unused.at_s < SETTLED_S and self._is_open(entry):
+            self._unused.append(unused)
+            return
+        went = self._that_went(entry)
+        taken = self._taken(unused, went)
+        self._tell(TAKEN, entry, taken)
+        self._tell(unused.fate, entry, [one for one in went if one not in taken])
+
+    def _is_open(self, entry: _Eviction) -> bool:
+        """Say whether it is about to be known who has what was freed."""
+        cache = self._decider.cache
+        state = cache.nodes.states.get(entry.node)
+        coming = cache.reservations.coming_to(entry.node, "")
+        return state is not None and (
+            cache.is_unsettled(state) or any(pod.priority > entry.priority for pod in coming)
+        )
+
+    def _taken(self, unused: _Unused, went: Sequence[_Victim]) -> list[_Victim]:
         """Return those whose GPUs a more important pod has, which came since and would not fit beside them.
 
         Or which is nominated for them: that is why the other one went elsewhere, before it is bound.
         """
-        cache, found = self._decider.cache, list[_Victim]()
+        cache, found, entry = self._decider.cache, list[_Victim](), unused.eviction
         state = cache.nodes.states.get(entry.node)
         if state is None or state.broken:
             return found
         takers = [
             (pod, (state.holding(pod.uid) or (0,))[0])
             for pod in state.sure.records
-            if pod.uid not in entry.others and pod.priority > entry.priority
+            if pod.uid in unused.others and pod.priority > entry.priority
         ]
         gone = [
             one for one in went if one.uid not in cache.pods
         ]  # others are still on their way out
-        unused = [one for one in gone if one.gpus and not one.gpus & ~state.counted.gpu_free]
+        idle = [one for one in gone if one.gpus and not one.gpus & ~state.counted.gpu_free]
         gpus, cores = 0, tuple[int, ...]()
-        for one in unused:
+        for one in idle:
             gpus, cores = gpus | one.gpus, _sums(cores, one.cores)
         for one in gone:
             users = [pod for pod, held in takers if held & one.gpus]

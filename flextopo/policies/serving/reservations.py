@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
@@ -18,6 +18,8 @@ HELD_BACK_S = 3
 """For so long nobody is evicted for a pod that was refused what is about to be known."""
 HELD_BACK_MOST_S = 20
 """For longer in all a pod is not held back: where pods come all the time, something always is."""
+MOST_UNALIGNED = 100
+"""Nodes on which only alignment is in the way that are looked at beside those that kube-scheduler asks about."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +71,7 @@ class Reservations:
         self._ends: list[tuple[float, str]] = []
         self._held_back: dict[str, tuple[float, float]] = {}
         self._kept: dict[str, tuple[str, float]] = {}
+        self._unaligned: dict[str, tuple[str, ...]] = {}
 
     def _until(self, uid: str, seconds: float) -> float:
         """Return when something ends that is true of a pod for some seconds."""
@@ -93,11 +96,27 @@ class Reservations:
             elif uid != but and node in entry.nodes:
                 yield entry.record
 
-    def hold_back(self, uid: str) -> None:
-        """Remember that a pod was refused a node because of what is about to be known."""
+    def hold_back(self, uid: str) -> bool:
+        """Remember that a pod was refused a node because of what is about to be known.
+
+        Returns:
+            Whether it is held back: not for ever.
+        """
         now_s = self._clock()
         first_s, _ = self._held_back.get(uid, (now_s, 0.0))
         self._held_back[uid] = first_s, now_s + HELD_BACK_S
+        return self.is_held_back(uid)
+
+    def refuse(self, uid: str, nodes: Sequence[str]) -> None:
+        """Remember the nodes that a pod was refused for alignment alone."""
+        if nodes:
+            self._unaligned[uid] = tuple(nodes[:MOST_UNALIGNED])
+        else:
+            self._unaligned.pop(uid, None)
+
+    def refused(self, uid: str) -> tuple[str, ...]:
+        """Return the nodes that a pod was refused for alignment alone, the last time it asked."""
+        return self._unaligned.get(uid, ())
 
     def is_held_back(self, uid: str) -> bool:
         """Say whether nobody is to be evicted for a pod yet."""
@@ -186,5 +205,6 @@ class Reservations:
         """Forget all about a pod."""
         self._let_in.pop(uid, None)
         self._held_back.pop(uid, None)
+        self._unaligned.pop(uid, None)
         self._kept.pop(uid, None)
         self.forget_answer(uid)
