@@ -2,12 +2,24 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from typing import Any
 
 import pytest
 from fake_apiserver import FakeApiserver, running, until
-from kube_objects import NOW_S, budget, flextopo, full_node, make_cache, node, pod
+from kube_objects import (
+    NOW_S,
+    budget,
+    flextopo,
+    full_node,
+    make_cache,
+    node,
+    pod,
+    preemptor,
+    read,
+)
 
 pytest.importorskip("lightkube")
 
@@ -268,3 +280,35 @@ def test_the_fake_apiserver_loses_nothing_beside_a_bookmark(turns: int) -> None:
         return [json.loads(line)["type"] for line in lines]
 
     assert asyncio.run(told()).count("ADDED") == 1
+
+
+def test_the_time_is_the_apiservers_whatever_this_machine_takes_it_for() -> None:
+    """Its own clock a minute behind, it took victims with 5 s of grace for ones that take longer than 30."""
+
+    async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
+        cache = known(watch)
+        watch.told_time = cache.told_time
+        await until(lambda: abs(cache.clock() - time.time()) <= 2)
+        # An answer states whole seconds: what is no more than that changes nothing.
+        for skew, ahead in ((1, cache.ahead_s), (5, cache.ahead_s + 5)):
+            watch._read_time(formatdate(cache.clock() + skew))
+            assert cache.ahead_s == ahead
+        for odd in ("", "yesterday", "Fri, 99 Foo 2026 00:00:00 GMT"):
+            watch._read_time(odd)
+            assert cache.ahead_s == ahead
+
+    follow([], scenario)
+
+
+@pytest.mark.parametrize("ahead_s", [-60, 60])
+def test_victims_are_on_their_way_out_whatever_the_time_is_here(ahead_s: int) -> None:
+    waiting = preemptor(1, status={"nominatedNodeName": "n0"})
+    leaving = pod("n0-b0", "n0", meta={"deletionTimestamp": "2027-01-15T08:00:03Z"})
+    documents = [*full_node("n0"), waiting]
+    cache = ClusterCache(lambda: NOW_S - ahead_s)
+    for document in [*documents, leaving]:
+        cache.put(read(document))
+    record = cache.pods["uid-online"]
+    assert not cache.kept_for(record)
+    cache.told_time(NOW_S)
+    assert cache.kept_for(record) == "n0"

@@ -99,6 +99,10 @@ def _id_of(obj: KubeObject) -> str:
     return obj.metadata.uid if isinstance(obj, PodObject) else key_of(obj.metadata)
 
 
+SKEW_S = 2
+"""Clocks that differ by less are taken for the same: an answer's date is in whole seconds."""
+
+
 def make_clock() -> Callable[[], int]:
     """Return a clock of Unix seconds that a change of the system's time does not move."""
     begin, start = time.time(), time.monotonic()
@@ -111,8 +115,12 @@ GROUP_KINDS = (PodGroupObject.KIND, GangObject.KIND, VolcanoGroupObject.KIND)
 class ClusterCache:
     """Pods, nodes, FlexTopo objects, budgets, classes and groups; nodes are worked out when asked.
 
+    Args:
+        clock: Unix time in seconds of this machine.
+        bands: priorities from which on batch pods are of class 1, 2, ...
+
     Attributes:
-        clock: Unix time in seconds.
+        ahead_s: seconds by which the apiserver's clock is ahead of this machine's.
         bands: priorities from which on batch pods are of class 1, 2, ...
         pods: every pod by uid.
         budgets: PodDisruptionBudgets.
@@ -125,7 +133,8 @@ class ClusterCache:
     def __init__(
         self, clock: Callable[[], int] | None = None, bands: Sequence[int] = CLASS_BANDS
     ) -> None:
-        self.clock = clock or make_clock()
+        self._own_clock = clock or make_clock()
+        self.ahead_s = 0
         self.bands = bands
         self.pods: dict[str, PodRecord] = {}
         self.budgets = BudgetBook()
@@ -175,6 +184,17 @@ class ClusterCache:
             "ResourceClaim": self._remove_claim,
             **{kind.KIND: partial(self.volumes.remove, kind.KIND) for kind in VOLUME_KINDS},
         }
+
+    def clock(self) -> int:
+        """Return the Unix time in seconds as the apiserver has it, whose times stand in objects."""
+        return self._own_clock() + self.ahead_s
+
+    def told_time(self, now_s: int) -> None:
+        """Take note of the time that the apiserver has."""
+        ahead_s = now_s - self._own_clock()
+        if abs(ahead_s - self.ahead_s) >= SKEW_S:
+            self.ahead_s = ahead_s
+            self._dirty |= self.hosts.allocatable.keys()
 
     @property
     def nodes(self) -> NodeTable:

@@ -13,8 +13,10 @@ import gc
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 import httpx2
@@ -239,6 +241,7 @@ class KubeWatch:
         telemetry: told of errors.
         changed: called after every change.
         noted: called before that.
+        told_time: is told the Unix time in seconds that an answer of the apiserver states.
     """
 
     client: GenericAsyncClient
@@ -246,6 +249,7 @@ class KubeWatch:
     telemetry: Telemetry | None = None
     changed: Callable[[], None] = lambda: None
     noted: Callable[[], None] = lambda: None
+    told_time: Callable[[int], None] = lambda now_s: None
     _version: dict[type[Any], str | None] = field(default_factory=dict)
     _alive_at: dict[type[Any], float] = field(default_factory=dict)
     _asked_at: dict[type[Any], float] = field(default_factory=dict)
@@ -365,6 +369,7 @@ class KubeWatch:
             response = await self.client.send(ask, stream=True)  # type: ignore[no-untyped-call]
             try:
                 response.raise_for_status()
+                self._read_time(response.headers.get("date", ""))
                 self._alive(kind)
                 async for line in response.aiter_lines():
                     limit.reschedule(asyncio.get_running_loop().time() + SILENCE_S)
@@ -372,6 +377,11 @@ class KubeWatch:
             finally:
                 await response.aclose()
         self._alive(kind)
+
+    def _read_time(self, date: str) -> None:
+        """Take note of the apiserver's time, which each answer states and may be minutes from ours."""
+        with suppress(ValueError):
+            self.told_time(int(parsedate_to_datetime(date).timestamp()))
 
     def _ended_early(self, kind: type[Any]) -> bool:
         """Say whether a watch ended at once: it must not be asked for again without a pause."""

@@ -143,7 +143,7 @@ def _follow(plan: Plan, decider: Decider, service: Service, outcomes: Outcomes) 
     watch = KubeWatch(client, decider.cache, service.telemetry)
     decider.age_s = watch.age_s
     service.ready, service.fresh = watch.ready, watch.is_fresh
-    watch.noted = outcomes.seen
+    watch.noted, watch.told_time = outcomes.seen, decider.cache.told_time
     tasks: list[Task] = [watch.follow]
     if plan.controller:
         # With a client of its own: the Lease is given up after the watch has closed its.
