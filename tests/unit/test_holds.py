@@ -183,6 +183,24 @@ def test_a_device_that_was_taken_after_all_is_decided_about_again() -> None:
     control(scenario)
 
 
+def test_who_lost_a_device_does_not_wait_as_after_an_eviction_that_is_under_way() -> None:
+    """A free device that was given away a moment before it was held cost 3 s more."""
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        controller.backoff_s = (60.0, 60.0)
+        controller._pause_after = lambda *_: 60.0  # type: ignore[method-assign]
+        await until(lambda: len(victims(server)) == 2)
+        first, second = victims(server)
+        ended(server, first)
+        await take(server, controller, int(first[1:]))
+        ended(server, second)
+        await until(lambda: server.calls.count("create pods/eviction") >= 3)
+        await asyncio.sleep(0.5)
+        assert server.calls.count("create pods/eviction") == 3
+
+    control(scenario)
+
+
 def test_where_nothing_can_be_held_it_evicts_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

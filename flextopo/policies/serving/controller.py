@@ -164,6 +164,9 @@ class Controller:
             return
         if await self._fits_now(asking, waiting):
             return
+        if self.holds is not None and any(map(self.holds.was_just_robbed, asking.members)):
+            # The others are held, and one more is to be freed: nothing is to be waited for.
+            waiting.not_before = 0.0
         claims = all(pod.claims for pod in asking.members)
         settle_s = min(self.settle_s, DRA_SETTLE_S) if claims else self.settle_s
         if now - waiting.since >= settle_s and now >= waiting.not_before:

@@ -60,6 +60,7 @@ class _Hold:
     claims: tuple[str, ...]
     released: bool = False
     stolen: bool = False
+    told: bool = False
 
 
 @dataclass
@@ -122,6 +123,14 @@ class DeviceHolds:
         """
         hold = self._holds.get(pod.uid)
         return hold is not None and not hold.stolen
+
+    def was_just_robbed(self, pod: PodRecord) -> bool:
+        """Say, once for all devices of a hold, whether somebody else was given one of them."""
+        hold = self._holds.get(pod.uid)
+        if hold is None or not hold.stolen or hold.told:
+            return False
+        hold.told = True
+        return True
 
     def is_robbed(self, uid: str, victims: Collection[str] = ()) -> bool:
         """Say whether one of the devices held for a pod is another's, who is not on the way out.
