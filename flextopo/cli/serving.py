@@ -81,7 +81,9 @@ def serve(
     ] = False,
     leave_gangs: Annotated[
         bool,
-        typer.Option(help="Evict nobody for one pod of a gang: a controller elsewhere decides."),
+        typer.Option(
+            help="A controller runs elsewhere: leave gangs to it, and nodes that lack only alignment."
+        ),
     ] = False,
     scheduler_name: Annotated[
         list[str] | None,

@@ -54,7 +54,8 @@ class Extender:
         telemetry: counts and logs.
         shadow: decide and log, and answer the victims that proposed.
         outcomes: follows what becomes of evictions, where there is a watch.
-        leave_gangs: a controller decides about pods that start together; nobody is evicted for one alone.
+        leave_gangs: a controller decides about pods that start together, and about nodes where only alignment
+            is in the way; nobody is evicted for one of these alone.
     """
 
     decider: Decider

@@ -76,7 +76,7 @@ class Plan:
         snapshot: file that stands for the cluster.
         kube: watch a real cluster.
         controller: also evict for pods that kube-scheduler leaves pending, and wake those that fit.
-        leave_gangs: a controller, this one or another, decides about pods that start together.
+        leave_gangs: there is a controller, this one or another: see `Extender`.
         schedulers: names of the schedulers whose pods the controller looks after.
         shadow: decide and log, and change nothing.
         budget_s: time of the selector for one decision.
