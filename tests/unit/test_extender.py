@@ -484,6 +484,34 @@ def test_who_takes_the_place_of_less_important_pods_takes_the_one_that_costs_lea
         assert ask(make_extender(make_cache(documents)), "filter", request)["NodeNames"] == ["n1"]
 
 
+@pytest.mark.parametrize(
+    ("kept", "requirement", "controller", "waits"),
+    [
+        (4, "guaranteed", True, True),
+        (1, "guaranteed", True, False),  # it takes as much as the other loses
+        (4, "guaranteed", False, False),  # nobody has kube-scheduler look again
+        (4, "none", True, False),
+    ],
+)
+def test_who_would_spoil_more_than_it_takes_waits_for_three_seconds(
+    kept: int, requirement: str, controller: bool, waits: bool
+) -> None:
+    now = [0.0]
+    held = {"b": [4, 5, 6, 7], **({"c": list(range(4 - kept))} if kept < 4 else {})}
+    cache = with_a_place_kept(held, kept)
+    cache.reservations._clock = lambda: now[0]
+    extender = make_extender(cache, leave_gangs=controller)
+    top = preemptor(1, requirement, name="top", priority=2000)
+    request = nodes_request(["n0"], top)
+    assert ask(extender, "filter", request)["NodeNames"] == ([] if waits else ["n0"])
+    # Nobody is evicted for it meanwhile.
+    assert cache.reservations.is_held_back("uid-top") == waits
+    now[0] = 2.9
+    assert ask(extender, "filter", request)["NodeNames"] == ([] if waits else ["n0"])
+    now[0] = 3.1
+    assert ask(extender, "filter", request)["NodeNames"] == ["n0"]
+
+
 @pytest.mark.parametrize("controller", [True, False])
 def test_where_alignment_alone_is_in_the_way_elsewhere_a_controller_has_fewer_evicted(
     controller: bool,

@@ -284,11 +284,25 @@ class Extender:
         losers = {name: self.decider.cache.spoiled(name, preemptor, after=True) for name in names}
         lost = {name: sum(one.gpus for one in pods) for name, pods in losers.items()}
         least = min(lost.values(), default=0)
+        if self._spares(preemptor, least):
+            least = 0
         return {
             name: f"it is kept for {pods[0].key}, which need not lose it"
             for name, pods in losers.items()
             if lost[name] > least
         }
+
+    def _spares(self, preemptor: PodRecord, lost: int) -> bool:
+        """Say whether it waits a moment, since others would lose more GPUs than it takes.
+
+        Most places are free as a whole within seconds. Where there is a controller it has kube-scheduler
+        look at guaranteed pods again.
+        """
+        reservations = self.decider.cache.reservations
+        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        if lost <= preemptor.gpus or not (guaranteed and self.leave_gangs):
+            return False
+        return reservations.spares(preemptor.uid) and reservations.hold_back(preemptor.uid)
 
     def _refusal(self, name: str, preemptor: PodRecord) -> _Refusal:
         """Return why a node is refused to a guaranteed pod."""

@@ -7,7 +7,7 @@ pod those that others were evicted for, although there are more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from flextopo.cluster.topology.model import ServerModel
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord
 
+MOST_LANDINGS = 100
+"""Ways in which kubelet may place a pod that are looked at; on 8 GPUs there are no more than 70."""
 Cores = npt.NDArray[np.int16]
 Place = tuple[int, Cores]
 """A bit mask of GPUs, and cores by NUMA node."""
@@ -43,7 +45,8 @@ def spoiled(
     now, later = _free(state)
     model = state.hardware.model
     before = _unseated(models, model, kept, later)
-    for mask, cores in _landings(models, state.hardware.server, model, now, pod):
+    landings = _landings(models, state.hardware.server, model, now, pod)
+    for mask, cores in islice(landings, MOST_LANDINGS):
         left = later[0] & ~mask, later[1] - cores
         found = [one for one in _unseated(models, model, kept, left) if one not in before]
         worst = max(worst, found, key=lambda pods: sum(one.gpus for one in pods))

@@ -72,6 +72,7 @@ class Reservations:
         self._held_back: dict[str, tuple[float, float]] = {}
         self._kept: dict[str, tuple[str, float]] = {}
         self._unaligned: dict[str, tuple[str, ...]] = {}
+        self._sparing: dict[str, float] = {}
 
     def _until(self, uid: str, seconds: float) -> float:
         """Return when something ends that is true of a pod for some seconds."""
@@ -106,6 +107,11 @@ class Reservations:
         first_s, _ = self._held_back.get(uid, (now_s, 0.0))
         self._held_back[uid] = first_s, now_s + HELD_BACK_S
         return self.is_held_back(uid)
+
+    def spares(self, uid: str) -> bool:
+        """Say whether a pod still spares what was freed for less important ones, which it may take."""
+        now_s = self._clock()
+        return now_s - self._sparing.setdefault(uid, now_s) < HELD_BACK_S
 
     def refuse(self, uid: str, nodes: Sequence[str]) -> None:
         """Remember the nodes that a pod was refused for alignment alone."""
@@ -206,5 +212,6 @@ class Reservations:
         self._let_in.pop(uid, None)
         self._held_back.pop(uid, None)
         self._unaligned.pop(uid, None)
+        self._sparing.pop(uid, None)
         self._kept.pop(uid, None)
         self.forget_answer(uid)
