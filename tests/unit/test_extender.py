@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_objects import flextopo, full_node, make_cache, node, pod, preemptor, read
+from kube_objects import NOW_S, flextopo, full_node, make_cache, node, pod, preemptor, read
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.state.selector import VictimSelector
@@ -539,3 +539,29 @@ def test_where_alignment_alone_is_in_the_way_elsewhere_a_controller_has_fewer_ev
         for now[0] in range(1, 25):
             answer = asked()
         assert len(answer["n0"]["Pods"]) == 2
+
+
+@pytest.mark.parametrize("copy", ["kube-scheduler's", "the watch's"])
+def test_nobody_is_named_while_a_controller_elsewhere_carries_out_what_it_decided(
+    copy: str,
+) -> None:
+    """kube-scheduler asks again at once when a controller nominates: both had pods evicted."""
+    told = {"flextopo/attended": str(NOW_S - 1)}
+    attended = preemptor(2, annotations=told, status={"nominatedNodeName": "n0"})
+    plain = preemptor(2)
+    cache = make_cache([*full_node(), plain if copy == "kube-scheduler's" else attended])
+    extender = make_extender(cache)
+    asking = attended if copy == "kube-scheduler's" else plain
+    body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b7"]}, asking)
+    assert ask(extender, "preempt", body)["NodeNameToMetaVictims"] == {}
+    # If nothing came of it, it is asked about like any other.
+    cache.told_time(NOW_S + 5)
+    assert ask(extender, "preempt", body)["NodeNameToMetaVictims"]["n0"]["Pods"]
+
+
+@pytest.mark.parametrize("at", ["", "soon", "-5", "2027-01-15T08:00:00Z"])
+def test_an_odd_note_of_a_controller_is_none(at: str) -> None:
+    asking = preemptor(2, annotations={"flextopo/attended": at})
+    body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b7"]}, asking)
+    answer = ask(make_extender(make_cache(full_node())), "preempt", body)
+    assert answer["NodeNameToMetaVictims"]["n0"]["Pods"]

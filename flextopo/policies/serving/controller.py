@@ -412,7 +412,7 @@ class Controller:
         """
         for pod, part in parts:
             if part.node is not None and pod.nominated != part.node:
-                await self.watch.nominate(pod.namespace, pod.name, pod.uid, pod.version, part.node)
+                await self.watch.nominate(pod, part.node, self.decider.cache.clock())
         for pod, part in parts:
             if self.holds is not None and part.node is not None and pod.claims:
                 await self.holds.hold(pod, part.node, part.gpus)

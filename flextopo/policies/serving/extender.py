@@ -33,6 +33,9 @@ from flextopo.policies.serving.wire import (
     read_nodes,
 )
 
+ATTENDED_S = 5
+"""A controller has carried out within so many seconds what it decided."""
+
 
 class _Refusal(NamedTuple):
     """Why a node is refused, empty if it is not.
@@ -114,8 +117,8 @@ class Extender:
     def _again(self, preemptor: PodRecord, proposed: ProposedVictims) -> bytes | None:
         """Return what was answered a moment ago to who asks again, None where it does not hold."""
         cache = self.decider.cache
-        if preemptor.uid in cache.reservations.under_way:
-            return _encode({})  # the controller is carrying it out
+        if preemptor.uid in cache.reservations.under_way or self._is_attended(preemptor):
+            return _encode({})  # a controller is carrying it out
         told, kept = cache.reservations.answered(preemptor.uid), cache.kept_for(preemptor)
         if told is None or not told[1]:
             return None
@@ -134,11 +137,15 @@ class Extender:
         count = self.decider.violations(uids)
         return _encode({node: MetaVictims([MetaPod(uid) for uid in uids], count)})
 
+    def _is_attended(self, preemptor: PodRecord) -> bool:
+        """Say whether a controller chose a node for the pod a moment ago, in this process or another."""
+        known = self.decider.cache.pods.get(preemptor.uid, preemptor)
+        at_s = max(preemptor.attended_s, known.attended_s)
+        return abs(self.decider.cache.clock() - at_s) < ATTENDED_S
+
     def _decide(self, preemptor: PodRecord, proposed: ProposedVictims) -> Decision:
         if self.decider.cache.reservations.is_held_back(preemptor.uid):
-            return Decision(
-                None, reasons=("where pods are that were just let in is about to be known",)
-            )
+            return Decision(None, reasons=("for a moment: more is about to be known or free",))
         if self.leave_gangs and starts_with_others(self.decider.cache, preemptor):
             return Decision(None, reasons=("a controller decides about all of its gang together",))
         found = self.decider.decide(preemptor, proposed, proposed)

@@ -60,7 +60,7 @@ from flextopo.policies.serving.objects import (
     VolumeObject,
     ZonesObject,
 )
-from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.records import ATTENDED, PodRecord
 from flextopo.policies.serving.telemetry import Telemetry
 
 WATCH_S = 15
@@ -401,17 +401,28 @@ class KubeWatch:
             about = f"{type(error).__name__}: {error}"
             self.telemetry.log("watch_error", kind=WATCHED[kind].__name__, error=about)
 
-    async def nominate(self, namespace: str, name: str, uid: str, version: int, node: str) -> None:
+    async def nominate(self, pod: PodRecord, node: str, now_s: int) -> None:
         """Write a pod's `status.nominatedNodeName`, if nobody has changed the pod meanwhile.
+
+        An extender elsewhere, which kube-scheduler asks at the same moment, learns that it is attended to.
+
+        Args:
+            pod: as it was when the node was chosen.
+            node: name of the node.
+            now_s: Unix time.
 
         Raises:
             httpx2.HTTPError: the apiserver refused, with status 409 if somebody has.
         """
         patch = {
-            "metadata": {"uid": uid, "resourceVersion": str(version)},
+            "metadata": {
+                "uid": pod.uid,
+                "resourceVersion": str(pod.version),
+                "annotations": {ATTENDED: str(now_s)},
+            },
             "status": {"nominatedNodeName": node},
         }
-        changed = await self._patch_status(namespace, name, patch)
+        changed = await self._patch_status(pod.namespace, pod.name, patch)
         # Until the watch shows it, the next decision must know that this place is taken.
         self.cache.put(changed)
 

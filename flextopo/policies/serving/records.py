@@ -28,6 +28,8 @@ from flextopo.policies.serving.sources import Held, read_held
 REQUIREMENT = "godel.bytedance.com/flextopo-requirement"
 CAN_BE_PREEMPTED = "godel.bytedance.com/can-be-preempted"
 PROTECTION = "godel.bytedance.com/protection-duration-from-preemption"
+ATTENDED = "flextopo/attended"
+"""Annotation that a controller writes with its nomination: the Unix time, as the apiserver has it."""
 CHECKPOINT = "flextopo/checkpoint-interval-s"
 MIRROR = "kubernetes.io/config.mirror"
 STATIC = "kubernetes.io/config.source"
@@ -103,6 +105,7 @@ class PodRecord:
         version: the object's resource version.
         scheduler: name of the scheduler that is to place it.
         refused: why it is unschedulable, empty where it is not.
+        attended_s: Unix time at which a controller chose its node, 0 where none did.
         placing: where it may go.
     """
 
@@ -144,6 +147,7 @@ class PodRecord:
     version: int
     scheduler: str
     refused: str
+    attended_s: int
     placing: Placing
 
     def age_s(self, now_s: int) -> int:
@@ -277,6 +281,7 @@ def read_pod(
         version=parse_version(meta.resourceVersion),
         scheduler=spec.schedulerName or "default-scheduler",
         refused=_refused(pod),
+        attended_s=int(at) if (at := annotations.get(ATTENDED, "")).isdecimal() else 0,
         placing=read_placing(pod),
     )
 
