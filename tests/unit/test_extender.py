@@ -565,3 +565,58 @@ def test_an_odd_note_of_a_controller_is_none(at: str) -> None:
     body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b7"]}, asking)
     answer = ask(make_extender(make_cache(full_node())), "preempt", body)
     assert answer["NodeNameToMetaVictims"]["n0"]["Pods"]
+
+
+LEAVING = {"deletionTimestamp": SOON}
+
+
+@pytest.mark.parametrize(
+    ("leaving", "change", "waits"),
+    [
+        ([0, 1], {}, True),
+        ([0, 4], {}, False),  # on two sockets
+        ([0], {}, False),
+        ([0, 1], {"spec": {"nodeSelector": {"zone": "a"}}}, False),  # it may not go there
+        ([0, 1], {"memory": "600Gi"}, False),  # memory is short
+    ],
+)
+@pytest.mark.parametrize("gone", [SOON, "2027-01-15T08:05:00Z", "2027-01-15T07:59:00Z"])
+def test_nobody_goes_where_a_node_that_has_no_victims_is_about_to_have_room(
+    leaving: list[int], change: dict[str, Any], waits: bool, gone: str
+) -> None:
+    """A rolling update: a replica of the old version leaves as the next one of the new version comes."""
+    held = {f"old{i}": [i] for i in range(8)}
+    old = [
+        pod(
+            f"old{i}",
+            "n1",
+            priority=1000,
+            meta={"deletionTimestamp": gone} if i in leaving else {},
+        )
+        for i in range(8)
+    ]
+    cache = make_cache([*full_node(), node("n1"), flextopo("n1", held), *old])
+    extender = make_extender(cache)
+    new = preemptor(2, name="new", **change)
+    body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, new)
+    answer = ask(extender, "preempt", body)["NodeNameToMetaVictims"]
+    waits = waits and gone == SOON  # one that takes minutes, or is overdue, is not waited for
+    if waits:
+        assert answer == {}
+        # The room is kept for it, and it is not forgotten that others go to it.
+        other = preemptor(2, name="other")
+        answer = ask(extender, "preempt", meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, other))
+    assert bool(answer) or "memory" in change
+
+
+@pytest.mark.parametrize("priority", [500, 1000, 2000])
+def test_what_is_being_freed_for_another_is_no_room_to_come(priority: int) -> None:
+    held = {f"old{i}": [i] for i in range(8)}
+    old = [
+        pod(f"old{i}", "n1", priority=400, meta=LEAVING if i in (0, 1) else {}) for i in range(8)
+    ]
+    first = preemptor(2, name="first", status={"nominatedNodeName": "n1"})
+    cache = make_cache([*full_node(), node("n1"), flextopo("n1", held), *old, first])
+    second = preemptor(2, name="second", priority=priority)
+    body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, second)
+    assert ask(make_extender(cache), "preempt", body)["NodeNameToMetaVictims"]

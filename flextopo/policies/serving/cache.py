@@ -150,6 +150,7 @@ class ClusterCache:
         self._nominated: dict[str, dict[str, PodRecord]] = {}
         self._claiming: dict[str, set[str]] = {}
         self._shy: dict[str, PodRecord] = {}
+        self._leaving: dict[str, set[str]] = {}
         self._grouped: dict[str, dict[str, PodRecord]] = {}
         self._table = NodeTable()
         self._unread: dict[str, dict[str, str]] = {}
@@ -235,6 +236,7 @@ class ClusterCache:
         if pod is not None:
             pod.terminating = True
             self._dirty.add(pod.node)
+            self._leaving.setdefault(pod.node, set()).add(uid)
 
     def put(self, obj: KubeObject) -> None:
         """Add or change an object; an older version than the known one is ignored."""
@@ -338,6 +340,8 @@ class ClusterCache:
             self._grouped.setdefault(record.group, {})[record.uid] = record
         if not record.node:
             self._pending[record.uid] = record
+        elif record.terminating:
+            self._leaving.setdefault(record.node, set()).add(record.uid)
 
     def read(self, obj: PodObject) -> PodRecord:
         """Return what is remembered of a pod; the cache stays as it is.
@@ -446,6 +450,10 @@ class ClusterCache:
                 del self._claiming[claim]
         self._pending.pop(uid, None)
         self._shy.pop(uid, None)
+        leaving = self._leaving.get(record.node, set())
+        leaving.discard(uid)
+        if not leaving:
+            self._leaving.pop(record.node, None)
         grouped = self._grouped.get(record.group, {})
         if grouped.pop(uid, None) is not None and not grouped:
             del self._grouped[record.group]
@@ -634,6 +642,16 @@ class ClusterCache:
         if not pod.terminating:
             return pod.uid in doomed
         return pod.gone_s is None or -soon_s <= self.clock() - pod.gone_s <= LATE_S
+
+    def leaving_soon(self) -> dict[str, list[PodRecord]]:
+        """Return the pods that leave nodes, where all of them are gone within Kubernetes' grace period."""
+        now_s, found = self.clock(), dict[str, list[PodRecord]]()
+        for name, uids in self._leaving.items():
+            pods = [self.pods[uid] for uid in uids]
+            gone_s = [pod.gone_s for pod in pods if pod.gone_s is not None]
+            if all(-SOON_S <= now_s - at_s <= LATE_S for at_s in gone_s):
+                found[name] = pods
+        return found
 
     def is_stuck(self, node: str) -> bool:
         """Say whether a terminating pod of a node is not counted on any more: its time is long over."""

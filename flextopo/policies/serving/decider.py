@@ -20,6 +20,7 @@ from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.guards import GuardError, Proposal, check, short_of, together
+from flextopo.policies.serving.landing import fits_later
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.runner import (
@@ -433,6 +434,23 @@ class Decider:
             return False
         guaranteed = pod.requirement == TopologyRequirement.GUARANTEED
         return not guaranteed or bool(is_aligned(level, best_level(table, model, *asked)))
+
+    def room_to_come(self, preemptor: PodRecord) -> str:
+        """Return a node where a pod fits once those are gone that leave it soon, empty for none."""
+        leaving = self.cache.leaving_soon()
+        if not leaving:
+            return ""
+        reach, asked = self.cache.reach_of(preemptor), together([preemptor])
+        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        for name, pods in leaving.items():
+            # Of what is kept for others there nothing is meant, whoever is more important.
+            state = self.cache.nodes.states.get(name)
+            if state is None or state.broken or (guaranteed and not state.known):
+                continue
+            enough = not reach.why_not(name) and not short_of(asked, state, pods)
+            if enough and fits_later(self.cache.table, state, preemptor):
+                return name
+        return ""
 
     def alignment(self, state: NodeState, preemptor: PodRecord) -> tuple[bool, int, int]:
         """Return whether free resources align the preemptor for sure, at what level, and the best.

@@ -149,10 +149,15 @@ class Extender:
         if self.leave_gangs and starts_with_others(self.decider.cache, preemptor):
             return Decision(None, reasons=("a controller decides about all of its gang together",))
         found = self.decider.decide(preemptor, proposed, proposed)
-        better = self._elsewhere(preemptor, proposed) if found.victims else ""
-        if better:
-            return Decision(None, reasons=(better,))
-        return found
+        if not found.victims:
+            return found
+        room = self.decider.room_to_come(preemptor)
+        if room:
+            # kube-scheduler asks about nodes that have victims, and others may be about to have room.
+            why = f"it fits on node {room} as soon as those are gone that are leaving it"
+            return Decision(room, wait_s=1, reasons=(why,))
+        better = self._elsewhere(preemptor, proposed)
+        return Decision(None, reasons=(better,)) if better else found
 
     def _elsewhere(self, preemptor: PodRecord, proposed: ProposedVictims) -> str:
         """Say on which node a controller has fewer to evict, empty for none.

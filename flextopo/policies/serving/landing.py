@@ -53,6 +53,12 @@ def spoiled(
     return worst
 
 
+def fits_later(models: npt.NDArray[Any], state: NodeState, pod: PodRecord) -> bool:
+    """Say whether a pod has a place on a node, by GPUs and cores, once those are gone that are on their way out."""
+    _, later = _free(state)
+    return not _unseated(models, state.hardware.model, [pod], later)
+
+
 def _free(state: NodeState) -> tuple[Place, Place]:
     """Return what is free now, and once those are gone that are on their way out."""
     gpus, cores = state.counted.gpu_free, state.counted.cores_free
