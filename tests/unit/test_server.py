@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from fake_apiserver import FakeApiserver, running
+from fake_apiserver import FakeApiserver, running, until
 from kube_objects import full_node, node, pod, preemptor
 
 from flextopo.cli.app import main
@@ -198,6 +198,30 @@ def test_a_cluster_is_watched_and_served(tmp_path: Path) -> None:
                 answer = (await ask(port, "/preempt", PREEMPT)).json()
                 assert len(answer["NodeNameToMetaVictims"]["n0"]["Pods"]) == 2
                 assert "flextopo_watch_age_seconds" in (await ask(port, "/metrics")).text
+
+    asyncio.run(scenario())
+
+
+def test_a_controller_that_is_told_to_stop_gives_up_its_lease(tmp_path: Path) -> None:
+    """Kubernetes sends SIGTERM; the process was gone before that, and the next one waited for 17 s."""
+
+    async def scenario() -> None:
+        server = FakeApiserver()
+        async with running(server):
+            config = tmp_path / "config"
+            config.write_text(yaml.safe_dump(kubeconfig(server.url)))
+            with serving("--kube", "--controller", environment={"KUBECONFIG": str(config)}) as (
+                process,
+                _,
+            ):
+                await until(lambda: bool(holder(server)))
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(process.wait, 15) == -signal.SIGTERM
+                assert holder(server) == ""
+
+    def holder(server: FakeApiserver) -> str:
+        lease = server.get("Lease", "default/flextopo-controller") or {"spec": {}}
+        return str(lease["spec"].get("holderIdentity", ""))
 
     asyncio.run(scenario())
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import signal
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from flextopo.policies.serving.telemetry import Telemetry
 YOUNG = 10_000
 """New objects after which the garbage collector looks at them: with Python's 700 that is in the middle of
 one request in 70, for a quarter of a millisecond or more."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WARM_UP: Sequence[tuple[str, str]] = (("warm-up/batch", "node"), ("warm-up/preemptor", ""))
 
 
@@ -176,7 +179,8 @@ def serve_until_signal(service: Service, listen: Listen, tasks: Sequence[Task] =
         FlextopoError: the port is taken or a certificate cannot be read.
     """
     config = _config(make_app(service), listen.host, listen.port, _tls(listen))
-    servers = [uvicorn.Server(config)]
+    first = _First(config)
+    servers: list[uvicorn.Server] = [first]
     if listen.health_port:
         servers.append(_Beside(_config(make_health_app(service), listen.host, listen.health_port)))
     try:
@@ -187,6 +191,34 @@ def serve_until_signal(service: Service, listen: Listen, tasks: Sequence[Task] =
         raise FlextopoError(
             f"{listen.host}:{listen.port}: cannot listen; legal: an address and port that are free"
         ) from None
+    for number in reversed(first.told):
+        # The process ends as anybody expects who sent it.
+        signal.raise_signal(number)
+
+
+class _First(uvicorn.Server):
+    """A server that ends when it is told to, and leaves it to others to end the process.
+
+    uvicorn's own sends the signal again as soon as it has ended, and nobody would give up a Lease.
+    """
+
+    @property
+    def told(self) -> list[int]:
+        """Return the signals that came."""
+        return list(self._captured_signals)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take signals for this server, in the main thread: others get none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class _Beside(uvicorn.Server):
