@@ -164,13 +164,14 @@ class Controller:
             return
         if await self._fits_now(asking, waiting):
             return
-        if self.holds is not None and any(map(self.holds.was_just_robbed, asking.members)):
+        robbed = self.holds is not None and any(map(self.holds.was_just_robbed, asking.members))
+        if robbed:
             # The others are held, and one more is to be freed: nothing is to be waited for.
             waiting.not_before = 0.0
         claims = all(pod.claims for pod in asking.members)
         settle_s = min(self.settle_s, DRA_SETTLE_S) if claims else self.settle_s
         if now - waiting.since >= settle_s and now >= waiting.not_before:
-            await self._attend(asking, waiting)
+            await self._attend(asking, waiting, robbed)
 
     def _asking(self, pod: PodRecord) -> Preemptors | None:
         """Return who starts together with a pod; None where that is kube-scheduler's business.
@@ -242,10 +243,10 @@ class Controller:
         except httpx2.HTTPError as error:
             self.telemetry.log("refused", pod=pod.key, error=str(error)[:200])
 
-    async def _attend(self, asking: Preemptors, waiting: _Waiting) -> None:
+    async def _attend(self, asking: Preemptors, waiting: _Waiting, robbed: bool) -> None:
         for pod in asking.members:
             held = self.holds is not None and self.holds.holds_for(pod)
-            kept = self.decider.cache.kept_for(pod, evicts=True)
+            kept = not robbed and self.decider.cache.kept_for(pod, evicts=True)
             if pod.never_preempts or held or kept:
                 # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
                 self.decider.cache.reservations.renew(pod.uid, PLAN_S)
