@@ -44,6 +44,8 @@ DRA_SETTLE_S = 0.5
 """For a pod with claims kube-scheduler never preempts, so there is nobody to wait for."""
 PLAN_S = 60.0
 """A place is kept so long for a pod after its victims were told to go."""
+ROUNDS = 2
+"""So many times others go for a pod with claims whose devices others are given, while such wait for any."""
 Parts = Sequence[tuple[PodRecord, Decision]]
 """Pods that start together, and what was decided about each."""
 
@@ -165,7 +167,7 @@ class Controller:
         if await self._fits_now(asking, waiting):
             return
         robbed = self.holds is not None and any(map(self.holds.was_just_robbed, asking.members))
-        if robbed:
+        if robbed and waiting.rounds < ROUNDS:
             # The others are held, and one more is to be freed: nothing is to be waited for.
             waiting.not_before = 0.0
         claims = all(pod.claims for pod in asking.members)
@@ -251,6 +253,11 @@ class Controller:
                 # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
                 self.decider.cache.reservations.renew(pod.uid, PLAN_S)
                 return
+        if waiting.rounds >= ROUNDS and self._has_rivals(asking):
+            # What they leave goes to these again: where no rule holds it, or nobody heeds rules.
+            self.telemetry.log("rivals", pod=asking.name, evicted=waiting.rounds)
+            self._back_off(waiting)
+            return
         nodes = self.gangs.nodes(asking)
         fresh = self.clock() - waiting.since < FRESH_S
         if fresh and self._is_unsettled(asking, nodes):
@@ -268,6 +275,14 @@ class Controller:
             self._back_off(waiting)
             return
         await self._carry_out(asking, decision, waiting)
+
+    def _has_rivals(self, asking: Preemptors) -> bool:
+        """Say whether less important pods wait for devices like those of a pod with claims."""
+        priority = asking.leader.priority
+        return any(pod.claims for pod in asking.members) and any(
+            pod.claims and pod.gpus and pod.refused and pod.priority < priority
+            for pod in self.decider.cache.pending
+        )
 
     def _is_unsettled(self, asking: Preemptors, nodes: list[str]) -> bool:
         cache = self.decider.cache
