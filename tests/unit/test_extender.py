@@ -1,6 +1,7 @@
 """The verbs of kube-scheduler, on recorded bodies and on hand-made ones."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -603,7 +604,15 @@ def test_nobody_goes_where_a_node_that_has_no_victims_is_about_to_have_room(
     waits = waits and gone == SOON  # one that takes minutes, or is overdue, is not waited for
     if waits:
         assert answer == {}
-        # The room is kept for it, and it is not forgotten that others go to it.
+        # So it is when it asks again, also when they have just gone: kube-scheduler does not know it yet.
+        assert ask(extender, "preempt", body)["NodeNameToMetaVictims"] == {}
+        for one in old[:2]:
+            cache.remove(read(one))
+        assert ask(extender, "preempt", body)["NodeNameToMetaVictims"] == {}
+        # But not for ever, where kube-scheduler knows why it cannot go there.
+        cache.reservations._clock = lambda: time.monotonic() + 41
+        assert ask(extender, "preempt", body)["NodeNameToMetaVictims"]
+        # The room is kept for it, and for nobody else.
         other = preemptor(2, name="other")
         answer = ask(extender, "preempt", meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, other))
     assert bool(answer) or "memory" in change

@@ -436,19 +436,26 @@ class Decider:
         return not guaranteed or bool(is_aligned(level, best_level(table, model, *asked)))
 
     def room_to_come(self, preemptor: PodRecord) -> str:
-        """Return a node where a pod fits once those are gone that leave it soon, empty for none."""
-        leaving = self.cache.leaving_soon()
+        """Return a node where a pod fits once those are gone that leave it soon, empty for none.
+
+        One that it was told of before stays that: those may be gone by now, which kube-scheduler sees later.
+        """
+        cache = self.cache
+        told = cache.reservations.answered(preemptor.uid)
+        mine = told[0] if told is not None and not told[1] else ""
+        leaving = {**({mine: []} if mine else {}), **cache.leaving_soon()}
         if not leaving:
             return ""
-        reach, asked = self.cache.reach_of(preemptor), together([preemptor])
+        reach, asked = cache.reach_of(preemptor), together([preemptor])
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
         for name, pods in leaving.items():
             # Of what is kept for others there nothing is meant, whoever is more important.
-            state = self.cache.nodes.states.get(name)
+            known = cache.nodes.states.get
+            state = cache.state_of(name, preemptor) if name == mine else known(name)
             if state is None or state.broken or (guaranteed and not state.known):
                 continue
             enough = not reach.why_not(name) and not short_of(asked, state, pods)
-            if enough and fits_later(self.cache.table, state, preemptor):
+            if enough and fits_later(cache.table, state, preemptor):
                 return name
         return ""
 

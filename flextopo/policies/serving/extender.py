@@ -21,6 +21,7 @@ from flextopo.policies.serving.guards import short_of, together
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.reservations import ROOM_S, SPARES_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.shadow import compare_with_default
 from flextopo.policies.serving.telemetry import Telemetry
@@ -151,8 +152,8 @@ class Extender:
         found = self.decider.decide(preemptor, proposed, proposed)
         if not found.victims:
             return found
-        room = self.decider.room_to_come(preemptor)
-        if room:
+        room, reservations = self.decider.room_to_come(preemptor), self.decider.cache.reservations
+        if room and reservations.may_wait(preemptor.uid, "room", ROOM_S):
             # kube-scheduler asks about nodes that have victims, and others may be about to have room.
             why = f"it fits on node {room} as soon as those are gone that are leaving it"
             return Decision(room, wait_s=1, reasons=(why,))
@@ -314,7 +315,8 @@ class Extender:
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
         if lost <= preemptor.gpus or not (guaranteed and self.leave_gangs):
             return False
-        return reservations.spares(preemptor.uid) and reservations.hold_back(preemptor.uid)
+        waits = reservations.may_wait(preemptor.uid, "spares", SPARES_S)
+        return waits and reservations.hold_back(preemptor.uid)
 
     def _refusal(self, name: str, preemptor: PodRecord) -> _Refusal:
         """Return why a node is refused to a guaranteed pod."""

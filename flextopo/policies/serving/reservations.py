@@ -18,6 +18,10 @@ HELD_BACK_S = 3
 """For so long nobody is evicted for a pod that was refused what is about to be known."""
 HELD_BACK_MOST_S = 20
 """For longer in all a pod is not held back: where pods come all the time, something always is."""
+SPARES_S = 3
+"""For so long a pod spares the place that is being freed for a less important one."""
+ROOM_S = 40
+"""For so long a pod waits for the room that others leave who are gone in Kubernetes' grace period."""
 MOST_UNALIGNED = 100
 """Nodes on which only alignment is in the way that are looked at beside those that kube-scheduler asks about."""
 
@@ -72,7 +76,7 @@ class Reservations:
         self._held_back: dict[str, tuple[float, float]] = {}
         self._kept: dict[str, tuple[str, float]] = {}
         self._unaligned: dict[str, tuple[str, ...]] = {}
-        self._sparing: dict[str, float] = {}
+        self._since: dict[str, dict[str, float]] = {}
 
     def _until(self, uid: str, seconds: float) -> float:
         """Return when something ends that is true of a pod for some seconds."""
@@ -108,10 +112,10 @@ class Reservations:
         self._held_back[uid] = first_s, now_s + HELD_BACK_S
         return self.is_held_back(uid)
 
-    def spares(self, uid: str) -> bool:
-        """Say whether a pod still spares what was freed for less important ones, which it may take."""
+    def may_wait(self, uid: str, what: str, seconds: float) -> bool:
+        """Say whether a pod has waited for less than so long for something since it was first asked."""
         now_s = self._clock()
-        return now_s - self._sparing.setdefault(uid, now_s) < HELD_BACK_S
+        return now_s - self._since.setdefault(uid, {}).setdefault(what, now_s) < seconds
 
     def refuse(self, uid: str, nodes: Sequence[str]) -> None:
         """Remember the nodes that a pod was refused for alignment alone."""
@@ -212,6 +216,6 @@ class Reservations:
         self._let_in.pop(uid, None)
         self._held_back.pop(uid, None)
         self._unaligned.pop(uid, None)
-        self._sparing.pop(uid, None)
+        self._since.pop(uid, None)
         self._kept.pop(uid, None)
         self.forget_answer(uid)
