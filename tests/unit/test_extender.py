@@ -629,3 +629,18 @@ def test_what_is_being_freed_for_another_is_no_room_to_come(priority: int) -> No
     second = preemptor(2, name="second", priority=priority)
     body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, second)
     assert ask(make_extender(cache), "preempt", body)["NodeNameToMetaVictims"]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_replica_that_was_bound_a_moment_ago_hides_no_room_to_come(fresh: bool) -> None:
+    held = {f"old{i}": [i] for i in range(7)}
+    old = [
+        pod(f"old{i}", "n1", priority=1000, meta=LEAVING if i in (0, 1) else {}) for i in range(7)
+    ]
+    at = "2027-01-15T08:00:00Z" if fresh else "2027-01-15T07:00:00Z"
+    bound = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": at}]
+    late = pod("late", "n1", priority=1000, status={"conditions": bound})
+    cache = make_cache([*full_node(), node("n1"), flextopo("n1", held), *old, late])
+    body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, preemptor(2, name="new"))
+    answer = ask(make_extender(cache), "preempt", body)["NodeNameToMetaVictims"]
+    assert (answer == {}) == fresh

@@ -452,7 +452,9 @@ class Decider:
             # Of what is kept for others there nothing is meant, whoever is more important.
             known = cache.nodes.states.get
             state = cache.state_of(name, preemptor) if name == mine else known(name)
-            if state is None or state.broken or (guaranteed and not state.known):
+            if state is None or state.broken:
+                continue
+            if guaranteed and not (state.known or cache.is_unsettled(state)):
                 continue
             enough = not reach.why_not(name) and not short_of(asked, state, pods)
             if enough and fits_later(cache.table, state, preemptor):
