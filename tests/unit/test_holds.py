@@ -212,9 +212,8 @@ def test_nobody_goes_a_third_time_where_rivals_wait_for_every_device(
 
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         controller.backoff_s = 0.1, 0.4
-        rival = {"name": "waiting", "priority": 100, "status": REFUSED}
         server.put(claim("waiting", 1))
-        server.put(claiming(**rival))
+        server.put(claiming("waiting", priority=100, status=REFUSED))
         gone: set[str] = set()
         for _ in range(100):
             for name in {*victims(server)} - gone:
