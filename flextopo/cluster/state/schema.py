@@ -78,6 +78,50 @@ _INDEX = (-1, 2**31 - 1)
 _YES_OR_NO = (0, 1)
 
 POD_FIELDS: dict[str, Field] = {
+    "gpus": Field("i4", "", "GPUs asked for; 0 = CPU-only", 0, _COUNT),
+    "cores": Field("i4", "", "whole cores asked for", 0, _COUNT),
+    "priority": Field("i4", "", "greater is more important", 0, (-(2**31), 2**31 - 1)),
+    "checkpoint_s": Field("i4", "s", "interval between checkpoints; 0 = none", 0, _COUNT),
+    "protection_s": Field("i4", "s", "not a victim for this long after its start", 0, _COUNT),
+    "group": Field(
+        "i4", "", "PodGroup; -1 = none. Members arrive, start and stop together", -1, _INDEX,
+        snapshot=_LINKED,
+    ),
+    "next_member": Field(
+        "i4", "", "ring of the PodGroup's members; itself when it has none", 0, _COUNT,
+        snapshot=Snapshot(0, "the view writes which rows belong together"),
+    ),
+    "pdb": Field("i4", "", "PodDisruptionBudget; -1 = none", -1, _INDEX),
+    "batch_class": Field("i1", "", "0 low, 1 middle; lost work weighs 1 + batch_class", 0, (0, 126)),
+    "online": Field("?", "", "an online service's replica", 0, _YES_OR_NO),
+    "requirement": Field("i1", "", "a `TopologyRequirement`", 0, (0, 2)),
+    "preemptible": Field("?", "", "may be a victim at all", 0, _YES_OR_NO),
+    "sensitivity": Field(
+        "i1", "", "a row of `scenario.SENSITIVITIES`: how slow it is where it is misaligned", 0,
+        (0, NUM_SENSITIVITIES - 1), snapshot=Snapshot(0, "nobody says what kind of service it is"),
+    ),
+    "required_tier": Field(
+        "i1", "", "a `NetworkLevel`: within one such part of the network all members of an online "
+        "PodGroup must lie", CLUSTER, (0, CLUSTER),
+        snapshot=Snapshot(CLUSTER, "decisions look at one replica at a time"),
+    ),
+    "preferred_tier": Field(
+        "i1", "", "within one such part they lose no speed", CLUSTER, (0, CLUSTER),
+        snapshot=Snapshot(CLUSTER, "decisions look at one replica at a time"),
+    ),
+    "min_members": Field(
+        "i4", "", "how many members of its PodGroup have to run, or all there are if that is fewer: "
+        "others start and stop each by itself, and where too few are left, all stop", ALL_MEMBERS,
+        _COUNT, snapshot=Snapshot(ALL_MEMBERS, "the view writes which rows belong together"),
+    ),
+    "service": Field(
+        "i4", "", "the online service it is a replica of; -1 for batch pods", -1, _INDEX,
+        snapshot=Snapshot(-1, "decisions look at one replica at a time"),
+    ),
+    "deadline_s": Field(
+        "i4", "s", "an online pod should have its place this long after it began to wait",
+        DEADLINE_S, _COUNT, snapshot=Snapshot(DEADLINE_S, "a service that is not known by its name"),
+    ),
     "arrive_s": Field(
         "i8", "s", "when it arrives",
         snapshot=Snapshot(0, "only the simulator's queue orders pods by it"),
@@ -94,60 +138,13 @@ POD_FIELDS: dict[str, Field] = {
         "i8", "s", "start-up time of an online pod before it serves", 0, (0, 2**62),
         snapshot=Snapshot(0, "nobody starts in a snapshot"),
     ),
-    "gpus": Field("i4", "", "GPUs asked for; 0 = CPU-only", 0, _COUNT),
-    "cores": Field("i4", "", "whole cores asked for", 0, _COUNT),
-    "priority": Field("i4", "", "greater is more important", 0, (-(2**31), 2**31 - 1)),
-    "checkpoint_s": Field("i4", "s", "interval between checkpoints; 0 = none", 0, _COUNT),
-    "protection_s": Field("i4", "s", "not a victim for this long after its start", 0, _COUNT),
-    "group": Field(
-        "i4", "", "PodGroup; -1 = none. Members arrive, start and stop together", -1, _INDEX,
-        snapshot=_LINKED,
-    ),
-    "next_member": Field(
-        "i4", "", "ring of the PodGroup's members; itself when it has none", 0, _COUNT,
-        snapshot=Snapshot(0, "the view writes which rows belong together"),
-    ),
-    "min_members": Field(
-        "i4", "", "how many members of its PodGroup have to run, or all there are if that is fewer: "
-        "others start and stop each by itself, and where too few are left, all stop", ALL_MEMBERS,
-        _COUNT, snapshot=Snapshot(ALL_MEMBERS, "the view writes which rows belong together"),
-    ),
-    "required_tier": Field(
-        "i1", "", "a `NetworkLevel`: within one such part of the network all members of an online "
-        "PodGroup must lie", CLUSTER, (0, CLUSTER),
-        snapshot=Snapshot(CLUSTER, "decisions look at one replica at a time"),
-    ),
-    "preferred_tier": Field(
-        "i1", "", "within one such part they lose no speed", CLUSTER, (0, CLUSTER),
-        snapshot=Snapshot(CLUSTER, "decisions look at one replica at a time"),
-    ),
-    "pdb": Field("i4", "", "PodDisruptionBudget; -1 = none", -1, _INDEX),
-    "service": Field(
-        "i4", "", "the online service it is a replica of; -1 for batch pods", -1, _INDEX,
-        snapshot=Snapshot(-1, "decisions look at one replica at a time"),
-    ),
-    "deadline_s": Field(
-        "i4", "s", "an online pod should have its place this long after it began to wait",
-        DEADLINE_S, _COUNT, snapshot=Snapshot(DEADLINE_S, "a service that is not known by its name"),
-    ),
-    "sensitivity": Field(
-        "i1", "", "a row of `scenario.SENSITIVITIES`: how slow it is where it is misaligned", 0,
-        (0, NUM_SENSITIVITIES - 1), snapshot=Snapshot(0, "nobody says what kind of service it is"),
-    ),
-    "batch_class": Field("i1", "", "0 low, 1 middle; lost work weighs 1 + batch_class", 0, (0, 126)),
-    "online": Field("?", "", "an online service's replica", 0, _YES_OR_NO),
-    "requirement": Field("i1", "", "a `TopologyRequirement`", 0, (0, 2)),
-    "preemptible": Field("?", "", "may be a victim at all", 0, _YES_OR_NO),
 }  # fmt: skip
-"""What a pod asks for; never changes after it is written."""
+"""What a pod asks for; never changes after it is written. What is read of each resident in turn comes first."""
 
 LIVE_FIELDS: dict[str, Field] = {
     "since_s": Field("i8", "s", "when it got its resources", NEVER_PLACED_S),
-    "done_s": Field("i8", "s", "batch work saved by checkpoints", snapshot=_PAST),
     "overhead_s": Field("i8", "s", "restart work at the head of this run", snapshot=_PAST),
     "next_s": Field("i8", "s", "time of its next event, when it is in the event heap"),
-    "wait_s": Field("i8", "s", "time pending so far, without the present spell", snapshot=_PAST),
-    "queued_s": Field("i8", "s", "since when it has been pending"),
     "node": Field(
         "i4", "", "where it holds resources; -1 = nowhere", -1,
         snapshot=Snapshot(-1, "the view writes the row of the node"),
@@ -156,19 +153,6 @@ LIVE_FIELDS: dict[str, Field] = {
     "heap_at": Field(
         "i4", "", "position in the event heap; -1 = none", -1,
         snapshot=Snapshot(-1, "a snapshot has no future"),
-    ),
-    "tried": Field(
-        "i4", "", "release count at its last failed placement", -1,
-        snapshot=Snapshot(-1, "nobody tries to place it here"),
-    ),
-    "evictions": Field(
-        "i4", "", "how often it was evicted", snapshot=Snapshot(0, "a new pod each time")
-    ),
-    "stopped_s": Field(
-        "i8", "s", "when it last lost its resources to an eviction", NEVER_PLACED_S, snapshot=_NEVER
-    ),
-    "starved_s": Field(
-        "i4", "s", "longest time a batch pod has been without resources", snapshot=_PAST
     ),
     "status": Field("i1", "", "see `arrays`"),
     "level": Field("i1", "", "its `AlignmentLevel`", snapshot=_PAST),
@@ -183,8 +167,24 @@ LIVE_FIELDS: dict[str, Field] = {
     "declined": Field(
         "i1", "", "1 = once had a candidate and was left pending by choice", snapshot=_PAST
     ),
+    "tried": Field(
+        "i4", "", "release count at its last failed placement", -1,
+        snapshot=Snapshot(-1, "nobody tries to place it here"),
+    ),
+    "evictions": Field(
+        "i4", "", "how often it was evicted", snapshot=Snapshot(0, "a new pod each time")
+    ),
+    "starved_s": Field(
+        "i4", "s", "longest time a batch pod has been without resources", snapshot=_PAST
+    ),
+    "done_s": Field("i8", "s", "batch work saved by checkpoints", snapshot=_PAST),
+    "wait_s": Field("i8", "s", "time pending so far, without the present spell", snapshot=_PAST),
+    "queued_s": Field("i8", "s", "since when it has been pending"),
+    "stopped_s": Field(
+        "i8", "s", "when it last lost its resources to an eviction", NEVER_PLACED_S, snapshot=_NEVER
+    ),
 }  # fmt: skip
-"""What has become of a pod."""
+"""What has become of a pod, in the same way."""
 
 NODE_FIELDS: dict[str, Field] = {
     "gpu_free": Field("i8", "", "free GPUs, bit i = GPU i"),
