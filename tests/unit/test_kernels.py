@@ -21,7 +21,7 @@ from numba.core.errors import TypingError
 
 import flextopo
 from flextopo.cluster.jit import compiler, sources
-from flextopo.cluster.jit.kernels import fetch_and_add, kernel, lowest_bit, popcount, stage
+from flextopo.cluster.jit.kernels import fetch_and_add, kernel, lowest_bit, popcount, prefetch, stage
 from flextopo.cluster.jit.plain import SWITCH
 from flextopo.cluster.state.arrays import index_by_free
 
@@ -288,6 +288,19 @@ def test_fetch_and_add_inside_and_outside_kernels() -> None:
     assert [fetch_and_add(counter) for _ in range(3)] == [0, 1, 2]
     assert _count(counter, 4) == 6
     assert counter[0] == 7
+
+
+@kernel
+def _prefetch(array: npt.NDArray[np.int64], at: int) -> None:
+    prefetch(array, at)
+
+
+@pytest.mark.parametrize("at", [0, 8, 1 << 40, -(1 << 40)])
+def test_prefetching_changes_nothing_wherever_it_is(at: int) -> None:
+    array = np.arange(3)
+    prefetch(array, at)
+    _prefetch(array, at)
+    assert array.tolist() == [0, 1, 2]
 
 
 @kernel

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import fetch_and_add, program, stage
 from flextopo.cluster.observation.features import NUM_CLUSTER, Observation, empty_observation
+from flextopo.cluster.simulation.ahead import fetch_cluster, fetch_pods
 from flextopo.cluster.simulation.episodes import (
     Episodes,
     axes_of,
@@ -219,6 +220,8 @@ def _finish(b: Batch, d: Decision, i: int) -> None:
 def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
     """Step the environments that no other thread has taken, or go on with those that are starting.
 
+    A thread takes the next one when it begins with one, and asks for its memory meanwhile.
+
     Args:
         b: the environments; `taken` must be 0 before the first thread begins.
         actions: (B,) int64, one for each; empty = only carry on those with `starting` set.
@@ -227,11 +230,13 @@ def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
     Returns:
         How many of them wait for a day that is not in the store, with `starting` set.
     """
-    waiting = 0
+    waiting, following = 0, fetch_and_add(b.taken)
     while True:
-        i = fetch_and_add(b.taken)
+        i = following
         if i >= b.environments.shape[0]:
             return waiting
+        following = fetch_and_add(b.taken)
+        fetch_cluster(b.running, b.found, following)
         environment, out = b.environments[i], b.outcome[i]
         acts = actions.shape[0] > 0 and not (environment["ended"] and b.autoreset == NEXT_STEP)
         if actions.shape[0] > 0 and not acts:
@@ -251,6 +256,7 @@ def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
                 if b.allow_wait == 0 and count > 0 and waits and not out["invalid"]:
                     out["invalid"] = True
                     d.events.account[0]["invalid_actions"] += 1
+            fetch_pods(b.running, following)
             if count != END:
                 count = show_next(d)
             environment["options"] = count
