@@ -100,7 +100,7 @@ def given_tape(options: dict[str, Any]) -> int | None:
 
 
 class Core:
-    """B environments; the arguments are those of `PreemptionEnv`.
+    """B environments; the arguments are those of `PreemptionEnv`, and `shared` as in `Batch`.
 
     Attributes:
         fleet: the servers.
@@ -126,6 +126,7 @@ class Core:
         shuffle: bool = False,
         episode_h: float | None = None,
         threads: int = 1,
+        shared: bool = False,
     ) -> None:
         for name, value in (
             ("num_envs", num_envs),
@@ -151,6 +152,7 @@ class Core:
             threads=threads,
             allow_wait=allow_wait,
             autoreset=autoreset,
+            shared=shared,
             gpus=self.fleet.num_gpus,
         )
         self._threads = WorkerThreads(threads)

@@ -93,6 +93,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
             shuffle,
             episode_h,
             threads,
+            shared=not copy,
         )
         self.num_envs, self.k, self.copy = num_envs, k, copy
         self.render_mode = None

@@ -16,6 +16,7 @@ from flextopo.cluster.observation.observe_gang import observe_alone, observe_gan
 from flextopo.cluster.scenario import SENSITIVITIES
 from flextopo.cluster.state.arrays import (
     Cluster,
+    as_index,
     replicas_row,
 )
 from flextopo.cluster.state.candidates import CandidateArrays, victim_slots
@@ -88,6 +89,23 @@ def _observe_cluster(c: Cluster, filled: float, o: Observation) -> tuple[int, in
     return largest, largest_node, second
 
 
+@stage
+def mistrust(o: Observation) -> None:
+    """Let the next observation write every row, since others may have written to any of them."""
+    for i in range(o.candidates.shape[0]):
+        o.mask[i] = 1
+
+
+@stage
+def _clear(o: Observation, count: int) -> None:
+    """Clear the rows from `count` on that the last observation, by its mask, has written."""
+    for i in range(count, o.candidates.shape[0]):
+        if o.mask[i]:
+            o.mask[i] = 0
+            for j in range(o.candidates.shape[1]):
+                o.candidates[i, j] = 0.0
+
+
 @kernel
 def observe(
     c: Cluster, costs: Costs, pod: int, found: CandidateArrays, count: int, o: Observation
@@ -100,18 +118,16 @@ def observe(
         pod: the preemptor.
         found: its candidates.
         count: how many there are; at most the rows of `o.candidates`.
-        o: output; rows and mask entries beyond `count` are cleared.
+        o: output, as `empty_observation` or an observation has left it; rows and mask entries beyond
+            `count` are cleared.
     """
     k = o.candidates.shape[0]
     _observe_preemptor(c, pod, o)
     largest, largest_node, second = _observe_cluster(c, count / k, o)
-    for i in range(k):
+    _clear(o, count)
+    for i in range(count):
+        o.mask[i] = 1
         f = o.candidates[i]
-        o.mask[i] = i < count
-        if i >= count:
-            for j in range(f.shape[0]):
-                f[j] = 0.0
-            continue
         if not observe_gang(c, costs, pod, found, i, f):
             node, slots = found.node[i], found.slots[i]
             observe_node(c, pod, node, slots, found.level[i], found.deficit[i], f)
@@ -130,9 +146,5 @@ def observe_end(c: Cluster, o: Observation) -> None:
     for i in range(o.preemptor.shape[0]):
         o.preemptor[i] = 0.0
     _observe_cluster(c, 0.0, o)
-    k = o.candidates.shape[0]
-    for i in range(k):
-        o.mask[i] = 0
-        for j in range(o.candidates.shape[1]):
-            o.candidates[i, j] = 0.0
-    o.mask[k] = 1
+    _clear(o, as_index(0))
+    o.mask[o.candidates.shape[0]] = 1

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import fetch_and_add, program, stage
 from flextopo.cluster.observation.features import NUM_CLUSTER, Observation, empty_observation
+from flextopo.cluster.observation.observe import mistrust
 from flextopo.cluster.simulation.ahead import fetch_cluster, fetch_pods
 from flextopo.cluster.simulation.episodes import (
     Episodes,
@@ -89,7 +90,8 @@ class Batch(NamedTuple):
     come next; `environments` (B,) ENVIRONMENT_DTYPE; `found` (B, K) arrays; `observation` with a leading B, every
     row of which a step writes; `outcome` (B,) OUTCOME_DTYPE, zeros before a step; `taken` (1,) int64
     environments that threads have taken in hand in this step; `workspace` and `scratch` with a
-    leading T; `allow_wait`, `autoreset`; `gpus` of the cluster.
+    leading T; `allow_wait`, `autoreset`; `shared`, callers may write to `observation`; `gpus` of the
+    cluster.
     """
 
     running: Episodes
@@ -104,6 +106,7 @@ class Batch(NamedTuple):
     scratch: tuple[npt.NDArray[Any], ...]
     allow_wait: int
     autoreset: int
+    shared: int
     gpus: int
 
 
@@ -117,8 +120,8 @@ class BatchSettings(NamedTuple):
     """What a batch is made for.
 
     Fields: `num_envs` environments; `k` candidates shown; `width` features of a candidate; `threads`
-    that step them; `allow_wait`; `autoreset`, one of NEXT_STEP, SAME_STEP, DISABLED; `gpus` of the
-    cluster.
+    that step them; `allow_wait`; `autoreset`, one of NEXT_STEP, SAME_STEP, DISABLED; `shared` as in
+    `Batch`; `gpus` of the cluster.
     """
 
     num_envs: int
@@ -127,6 +130,7 @@ class BatchSettings(NamedTuple):
     threads: int
     allow_wait: bool
     autoreset: int
+    shared: bool
     gpus: int
 
 
@@ -150,6 +154,7 @@ def empty_batch(like: Cluster, stored: Episodes, settings: BatchSettings) -> Bat
         scratch=scratch_of(like, settings.threads),
         allow_wait=int(settings.allow_wait),
         autoreset=settings.autoreset,
+        shared=int(settings.shared),
         gpus=settings.gpus,
     )
 
@@ -258,6 +263,8 @@ def step_batch(b: Batch, actions: npt.NDArray[np.int64], thread: int) -> int:
                     d.events.account[0]["invalid_actions"] += 1
             fetch_pods(b.running, following)
             if count != END:
+                if b.shared:
+                    mistrust(d.observation)
                 count = show_next(d)
             environment["options"] = count
             if acts:
