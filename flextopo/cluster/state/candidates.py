@@ -214,27 +214,60 @@ def _measure_need(
     return fits
 
 
+@inlined
+def _least_need(w: Workspace, domains: int) -> int:
+    """Return how many GPUs the domain that is short of the fewest is short of."""
+    least = w.need[0]["gpus"]
+    for d in range(1, domains):
+        least = min(least, w.need[d]["gpus"])
+    return int(least)
+
+
+class Residents(NamedTuple):
+    """Pods of a node as bits of its list.
+
+    Fields: `slots`, those that may be victims; `gpus` that these free at most; `some_leave`, there are
+    terminating ones whose resources count.
+    """
+
+    slots: int
+    gpus: int
+    some_leave: bool
+
+
+@stage
+def residents(c: Cluster, node: int, priority: int) -> Residents:
+    """Return who may be evicted from a node by a preemptor of a priority."""
+    slots, gpus, some_leave = as_index(0), as_index(0), False
+    for slot in range(c.nodes[node]["num_pods"]):
+        other = as_index(c.node_pods[node, slot])
+        if is_eligible(c, other, priority):
+            slots |= 1 << slot
+            gpus += max(c.pods[other]["gpus"], popcount(c.live[other]["gpu_mask"]))
+        else:
+            some_leave = some_leave or is_leaving(c, other)
+    return Residents(slots, gpus, some_leave)
+
+
 @stage
 def gather(
-    c: Cluster, costs: Costs, pod: int, node: int, by_socket: bool, for_gang: bool, w: Workspace
-) -> tuple[int, bool]:
-    """Collect a node's eligible pods, largest first, and what each would free in each domain.
+    c: Cluster, costs: Costs, node: int, slots: int, by_socket: bool, for_gang: bool, w: Workspace
+) -> int:
+    """Collect some pods of a node, largest first, and what each would free in each domain.
 
     For gangs losses of whole PodGroups are kept, see `gang_losses`, and pods without a GPU are ordered by
     cores, so that the first sets that suffice are minimal.
 
     Returns:
-        How many they are, and whether there are terminating ones whose resources count.
+        How many they are.
     """
     model = c.nodes[node]["model"]
     m = c.models
-    priority = c.pods[pod]["priority"]
-    count, some_leave = 0, False
-    for slot in range(c.nodes[node]["num_pods"]):
+    count = 0
+    while slots != 0:
+        slot = as_index(lowest_bit(slots))
+        slots &= slots - 1
         other = as_index(c.node_pods[node, slot])
-        if not is_eligible(c, other, priority):
-            some_leave = some_leave or is_leaving(c, other)
-            continue
         cost = lost_alone(c, other, costs) if for_gang else eviction_cost(c, other, costs)
         size = c.pods[other]["gpus"]
         at = count
@@ -260,7 +293,7 @@ def gather(
             here = w.eligible[i]
             here["gpus"][0] = c.pods[here["pod"]]["gpus"]
             here["cores"][0] = c.pods[here["pod"]]["cores"]
-        return count, some_leave
+        return count
     for d in range(m[model]["num_sockets"]):
         mask, socket = m[model]["socket_gpus"][d], m[model]["socket_numa"][d]
         for i in range(count):
@@ -271,7 +304,7 @@ def gather(
                 numa_nodes &= numa_nodes - 1
             here["gpus"][d] = popcount(c.live[here["pod"]]["gpu_mask"] & mask)
             here["cores"][d] = held
-    return count, some_leave
+    return count
 
 
 @stage
@@ -529,6 +562,7 @@ def find_for_pod(
     kept = 0
     last_model, best = -1, NO_FIT
     gpus, wanted_cores = c.pods[pod]["gpus"], c.pods[pod]["cores"]
+    priority = c.pods[pod]["priority"]
     grace_s, waiting = as_index(int(costs.grace_s)), waiting_cost(c, costs, pod, costs.grace_s)
     for node in range(c.nodes.shape[0]):
         model = c.nodes[node]["model"]
@@ -541,16 +575,19 @@ def find_for_pod(
         domains = c.models[model]["num_sockets"] if by_socket else 1
         nobody = as_index(0)
         if _measure_need(c, pod, node, by_socket, nobody, w):
-            gpu_free, here = c.nodes[node]["gpu_free"], c.cores_free[node]
-            level = alignment_level(c.models, model, gpu_free, here, gpus, wanted_cores)
+            gpu_free, cores = c.nodes[node]["gpu_free"], c.cores_free[node]
+            level = alignment_level(c.models, model, gpu_free, cores, gpus, wanted_cores)
             deficit = level_deficit(level, best)
             cost = misalignment_cost(c, costs, pod, deficit)
             kept = _keep(out, kept, Offer(node, nobody, level, deficit, nobody, cost))
             continue
+        here = residents(c, node, priority)
+        if not here.some_leave and here.gpus < _least_need(w, domains):
+            continue
         for_gang = bool(np.bool_(False))
-        count, some_leave = gather(c, costs, pod, node, by_socket, for_gang, w)
+        count = gather(c, costs, node, here.slots, by_socket, for_gang, w)
         search = Search(pod, node, count, domains, best, nobody, grace_s, waiting)
-        if some_leave:
+        if here.some_leave:
             gone = leaving(c, node, costs.grace_s)
             search = Search(pod, node, count, domains, best, gone.soon, grace_s, waiting)
             kept = _offer_leaving(c, costs, search, aligned, gone.slots, out, kept)
@@ -576,11 +613,14 @@ def count_preemptible(c: Cluster, pod: int, aligned: bool, enough: int) -> int:
             last_model = model
         if best == NO_FIT or c.nodes[node]["num_pods"] >= MAX_PODS_PER_NODE:
             continue
-        slots = as_index(0)
+        slots, gpu_free = as_index(0), c.nodes[node]["gpu_free"]
         for slot in range(c.nodes[node]["num_pods"]):
             other = as_index(c.node_pods[node, slot])
             if is_eligible(c, other, priority) or is_leaving(c, other):
                 slots |= 1 << slot
+                gpu_free |= c.live[other]["gpu_mask"]
+        if popcount(gpu_free) < gpus:
+            continue
         gpu_free = freed(c, node, slots, cores)
         level = alignment_level(c.models, model, gpu_free, cores, gpus, wanted)
         if level != NO_FIT and (not aligned or is_aligned(level, best)):

@@ -27,6 +27,7 @@ from flextopo.cluster.state.candidates import (
     gather,
     last_gone_s,
     leaving,
+    residents,
 )
 from flextopo.cluster.state.gang_branches import within_caps
 from flextopo.cluster.state.gang_budgets import dearness, is_closed
@@ -394,9 +395,10 @@ def search_node(
     """
     node, end = node_at(c, rank), start
     by_socket, for_gang = bool(np.bool_(False)), bool(np.bool_(True))
-    eligible, some_leave = gather(c, costs, g.leader, node, by_socket, for_gang, w)
+    here = residents(c, node, c.pods[g.leader]["priority"])
+    eligible = gather(c, costs, node, here.slots, by_socket, for_gang, w)
     soon, room = as_index(0), MAX_PODS_PER_NODE - c.nodes[node]["num_pods"]
-    if some_leave:
+    if here.some_leave:
         soon = leaving(c, node, costs.grace_s).soon
     for i in range(eligible):
         group = c.pods[w.eligible[i]["pod"]]["group"]
