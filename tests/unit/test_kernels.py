@@ -21,7 +21,14 @@ from numba.core.errors import TypingError
 
 import flextopo
 from flextopo.cluster.jit import compiler, sources
-from flextopo.cluster.jit.kernels import fetch_and_add, kernel, lowest_bit, popcount, prefetch, stage
+from flextopo.cluster.jit.kernels import (
+    fetch_and_add,
+    kernel,
+    lowest_bit,
+    popcount,
+    prefetch,
+    stage,
+)
 from flextopo.cluster.jit.plain import SWITCH
 from flextopo.cluster.state.arrays import index_by_free
 
