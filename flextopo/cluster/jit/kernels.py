@@ -164,7 +164,7 @@ def _prefetch(typing_context: Any, array: types.Array, at: types.Integer) -> Any
         kind = ir.FunctionType(ir.VoidType(), [pointer, whole, whole, whole])
         function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
         line = builder.gep(builder.bitcast(data, pointer), [args[1]])
-        # To read, into the second level (3 would be the first, which is 15 % slower), data.
+        # To read, into the second level (3 would be the first, where all of it takes 10 % longer), data.
         builder.call(function, [line, whole(0), whole(2), whole(1)])
         return context.get_dummy_value()
 
