@@ -560,12 +560,16 @@ def test_nobody_is_named_while_a_controller_elsewhere_carries_out_what_it_decide
     assert ask(extender, "preempt", body)["NodeNameToMetaVictims"]["n0"]["Pods"]
 
 
-@pytest.mark.parametrize("at", ["", "soon", "-5", "2027-01-15T08:00:00Z"])
+@pytest.mark.parametrize("at", ["", "soon", "-5", "2027-01-15T08:00:00Z", "1" * 5000])
 def test_an_odd_note_of_a_controller_is_none(at: str) -> None:
     asking = preemptor(2, annotations={"flextopo/attended": at})
     body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b7"]}, asking)
-    answer = ask(make_extender(make_cache(full_node())), "preempt", body)
+    cache = make_cache(full_node())
+    answer = ask(make_extender(cache), "preempt", body)
     assert answer["NodeNameToMetaVictims"]["n0"]["Pods"]
+    # Nor does one on a running pod take its node out of decisions.
+    cache.put(read(pod("n0-b0", "n0", annotations={"flextopo/attended": at})))
+    assert not cache.problems
 
 
 LEAVING = {"deletionTimestamp": SOON}

@@ -30,6 +30,8 @@ CAN_BE_PREEMPTED = "godel.bytedance.com/can-be-preempted"
 PROTECTION = "godel.bytedance.com/protection-duration-from-preemption"
 ATTENDED = "flextopo/attended"
 """Annotation that a controller writes with its nomination: the Unix time, as the apiserver has it."""
+MOST_DIGITS = 12
+"""Of a Unix time in seconds; Python reads no number of 5,000."""
 CHECKPOINT = "flextopo/checkpoint-interval-s"
 MIRROR = "kubernetes.io/config.mirror"
 STATIC = "kubernetes.io/config.source"
@@ -281,9 +283,15 @@ def read_pod(
         version=parse_version(meta.resourceVersion),
         scheduler=spec.schedulerName or "default-scheduler",
         refused=_refused(pod),
-        attended_s=int(at) if (at := annotations.get(ATTENDED, "")).isdecimal() else 0,
+        attended_s=_attended_s(annotations),
         placing=read_placing(pod),
     )
+
+
+def _attended_s(annotations: Mapping[str, str]) -> int:
+    """Return what a controller has noted, 0 for anything else: anybody may write an annotation."""
+    at = annotations.get(ATTENDED, "")
+    return int(at) if at.isdecimal() and len(at) <= MOST_DIGITS else 0
 
 
 Amounts = Mapping[str, str | int | float]
