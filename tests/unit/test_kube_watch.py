@@ -287,13 +287,16 @@ def test_the_time_is_the_apiservers_whatever_this_machine_takes_it_for() -> None
 
     async def scenario(server: FakeApiserver, watch: KubeWatch) -> None:
         cache = known(watch)
+        cache._own_clock = lambda: int(time.time()) - 60
         watch.told_time = cache.told_time
         await until(lambda: abs(cache.clock() - time.time()) <= 2)
         # An answer states whole seconds: what is no more than that changes nothing.
         for skew, ahead in ((1, cache.ahead_s), (5, cache.ahead_s + 5)):
             watch._read_time(formatdate(cache.clock() + skew))
             assert cache.ahead_s == ahead
-        for odd in ("", "yesterday", "Fri, 99 Foo 2026 00:00:00 GMT"):
+        year = formatdate(cache.clock() + 365 * 86_400)
+        zone = f"Fri, 01 Jan 2027 00:00:00 +{'9' * 20}"
+        for odd in ("", "yesterday", "Fri, 99 Foo 2026 00:00:00 GMT", year, zone):
             watch._read_time(odd)
             assert cache.ahead_s == ahead
 

@@ -101,6 +101,9 @@ def _id_of(obj: KubeObject) -> str:
 
 SKEW_S = 2
 """Clocks that differ by less are taken for the same: an answer's date is in whole seconds."""
+MOST_SKEW_S = 86_400
+"""No clock differs by more from this machine's, whatever time zone one of them is set to: with a date of next
+year nobody would be in its protected time."""
 
 
 def make_clock() -> Callable[[], int]:
@@ -191,9 +194,9 @@ class ClusterCache:
         return self._own_clock() + self.ahead_s
 
     def told_time(self, now_s: int) -> None:
-        """Take note of the time that the apiserver has."""
+        """Take note of the time that the apiserver has, if it is any that a clock may show."""
         ahead_s = now_s - self._own_clock()
-        if abs(ahead_s - self.ahead_s) >= SKEW_S:
+        if abs(ahead_s) <= MOST_SKEW_S and abs(ahead_s - self.ahead_s) >= SKEW_S:
             self.ahead_s = ahead_s
             self._dirty |= self.hosts.allocatable.keys()
 

@@ -380,7 +380,7 @@ class KubeWatch:
 
     def _read_time(self, date: str) -> None:
         """Take note of the apiserver's time, which each answer states and may be minutes from ours."""
-        with suppress(ValueError):
+        with suppress(ValueError, OverflowError):
             self.told_time(int(parsedate_to_datetime(date).timestamp()))
 
     def _ended_early(self, kind: type[Any]) -> bool:
