@@ -19,7 +19,7 @@ from flextopo.cluster.state.schema import TOTALS_FIELDS
 from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
 from flextopo.policies.serving.holders import ClusterFacts, NodeFacts
-from flextopo.policies.serving.landing import spoiled
+from flextopo.policies.serving.landing import Bare, Landings, bare
 from flextopo.policies.serving.node_book import NodeBook
 from flextopo.policies.serving.node_state import OVERDUE_S, NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
@@ -156,6 +156,8 @@ class ClusterCache:
         self._leaving: dict[str, set[str]] = {}
         self._grouped: dict[str, dict[str, PodRecord]] = {}
         self._table = NodeTable()
+        self._bare: dict[str, Bare] = {}
+        self._landings = Landings()
         self._unread: dict[str, dict[str, str]] = {}
         self._dirty: set[str] = set()
         self._gone: OrderedDict[str, None] = OrderedDict()
@@ -485,6 +487,7 @@ class ClusterCache:
                 self._dirty |= self.hosts.allocatable.keys()
         while self._dirty:
             name = self._dirty.pop()
+            self._bare.pop(name, None)
             try:
                 state = self._derive(name)
             except Exception as error:  # noqa: BLE001  one node may not take the others along
@@ -525,6 +528,10 @@ class ClusterCache:
         here = self._on_node.get(name, {})
         return [pod for pod in self.reservations.planned(name) if pod.uid not in here]
 
+    def is_planned(self, name: str) -> bool:
+        """Say whether somebody is nominated for a node, or was promised it a moment ago."""
+        return name in self._nominated or name in self.reservations.least
+
     def nominees(self, name: str) -> list[PodRecord]:
         """Return the pods that are nominated for a node, or were promised it a moment ago."""
         promised = self.reservations.planned(name)
@@ -538,13 +545,15 @@ class ClusterCache:
         return next((pod.key for pod in ahead), "")
 
     def spoiled(self, name: str, preemptor: PodRecord, *, after: bool = False) -> list[PodRecord]:
-        """Return who would find its place on a node unfit once another pod is there: see `spoiled`.
+        """Return who would find its place on a node unfit once another pod is there: see `Landings`.
 
         Args:
             name: of the node.
             preemptor: the pod.
             after: look at pods that come after it, and not at guaranteed ones that come before it.
         """
+        if not self.is_planned(name):
+            return []
         nominees = self.nominees(name)
         uid = preemptor.uid
         is_one = preemptor.nominated == name or any(one.uid == uid for one in nominees)
@@ -555,12 +564,21 @@ class ClusterCache:
         ]
         if not kept or not (after or any(map(_is_guaranteed, kept))):
             return []
-        self.refresh()
-        state = self._derive(name, without={uid, *(one.uid for one in nominees)})
-        if state is None or state.broken:
+        node = self._without_nominees(name, nominees)
+        if node is None or node.state.broken:
             return []
         kept.sort(key=attrgetter("importance"))
-        return spoiled(self.table, state, kept, preemptor)
+        return self._landings.spoiled(self.table, node, kept, preemptor)
+
+    def _without_nominees(self, name: str, nominees: Iterable[PodRecord]) -> Bare | None:
+        """Return a node without those that are nominated for it, remembered until it changes."""
+        self.refresh()
+        found = self._bare.get(name)
+        if found is None:
+            state = self._derive(name, without={one.uid for one in nominees})
+            if state is not None:
+                found = self._bare[name] = bare(state)
+        return found
 
     def state_of(self, name: str, preemptor: PodRecord) -> NodeState | None:
         """Return a node as the preemptor finds it.

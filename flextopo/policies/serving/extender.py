@@ -271,6 +271,8 @@ class Extender:
         kube-scheduler knows of pods that it nominated; not of those that wait for what is leaving.
         """
         cache = self.decider.cache
+        if not cache.is_planned(name):
+            return ""
         ahead = cache.promised(name, preemptor)
         state = cache.state_of(name, preemptor) if ahead else None
         if state is None or state.broken or self.decider.has_room(state, preemptor):
@@ -294,9 +296,11 @@ class Extender:
         Pods of lower priority had others evicted for their places there. One that is given a part of
         such a place would have the rest freed in vain.
         """
-        losers = {name: self.decider.cache.spoiled(name, preemptor, after=True) for name in names}
+        cache = self.decider.cache
+        planned = list(filter(cache.is_planned, names))
+        losers = {name: cache.spoiled(name, preemptor, after=True) for name in planned}
         lost = {name: sum(one.gpus for one in pods) for name, pods in losers.items()}
-        least = min(lost.values(), default=0)
+        least = min(lost.values(), default=0) if len(planned) == len(names) else 0
         if self._spares(preemptor, least):
             least = 0
         return {

@@ -6,8 +6,9 @@ pod those that others were evicted for, although there are more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations, islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from flextopo.cluster.topology.model import ServerModel
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord
 
+MOST_KNOWN = 4_000
+"""Answers that are remembered."""
 MOST_LANDINGS = 100
 """Ways in which kubelet may place a pod that are looked at; on 8 GPUs there are no more than 70."""
 Cores = npt.NDArray[np.int16]
@@ -28,59 +31,114 @@ Place = tuple[int, Cores]
 """A bit mask of GPUs, and cores by NUMA node."""
 
 
-def spoiled(
-    models: npt.NDArray[Any], state: NodeState, kept: Sequence[PodRecord], pod: PodRecord
-) -> list[PodRecord]:
-    """Return whose places a pod would make unfit, where kubelet puts it as badly as it may.
+@dataclass(frozen=True, slots=True, eq=False)
+class Bare:
+    """A node without those that have places planned there.
 
-    Args:
-        models: compiled server models.
-        state: the node without any of these pods.
-        kept: pods that have places planned on the node, in the order in which they get them.
-        pod: is about to be bound there.
+    Attributes:
+        state: the node.
+        leaving: what pods hold that are on their way out, each a place and when it is gone.
     """
-    worst: list[PodRecord] = []
-    if not kept or not pod.gpus:
-        return worst
-    now, later = _free(state)
-    model = state.hardware.model
+
+    state: NodeState
+    leaving: Sequence[tuple[Place, int | None]]
+
+
+def bare(state: NodeState) -> Bare:
+    """Return a node without those that have places planned there, of which it is worked out."""
+    held = zip(state.counted.records, state.holdings(), strict=True)
+    return Bare(
+        state,
+        [
+            ((mask, np.array(cores, np.int16)), record.gone_s)
+            for record, (mask, cores, status) in held
+            if status == TERMINATING
+        ],
+    )
+
+
+class Landings:
+    """Says whose places a pod would make unfit; what was worked out is remembered, since servers are alike."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Sequence[int]] = {}
+
+    def spoiled(
+        self, models: npt.NDArray[Any], node: Bare, kept: Sequence[PodRecord], pod: PodRecord
+    ) -> list[PodRecord]:
+        """Return whose places a pod would make unfit, where kubelet puts it as badly as it may.
+
+        Args:
+            models: compiled server models.
+            node: without any of these pods.
+            kept: pods that have places planned on the node, in the order in which they get them.
+            pod: is about to be bound there.
+        """
+        if not kept or not pod.gpus:
+            return []
+        hardware = node.state.hardware
+        now, later = _free(node)
+        asked = [(one.gpus, one.cores, one.requirement) for one in (pod, *kept)]
+        places = [(gpus, cores.tobytes()) for gpus, cores in (now, later)]
+        key = hardware.server, *places, *asked
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            landings = _landings(models, hardware.server, hardware.model, now, pod)
+            found = _worst(models, hardware.model, kept, later, islice(landings, MOST_LANDINGS))
+            self._known[key] = found
+        return [kept[i] for i in found]
+
+
+def _worst(
+    models: npt.NDArray[Any],
+    model: int,
+    kept: Sequence[PodRecord],
+    later: Place,
+    landings: Iterable[Place],
+) -> list[int]:
+    """Return which pods get no place that will do, where one lands as badly as it may."""
+    worst, most = list[int](), 0
     before = _unseated(models, model, kept, later)
-    landings = _landings(models, state.hardware.server, model, now, pod)
-    for mask, cores in islice(landings, MOST_LANDINGS):
+    limit = sum(one.gpus for i, one in enumerate(kept) if i not in before)
+    for mask, cores in landings if limit else ():
         left = later[0] & ~mask, later[1] - cores
-        found = [one for one in _unseated(models, model, kept, left) if one not in before]
-        worst = max(worst, found, key=lambda pods: sum(one.gpus for one in pods))
+        found = [i for i in _unseated(models, model, kept, left) if i not in before]
+        lost = sum(kept[i].gpus for i in found)
+        if lost > most:
+            worst, most = found, lost
+        if most == limit:
+            break
     return worst
 
 
 def fits_later(models: npt.NDArray[Any], state: NodeState, pod: PodRecord) -> bool:
     """Say whether a pod has a place on a node, by GPUs and cores, once those are gone that are on their way out."""
-    _, later = _free(state)
+    _, later = _free(bare(state))
     return not _unseated(models, state.hardware.model, [pod], later)
 
 
-def _free(state: NodeState) -> tuple[Place, Place]:
+def _free(node: Bare) -> tuple[Place, Place]:
     """Return what is free now, and once those are gone that are on their way out."""
-    gpus, cores = state.counted.gpu_free, state.counted.cores_free
-    more, cores_too = gpus, cores.copy()
-    for mask, held, status in state.holdings():
-        if status == TERMINATING:
-            more |= mask
-            cores_too[: len(held)] += np.array(held, np.int16)
+    gpus, cores = node.state.counted.gpu_free, node.state.counted.cores_free
+    more, cores_too = gpus, cores
+    for (mask, held), _ in node.leaving:
+        more, cores_too = more | mask, cores_too + held
     return (gpus, cores), (more, cores_too)
 
 
 def _unseated(
     models: npt.NDArray[Any], model: int, pods: Sequence[PodRecord], free: Place
-) -> list[PodRecord]:
+) -> list[int]:
     """Return who gets no place, or a guaranteed one none that is aligned, if all take theirs in turn."""
     found = []
     gpus, cores = free
-    for pod in pods:
+    for i, pod in enumerate(pods):
         taken = np.zeros(len(cores), np.int16)
         level, mask = place(models, model, gpus, cores, pod.gpus, pod.cores, taken)
         if not _suits(models, model, pod, level):
-            found.append(pod)
+            found.append(i)
         if level != NO_FIT:
             gpus, cores = gpus & ~int(mask), cores - taken
     return found
@@ -102,15 +160,24 @@ def _landings(
     """
     gpus, cores = free
     where = server.gpu_island or server.gpu_numa
-    numbers = [i for i in range(server.num_gpus) if gpus >> i & 1]
-    numbers.sort(key=lambda i: where[i])
-    met = set()
-    for chosen in combinations(numbers, pod.gpus):
-        kinds = tuple(where[i] for i in chosen)
-        if kinds in met:
-            continue
-        met.add(kinds)
+    alike: dict[int, list[int]] = {}
+    for i in range(server.num_gpus):
+        if gpus >> i & 1:
+            alike.setdefault(where[i], []).append(i)
+    for chosen in _choices([alike[here] for here in sorted(alike)], pod.gpus):
         mask, taken = sum(1 << i for i in chosen), np.zeros(len(cores), np.int16)
         level, _ = place(models, model, mask, cores, pod.gpus, pod.cores, taken)
         if _suits(models, model, pod, level):
             yield mask, taken
+
+
+def _choices(alike: Sequence[list[int]], count: int) -> Iterator[list[int]]:
+    """Yield the ways to take so many GPUs of groups that lie alike; none where there are fewer."""
+    if count == 0:
+        yield []
+    if count == 0 or sum(map(len, alike)) < count:
+        return
+    first, *rest = alike
+    for some in range(min(len(first), count), -1, -1):
+        for others in _choices(rest, count - some):
+            yield first[:some] + others
