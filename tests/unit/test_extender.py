@@ -680,3 +680,37 @@ def test_who_is_in_the_way_is_worked_out_once_until_the_node_changes(
     cache.remove(read(pod("b5", "n0")))
     cache.put(read(flextopo("n0", {})))
     assert asked("latest") == ["n0", "n1", "n2"]
+
+
+@pytest.mark.parametrize("gone", ["ahead", "b0", ""])
+def test_no_place_is_kept_where_its_pod_or_who_is_to_leave_it_hangs_for_ever(gone: str) -> None:
+    """A finalizer keeps a pod that was deleted before it was bound, or a victim long after its time."""
+    held = {"b4": [4, 5], "b0": [0, 1]}
+    cache = with_a_place_kept(held, 4)
+    late = nodes_request(["n0"], preemptor(1, "none", name="late", priority=500))
+    at = {name: "2027-01-15T08:00:20Z" for name in ("b0",)}
+    at |= {gone: "2027-01-15T07:58:00Z"} if gone else {}
+    for name, time_s in at.items():
+        meta = {"deletionTimestamp": time_s}
+        if name == "ahead":
+            nominated = {"nominatedNodeName": "n0"}
+            cache.put(read(preemptor(4, name="ahead", meta=meta, status=nominated)))
+        else:
+            cache.put(read(pod(name, "n0", gpus=2, cpu="14", meta=meta)))
+    assert ask(make_extender(cache), "filter", late)["NodeNames"] == (["n0"] if gone else [])
+
+
+def test_nothing_is_remembered_for_ever_of_pods_that_are_gone_when_they_are_asked_about() -> None:
+    now = [0.0]
+    cache = with_a_place_kept({"b0": [0], "b4": [4]}, 2)
+    cache.reservations._clock = lambda: now[0]
+    extender, late = make_extender(cache), preemptor(4, name="late", priority=500)
+    cache.remove(read(late))
+    ask(extender, "filter", nodes_request(["n0"], late))
+    assert cache.reservations.refused("uid-late")
+    cache.reservations.hold_back("uid-late")
+    cache.reservations.may_wait("uid-late", "room", 40)
+    now[0] = 601.0
+    cache.refresh()
+    about = vars(cache.reservations).values()
+    assert not any(isinstance(each, dict) and "uid-late" in each for each in about)

@@ -330,7 +330,8 @@ class ClusterCache:
             self._objects[uid] = obj
         for claim in record.claims:
             self._claiming.setdefault(claim, set()).add(uid)
-        place = record.node or record.nominated
+        # (One that leaves before it is bound has no place any more, however long a finalizer keeps it.)
+        place = record.node or ("" if record.terminating else record.nominated)
         if place and not record.finished:
             self._on_node.setdefault(place, {})[uid] = record
             self._dirty.add(place)
@@ -568,7 +569,8 @@ class ClusterCache:
         if node is None or node.state.broken:
             return []
         kept.sort(key=attrgetter("importance"))
-        return self._landings.spoiled(self.table, node, kept, preemptor)
+        since_s = self.clock() - OVERDUE_S
+        return self._landings.spoiled(self.table, node.since(since_s), kept, preemptor)
 
     def _without_nominees(self, name: str, nominees: Iterable[PodRecord]) -> Bare | None:
         """Return a node without those that are nominated for it, remembered until it changes."""

@@ -43,6 +43,13 @@ class Bare:
     state: NodeState
     leaving: Sequence[tuple[Place, int | None]]
 
+    def since(self, since_s: int) -> Bare:
+        """Return the node without those that should have been gone before: they are not counted on any more."""
+        if not self.leaving:
+            return self
+        leaving = [(held, at_s) for held, at_s in self.leaving if at_s is None or at_s >= since_s]
+        return Bare(self.state, leaving)
+
 
 def bare(state: NodeState) -> Bare:
     """Return a node without those that have places planned there, of which it is worked out."""

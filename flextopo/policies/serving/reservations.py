@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -22,6 +23,8 @@ SPARES_S = 3
 """For so long a pod spares the place that is being freed for a less important one."""
 ROOM_S = 40
 """For so long a pod waits for the room that others leave who are gone in Kubernetes' grace period."""
+FORGET_S = 600
+"""What is known of a pod that nobody has asked about for so long is forgotten: it may be gone for long."""
 MOST_UNALIGNED = 100
 """Nodes on which only alignment is in the way that are looked at beside those that kube-scheduler asks about."""
 
@@ -77,6 +80,13 @@ class Reservations:
         self._kept: dict[str, tuple[str, float]] = {}
         self._unaligned: dict[str, tuple[str, ...]] = {}
         self._since: dict[str, dict[str, float]] = {}
+        self._asked: OrderedDict[str, float] = OrderedDict()
+
+    def _note(self, uid: str) -> float:
+        """Take note that a pod is asked about, and return the time."""
+        now_s = self._asked[uid] = self._clock()
+        self._asked.move_to_end(uid)
+        return now_s
 
     def _until(self, uid: str, seconds: float) -> float:
         """Return when something ends that is true of a pod for some seconds."""
@@ -107,19 +117,20 @@ class Reservations:
         Returns:
             Whether it is held back: not for ever.
         """
-        now_s = self._clock()
+        now_s = self._note(uid)
         first_s, _ = self._held_back.get(uid, (now_s, 0.0))
         self._held_back[uid] = first_s, now_s + HELD_BACK_S
         return self.is_held_back(uid)
 
     def may_wait(self, uid: str, what: str, seconds: float) -> bool:
         """Say whether a pod has waited for less than so long for something since it was first asked."""
-        now_s = self._clock()
+        now_s = self._note(uid)
         return now_s - self._since.setdefault(uid, {}).setdefault(what, now_s) < seconds
 
     def refuse(self, uid: str, nodes: Sequence[str]) -> None:
         """Remember the nodes that a pod was refused for alignment alone."""
         if nodes:
+            self._note(uid)
             self._unaligned[uid] = tuple(nodes[:MOST_UNALIGNED])
         else:
             self._unaligned.pop(uid, None)
@@ -182,6 +193,8 @@ class Reservations:
         now_s, ends = self._clock(), self._ends
         while ends and ends[0][0] <= now_s:
             self._end(heappop(ends)[1], now_s)
+        while self._asked and now_s - next(iter(self._asked.values())) >= FORGET_S:
+            self._forget_waits(next(iter(self._asked)))
 
     def _end(self, uid: str, now_s: float) -> None:
         """Forget what is true of a pod no more."""
@@ -214,8 +227,13 @@ class Reservations:
     def forget(self, uid: str) -> None:
         """Forget all about a pod."""
         self._let_in.pop(uid, None)
+        self._kept.pop(uid, None)
+        self._forget_waits(uid)
+        self.forget_answer(uid)
+
+    def _forget_waits(self, uid: str) -> None:
+        """Forget for what a pod has waited, and where."""
+        self._asked.pop(uid, None)
         self._held_back.pop(uid, None)
         self._unaligned.pop(uid, None)
         self._since.pop(uid, None)
-        self._kept.pop(uid, None)
-        self.forget_answer(uid)
