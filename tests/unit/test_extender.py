@@ -12,6 +12,7 @@ from kube_objects import NOW_S, flextopo, full_node, make_cache, node, pod, pree
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.selectors import find_selector, find_served
+from flextopo.policies.serving import decider
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
@@ -714,3 +715,18 @@ def test_nothing_is_remembered_for_ever_of_pods_that_are_gone_when_they_are_aske
     cache.refresh()
     about = vars(cache.reservations).values()
     assert not any(isinstance(each, dict) and "uid-late" in each for each in about)
+
+
+def test_of_nodes_that_too_few_gpus_leave_nothing_more_is_worked_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a drain of 900 nodes each preemption took 17 ms."""
+    held = {f"old{i}": [i] for i in range(8)}
+    old = [pod(f"old{i}", "n1", priority=1000, meta=LEAVING if i == 0 else {}) for i in range(8)]
+    cache = make_cache([*full_node(), node("n1"), flextopo("n1", held), *old])
+    looked: list[Any] = []
+    monkeypatch.setattr(decider, "fits_later", lambda *about: looked.append(about))
+    for gpus in (2, 1):
+        body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, preemptor(gpus, name=f"p{gpus}"))
+        ask(make_extender(cache), "preempt", body)
+        assert len(looked) == 2 - gpus

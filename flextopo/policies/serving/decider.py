@@ -448,11 +448,11 @@ class Decider:
             return ""
         reach, asked = cache.reach_of(preemptor), together([preemptor])
         guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        known = cache.nodes.states.get
         for name, pods in leaving.items():
             # Of what is kept for others there nothing is meant, whoever is more important.
-            known = cache.nodes.states.get
             state = cache.state_of(name, preemptor) if name == mine else known(name)
-            if state is None or state.broken:
+            if state is None or state.broken or not self._may_suffice(preemptor, state, name, pods):
                 continue
             if guaranteed and not (state.known or cache.is_unsettled(state)):
                 continue
@@ -460,6 +460,17 @@ class Decider:
             if enough and fits_later(cache.table, state, preemptor):
                 return name
         return ""
+
+    def _may_suffice(
+        self, preemptor: PodRecord, state: NodeState, name: str, leaving: Sequence[PodRecord]
+    ) -> bool:
+        """Say whether there may be GPUs enough once some pods are gone: of most nodes that is soon told.
+
+        Where places were promised a moment ago others are about to leave, too.
+        """
+        if self.cache.is_planned(name):
+            return True
+        return state.counted.num_gpus + sum(pod.gpus for pod in leaving) >= preemptor.gpus
 
     def alignment(self, state: NodeState, preemptor: PodRecord) -> tuple[bool, int, int]:
         """Return whether free resources align the preemptor for sure, at what level, and the best.
