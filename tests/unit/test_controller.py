@@ -456,3 +456,28 @@ def test_a_pod_that_was_made_anew_under_the_same_name_is_spared() -> None:
         assert dying(server) == []
 
     control(spread(), scenario)
+
+
+def test_who_is_refused_what_fits_for_long_has_others_evicted_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was woken again and again, while the extender kept the place for one whose victim takes an hour."""
+    monkeypatch.setattr(controlling, "HELD_BACK_MOST_S", 0.8)
+    held = {"a0": [0], "a4": [4], "a5": [5]}
+    kept = [node("n1"), flextopo("n1", held)]
+    kept += [pod(name, "n1", priority=1000) for name in ("a4", "a5")]
+    hour = "2027-01-15T09:00:00Z"
+    kept.append(pod("a0", "n1", priority=1000, meta={"deletionTimestamp": hour}))
+    ahead = {**REFUSED, "nominatedNodeName": "n1"}
+    kept.append(preemptor(4, name="ahead", priority=2000, status=ahead))
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        await settle()
+        assert evictions(server) == 0
+        await until(lambda: len(dying(server)) == 1)
+        assert nominated(server) == "n0"
+        await settle()
+        assert evictions(server) == 1
+
+    control([*spread(), *kept, WAITING], scenario)

@@ -30,6 +30,7 @@ from flextopo.policies.serving.holds import DeviceHolds
 from flextopo.policies.serving.kube import KubeWatch, http_status
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.reservations import HELD_BACK_MOST_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
 
@@ -214,6 +215,7 @@ class Controller:
             names, waiting.looked = cache.nodes.changed_since(waiting.looked)
         else:
             names = list(cache.nodes.states)
+        names = self._without_spoiled(asking, names, waiting)
         if not names or not self._fit(asking, names):
             waiting.touched = None
             return False
@@ -225,6 +227,17 @@ class Controller:
         for pod in () if self.shadow else asking.members:
             await self._touch(pod)
         return True
+
+    def _without_spoiled(
+        self, asking: Preemptors, names: list[str], waiting: _Waiting
+    ) -> list[str]:
+        """Return the nodes without those that the extender refuses since others might lose their places there.
+
+        That is over in a moment, for which a pod alone waits; but not for ever, nor does a gang.
+        """
+        if asking.group or self.clock() - waiting.since < HELD_BACK_MOST_S:
+            return names
+        return [name for name in names if not self.decider.cache.spoiled(name, asking.leader)]
 
     def _fit(self, asking: Preemptors, changed: list[str]) -> bool:
         """Say whether all fit, a pod alone on one of the nodes that have changed."""
@@ -258,7 +271,7 @@ class Controller:
             self.telemetry.log("rivals", pod=asking.name, evicted=waiting.rounds)
             self._back_off(waiting)
             return
-        nodes = self.gangs.nodes(asking)
+        nodes = self._without_spoiled(asking, self.gangs.nodes(asking), waiting)
         fresh = self.clock() - waiting.since < FRESH_S
         if fresh and self._is_unsettled(asking, nodes):
             # Where pods are that were bound lately is about to be known: nobody has to go for that.
