@@ -49,6 +49,9 @@ class _Refusal(NamedTuple):
     unaligned: bool = False
 
 
+NO_REFUSAL = _Refusal()
+
+
 @dataclass(frozen=True)
 class Extender:
     """The verbs over one decider.
@@ -223,7 +226,8 @@ class Extender:
             if guaranteed:
                 refusal = self._refusal(name, preemptor)
             else:
-                refusal = _Refusal(self._promised(name, preemptor))
+                why = self._promised(name, preemptor)
+                refusal = _Refusal(why) if why else NO_REFUSAL
             if refusal.why:
                 (never if refusal.never else failed)[name] = refusal.why
             if refusal.unaligned:
@@ -334,7 +338,8 @@ class Extender:
             return _Refusal("its hardware never fits the pod", never=True)
         coming = self._coming_to(name, state, preemptor)
         if aligned and not coming:
-            return _Refusal(self._spoiled(name, preemptor))
+            why = self._spoiled(name, preemptor) if self.decider.cache.is_planned(name) else ""
+            return _Refusal(why) if why else NO_REFUSAL
         if aligned or (
             self.decider.cache.is_unsettled(state) and self.decider.has_room(state, preemptor)
         ):
