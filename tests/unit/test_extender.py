@@ -426,6 +426,29 @@ def test_nobody_is_let_in_who_might_be_given_what_was_freed_for_another(requirem
     assert ask(extender, "filter", nodes_request(["n0"], late))["NodeNames"] == ["n0"]
 
 
+@pytest.mark.parametrize(("lands", "nominated"), [(0, True), (4, True), (0, False)])
+def test_who_is_on_its_way_may_be_given_another_place_than_the_one_planned(
+    lands: int, nominated: bool
+) -> None:
+    """Two were bound within 2 ms: the one planned for GPU 0 got GPU 4, the other 0, 5, 6 and 7."""
+    held = {f"b{gpu}": [gpu] for gpu in (1, 2, 3)}
+    first = preemptor(1, name="first", priority=2000, status={"nominatedNodeName": "n0"})
+    status = {"nominatedNodeName": "n0"} if nominated else {}
+    second = preemptor(4, name="second", status=status)
+    pods = [pod(name, "n0") for name in held]
+    waiting = [first, second] if nominated else [first]
+    cache = make_cache([node("n0"), flextopo("n0", held), *pods, *waiting])
+    extender = make_extender(cache)
+    request = nodes_request(["n0"], second)
+    assert ask(extender, "filter", nodes_request(["n0"], first))["NodeNames"] == ["n0"]
+    answer = ask(extender, "filter", request)
+    assert answer["NodeNames"] == []
+    assert "batch/first" in answer["FailedNodes"]["n0"]
+    cache.put(read({**first, "spec": {**first["spec"], "nodeName": "n0"}}))
+    cache.put(read(flextopo("n0", {**held, "first": [lands]})))
+    assert ask(extender, "filter", request)["NodeNames"] == (["n0"] if lands == 0 else [])
+
+
 @pytest.mark.parametrize(
     ("held", "gpus", "late", "change"),
     [

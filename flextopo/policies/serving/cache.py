@@ -572,6 +572,18 @@ class ClusterCache:
         since_s = self.clock() - OVERDUE_S
         return self._landings.spoiled(self.table, node.since(since_s), kept, preemptor)
 
+    def may_spoil(self, name: str, other: PodRecord, preemptor: PodRecord) -> bool:
+        """Say whether a pod might be given what another finds free on a node, if it is bound there before.
+
+        The first has a place planned there, beside which the second fits; kubelet does not know of that.
+        """
+        behind = {one.uid for one in self.nominees(name) if not goes_before(one, preemptor, True)}
+        state = self._derive(name, without={other.uid, preemptor.uid, *behind})
+        if state is None or state.broken:
+            return True
+        now = Bare(state, ())
+        return bool(self._landings.spoiled(self.table, now, [preemptor], other))
+
     def _without_nominees(self, name: str, nominees: Iterable[PodRecord]) -> Bare | None:
         """Return a node without those that are nominated for it, remembered until it changes."""
         self.refresh()

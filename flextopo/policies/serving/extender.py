@@ -355,9 +355,15 @@ class Extender:
     def _coming_to(self, name: str, state: NodeState, preemptor: PodRecord) -> str:
         """Return a pod that may just have been bound to a node, empty for none.
 
-        kube-scheduler counts such a pod already: where both do not fit, it is not there.
+        kube-scheduler counts such a pod already: where both do not fit, it is not there. One that has a place
+        planned there is counted here, too, but may be given another.
         """
-        for other in self.decider.cache.reservations.coming_to(name, preemptor.uid):
+        cache = self.decider.cache
+        for other in cache.reservations.coming_to(name, preemptor.uid):
+            if state.holding(other.uid) is not None:
+                if cache.may_spoil(name, other, preemptor):
+                    return other.key
+                continue
             both = self.decider.has_room(state, preemptor, other)
             if both and not short_of(together([other]), state, []):
                 return other.key
