@@ -7,10 +7,10 @@ import re
 import pytest
 
 from flextopo.cluster.errors import PodError
-from flextopo.cluster.state.arrays import TERMINATING
+from flextopo.cluster.state.arrays import MARKS, TERMINATING
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.gang_budgets import leave_too_few
-from flextopo.cluster.state.gang_scratch import DEAR, NUM_DEAR, SHORT
+from flextopo.cluster.state.gang_scratch import DEAR, LEVEL, LEVELS, MOST_DEPTH, NUM_DEAR, SHORT
 from flextopo.cluster.state.gangs import gang_of
 from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import NetworkLevel
@@ -101,6 +101,11 @@ def test_what_several_budgets_leave_together() -> None:
         assert leaves_few(cluster, gang, (0, 1)) == (left == 1)
         assert bool(cluster.candidates(gang, False)) == (left == 2)
         assert cluster.arrays.gang_marks[NUM_DEAR] == 0
+
+
+def test_the_scratch_numbers_have_room_for_all_branches_that_a_search_may_be_in() -> None:
+    cluster, _ = servers((FOURS,), 0, (8,))
+    assert len(cluster.arrays.gang_marks) == MARKS >= LEVELS + MOST_DEPTH * LEVEL
 
 
 def test_it_is_asked_only_where_a_budget_was_used_up() -> None:

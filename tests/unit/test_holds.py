@@ -183,12 +183,14 @@ def test_a_device_that_was_taken_after_all_is_decided_about_again() -> None:
     control(scenario)
 
 
-def test_who_lost_a_device_does_not_wait_as_after_an_eviction_that_is_under_way() -> None:
+def test_who_lost_a_device_does_not_wait_as_after_an_eviction_that_is_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A free device that was given away a moment before it was held cost 3 s more."""
 
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         controller.backoff_s = (60.0, 60.0)
-        controller._pause_after = lambda *_: 60.0  # type: ignore[method-assign]
+        monkeypatch.setattr(controller, "_pause_after", lambda *_: 60.0)
         ended(server, "b0")
         # Device 0 is free, and another victim is told to go, when it turns out to be somebody else's.
         await until(lambda: len(victims(server)) == 1)

@@ -3,7 +3,7 @@
 Of a way that uses up more than there is, any legal way has less on one of its servers at least. So there is one
 branch for each of these: that server is capped at one less than the way uses there, and all is put together anew. A
 branch ends where its cheapest way is legal, or costs no less than the cheapest that was found. Clusters of up to
-`SMALL_CLUSTER` servers are searched so, behind what `gang_candidates` does with budgets.
+`SMALL_CLUSTER` servers are searched so, behind what `gang_candidates` does with budgets, for `MOST_BRANCHES` branches.
 """
 
 from __future__ import annotations

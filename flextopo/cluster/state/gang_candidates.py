@@ -25,9 +25,9 @@ breaks a budget, its victims are made so dear that ways take the fewest of them:
 among the victim sets that the search of the servers reaches. If the cheapest way breaks the one or the
 other, it is also kept to the first servers of that way that it suffices for, and the search goes on; where no way
 is legal so, beginning with each other server of that way. Where none was found in a part and the budgets that were
-made dear leave fewer victims than any way would take, there is none anywhere. In small clusters `gang_branches` then finds the
-cheapest way that is legal; in larger ones what is found with budgets and such groups is perhaps not the
-cheapest, and where several budgets bind on several servers, none may be found.
+made dear leave fewer victims than any way would take, there is none anywhere. In small clusters `gang_branches` then looks for the
+cheapest way that is legal, for so many branches; beyond that what is found with budgets and such groups is perhaps not
+the cheapest, and where several budgets bind on several servers, none may be found.
 """
 
 from __future__ import annotations

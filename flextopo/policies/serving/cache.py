@@ -14,7 +14,6 @@ from typing import Any
 import numpy.typing as npt
 
 from flextopo.cluster.errors import TopologyError
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.state.schema import TOTALS_FIELDS
 from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
@@ -90,8 +89,9 @@ def goes_before(pod: PodRecord, other: PodRecord, both: bool) -> bool:
     return not both or first < second
 
 
-def _is_guaranteed(pod: PodRecord) -> bool:
-    return pod.requirement == TopologyRequirement.GUARANTEED
+def _is_nominee(pod: PodRecord, node: str, nominees: Iterable[PodRecord]) -> bool:
+    """Say whether a pod is among the nominees of a node, or says so itself, which the watch may show later."""
+    return pod.nominated == node or any(one.uid == pod.uid for one in nominees)
 
 
 def _id_of(obj: KubeObject) -> str:
@@ -556,14 +556,13 @@ class ClusterCache:
         if not self.is_planned(name):
             return []
         nominees = self.nominees(name)
-        uid = preemptor.uid
-        is_one = preemptor.nominated == name or any(one.uid == uid for one in nominees)
+        is_one = _is_nominee(preemptor, name, nominees)
         kept = [
             one
             for one in nominees
-            if one.uid != uid and goes_before(one, preemptor, is_one) != after
+            if one.uid != preemptor.uid and goes_before(one, preemptor, is_one) != after
         ]
-        if not kept or not (after or any(map(_is_guaranteed, kept))):
+        if not kept or not (after or any(one.guaranteed for one in kept)):
             return []
         node = self._without_nominees(name, nominees)
         if node is None or node.state.broken:
@@ -577,7 +576,9 @@ class ClusterCache:
 
         The first has a place planned there, beside which the second fits; kubelet does not know of that.
         """
-        behind = {one.uid for one in self.nominees(name) if not goes_before(one, preemptor, True)}
+        nominees = self.nominees(name)
+        is_one = _is_nominee(preemptor, name, nominees)
+        behind = {one.uid for one in nominees if not goes_before(one, preemptor, is_one)}
         state = self._derive(name, without={other.uid, preemptor.uid, *behind})
         if state is None or state.broken:
             return True

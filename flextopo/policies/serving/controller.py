@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.cache import FRESH_S
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
@@ -185,7 +184,7 @@ class Controller:
         if not pod.gpus or not (pod.claims or pod.online):
             return None
         found = gather(self.decider.cache, pod)
-        aligned = pod.claims or pod.requirement == TopologyRequirement.GUARANTEED
+        aligned = pod.claims or pod.guaranteed
         return found if found.group or (aligned and self._may_attend(pod)) else None
 
     def _may_attend(self, pod: PodRecord) -> bool:

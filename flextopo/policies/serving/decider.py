@@ -12,7 +12,6 @@ from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import MAX_GPUS
@@ -99,7 +98,7 @@ class Decider:
             )
         if preemptor.never_preempts:
             return Decision(None, reasons=("its preemption policy is Never",))
-        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = preemptor.guaranteed
         foreign = self._foreign(states, preemptor, proposed)
         known = {
             name: state
@@ -174,7 +173,7 @@ class Decider:
         detail: str,
     ) -> Decision | None:
         """Let the selector choose, or the baseline where there is a cause; None = no candidates."""
-        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = preemptor.guaranteed
         chosen: Candidate | None = None
         selector = self.selector
         if not cause:
@@ -225,7 +224,7 @@ class Decider:
         Raises:
             UndecidableError: it failed too.
         """
-        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = preemptor.guaranteed
         short: GuardError | None = None
         try:
             for some in _parts(nodes):
@@ -289,7 +288,7 @@ class Decider:
         return self._runner.select(selector, view, view.preemptor, limit_s)
 
     def _has_candidates(self, view: ClusterView, preemptor: PodRecord) -> bool:
-        aligned = preemptor.requirement == TopologyRequirement.GUARANTEED
+        aligned = preemptor.guaranteed
         return view.find(view.preemptor, aligned, 1)[1] > 0
 
     def check(
@@ -329,7 +328,7 @@ class Decider:
         proposed: Mapping[str, Sequence[str]],
     ) -> Decision | None:
         """Take the candidate that violates the fewest budgets, now that none violates none."""
-        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = preemptor.guaranteed
         view = self.cache.view(preemptor, nodes, worst_case=guaranteed, respect_budgets=False)
         best: tuple[int, Candidate] | None = None
         for candidate in view.candidates(view.preemptor, guaranteed):
@@ -358,7 +357,7 @@ class Decider:
     ) -> Decision:
         victims = view.victims_of(chosen)
         state = view.states[chosen.node]
-        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = preemptor.guaranteed
         sure = state.known or (guaranteed and state.hardware.known)
         level = chosen.level.name.lower() if sure else "unknown"
         now_s = self.cache.clock()
@@ -386,7 +385,7 @@ class Decider:
         proposed: Mapping[str, Sequence[str]],
     ) -> set[str]:
         """Return the nodes whose victims are about something else: the preemptor fits as it is."""
-        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = preemptor.guaranteed
         gpus, cores = preemptor.gpus, preemptor.cores
         roomy = [
             name
@@ -407,7 +406,7 @@ class Decider:
 
     def fits(self, preemptor: PodRecord, state: NodeState) -> bool:
         """Say whether a pod fits on a node as it stands, a guaranteed one aligned for sure."""
-        aligned = preemptor.requirement != TopologyRequirement.GUARANTEED
+        aligned = not preemptor.guaranteed
         aligned = aligned or self.alignment(state, preemptor)[0]
         asked = together([preemptor])
         return aligned and self.has_room(state, preemptor) and not short_of(asked, state, [])
@@ -432,7 +431,7 @@ class Decider:
         level = alignment_level(table, model, state.counted.gpu_free & ~gpus, left, *asked)
         if level == NO_FIT or (left < 0).any():
             return False
-        guaranteed = pod.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = pod.guaranteed
         return not guaranteed or bool(is_aligned(level, best_level(table, model, *asked)))
 
     def room_to_come(self, preemptor: PodRecord) -> str:
@@ -447,7 +446,7 @@ class Decider:
         if not leaving:
             return ""
         reach, asked = cache.reach_of(preemptor), together([preemptor])
-        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = preemptor.guaranteed
         known = cache.nodes.states.get
         for name, pods in leaving.items():
             # Of what is kept for others there nothing is meant, whoever is more important.
@@ -517,9 +516,7 @@ class Decider:
         victims = [self.cache.pods[uid] for uid in uids]
         if state is None or short_of(together([preemptor]), state, victims):
             return False
-        return preemptor.requirement != TopologyRequirement.GUARANTEED or self._aligns(
-            preemptor, node, uids
-        )
+        return not preemptor.guaranteed or self._aligns(preemptor, node, uids)
 
     def _aligns(self, preemptor: PodRecord, node: str, uids: Sequence[str]) -> bool:
         """Say whether a guaranteed pod is aligned for sure once those pods are gone."""
@@ -542,7 +539,7 @@ def about(victims: Sequence[PodRecord], now_s: int) -> list[str]:
 
 def _reprieve(preemptor: PodRecord, view: ClusterView, node: int, rows: Sequence[int]) -> list[int]:
     """Return which of some pods have to go, none where not even all of them suffice."""
-    aligned, asked = preemptor.requirement == TopologyRequirement.GUARANTEED, together([preemptor])
+    aligned, asked = preemptor.guaranteed, together([preemptor])
 
     def suffices(gone: Sequence[int]) -> bool:
         records = [view.record(row) for row in gone]

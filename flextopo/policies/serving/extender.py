@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.levels import LEVELS, NO_FIT, POINTS, AlignmentLevel, level_deficit
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
@@ -164,7 +163,7 @@ class Extender:
         return Decision(None, reasons=(better,)) if better else found
 
     def _elsewhere(self, preemptor: PodRecord, proposed: ProposedVictims) -> str:
-        """Say on which node a controller has fewer to evict, empty for none.
+        """Say which other node a controller would choose, empty for none.
 
         kube-scheduler does not ask about nodes where only the alignment is in the way, and asks about one
         more node once a pod is nominated there. It is left to the controller for some seconds.
@@ -215,9 +214,7 @@ class Extender:
         never: dict[str, str] = {}
         unaligned: list[str] = []
         kept = self.decider.cache.kept_for(preemptor) if preemptor.gpus else ""
-        guaranteed = (
-            bool(preemptor.gpus) and preemptor.requirement == TopologyRequirement.GUARANTEED
-        )
+        guaranteed = bool(preemptor.gpus) and preemptor.guaranteed
         for name in nodes if preemptor.gpus and not self.shadow else ():
             if kept and name != kept:
                 # Somewhere else it would leave behind what others were evicted for.
@@ -320,7 +317,7 @@ class Extender:
         look at guaranteed pods again.
         """
         reservations = self.decider.cache.reservations
-        guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = preemptor.guaranteed
         if lost <= preemptor.gpus or not (guaranteed and self.leave_gangs):
             return False
         waits = reservations.may_wait(preemptor.uid, "spares", SPARES_S)

@@ -11,7 +11,7 @@ from flextopo.cluster.state.arrays import network_table
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.gangs import find_part, gang_of, part_end
-from flextopo.cluster.state.pods import Pod, TopologyRequirement
+from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.topology.levels import TIERS
 from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.cluster.topology.network import network_of
@@ -104,7 +104,7 @@ class GangDecider:
                 f"gang {gang.name!r}: none of {len(nodes)} nodes can be decided about; legal: nodes "
                 "with GPUs that the watch has seen and every member may go to"
             )
-        guaranteed = _is_guaranteed(gang.leader)
+        guaranteed = gang.leader.guaranteed
         known = {
             name: state
             for name, state in states.items()
@@ -140,7 +140,7 @@ class GangDecider:
             return self._answer(
                 gang, view, chosen, Decision(None, (), (), None, 0, selector, cause, detail, beyond)
             )
-        if not cause and view.find(view.preemptor, _is_guaranteed(gang.leader), 1)[1]:
+        if not cause and view.find(view.preemptor, gang.leader.guaranteed, 1)[1]:
             return Decision(None, selector=selector, reasons=("it is better to wait",))
         return None
 
@@ -174,9 +174,7 @@ class GangDecider:
         nodes = {row: view.node_names.index(name) for row, name in seats.items()}
         if nodes == {seat.pod: seat.node for seat in chosen.seats}:
             return chosen
-        swapped = view.gang_candidate(
-            view.preemptor, nodes, chosen.victims, _is_guaranteed(gang.leader)
-        )
+        swapped = view.gang_candidate(view.preemptor, nodes, chosen.victims, gang.leader.guaranteed)
         try:
             self._check(gang, view, swapped)
         except GuardError:
@@ -192,7 +190,7 @@ class GangDecider:
             for places in (layout.places[: len(states)], layout.places)
         )
         together = Together(gang.members[1:], here, whole, layout.required, layout.preferred)
-        guaranteed = _is_guaranteed(gang.leader)
+        guaranteed = gang.leader.guaranteed
         return cache.view(gang.leader, dict(states), worst_case=guaranteed, gang=together)
 
     def _check(self, gang: Preemptors, view: ClusterView, chosen: Candidate | None) -> None:
@@ -217,7 +215,7 @@ class GangDecider:
         members = []
         for seat in chosen.seats:
             state = view.states[seat.node]
-            sure = state.hardware.known and (_is_guaranteed(gang.leader) or state.known)
+            sure = state.hardware.known and (gang.leader.guaranteed or state.known)
             gpus = tuple(i for i in range(MAX_GPUS) if seat.gpu_mask >> i & 1) if sure else ()
             level = seat.level.name.lower() if sure else "unknown"
             members.append(Member(view.record(seat.pod), view.node_names[seat.node], gpus, level))
@@ -242,7 +240,7 @@ class GangDecider:
 
     def fits(self, gang: Preemptors) -> bool:
         """Say whether all members fit as things are, guaranteed ones aligned for sure."""
-        guaranteed, cache = _is_guaranteed(gang.leader), self.decider.cache
+        guaranteed, cache = gang.leader.guaranteed, self.decider.cache
         least = min(pod.gpus for pod in gang.members)
         roomy = [
             name
@@ -315,7 +313,3 @@ def _beside_all(view: ClusterView, aligned: bool) -> Candidate | None:
             for _ in range(int(c.gang_nodes[rank][field])):
                 nodes[of_size[size].pop(0)] = int(c.network[rank, 0])
     return view.gang_candidate(pod, nodes, (), aligned)
-
-
-def _is_guaranteed(pod: PodRecord) -> bool:
-    return pod.requirement == TopologyRequirement.GUARANTEED

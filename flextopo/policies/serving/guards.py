@@ -9,7 +9,6 @@ from functools import cached_property
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.decision import Candidate
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.objects import BudgetObject
@@ -80,7 +79,7 @@ class Proposal:
 
     def fits(self, victims: Sequence[int]) -> bool:
         """Say whether all preemptors fit without those pods, aligned if they are guaranteed."""
-        guaranteed = self.preemptor.requirement == TopologyRequirement.GUARANTEED
+        guaranteed = self.preemptor.guaranteed
         if self.candidate.seats:
             return self.view.seat(self.candidate, victims, guaranteed) is not None
         return self.view.fits(self.candidate.node, [*victims, *self.leaving], guaranteed)
@@ -196,7 +195,7 @@ def fits(p: Proposal) -> str:
 
 def placement_known(p: Proposal) -> str:
     """Refuse to promise an alignment that rests on pods nobody knows the place of."""
-    if p.preemptor.requirement != TopologyRequirement.GUARANTEED:
+    if not p.preemptor.guaranteed:
         return ""
     known: set[int] = set()
     for node, name in zip(p.seated, p.nodes, strict=True):

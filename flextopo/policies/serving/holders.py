@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from flextopo.cluster.state.arrays import NOMINATED, RUNNING, STARTING, TERMINATING
 from flextopo.cluster.state.placement import best_level, is_aligned, place
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.policies.serving.hardware import NO_MARKS, Hardware, Marks, held_by
@@ -272,7 +271,7 @@ def _plan(
     level, mask = place(models, model, gpus, np.array(cores, np.int16), *asked, taken)
     if level == NO_FIT:
         return False
-    guaranteed = record.requirement == TopologyRequirement.GUARANTEED
+    guaranteed = record.guaranteed
     if guaranteed and not ending and not is_aligned(level, best_level(models, model, *asked)):
         return False
     holder.gpu_mask, holder.cores = int(mask), tuple(taken.tolist())

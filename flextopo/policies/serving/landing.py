@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.placement import best_level, is_aligned, place
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import ServerModel
 from flextopo.policies.serving.node_state import NodeState
@@ -153,7 +152,7 @@ def _unseated(
 
 def _suits(models: npt.NDArray[Any], model: int, pod: PodRecord, level: int) -> bool:
     """Say whether a level will do for a pod."""
-    if level == NO_FIT or pod.requirement != TopologyRequirement.GUARANTEED:
+    if level == NO_FIT or not pod.guaranteed:
         return level != NO_FIT
     return bool(is_aligned(level, best_level(models, model, pod.gpus, pod.cores)))
 

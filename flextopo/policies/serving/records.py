@@ -172,6 +172,11 @@ class PodRecord:
         return self.requirement != TopologyRequirement.NONE
 
     @property
+    def guaranteed(self) -> bool:
+        """Say whether it has to be aligned."""
+        return self.requirement == TopologyRequirement.GUARANTEED
+
+    @property
     def importance(self) -> tuple[int, float, str]:
         """Return the key that sorts by descending importance; no start = least important."""
         start = float("inf") if self.start_s is None else float(self.start_s)

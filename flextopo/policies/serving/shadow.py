@@ -10,7 +10,6 @@ from typing import Any
 
 from flextopo.baselines.scores import KUBERNETES_SCORES, Option, choose
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.levels import AlignmentLevel
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
@@ -84,7 +83,7 @@ def _outcome(
     state = decider.cache.state_of(name, preemptor)
     if state is None or state.broken or not state.known:
         return outcome
-    guaranteed = preemptor.requirement == TopologyRequirement.GUARANTEED
+    guaranteed = preemptor.guaranteed
     view = decider.cache.view(preemptor, {name: state}, worst_case=guaranteed)
     rows = {record.uid: row for row, record in enumerate(view.records) if row}
     gone = [rows[victim.uid] for victim in victims if victim.uid in rows]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from flextopo.cluster.state.decision import Candidate
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
@@ -169,7 +168,7 @@ def _compare(
     decider: Decider, pod: PodRecord, nodes: Sequence[str], decision: Decision, found: Choice
 ) -> None:
     """Fill in how it lies, the next best victim set, and why no smaller one suffices."""
-    guaranteed = pod.requirement == TopologyRequirement.GUARANTEED
+    guaranteed = pod.guaranteed
     states = decider.cache.states_of(nodes, pod)
     states = {n: s for n, s in states.items() if s.hardware.known or not guaranteed}
     view = decider.cache.view(pod, states, worst_case=guaranteed)
