@@ -9,6 +9,7 @@ from flextopo.baselines.policies import GreedyCost
 from flextopo.baselines.requeue import RequeueAware
 from flextopo.baselines.wait_limit import WaitLimit
 from flextopo.cluster.errors import FlextopoError
+from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod
@@ -50,15 +51,16 @@ def is_prompt(selector: VictimSelector) -> bool:
     return type(selector) in PROMPT
 
 
-def _is_plain(state: ClusterState) -> bool:
+def _is_plain(state: ClusterState, preemptor: Pod) -> bool:
     """Say whether the time of a search grows with servers alone.
 
     What a PodGroup loses takes time by the number of its members, and of a server's victims without GPUs there may
     be so many sets that it takes 10 ms.
     """
     pods, live = state.arrays.pods, state.arrays.live
-    others = (live["gpu_mask"] == 0) & pods["preemptible"] & (live["node"] >= 0)
-    return not ((pods["group"] >= 0) | others).any()
+    others = (live["gpu_mask"] == 0) & (live["node"] >= 0) & (live["status"] != TERMINATING)
+    others &= pods["preemptible"] & (pods["priority"] < preemptor.priority)
+    return not (others | (pods["group"] >= 0)).any()
 
 
 class _Job:
@@ -106,7 +108,7 @@ class SelectorRunner:
             SelectorTimeoutError: it took longer, or too many before it still hang.
             Exception: whatever the selector raises.
         """
-        if state.num_nodes * SLOWEST_S <= limit_s and is_prompt(selector) and _is_plain(state):
+        if state.num_nodes * SLOWEST_S <= limit_s and is_prompt(selector) and _is_plain(state, preemptor):
             # Without a thread, which takes a tenth of a decision, and more of the slowest.
             return selector.select(state, preemptor)
         job = _Job(selector, state, preemptor)
