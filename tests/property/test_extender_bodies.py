@@ -171,7 +171,7 @@ def test_no_cluster_gets_a_wrong_victim(
     serving = extender(cache, selector)
     proposed = {}
     for name in cache.nodes.states:
-        here = [p.uid for p in cache.pods_on(name)]
+        here = [p.uid for p in cache.book.on(name)]
         uids = data.draw(st.lists(st.sampled_from(here), unique=True)) if here else []
         proposed[name] = {"Pods": [{"UID": uid} for uid in uids], "NumPDBViolations": 0}
     asking = preemptor(gpus, requirement)
@@ -196,7 +196,7 @@ def test_no_cluster_gets_a_wrong_victim(
                 victims, list(cache.budgets.by_key.values())
             )
         # By counts it fits, and with any of them back it would not: unless alignment asks for more.
-        leaving = sum(p.gpus for p in cache.pods_on(name) if p.terminating)
+        leaving = sum(p.gpus for p in cache.book.on(name) if p.terminating)
         freed = state.counted.num_gpus + leaving + sum(victim.gpus for victim in victims)
         assert freed >= gpus
         if requirement != "guaranteed" and found["Pods"] != proposed[name]["Pods"]:

@@ -327,7 +327,7 @@ def test_nobody_goes_any_more_for_a_pod_that_is_gone(monkeypatch: pytest.MonkeyP
         async def then_gone(namespace: str, name: str, uid: str) -> None:
             await evict(namespace, name, uid)
             server.delete("Pod", "batch/online")
-            await until(lambda: not controller.decider.cache.pending)
+            await until(lambda: not controller.decider.cache.book.pending)
 
         monkeypatch.setattr(controller.watch, "evict", then_gone)
         server.put(preemptor(4, status=REFUSED))

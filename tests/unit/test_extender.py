@@ -683,14 +683,14 @@ def test_who_is_in_the_way_is_worked_out_once_until_the_node_changes(
         cache.put(read(node(name)))
         cache.put(read(flextopo(name, {})))
     extender, derived = make_extender(cache), []
-    derive = ClusterCache._derive
+    derive = ClusterCache.derive
 
     def counted(self: ClusterCache, name: str, without: Any = ()) -> Any:
         derived.append(name)
         return derive(self, name, without)
 
     cache.refresh()
-    monkeypatch.setattr(ClusterCache, "_derive", counted)
+    monkeypatch.setattr(ClusterCache, "derive", counted)
 
     def asked(name: str) -> Any:
         late = preemptor(1, "none", name=name, priority=500)

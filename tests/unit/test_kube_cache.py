@@ -22,6 +22,7 @@ from flextopo.cluster.topology.model import PRESETS
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.objects import PodGroupObject
+from flextopo.policies.serving.places import Places
 
 
 def state_of(documents: Sequence[Mapping[str, Any]], name: str = "n0") -> NodeState:
@@ -180,7 +181,7 @@ def test_statuses_follow_the_pod() -> None:
     assert state.counted.gpu_free.bit_count() == 5
     # What is kept for a pod is free for that pod itself.
     cache = make_cache([*documents, nominated])
-    mine = cache.state_of("n0", read_record(nominated))
+    mine = Places(cache).state_of("n0", read_record(nominated))
     assert mine is not None
     assert mine.counted.gpu_free.bit_count() == 6
     assert mine.known
@@ -340,7 +341,7 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
     asking = read_record(preemptor(8))
 
     def cost(cache: ClusterCache, name: str = "n0") -> dict[str, float]:
-        view = cache.view(asking, cache.states_of([name], asking), worst_case=False)
+        view = cache.view(asking, Places(cache).states_of([name], asking), worst_case=False)
         rows = {p.name: p.index for p in view.pods_on(0)}
         everyone = view.candidate(0, list(rows.values()), view.preemptor)
         assert everyone is not None
@@ -378,7 +379,7 @@ def test_a_pod_group_is_charged_for_where_its_members_are() -> None:
     promised = make_cache(documents)
     low = read_record(pod("low", gpus=1, priority=0, meta={"uid": "low"}))
     promised.reservations.answer(low, "n0", [])
-    assert promised.states_of(["n0"], asking)["n0"] is not promised.nodes.states["n0"]
+    assert Places(promised).states_of(["n0"], asking)["n0"] is not promised.nodes.states["n0"]
     assert cost(promised) == alone
 
 
@@ -402,7 +403,7 @@ def test_the_other_nodes_of_a_view_are_those_that_are_not_in_it() -> None:
     asking = read_record(preemptor(2))
 
     def others(*names: str) -> list[int]:
-        nodes = cache.states_of(names, asking)
+        nodes = Places(cache).states_of(names, asking)
         view = cache.view(asking, nodes, worst_case=False)
         return sorted(view.whole.nodes["num_pods"][len(nodes) :].tolist())
 
@@ -413,7 +414,7 @@ def test_the_other_nodes_of_a_view_are_those_that_are_not_in_it() -> None:
     cache.reservations.answer(low, "n4", [])
     assert others("n1", "n4") == [2, 3, 4, 6]
     # States from before a node was gone do not know the rows of today.
-    old = cache.states_of(["n0", "n3"], asking)
+    old = Places(cache).states_of(["n0", "n3"], asking)
     cache.remove(read(node("n0")))
     view = cache.view(asking, old, worst_case=False)
     assert sorted(view.whole.nodes["num_pods"][2:].tolist()) == [2, 3, 6, 6]

@@ -29,6 +29,7 @@ from lightkube.config.models import Cluster, User
 from flextopo.policies.serving import kube
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.kube import KubeWatch, connect
+from flextopo.policies.serving.places import Places
 
 
 def known(watch: KubeWatch) -> ClusterCache:
@@ -312,6 +313,6 @@ def test_victims_are_on_their_way_out_whatever_the_time_is_here(ahead_s: int) ->
     for document in [*documents, leaving]:
         cache.put(read(document))
     record = cache.pods["uid-online"]
-    assert not cache.kept_for(record)
+    assert not Places(cache).kept_for(record)
     cache.told_time(NOW_S)
-    assert cache.kept_for(record) == "n0"
+    assert Places(cache).kept_for(record) == "n0"

@@ -51,7 +51,7 @@ class Story:
         self.cache.put(read(asking(name, gpus, priority, where)))
         if held:
             left = {
-                pod.name: BATCH[pod.name] for pod in self.cache.pods_on(where) if pod.name in BATCH
+                pod.name: BATCH[pod.name] for pod in self.cache.book.on(where) if pod.name in BATCH
             }
             self.cache.put(read(flextopo(where, {**left, name: held})))
         self.outcomes.seen()

@@ -19,9 +19,10 @@ from kube_objects import (
 
 from flextopo.baselines.registry import make_selector
 from flextopo.policies.serving import reservations
-from flextopo.policies.serving.cache import ClusterCache, goes_before
+from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
+from flextopo.policies.serving.places import Places, goes_before
 from flextopo.policies.serving.telemetry import Telemetry
 
 Document = dict[str, Any]
@@ -277,7 +278,7 @@ def test_nobody_else_is_evicted_while_victims_take_long(grace_s: int) -> None:
     documents[2] = dying("n0-b0", gone.strftime("%Y-%m-%dT%H:%M:%SZ"))
     cache = make_cache([*documents, node("n1"), flextopo("n1", {})])
     asking = nominated("p", 2, "n0")
-    assert cache.kept_for(read_record(asking), evicts=True) == "n0"
+    assert Places(cache).kept_for(read_record(asking), evicts=True) == "n0"
     # Where there is room, it may go.
     assert let_in(make_extender(cache), asking, "n0", "n1") == ["n1"]
 
@@ -395,8 +396,8 @@ def test_all_nodes_at_once_are_as_each_of_them_is_found() -> None:
         told = read_record(preemptor(2, name=f"z-{name}", priority=priority))
         cache.reservations.answer(told, name, [f"uid-{name}-b0"])
     cache.reservations.answer(asking, "n2", ["uid-n2-b0"])
-    each = {name: cache.state_of(name, asking) for name in names}
-    together = cache.states_of(names, asking)
+    each = {name: Places(cache).state_of(name, asking) for name in names}
+    together = Places(cache).states_of(names, asking)
     free = {name: state.counted.gpu_free for name, state in each.items() if state}
     assert {name: state.counted.gpu_free for name, state in together.items()} == free
     plain = {name: cache.nodes.states[name].counted.gpu_free for name in names}

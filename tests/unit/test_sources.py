@@ -130,14 +130,14 @@ def test_one_node_that_cannot_be_worked_out_takes_no_other_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = make_cache([*full_node(), *full_node("n1")])
-    derive = ClusterCache._derive
+    derive = ClusterCache.derive
 
     def fails(self: ClusterCache, name: str, without: Any = ()) -> Any:
         if name == "n0":
             raise ValueError("odd")
         return derive(self, name, without)
 
-    monkeypatch.setattr(ClusterCache, "_derive", fails)
+    monkeypatch.setattr(ClusterCache, "derive", fails)
     for name in ("n0", "n1"):
         cache.put(read(pod(f"late-{name}", name, gpus=0)))
     assert set(cache.nodes.states) == {"n1"}

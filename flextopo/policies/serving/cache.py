@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import numpy.typing as npt
@@ -18,9 +16,8 @@ from flextopo.cluster.state.schema import TOTALS_FIELDS
 from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
 from flextopo.policies.serving.holders import ClusterFacts, NodeFacts
-from flextopo.policies.serving.landing import Bare, Landings, bare
 from flextopo.policies.serving.node_book import NodeBook
-from flextopo.policies.serving.node_state import OVERDUE_S, NodeState, derive
+from flextopo.policies.serving.node_state import NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
     VOLUME_KINDS,
@@ -36,7 +33,8 @@ from flextopo.policies.serving.objects import (
     VolcanoGroupObject,
     key_of,
 )
-from flextopo.policies.serving.reach import Reach, why_barred
+from flextopo.policies.serving.pod_book import PodBook
+from flextopo.policies.serving.reach import Reach
 from flextopo.policies.serving.records import CLASS_BANDS, PodRecord, parse_version, read_pod
 from flextopo.policies.serving.reservations import Reservations
 from flextopo.policies.serving.view import ClusterView, Surroundings, Together, build_view
@@ -72,26 +70,6 @@ if _odd:
         f"totals {', '.join(sorted(_odd))}; legal: each worked out, or constant in snapshots"
     )
 """Fields of TOTALS_DTYPE that are sums over nodes."""
-
-
-def goes_before(pod: PodRecord, other: PodRecord, both: bool) -> bool:
-    """Say whether a pod that a place is kept for comes before another pending pod.
-
-    Args:
-        pod: the one that is nominated.
-        other: the other.
-        both: a place is kept there for the other, too; then one of them comes first, by age, so that
-            they do not wait for each other.
-    """
-    if pod.uid == other.uid or pod.priority != other.priority:
-        return pod.uid != other.uid and pod.priority > other.priority
-    first, second = ((one.created_s, one.key, one.uid) for one in (pod, other))
-    return not both or first < second
-
-
-def _is_nominee(pod: PodRecord, node: str, nominees: Iterable[PodRecord]) -> bool:
-    """Say whether a pod is among the nominees of a node, or says so itself, which the watch may show later."""
-    return pod.nominated == node or any(one.uid == pod.uid for one in nominees)
 
 
 def _id_of(obj: KubeObject) -> str:
@@ -139,25 +117,17 @@ class ClusterCache:
         self._own_clock = clock or make_clock()
         self.ahead_s = 0
         self.bands = bands
-        self.pods: dict[str, PodRecord] = {}
+        self.book = PodBook()
+        self.pods = self.book.by_uid
         self.budgets = BudgetBook()
         self.problems: dict[str, str] = {}
         self._objects: dict[str, PodObject] = {}
-        self._on_node: dict[str, dict[str, PodRecord]] = {}
         self.hosts = NodeBook()
         self.volumes = VolumeBook()
         self.reservations = Reservations(time.monotonic, self._dirty_add)
         self.classes: dict[str, PriorityClassObject] = {}
         self._groups: dict[str, PodGroupObject] = {}
-        self._pending: dict[str, PodRecord] = {}
-        self._nominated: dict[str, dict[str, PodRecord]] = {}
-        self._claiming: dict[str, set[str]] = {}
-        self._shy: dict[str, PodRecord] = {}
-        self._leaving: dict[str, set[str]] = {}
-        self._grouped: dict[str, dict[str, PodRecord]] = {}
         self._table = NodeTable()
-        self._bare: dict[str, Bare] = {}
-        self._landings = Landings()
         self._unread: dict[str, dict[str, str]] = {}
         self._dirty: set[str] = set()
         self._gone: OrderedDict[str, None] = OrderedDict()
@@ -215,11 +185,6 @@ class ClusterCache:
         assert self._models is not None
         return self._models
 
-    @property
-    def pending(self) -> list[PodRecord]:
-        """Return the pods that have no node."""
-        return list(self._pending.values())
-
     def _dirty_add(self, name: str) -> None:
         self._dirty.add(name)
 
@@ -227,21 +192,11 @@ class ClusterCache:
         """Return a PodGroup by `namespace/name`, None where there is no such object."""
         return self._groups.get(key)
 
-    def members_of(self, group: str) -> list[PodRecord]:
-        """Return the pods of a group that are neither finished nor on their way out."""
-        return [pod for pod in self._grouped.get(group, {}).values() if not pod.terminating]
-
-    def pods_on(self, node: str) -> list[PodRecord]:
-        """Return the pods that are bound to a node or nominated for it."""
-        return list(self._on_node.get(node, {}).values())
-
     def mark_terminating(self, uid: str) -> None:
         """Remember that a pod's eviction was accepted, until the watch shows it."""
-        pod = self.pods.get(uid)
-        if pod is not None:
-            pod.terminating = True
-            self._dirty.add(pod.node)
-            self._leaving.setdefault(pod.node, set()).add(uid)
+        node = self.book.leave(uid)
+        if node:
+            self._dirty.add(node)
 
     def put(self, obj: KubeObject) -> None:
         """Add or change an object; an older version than the known one is ignored."""
@@ -269,7 +224,7 @@ class ClusterCache:
 
     def _put_budget(self, obj: BudgetObject) -> None:
         if self.budgets.put(obj):
-            self._touch(obj.metadata.namespace or "")
+            self._dirty.update(self.book.nodes_with(obj.metadata.namespace or ""))
 
     def _put_class(self, obj: PriorityClassObject) -> None:
         self.classes[obj.metadata.name] = obj
@@ -292,14 +247,8 @@ class ClusterCache:
                 self._put_pod(pod)
 
     def _reread_claim(self, key: str) -> None:
-        for uid in list(self._claiming.get(key, ())):
+        for uid in self.book.claiming(key):
             self._put_pod(self._objects[uid])
-
-    def _touch(self, namespace: str) -> None:
-        """Have all nodes with pods of a namespace worked out anew."""
-        for name, pods in self._on_node.items():
-            if any(pod.namespace == namespace for pod in pods.values()):
-                self._dirty.add(name)
 
     def _put_pod(self, obj: PodObject) -> None:
         uid = obj.metadata.uid
@@ -323,31 +272,11 @@ class ClusterCache:
             self._make_way(known)
         self._forget(uid, node)
         self.reservations.seen(record)
-        self.pods[uid] = record
-        if not record.finished:
-            self._list(record)
         if obj.spec.priorityClassName or record.claims:
             self._objects[uid] = obj
-        for claim in record.claims:
-            self._claiming.setdefault(claim, set()).add(uid)
-        # (One that leaves before it is bound has no place any more, however long a finalizer keeps it.)
-        place = record.node or ("" if record.terminating else record.nominated)
-        if place and not record.finished:
-            self._on_node.setdefault(place, {})[uid] = record
+        place = self.book.put(record)
+        if place:
             self._dirty.add(place)
-            if not record.node:
-                self._nominated.setdefault(place, {})[uid] = record
-
-    def _list(self, record: PodRecord) -> None:
-        """List a pod that is not finished with its likes."""
-        if record.placing.far:
-            self._shy[record.uid] = record
-        if record.group:
-            self._grouped.setdefault(record.group, {})[record.uid] = record
-        if not record.node:
-            self._pending[record.uid] = record
-        elif record.terminating:
-            self._leaving.setdefault(record.node, set()).add(record.uid)
 
     def read(self, obj: PodObject) -> PodRecord:
         """Return what is remembered of a pod; the cache stays as it is.
@@ -446,29 +375,8 @@ class ClusterCache:
     def _forget(self, uid: str, node: str = "") -> None:
         if node in self._unread and self._unread[node].pop(uid, ""):
             self._dirty.add(node)
-        record = self.pods.pop(uid, None)
-        if record is None:
-            return
         self._objects.pop(uid, None)
-        for claim in record.claims:
-            self._claiming[claim].discard(uid)
-            if not self._claiming[claim]:
-                del self._claiming[claim]
-        self._pending.pop(uid, None)
-        self._shy.pop(uid, None)
-        leaving = self._leaving.get(record.node, set())
-        leaving.discard(uid)
-        if not leaving:
-            self._leaving.pop(record.node, None)
-        grouped = self._grouped.get(record.group, {})
-        if grouped.pop(uid, None) is not None and not grouped:
-            del self._grouped[record.group]
-        nominated = self._nominated.get(record.nominated, {})
-        if nominated.pop(uid, None) is not None and not nominated:
-            del self._nominated[record.nominated]
-        for place in (record.node, record.nominated):
-            if place in self._on_node and self._on_node[place].pop(uid, None) is not None:
-                self._dirty.add(place)
+        self._dirty.update(self.book.remove(uid))
 
     def refresh(self) -> None:
         """Work out the nodes that have changed."""
@@ -488,17 +396,16 @@ class ClusterCache:
                 self._dirty |= self.hosts.allocatable.keys()
         while self._dirty:
             name = self._dirty.pop()
-            self._bare.pop(name, None)
             try:
-                state = self._derive(name)
+                state = self.derive(name)
             except Exception as error:  # noqa: BLE001  one node may not take the others along
                 self.problems[f"Node {name}"] = f"node {name!r} cannot be worked out: {error!r}"
                 state = None
             self._table.set(name, state)
 
-    def _derive(self, name: str, without: Collection[str] = ()) -> NodeState | None:
+    def derive(self, name: str, without: Collection[str] = ()) -> NodeState | None:
         """Work out a node, None if it is none that matters; without the pods of these uids."""
-        hosts, here = self.hosts, self._on_node.get(name, {})
+        hosts, here = self.hosts, self.book.on_node.get(name, {})
         allocatable = hosts.offered(name)
         if allocatable is None or hosts.problem_of(name):
             return None
@@ -506,7 +413,7 @@ class ClusterCache:
         if hardware is None or hardware.server.num_gpus == 0:
             return None
         assert self._models is not None
-        pods = [pod for pod in [*here.values(), *self._planned(name)] if pod.uid not in without]
+        pods = [pod for pod in [*here.values(), *self.planned(name)] if pod.uid not in without]
         state = derive(
             NodeFacts(
                 hardware,
@@ -524,185 +431,17 @@ class ClusterCache:
             state.broken = f"pod {key!r} on it cannot be read"
         return state
 
-    def _planned(self, name: str) -> list[PodRecord]:
+    def planned(self, name: str) -> list[PodRecord]:
         """Return the pods that were promised a node and are not seen there yet."""
-        here = self._on_node.get(name, {})
+        here = self.book.on_node.get(name, {})
         return [pod for pod in self.reservations.planned(name) if pod.uid not in here]
-
-    def is_planned(self, name: str) -> bool:
-        """Say whether somebody is nominated for a node, or was promised it a moment ago."""
-        return name in self._nominated or name in self.reservations.least
 
     def nominees(self, name: str) -> list[PodRecord]:
         """Return the pods that are nominated for a node, or were promised it a moment ago."""
         promised = self.reservations.planned(name)
-        if name not in self._nominated:
+        if name not in self.book.nominated:
             return promised
-        return [*self._nominated[name].values(), *self._planned(name)]
-
-    def promised(self, name: str, preemptor: PodRecord) -> str:
-        """Return a pod that was promised a node and comes before another, empty for none."""
-        ahead = (pod for pod in self._planned(name) if goes_before(pod, preemptor, False))
-        return next((pod.key for pod in ahead), "")
-
-    def spoiled(self, name: str, preemptor: PodRecord, *, after: bool = False) -> list[PodRecord]:
-        """Return who would find its place on a node unfit once another pod is there: see `Landings`.
-
-        Args:
-            name: of the node.
-            preemptor: the pod.
-            after: look at pods that come after it, and not at guaranteed ones that come before it.
-        """
-        if not self.is_planned(name):
-            return []
-        nominees = self.nominees(name)
-        is_one = _is_nominee(preemptor, name, nominees)
-        kept = [
-            one
-            for one in nominees
-            if one.uid != preemptor.uid and goes_before(one, preemptor, is_one) != after
-        ]
-        if not kept or not (after or any(one.guaranteed for one in kept)):
-            return []
-        node = self._without_nominees(name, nominees)
-        if node is None or node.state.broken:
-            return []
-        kept.sort(key=attrgetter("importance"))
-        since_s = self.clock() - OVERDUE_S
-        return self._landings.spoiled(self.table, node.since(since_s), kept, preemptor)
-
-    def may_spoil(self, name: str, other: PodRecord, preemptor: PodRecord) -> bool:
-        """Say whether a pod might be given what another finds free on a node, if it is bound there before.
-
-        The first has a place planned there, beside which the second fits; kubelet does not know of that.
-        """
-        nominees = self.nominees(name)
-        is_one = _is_nominee(preemptor, name, nominees)
-        behind = {one.uid for one in nominees if not goes_before(one, preemptor, is_one)}
-        state = self._derive(name, without={other.uid, preemptor.uid, *behind})
-        if state is None or state.broken:
-            return True
-        now = Bare(state, ())
-        return bool(self._landings.spoiled(self.table, now, [preemptor], other))
-
-    def _without_nominees(self, name: str, nominees: Iterable[PodRecord]) -> Bare | None:
-        """Return a node without those that are nominated for it, remembered until it changes."""
-        self.refresh()
-        found = self._bare.get(name)
-        if found is None:
-            state = self._derive(name, without={one.uid for one in nominees})
-            if state is not None:
-                found = self._bare[name] = bare(state)
-        return found
-
-    def state_of(self, name: str, preemptor: PodRecord) -> NodeState | None:
-        """Return a node as the preemptor finds it.
-
-        What is kept there for itself, or for pods that come after it, is free.
-        """
-        self.refresh()
-        return self._as_found(name, preemptor)
-
-    def _as_found(
-        self, name: str, preemptor: PodRecord, together: Collection[str] = ()
-    ) -> NodeState | None:
-        nominees = self.nominees(name)
-        is_one, some_after = preemptor.nominated == name, False
-        for pod in nominees:
-            is_one = is_one or pod.uid == preemptor.uid or pod.uid in together
-            some_after = some_after or pod.priority < preemptor.priority
-        if not is_one and not some_after:
-            return self._table.states.get(name)
-        after = {pod.uid for pod in nominees if not goes_before(pod, preemptor, is_one)}
-        return self._derive(name, without=after) if after else self._table.states.get(name)
-
-    def without(self, name: str, uid: str) -> NodeState | None:
-        """Return a node as it would be without a pod."""
-        self.refresh()
-        return self._derive(name, without={uid})
-
-    def states_of(
-        self, names: Iterable[str], preemptor: PodRecord, others: Sequence[PodRecord] = ()
-    ) -> dict[str, NodeState]:
-        """Return those of the nodes that can be decided about, as `state_of` does.
-
-        What is kept for other pods that start together with the preemptor, and come after it, is free.
-        """
-        self.refresh()
-        known, least, kept = self._table.states.get, self.reservations.least.get, {*self._nominated}
-        for pod in (preemptor, *others):
-            told = self.reservations.answered(pod.uid)
-            kept |= {pod.nominated, told[0] if told is not None else ""}
-        together = {pod.uid for pod in others}
-        return {
-            name: state
-            for name in names
-            if (
-                state := self._as_found(name, preemptor, together)
-                # On most nodes nobody comes after the preemptor, and there may be hundreds.
-                if name in kept or least(name, math.inf) < preemptor.priority
-                else known(name)
-            )
-            and not state.broken
-        }
-
-    def kept_for(self, preemptor: PodRecord, evicts: bool = False) -> str:
-        """Return the node on which others are on their way out for a pod, empty for none.
-
-        It stays that node for a moment after they are gone: kube-scheduler may not know it yet. A node
-        that is gone, or takes the pod no more, is kept for nothing.
-
-        Args:
-            preemptor: the pod.
-            evicts: it would have others evicted elsewhere, not just go where there is room: nobody else has
-                to go for it as long as its victims' own grace periods last.
-        """
-        told = self.reservations.answered(preemptor.uid)
-        node = told[0] if told is not None else preemptor.nominated
-        if not node or why_barred(preemptor, node, self.hosts.traits.get(node)):
-            return ""
-        doomed = set(told[1]) if told is not None else set()
-        here = self.pods_on(node)
-        if any(self._is_going(pod, preemptor, doomed, SOON_S) for pod in here):
-            self.reservations.keep(preemptor.uid, node)
-        elif evicts and any(self._is_going(pod, preemptor, doomed, math.inf) for pod in here):
-            return node
-        return self.reservations.kept(preemptor.uid, node)
-
-    def _is_going(
-        self, pod: PodRecord, preemptor: PodRecord, doomed: Collection[str], soon_s: float
-    ) -> bool:
-        """Say whether a pod is on its way out for the preemptor, gone within so long, or was told to go."""
-        if not pod.node or pod.priority >= preemptor.priority:
-            return False
-        if not pod.terminating:
-            return pod.uid in doomed
-        return pod.gone_s is None or -soon_s <= self.clock() - pod.gone_s <= LATE_S
-
-    def leaving_soon(self) -> dict[str, list[PodRecord]]:
-        """Return the pods that leave nodes, where all of them are gone within Kubernetes' grace period."""
-        now_s, found = self.clock(), dict[str, list[PodRecord]]()
-        for name, uids in self._leaving.items():
-            pods = [self.pods[uid] for uid in uids]
-            gone_s = [pod.gone_s for pod in pods if pod.gone_s is not None]
-            if all(-SOON_S <= now_s - at_s <= LATE_S for at_s in gone_s):
-                found[name] = pods
-        return found
-
-    def is_stuck(self, node: str) -> bool:
-        """Say whether a terminating pod of a node is not counted on any more: its time is long over."""
-        over_s = self.clock() - OVERDUE_S
-        return any(
-            pod.node and pod.terminating and pod.gone_s is not None and pod.gone_s < over_s
-            for pod in self.pods_on(node)
-        )
-
-    def is_unsettled(self, state: NodeState) -> bool:
-        """Say whether more of a node is about to be known: where pods are that were bound lately."""
-        now_s = self.clock()
-        return any(
-            pod.bound_s is not None and now_s - pod.bound_s < FRESH_S for pod in state.guessed
-        )
+        return [*self.book.nominated[name].values(), *self.planned(name)]
 
     def reach_of(self, pod: PodRecord, seats: Mapping[str, str] | None = None) -> Reach:
         """Return which nodes a pending pod may go to.
@@ -720,7 +459,7 @@ class ClusterCache:
                 replace(one, nominated=seats[one.uid]) if one.uid in seats else one for one in pods
             )
 
-        pods, shy = seated(self.pods.values()), seated(self._shy.values())
+        pods, shy = seated(self.pods.values()), seated(self.book.shy.values())
         return Reach(pod, self.hosts.traits, pods, shy, volumes, self.hosts.why_no_gpus)
 
     def view(
@@ -744,7 +483,7 @@ class ClusterCache:
         self.refresh()
         assert self._models is not None
         left = self.budgets.left()
-        sums, waiting = self._table.sums, self._pending.values()
+        sums, waiting = self._table.sums, self.book.pending.values()
         online = [pod.gpus for pod in waiting if pod.online and pod.uid != preemptor.uid]
         batch = [pod for pod in waiting if not pod.online and pod.uid != preemptor.uid]
         sizes = [pod.gpus for pod in batch]

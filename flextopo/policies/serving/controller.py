@@ -140,7 +140,7 @@ class Controller:
     async def look(self) -> None:
         """Look at all who are pending once, the most important first."""
         found: dict[str, Preemptors] = {}
-        for pod in self.decider.cache.pending:
+        for pod in self.decider.cache.book.pending.values():
             each = self._asking(pod) if gang_key(pod.group) not in found else None
             if each is not None:
                 found[each.key] = each
@@ -236,7 +236,7 @@ class Controller:
         """
         if asking.group or self.clock() - waiting.since < HELD_BACK_MOST_S:
             return names
-        return [name for name in names if not self.decider.cache.spoiled(name, asking.leader)]
+        return [name for name in names if not self.decider.places.spoiled(name, asking.leader)]
 
     def _fit(self, asking: Preemptors, changed: list[str]) -> bool:
         """Say whether all fit, a pod alone on one of the nodes that have changed."""
@@ -248,7 +248,7 @@ class Controller:
             not reach.why_not(name)
             and asking.may_lie_on(name, traits)
             and self.decider.fits(pod, state)
-            for name, state in self.decider.cache.states_of(changed, pod).items()
+            for name, state in self.decider.places.states_of(changed, pod).items()
         )
 
     async def _touch(self, pod: PodRecord) -> None:
@@ -260,7 +260,7 @@ class Controller:
     async def _attend(self, asking: Preemptors, waiting: _Waiting, robbed: bool) -> None:
         for pod in asking.members:
             held = self.holds is not None and self.holds.holds_for(pod)
-            kept = not robbed and self.decider.cache.kept_for(pod, evicts=True)
+            kept = not robbed and self.decider.places.kept_for(pod, evicts=True)
             if pod.never_preempts or held or kept:
                 # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
                 self.decider.cache.reservations.renew(pod.uid, PLAN_S)
@@ -293,13 +293,12 @@ class Controller:
         priority = asking.leader.priority
         return any(pod.claims for pod in asking.members) and any(
             pod.claims and pod.gpus and pod.refused and pod.priority < priority
-            for pod in self.decider.cache.pending
+            for pod in self.decider.cache.book.pending.values()
         )
 
     def _is_unsettled(self, asking: Preemptors, nodes: list[str]) -> bool:
-        cache = self.decider.cache
         return any(
-            cache.is_unsettled(state)
+            self.decider.places.is_unsettled(state)
             and any(self.decider.has_room(state, p) for p in asking.members)
             for state in self.gangs.states(asking, nodes).values()
         )
@@ -318,7 +317,7 @@ class Controller:
             # All places of a gang, or all nodes: some of them beside new ones may be best.
             kept, others = (kept, nodes) if len(kept) == len(places) else ([], nodes)
         # Where somebody has not gone long after the time was over, more would hardly do.
-        stuck = [name for name in kept if self.decider.cache.is_stuck(name)]
+        stuck = [name for name in kept if self.decider.places.is_stuck(name)]
         kept = [name for name in kept if name not in stuck]
         found = None
         for names in (kept, others, stuck):

@@ -21,6 +21,7 @@ from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.guards import GuardError, Proposal, check, short_of, together
 from flextopo.policies.serving.landing import fits_later
 from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.places import Places
 from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.runner import (
     FALLBACK_FACTOR,
@@ -49,6 +50,7 @@ class Decider:
         budget_s: time of the selector for one decision.
         age_s: age of the cache's knowledge.
         max_age_s: above it the baseline decides.
+        places: what is kept on nodes, and for whom.
     """
 
     cache: ClusterCache
@@ -57,7 +59,11 @@ class Decider:
     budget_s: float = 0.2
     age_s: Callable[[], float] = lambda: 0.0
     max_age_s: float = 30.0
+    places: Places = field(init=False)
     _runner: SelectorRunner = field(default_factory=SelectorRunner)
+
+    def __post_init__(self) -> None:
+        self.places = Places(self.cache)
 
     def decide(
         self,
@@ -90,7 +96,7 @@ class Decider:
         proposed: Mapping[str, Sequence[str]],
         may_violate: bool,
     ) -> Decision:
-        states = self.cache.states_of(nodes, preemptor)
+        states = self.places.states_of(nodes, preemptor)
         if not states:
             raise UndecidableError(
                 f"pod {preemptor.key!r}: none of {len(nodes)} nodes can be decided about"
@@ -422,7 +428,7 @@ class Decider:
         Returns:
             False also where these are not free without the pod.
         """
-        state = self.cache.without(pod.node or pod.nominated, pod.uid)
+        state = self.places.without(pod.node or pod.nominated, pod.uid)
         if state is None or state.broken or gpus & ~state.counted.gpu_free:
             return False
         left = state.counted.cores_free.copy()
@@ -442,7 +448,7 @@ class Decider:
         cache = self.cache
         told = cache.reservations.answered(preemptor.uid)
         mine = told[0] if told is not None and not told[1] else ""
-        leaving = {**({mine: []} if mine else {}), **cache.leaving_soon()}
+        leaving = {**({mine: []} if mine else {}), **self.places.leaving_soon()}
         if not leaving:
             return ""
         reach, asked = cache.reach_of(preemptor), together([preemptor])
@@ -450,10 +456,10 @@ class Decider:
         known = cache.nodes.states.get
         for name, pods in leaving.items():
             # Of what is kept for others there nothing is meant, whoever is more important.
-            state = cache.state_of(name, preemptor) if name == mine else known(name)
+            state = self.places.state_of(name, preemptor) if name == mine else known(name)
             if state is None or state.broken or not self._may_suffice(preemptor, state, name, pods):
                 continue
-            if guaranteed and not (state.known or cache.is_unsettled(state)):
+            if guaranteed and not (state.known or self.places.is_unsettled(state)):
                 continue
             enough = not reach.why_not(name) and not short_of(asked, state, pods)
             if enough and fits_later(cache.table, state, preemptor):
@@ -467,7 +473,7 @@ class Decider:
 
         Where places were promised a moment ago others are about to leave, too.
         """
-        if self.cache.is_planned(name):
+        if self.places.is_planned(name):
             return True
         return state.counted.num_gpus + sum(pod.gpus for pod in leaving) >= preemptor.gpus
 
@@ -488,7 +494,7 @@ class Decider:
     def _broken(self, preemptor: PodRecord, nodes: Sequence[str]) -> str:
         """Name a node that is left out, and why."""
         for name in nodes:
-            state = self.cache.state_of(name, preemptor)
+            state = self.places.state_of(name, preemptor)
             if state is not None and state.broken:
                 return f", such as {name}: {state.broken}"
         return ""
@@ -512,7 +518,7 @@ class Decider:
             return False
         if not preemptor.gpus:
             return True
-        state = self.cache.state_of(node, preemptor)
+        state = self.places.state_of(node, preemptor)
         victims = [self.cache.pods[uid] for uid in uids]
         if state is None or short_of(together([preemptor]), state, victims):
             return False
@@ -520,7 +526,7 @@ class Decider:
 
     def _aligns(self, preemptor: PodRecord, node: str, uids: Sequence[str]) -> bool:
         """Say whether a guaranteed pod is aligned for sure once those pods are gone."""
-        state = self.cache.state_of(node, preemptor)
+        state = self.places.state_of(node, preemptor)
         if state is None or state.broken or not state.hardware.known:
             return False
         view = self.cache.view(preemptor, {node: state}, worst_case=True)

@@ -122,7 +122,8 @@ class Extender:
         cache = self.decider.cache
         if preemptor.uid in cache.reservations.under_way or self._is_attended(preemptor):
             return _encode({})  # a controller is carrying it out
-        told, kept = cache.reservations.answered(preemptor.uid), cache.kept_for(preemptor)
+        told = cache.reservations.answered(preemptor.uid)
+        kept = self.decider.places.kept_for(preemptor)
         if told is None or not told[1]:
             return None
         node, uids = told
@@ -213,7 +214,7 @@ class Extender:
         failed: dict[str, str] = {}
         never: dict[str, str] = {}
         unaligned: list[str] = []
-        kept = self.decider.cache.kept_for(preemptor) if preemptor.gpus else ""
+        kept = self.decider.places.kept_for(preemptor) if preemptor.gpus else ""
         guaranteed = bool(preemptor.gpus) and preemptor.guaranteed
         for name in nodes if preemptor.gpus and not self.shadow else ():
             if kept and name != kept:
@@ -271,11 +272,11 @@ class Extender:
 
         kube-scheduler knows of pods that it nominated; not of those that wait for what is leaving.
         """
-        cache = self.decider.cache
-        if not cache.is_planned(name):
+        places = self.decider.places
+        if not places.is_planned(name):
             return ""
-        ahead = cache.promised(name, preemptor)
-        state = cache.state_of(name, preemptor) if ahead else None
+        ahead = places.promised(name, preemptor)
+        state = places.state_of(name, preemptor) if ahead else None
         if state is None or state.broken or self.decider.has_room(state, preemptor):
             return self._spoiled(name, preemptor)
         return f"what is free on it is kept for {ahead}"
@@ -285,7 +286,7 @@ class Extender:
 
         That lasts until the other is bound: nobody has to go for the preemptor meanwhile.
         """
-        others = self.decider.cache.spoiled(name, preemptor)
+        others = self.decider.places.spoiled(name, preemptor)
         if not others:
             return ""
         self.decider.cache.reservations.hold_back(preemptor.uid)
@@ -297,9 +298,9 @@ class Extender:
         Pods of lower priority had others evicted for their places there. One that is given a part of
         such a place would have the rest freed in vain.
         """
-        cache = self.decider.cache
-        planned = list(filter(cache.is_planned, names))
-        losers = {name: cache.spoiled(name, preemptor, after=True) for name in planned}
+        places = self.decider.places
+        planned = list(filter(places.is_planned, names))
+        losers = {name: places.spoiled(name, preemptor, after=True) for name in planned}
         lost = {name: sum(one.gpus for one in pods) for name, pods in losers.items()}
         least = min(lost.values(), default=0) if len(planned) == len(names) else 0
         if self._spares(preemptor, least):
@@ -325,7 +326,7 @@ class Extender:
 
     def _refusal(self, name: str, preemptor: PodRecord) -> _Refusal:
         """Return why a node is refused to a guaranteed pod."""
-        state = self.decider.cache.state_of(name, preemptor)
+        state = self.decider.places.state_of(name, preemptor)
         if state is None or state.broken:
             return _Refusal(state.broken if state else "not seen by the watch yet")
         if not state.hardware.known:
@@ -335,10 +336,10 @@ class Extender:
             return _Refusal("its hardware never fits the pod", never=True)
         coming = self._coming_to(name, state, preemptor)
         if aligned and not coming:
-            why = self._spoiled(name, preemptor) if self.decider.cache.is_planned(name) else ""
+            why = self._spoiled(name, preemptor) if self.decider.places.is_planned(name) else ""
             return _Refusal(why) if why else NO_REFUSAL
         if aligned or (
-            self.decider.cache.is_unsettled(state) and self.decider.has_room(state, preemptor)
+            self.decider.places.is_unsettled(state) and self.decider.has_room(state, preemptor)
         ):
             self.decider.cache.reservations.hold_back(preemptor.uid)
         if aligned:
@@ -358,7 +359,7 @@ class Extender:
         cache = self.decider.cache
         for other in cache.reservations.coming_to(name, preemptor.uid):
             if state.holding(other.uid) is not None:
-                if cache.may_spoil(name, other, preemptor):
+                if self.decider.places.may_spoil(name, other, preemptor):
                     return other.key
                 continue
             both = self.decider.has_room(state, preemptor, other)
@@ -367,7 +368,7 @@ class Extender:
         return ""
 
     def _score(self, name: str, preemptor: PodRecord) -> int:
-        state: NodeState | None = self.decider.cache.state_of(name, preemptor)
+        state: NodeState | None = self.decider.places.state_of(name, preemptor)
         if not preemptor.gpus or state is None or state.broken or not state.hardware.known:
             return 0
         _, level, best = self.decider.alignment(state, preemptor)

@@ -63,7 +63,7 @@ class GangDecider:
 
     def states(self, gang: Preemptors, nodes: Sequence[str]) -> dict[str, NodeState]:
         """Return those of the nodes that can be decided about; what is kept for a member is free."""
-        return self.decider.cache.states_of(nodes, gang.leader, gang.members[1:])
+        return self.decider.places.states_of(nodes, gang.leader, gang.members[1:])
 
     def decide(self, gang: Preemptors, nodes: Sequence[str]) -> Decision:
         """Choose a place for every member, and victims for all of them or for none.

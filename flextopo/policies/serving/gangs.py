@@ -135,7 +135,7 @@ def gather(cache: ClusterCache, pod: PodRecord) -> Preemptors:
     """
     if not pod.group:
         return Preemptors((pod,))
-    pods, group = cache.members_of(pod.group), cache.group(pod.group)
+    pods, group = cache.book.in_group(pod.group), cache.group(pod.group)
     need = (group.least if group else None) or pod.group_size or len(pods)
     agree = (group.topology if group else ()) or tuple(filter(None, [pod.required_topology]))
     bound = tuple(one for one in pods if one.node)

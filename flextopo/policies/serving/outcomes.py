@@ -85,7 +85,7 @@ class Outcomes:
         if known is not None and known.node != node:
             self._is_unused(known, ELSEWHERE)
         cache = self._decider.cache
-        others = {pod.uid for pod in cache.pods_on(node) if pod.node}
+        others = {pod.uid for pod in cache.book.on(node) if pod.node}
         if known is not None and known.node == node:
             others = known.others
         state = cache.nodes.states.get(node)
@@ -122,7 +122,7 @@ class Outcomes:
 
     def _is_unused(self, entry: _Eviction, fate: str) -> None:
         cache = self._decider.cache
-        others = {pod.uid for pod in [*cache.pending, *cache.pods_on(entry.node)]}
+        others = {pod.uid for pod in [*cache.book.pending.values(), *cache.book.on(entry.node)]}
         self._unused.append(_Unused(entry, fate, self._clock(), others - entry.others))
 
     def _tell_unused(self, unused: _Unused) -> None:
@@ -142,7 +142,8 @@ class Outcomes:
         state = cache.nodes.states.get(entry.node)
         coming = cache.reservations.coming_to(entry.node, "")
         return state is not None and (
-            cache.is_unsettled(state) or any(pod.priority > entry.priority for pod in coming)
+            self._decider.places.is_unsettled(state)
+            or any(pod.priority > entry.priority for pod in coming)
         )
 
     def _taken(self, unused: _Unused, went: Sequence[_Victim]) -> list[_Victim]:

@@ -108,7 +108,11 @@ class SelectorRunner:
             SelectorTimeoutError: it took longer, or too many before it still hang.
             Exception: whatever the selector raises.
         """
-        if state.num_nodes * SLOWEST_S <= limit_s and is_prompt(selector) and _is_plain(state, preemptor):
+        if (
+            state.num_nodes * SLOWEST_S <= limit_s
+            and is_prompt(selector)
+            and _is_plain(state, preemptor)
+        ):
             # Without a thread, which takes a tenth of a decision, and more of the slowest.
             return selector.select(state, preemptor)
         job = _Job(selector, state, preemptor)

@@ -307,7 +307,7 @@ def warm_up(decider: Decider) -> None:
     preemptor = cache.pods["warm-up/preemptor"]
     for selector in (decider.selector, decider.fallback):
         patient = Decider(cache, selector, decider.fallback, budget_s=120.0)
-        state = cache.state_of("node", preemptor)
+        state = cache.nodes.states.get("node")
         assert state is not None
         for worst_case in (False, True):
             view = cache.view(preemptor, {"node": state}, worst_case=worst_case)

@@ -80,7 +80,7 @@ def _outcome(
         "aligned": None,
         "cost_gpu_h": None,
     }
-    state = decider.cache.state_of(name, preemptor)
+    state = decider.places.state_of(name, preemptor)
     if state is None or state.broken or not state.known:
         return outcome
     guaranteed = preemptor.guaranteed

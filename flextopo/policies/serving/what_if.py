@@ -169,7 +169,7 @@ def _compare(
 ) -> None:
     """Fill in how it lies, the next best victim set, and why no smaller one suffices."""
     guaranteed = pod.guaranteed
-    states = decider.cache.states_of(nodes, pod)
+    states = decider.places.states_of(nodes, pod)
     states = {n: s for n, s in states.items() if s.hardware.known or not guaranteed}
     view = decider.cache.view(pod, states, worst_case=guaranteed)
     own = (decision.node, {victim.key for victim in decision.victims})
@@ -207,7 +207,7 @@ def _names(view: ClusterView, candidate: Candidate) -> list[str]:
 def _missing(decider: Decider, pod: PodRecord, decision: Decision, but: PodRecord) -> str:
     """Say what a pod lacks on its node if one of the victims stays."""
     assert decision.node is not None
-    state = decider.cache.state_of(decision.node, pod)
+    state = decider.places.state_of(decision.node, pod)
     assert state is not None
     gone = [victim for victim in decision.victims if victim is not but]
     gpus = state.counted.num_gpus + sum(victim.gpus for victim in gone)
