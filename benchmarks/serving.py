@@ -1,4 +1,4 @@
-"""Load the extender with `preempt` at a fixed rate and print the latencies.
+"""Load the extender with `preempt`, and with `filter`, at a fixed rate and print the latencies.
 
 A snapshot of full servers is served by a process of its own; the client sends on one connection,
 as kube-scheduler does, at fixed times whether or not the answer before has come.
@@ -99,10 +99,10 @@ UID = b"00000000-0000-4000-9000-000000000000"
 """Of the preemptor in a body; each request is for another one."""
 
 
-def make_body(node_cache: bool, k: int, first: int) -> bytes:
-    """Return a `preempt` body for CANDIDATES nodes, with uids or with whole pods."""
+def make_preemptor(k: int) -> dict[str, Any]:
+    """Return a pending pod of k GPUs."""
     requests = {"cpu": str(CORES * k), "memory": "64Gi", "nvidia.com/gpu": str(k)}
-    preemptor = {
+    return {
         "metadata": {
             "name": "online",
             "namespace": "serving",
@@ -112,6 +112,16 @@ def make_body(node_cache: bool, k: int, first: int) -> bytes:
         "spec": {"priority": 1000, "containers": [{"resources": {"requests": requests}}]},
         "status": {"phase": "Pending"},
     }
+
+
+def make_filter_body(k: int, num_nodes: int) -> bytes:
+    """Return a `filter` body for all nodes by name."""
+    names = [f"node-{n}" for n in range(num_nodes)]
+    return json.dumps({"Pod": make_preemptor(k), "NodeNames": names}).encode()
+
+
+def make_body(node_cache: bool, k: int, first: int) -> bytes:
+    """Return a `preempt` body for CANDIDATES nodes, with uids or with whole pods."""
     victims: dict[str, Any] = {}
     for n in range(first, first + CANDIDATES):
         pods = [make_pod(n, i) for i in range(PODS)]
@@ -119,7 +129,7 @@ def make_body(node_cache: bool, k: int, first: int) -> bytes:
             pods = [{"UID": pod["metadata"]["uid"]} for pod in pods]
         victims[f"node-{n}"] = {"Pods": pods, "NumPDBViolations": 0}
     full, meta = (None, victims) if node_cache else (victims, None)
-    body = {"Pod": preemptor, "NodeNameToVictims": full, "NodeNameToMetaVictims": meta}
+    body = {"Pod": make_preemptor(k), "NodeNameToVictims": full, "NodeNameToMetaVictims": meta}
     return json.dumps(body).encode()
 
 
@@ -166,6 +176,11 @@ def serve(snapshot: Path, selector: str) -> tuple[subprocess.Popen[bytes], int, 
             time.sleep(0.02)
 
 
+def _post(verb: str, body: bytes) -> bytes:
+    head = f"POST /{verb} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 def memory_mib(pid: int) -> float:
     """Return the resident memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -203,9 +218,12 @@ def main() -> None:
                 # What was answered is remembered for seconds, so the nodes take turns.
                 firsts = range(0, max(options.nodes - CANDIDATES, 0) + 1, CANDIDATES)
                 bodies = [make_body(node_cache, options.gpus, first) for first in firsts]
-                head = "POST /preempt HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n"
-                asked = [head.format(len(body)).encode() + body for body in bodies]
-                rows.append((name, asked, b'{"Pods":[{"UID":'))  # an eviction
+                # Answers with an eviction.
+                rows.append(
+                    (name, [_post("preempt", body) for body in bodies], b'{"Pods":[{"UID":')
+                )
+            body = make_filter_body(options.gpus, options.nodes)
+            rows.append(("filter", [_post("filter", body)], b'"FailedNodes"'))
             for name, requests, expected in rows:
                 before = cpu_s(process.pid)
                 found, errors = asyncio.run(

@@ -291,6 +291,35 @@ def test_kube_scheduler_was_faster_with_one_of_the_victims(monkeypatch: pytest.M
     control(spread(), scenario)
 
 
+def test_kube_scheduler_was_told_of_another_node_a_moment_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Extender and controller in two processes had others evicted on two nodes for one pod."""
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        nominate, told = controller.watch.nominate, list[str]()
+
+        def elsewhere() -> None:
+            server.put(preemptor(4, status={**REFUSED, "nominatedNodeName": "n1"}))
+            for i in range(4):
+                server.put(pod(f"c{i}", "n1", meta={"deletionTimestamp": "2027-01-15T08:00:20Z"}))
+
+        async def then_told(*args: Any) -> None:
+            await nominate(*args)
+            told.append(args[1])
+            asyncio.get_running_loop().call_later(0.03, elsewhere)
+
+        monkeypatch.setattr(controller.watch, "nominate", then_told)
+        server.put(preemptor(4, status=REFUSED))
+        await until(lambda: bool(told))
+        await settle()
+        assert (told, evictions(server)) == (["n0"], 0)
+
+    other = [node("n1"), flextopo("n1", {f"c{i}": [i] for i in range(8)})]
+    batch = [pod(f"c{i}", "n1", priority=900) for i in range(8)]
+    control([*spread(), *other, *batch], scenario)
+
+
 def test_who_waits_for_what_is_late_is_told_so_once() -> None:
     late = {"deletionTimestamp": "2027-01-15T07:59:40Z"}
     going = [pod(f"b{i}", "n0", meta=late) for i in (0, 1)]

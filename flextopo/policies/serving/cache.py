@@ -403,8 +403,24 @@ class ClusterCache:
                 state = None
             self._table.set(name, state)
 
-    def derive(self, name: str, without: Collection[str] = ()) -> NodeState | None:
-        """Work out a node, None if it is none that matters; without the pods of these uids."""
+    def derive(
+        self,
+        name: str,
+        without: Collection[str] = (),
+        beside: Sequence[PodRecord] = (),
+        doomed: Collection[str] = (),
+    ) -> NodeState | None:
+        """Work out a node.
+
+        Args:
+            name: of the node.
+            without: uids of pods that are thought away.
+            beside: pending pods that are thought to be nominated for it.
+            doomed: uids of pods that are thought to be on their way out.
+
+        Returns:
+            None if it is none that matters.
+        """
         hosts, here = self.hosts, self.book.on_node.get(name, {})
         allocatable = hosts.offered(name)
         if allocatable is None or hosts.problem_of(name):
@@ -414,13 +430,14 @@ class ClusterCache:
             return None
         assert self._models is not None
         pods = [pod for pod in [*here.values(), *self.planned(name)] if pod.uid not in without]
+        pods += beside
         state = derive(
             NodeFacts(
                 hardware,
                 allocatable,
                 pods,
                 hosts.marks.get(name, {}),
-                self.reservations.doomed(name),
+                self.reservations.doomed(name).union(doomed),
                 hosts.numbers_of(name),
                 hosts.blocked(name, here),
                 hosts.kept.get(name, ()),

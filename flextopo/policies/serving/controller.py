@@ -42,6 +42,9 @@ ONE_NUMA = ("island", "numa")
 """Levels at which all GPUs are on one NUMA node."""
 DRA_SETTLE_S = 0.5
 """For a pod with claims kube-scheduler never preempts, so there is nobody to wait for."""
+HEARD_S = 0.1
+"""Within so many seconds everybody knows that a pod was nominated: an extender elsewhere, or kube-scheduler's own
+nomination is here. Nobody is evicted before that."""
 PLAN_S = 60.0
 """A place is kept so long for a pod after its victims were told to go."""
 ROUNDS = 2
@@ -343,6 +346,8 @@ class Controller:
         done = False
         try:
             await self._keep(parts)
+            if decision.victims and not all(pod.claims for pod, _ in parts):
+                await asyncio.sleep(HEARD_S)
             done = await self._evict_all(parts, decision.victims, went)
         except httpx2.HTTPError as error:
             await self._refused(asking, parts, error)
@@ -404,13 +409,21 @@ class Controller:
         return True
 
     def _is_too_late(self, parts: Parts, victims: Sequence[PodRecord]) -> bool:
-        """Say whether a victim is already gone for another, or a device that was free is another's."""
+        """Say whether a victim is already gone for another, or a device that was free is another's.
+
+        Or whether kube-scheduler has a pod go elsewhere: an extender in another process was asked just before.
+        """
         uids = {victim.uid for victim in victims}
-        now = [self.decider.cache.pods.get(uid) for uid in uids]
+        pods = self.decider.cache.pods
+        now = [pods.get(uid) for uid in uids]
         robbed = self.holds is not None and any(
             self.holds.is_robbed(pod.uid, uids) for pod, _ in parts
         )
-        return robbed or any(victim is None or victim.terminating for victim in now)
+        elsewhere = any(
+            pods.get(pod.uid, pod).nominated not in ("", part.node, pod.nominated)
+            for pod, part in parts
+        )
+        return robbed or elsewhere or any(one is None or one.terminating for one in now)
 
     def _is_over(self, parts: Parts) -> bool:
         """Say whether one of the pods is gone, or all of them are bound."""

@@ -31,6 +31,8 @@ from flextopo.policies.serving.runner import (
 )
 from flextopo.policies.serving.view import ClusterView
 
+MOST_SHAPES = 32
+"""Pods of so many kinds, by GPUs and cores, are remembered at a node: replicas are alike."""
 PART = 100
 """Nodes that the baseline looks at together; as many as kube-scheduler's smallest search."""
 
@@ -104,18 +106,11 @@ class Decider:
             )
         if preemptor.never_preempts:
             return Decision(None, reasons=("its preemption policy is Never",))
-        guaranteed = preemptor.guaranteed
         foreign = self._foreign(states, preemptor, proposed)
-        known = {
-            name: state
-            for name, state in states.items()
-            if name not in foreign and state.hardware.known and (guaranteed or state.known)
-        }
-        rest = {} if guaranteed else {
-            name: state for name, state in states.items() if name not in known.keys() | foreign
-        }  # fmt: skip
         try:
-            found = self._try(preemptor, known, rest, proposed, may_violate)
+            found = self._try(preemptor, states, foreign, proposed, may_violate)
+            if found is not None:
+                found = self._sparing(preemptor, nodes, foreign, proposed, found)
         except _ShortOfResourcesError as error:
             foreign, found = {name for name in proposed if proposed[name]}, None
             why = f"the conflict is not about GPUs or topology ({error})"
@@ -146,12 +141,21 @@ class Decider:
     def _try(
         self,
         preemptor: PodRecord,
-        known: dict[str, NodeState],
-        rest: dict[str, NodeState],
+        states: Mapping[str, NodeState],
+        foreign: set[str],
         proposed: Mapping[str, Sequence[str]],
         may_violate: bool,
     ) -> Decision | None:
         """Try nodes of known placements, then the others, then to violate budgets."""
+        guaranteed = preemptor.guaranteed
+        known = {
+            name: state
+            for name, state in states.items()
+            if name not in foreign and state.hardware.known and (guaranteed or state.known)
+        }
+        rest = {} if guaranteed else {
+            name: state for name, state in states.items() if name not in known.keys() | foreign
+        }  # fmt: skip
         cause, detail = self.stale()
         found = self._choose(preemptor, known, proposed, cause, detail) if known else None
         if found is None and rest:
@@ -162,6 +166,39 @@ class Decider:
             if found is None and nodes:
                 found = self._violate(preemptor, nodes, proposed)
         return found
+
+    def _sparing(
+        self,
+        preemptor: PodRecord,
+        nodes: list[str],
+        foreign: set[str],
+        proposed: Mapping[str, Sequence[str]],
+        found: Decision,
+    ) -> Decision:
+        """Return a decision that leaves the places of less important pods alone, if fewer GPUs are lost by it.
+
+        Others went for these places. Who takes a part of one has the rest freed in vain, and its pod has
+        others evicted once more.
+        """
+        lost = self._lost(preemptor, found)
+        if lost <= preemptor.gpus:
+            return found
+        states = self.places.states_of(nodes, preemptor, spare=True)
+        try:
+            other = self._try(preemptor, states, foreign, proposed, may_violate=False)
+        except _ShortOfResourcesError:
+            return found
+        if other is None or other.node is None:
+            return found
+        evicted, instead = (sum(one.gpus for one in each.victims) for each in (found, other))
+        return other if instead <= evicted + lost else found
+
+    def _lost(self, preemptor: PodRecord, found: Decision) -> int:
+        """Return how many GPUs less important pods ask for whose places a decision makes unfit."""
+        if found.node is None or not self.places.is_planned(found.node):
+            return 0
+        uids = [victim.uid for victim in found.victims]
+        return sum(one.gpus for one in self.places.displaced(found.node, preemptor, uids))
 
     def stale(self) -> tuple[str, str]:
         """Return why only the baseline may decide, a cause and its detail; two empty ones = nothing."""
@@ -459,12 +496,19 @@ class Decider:
             state = self.places.state_of(name, preemptor) if name == mine else known(name)
             if state is None or state.broken or not self._may_suffice(preemptor, state, name, pods):
                 continue
+            if name != mine and self._displaces(preemptor, name):
+                continue
             if guaranteed and not (state.known or self.places.is_unsettled(state)):
                 continue
             enough = not reach.why_not(name) and not short_of(asked, state, pods)
             if enough and fits_later(cache.table, state, preemptor):
                 return name
         return ""
+
+    def _displaces(self, preemptor: PodRecord, name: str) -> bool:
+        """Say whether somebody less important has a place planned on a node, which a promise there would move."""
+        nominees = self.cache.nominees(name) if self.places.is_planned(name) else ()
+        return any(one.priority < preemptor.priority for one in nominees)
 
     def _may_suffice(
         self, preemptor: PodRecord, state: NodeState, name: str, leaving: Sequence[PodRecord]
@@ -484,12 +528,17 @@ class Decider:
             Aligned, the level in the worst case (`placement.NO_FIT` where it does not fit), and
             the level that an empty server of that kind gives.
         """
-        table, model, free = self.cache.table, state.hardware.model, state.sure
         asked = (preemptor.gpus, preemptor.cores)
-        best = best_level(table, model, *asked)
-        level = alignment_level(table, model, free.gpu_free, free.cores_free, *asked)
-        sure = state.hardware.known and level != NO_FIT and bool(is_aligned(level, best))
-        return sure, int(level), int(best)
+        found = state.alignments.get(asked)
+        if found is None:
+            if len(state.alignments) >= MOST_SHAPES:
+                state.alignments.clear()
+            table, model, free = self.cache.table, state.hardware.model, state.sure
+            best = best_level(table, model, *asked)
+            level = alignment_level(table, model, free.gpu_free, free.cores_free, *asked)
+            sure = state.hardware.known and level != NO_FIT and bool(is_aligned(level, best))
+            found = state.alignments[asked] = sure, int(level), int(best)
+        return found
 
     def _broken(self, preemptor: PodRecord, nodes: Sequence[str]) -> str:
         """Name a node that is left out, and why."""

@@ -216,13 +216,14 @@ class Extender:
         unaligned: list[str] = []
         kept = self.decider.places.kept_for(preemptor) if preemptor.gpus else ""
         guaranteed = bool(preemptor.gpus) and preemptor.guaranteed
-        for name in nodes if preemptor.gpus and not self.shadow else ():
+        asked = nodes if preemptor.gpus and not self.shadow else ()
+        for name, state in self.decider.places.found(asked, preemptor):
             if kept and name != kept:
                 # Somewhere else it would leave behind what others were evicted for.
                 failed[name] = f"its place on {kept} is being freed"
                 continue
             if guaranteed:
-                refusal = self._refusal(name, preemptor)
+                refusal = self._refusal(name, state, preemptor)
             else:
                 why = self._promised(name, preemptor)
                 refusal = _Refusal(why) if why else NO_REFUSAL
@@ -263,8 +264,9 @@ class Extender:
         """
         request = decode_nodes(body)
         preemptor = self.decider.cache.read(request.Pod)
+        states = self.decider.places.found(read_nodes(request), preemptor)
         return msgspec.json.encode(
-            [{"Host": name, "Score": self._score(name, preemptor)} for name in read_nodes(request)]
+            [{"Host": name, "Score": self._score(state, preemptor)} for name, state in states]
         )
 
     def _promised(self, name: str, preemptor: PodRecord) -> str:
@@ -324,9 +326,8 @@ class Extender:
         waits = reservations.may_wait(preemptor.uid, "spares", SPARES_S)
         return waits and reservations.hold_back(preemptor.uid)
 
-    def _refusal(self, name: str, preemptor: PodRecord) -> _Refusal:
-        """Return why a node is refused to a guaranteed pod."""
-        state = self.decider.places.state_of(name, preemptor)
+    def _refusal(self, name: str, state: NodeState | None, preemptor: PodRecord) -> _Refusal:
+        """Return why a node is refused to a guaranteed pod, which finds it in a state."""
         if state is None or state.broken:
             return _Refusal(state.broken if state else "not seen by the watch yet")
         if not state.hardware.known:
@@ -334,12 +335,12 @@ class Extender:
         aligned, level, best = self.decider.alignment(state, preemptor)
         if best == NO_FIT:
             return _Refusal("its hardware never fits the pod", never=True)
-        coming = self._coming_to(name, state, preemptor)
+        coming = self._coming_to(name, state, preemptor) if aligned else ""
         if aligned and not coming:
             why = self._spoiled(name, preemptor) if self.decider.places.is_planned(name) else ""
             return _Refusal(why) if why else NO_REFUSAL
         if aligned or (
-            self.decider.places.is_unsettled(state) and self.decider.has_room(state, preemptor)
+            self.decider.has_room(state, preemptor) and self.decider.places.is_unsettled(state)
         ):
             self.decider.cache.reservations.hold_back(preemptor.uid)
         if aligned:
@@ -356,9 +357,9 @@ class Extender:
         kube-scheduler counts such a pod already: where both do not fit, it is not there. One that has a place
         planned there is counted here, too, but may be given another.
         """
-        cache = self.decider.cache
-        for other in cache.reservations.coming_to(name, preemptor.uid):
-            if state.holding(other.uid) is not None:
+        planned = self.decider.places.is_planned(name)
+        for other in self.decider.cache.reservations.coming_to(name, preemptor.uid):
+            if planned and state.holding(other.uid) is not None:
                 if self.decider.places.may_spoil(name, other, preemptor):
                     return other.key
                 continue
@@ -367,8 +368,7 @@ class Extender:
                 return other.key
         return ""
 
-    def _score(self, name: str, preemptor: PodRecord) -> int:
-        state: NodeState | None = self.decider.places.state_of(name, preemptor)
+    def _score(self, state: NodeState | None, preemptor: PodRecord) -> int:
         if not preemptor.gpus or state is None or state.broken or not state.hardware.known:
             return 0
         _, level, best = self.decider.alignment(state, preemptor)

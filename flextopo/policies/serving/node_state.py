@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter, sub
 from typing import NamedTuple
 
@@ -93,6 +93,7 @@ class NodeState:
         batch_gpus: GPUs held by other pods.
         broken: why the node is left out of decisions, empty = it is not.
         row: of the node in `NodeTable`, -1 where it is not in there as it stands here.
+        alignments: what was worked out for pods by their GPUs and cores, see `Decider.alignment`.
     """
 
     hardware: Hardware
@@ -106,6 +107,7 @@ class NodeState:
     batch_gpus: int
     broken: str
     row: int = -1
+    alignments: dict[tuple[int, int], tuple[bool, int, int]] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:

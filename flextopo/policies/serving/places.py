@@ -7,9 +7,13 @@ important one may not, and nobody may be given a part of it that leaves the rest
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 
+import numpy as np
+
+from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
+from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.landing import Bare, Landings, bare
 from flextopo.policies.serving.node_state import OVERDUE_S, NodeState
@@ -91,6 +95,36 @@ class Places:
         since_s = self._cache.clock() - OVERDUE_S
         return self._landings.spoiled(self._cache.table, node.since(since_s), kept, preemptor)
 
+    def displaced(
+        self, name: str, preemptor: PodRecord, victims: Collection[str]
+    ) -> list[PodRecord]:
+        """Return the less important pods that lose their places on a node once a pod is promised one there.
+
+        Args:
+            name: of the node.
+            preemptor: the pod.
+            victims: uids of those who go for it.
+        """
+        now = self._cache.nodes.states.get(name)
+        others = [one for one in self._cache.nominees(name) if one.priority < preemptor.priority]
+        if now is None or not others:
+            return []
+        uid = preemptor.uid
+        then = self._cache.derive(name, without={uid}, beside=[preemptor], doomed=victims)
+        return [
+            one for one in others if self._has_place(now, one) and not self._has_place(then, one)
+        ]
+
+    def _has_place(self, state: NodeState | None, pod: PodRecord) -> bool:
+        """Say whether a pod has a place planned on a node, an aligned one where it is guaranteed."""
+        held = state.holding(pod.uid) if state is not None else None
+        if state is None or held is None:
+            return False
+        table, model, asked = self._cache.table, state.hardware.model, (pod.gpus, pod.cores)
+        level = alignment_level(table, model, held[0], np.array(held[1], np.int16), *asked)
+        best = best_level(table, model, *asked)
+        return level != NO_FIT and (not pod.guaranteed or bool(is_aligned(level, best)))
+
     def may_spoil(self, name: str, other: PodRecord, preemptor: PodRecord) -> bool:
         """Say whether a pod might be given what another finds free on a node, if it is bound there before.
 
@@ -132,15 +166,21 @@ class Places:
         preemptor: PodRecord,
         known: Mapping[str, NodeState],
         together: Collection[str] = (),
+        spare: bool = False,
     ) -> NodeState | None:
         nominees = self._cache.nominees(name)
         is_one, some_after = preemptor.nominated == name, False
         for pod in nominees:
             is_one = is_one or pod.uid == preemptor.uid or pod.uid in together
-            some_after = some_after or pod.priority < preemptor.priority
+            some_after = some_after or (pod.priority < preemptor.priority and not spare)
         if not is_one and not some_after:
             return known.get(name)
-        after = {pod.uid for pod in nominees if not goes_before(pod, preemptor, is_one)}
+        after = {
+            pod.uid
+            for pod in nominees
+            if not goes_before(pod, preemptor, is_one)
+            and not (spare and pod.priority < preemptor.priority)
+        }
         return self._cache.derive(name, without=after) if after else known.get(name)
 
     def without(self, name: str, uid: str) -> NodeState | None:
@@ -149,29 +189,44 @@ class Places:
         return self._cache.derive(name, without={uid})
 
     def states_of(
-        self, names: Iterable[str], preemptor: PodRecord, others: Sequence[PodRecord] = ()
+        self,
+        names: Iterable[str],
+        preemptor: PodRecord,
+        others: Sequence[PodRecord] = (),
+        *,
+        spare: bool = False,
     ) -> dict[str, NodeState]:
         """Return those of the nodes that can be decided about, as `state_of` does.
 
-        What is kept for other pods that start together with the preemptor, and come after it, is free.
+        Args:
+            names: of nodes.
+            preemptor: the pod.
+            others: start together with it; what is kept for those of them that come after it is free.
+            spare: what is kept for less important pods is not free.
         """
+        found = self.found(names, preemptor, others, spare)
+        return {name: state for name, state in found if state is not None and not state.broken}
+
+    def found(
+        self,
+        names: Iterable[str],
+        preemptor: PodRecord,
+        others: Sequence[PodRecord] = (),
+        spare: bool = False,
+    ) -> Iterator[tuple[str, NodeState | None]]:
+        """Yield each node as `state_of` does, None where there is no such node; see `states_of`."""
         states, least = self._cache.nodes.states, self._reservations.least.get
         kept = {*self._cache.book.nominated}
         for pod in (preemptor, *others):
             told = self._reservations.answered(pod.uid)
             kept |= {pod.nominated, told[0] if told is not None else ""}
         together = {pod.uid for pod in others}
-        return {
-            name: state
-            for name in names
-            if (
-                state := self._as_found(name, preemptor, states, together)
-                # On most nodes nobody comes after the preemptor, and there may be hundreds.
-                if name in kept or least(name, math.inf) < preemptor.priority
-                else states.get(name)
-            )
-            and not state.broken
-        }
+        for name in names:
+            # On most nodes nobody comes after the preemptor, and there may be hundreds.
+            if name in kept or least(name, math.inf) < preemptor.priority:
+                yield name, self._as_found(name, preemptor, states, together, spare)
+            else:
+                yield name, states.get(name)
 
     def kept_for(self, preemptor: PodRecord, evicts: bool = False) -> str:
         """Return the node on which others are on their way out for a pod, empty for none.
