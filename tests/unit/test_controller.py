@@ -390,6 +390,25 @@ def test_whom_it_leaves_alone(asking: dict[str, Any]) -> None:
     control([*spread(), asking], scenario)
 
 
+@pytest.mark.parametrize(("taken", "wakes"), [((0, 1, 2, 4, 5, 6), True), (tuple(range(8)), False)])
+@pytest.mark.parametrize("kept", [True, False])
+def test_who_was_refused_a_place_kept_for_others_is_told_when_it_is_free_and_nobody_goes_for_it(
+    taken: tuple[int, ...], wakes: bool, kept: bool
+) -> None:
+    why = "1 it is kept for batch/low, which need not lose it" if kept else "1 Insufficient memory"
+    condition = {**REFUSED["conditions"][0], "message": f"0/1 nodes are available: {why}."}
+    asking = preemptor(2, "best-effort", status={"conditions": [condition]})
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        await settle()
+        assert ("patch pods/status" in server.calls) == (wakes and kept)
+        assert nominated(server) == ""
+        assert evictions(server) == 0
+
+    control([*spread(taken), asking], scenario)
+
+
 ELSEWHERE = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."
 FULL_OF_VOLUMES = "0/1 nodes are available: 1 node(s) exceed max volume count."
 

@@ -517,6 +517,7 @@ def test_who_takes_the_place_of_less_important_pods_takes_the_one_that_costs_lea
         (4, "guaranteed", True, True),
         (1, "guaranteed", True, False),  # it takes as much as the other loses
         (4, "guaranteed", False, False),  # nobody has kube-scheduler look again
+        (4, "best-effort", True, True),
         (4, "none", True, False),
     ],
 )
@@ -752,7 +753,8 @@ def test_nobody_takes_a_part_of_a_place_where_fewer_go_elsewhere(
     answer = ask(make_extender(cache), "preempt", body)["NodeNameToMetaVictims"]
     assert (answer != {}) == spares
     told = cache.reservations.answered("uid-top")
-    assert told is not None and told[0] == ("n1" if spares else "n0")
+    assert told is not None
+    assert told[0] == ("n1" if spares else "n0")
 
 
 def test_who_was_let_in_a_moment_ago_is_looked_for_only_where_it_matters(

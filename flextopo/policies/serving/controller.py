@@ -28,7 +28,7 @@ from flextopo.policies.serving.gangs import Preemptors, gang_key, gather
 from flextopo.policies.serving.holds import DeviceHolds
 from flextopo.policies.serving.kube import KubeWatch, http_status
 from flextopo.policies.serving.outcomes import Outcomes
-from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.records import KEPT, PodRecord
 from flextopo.policies.serving.reservations import HELD_BACK_MOST_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
@@ -169,6 +169,9 @@ class Controller:
             return
         if await self._fits_now(asking, waiting):
             return
+        leader = asking.leader
+        if not (asking.group or leader.claims or leader.guaranteed):
+            return  # kube-scheduler preempts for it by itself
         robbed = self.holds is not None and any(map(self.holds.was_just_robbed, asking.members))
         if robbed and waiting.rounds < ROUNDS:
             # The others are held, and one more is to be freed: nothing is to be waited for.
@@ -182,13 +185,14 @@ class Controller:
         """Return who starts together with a pod; None where that is kube-scheduler's business.
 
         A pod alone is ours that waits for an alignment, or for devices by a claim; of those that start
-        together all online ones are, since kube-scheduler looks at one at a time.
+        together all online ones are, since kube-scheduler looks at one at a time. One that was refused what is
+        kept for others is only told when that is over.
         """
         if not pod.gpus or not (pod.claims or pod.online):
             return None
         found = gather(self.decider.cache, pod)
-        aligned = pod.claims or pod.guaranteed
-        return found if found.group or (aligned and self._may_attend(pod)) else None
+        ours = pod.claims or pod.guaranteed or KEPT in pod.refused
+        return found if found.group or (ours and self._may_attend(pod)) else None
 
     def _may_attend(self, pod: PodRecord) -> bool:
         """Say whether a pod was refused for what somebody here knows of."""

@@ -19,7 +19,7 @@ from flextopo.policies.serving.gangs import starts_with_others
 from flextopo.policies.serving.guards import short_of, together
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.outcomes import Outcomes
-from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.records import KEPT, PodRecord
 from flextopo.policies.serving.reservations import ROOM_S, SPARES_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.shadow import compare_with_default
@@ -281,7 +281,7 @@ class Extender:
         state = places.state_of(name, preemptor) if ahead else None
         if state is None or state.broken or self.decider.has_room(state, preemptor):
             return self._spoiled(name, preemptor)
-        return f"what is free on it is kept for {ahead}"
+        return f"what is free on it is {KEPT} {ahead}"
 
     def _spoiled(self, name: str, preemptor: PodRecord) -> str:
         """Return whose place on a node the preemptor might get a part of, empty for nobody's.
@@ -292,7 +292,7 @@ class Extender:
         if not others:
             return ""
         self.decider.cache.reservations.hold_back(preemptor.uid)
-        return f"it might be given what is kept for {others[0].key}"
+        return f"it might be given what is {KEPT} {others[0].key}"
 
     def _least_harm(self, names: Sequence[str], preemptor: PodRecord) -> dict[str, str]:
         """Return which nodes it should leave alone, and why: others lose fewer GPUs elsewhere.
@@ -308,7 +308,7 @@ class Extender:
         if self._spares(preemptor, least):
             least = 0
         return {
-            name: f"it is kept for {pods[0].key}, which need not lose it"
+            name: f"it is {KEPT} {pods[0].key}, which need not lose it"
             for name, pods in losers.items()
             if lost[name] > least
         }
@@ -317,11 +317,10 @@ class Extender:
         """Say whether it waits a moment, since others would lose more GPUs than it takes.
 
         Most places are free as a whole within seconds. Where there is a controller it has kube-scheduler
-        look at guaranteed pods again.
+        look at online pods again.
         """
         reservations = self.decider.cache.reservations
-        guaranteed = preemptor.guaranteed
-        if lost <= preemptor.gpus or not (guaranteed and self.leave_gangs):
+        if lost <= preemptor.gpus or not (preemptor.online and self.leave_gangs):
             return False
         waits = reservations.may_wait(preemptor.uid, "spares", SPARES_S)
         return waits and reservations.hold_back(preemptor.uid)

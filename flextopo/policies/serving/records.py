@@ -30,6 +30,8 @@ CAN_BE_PREEMPTED = "godel.bytedance.com/can-be-preempted"
 PROTECTION = "godel.bytedance.com/protection-duration-from-preemption"
 ATTENDED = "flextopo/attended"
 """Annotation that a controller writes with its nomination: the Unix time, as the apiserver has it."""
+KEPT = "kept for"
+"""Stands in why the extender refuses a node whose room is promised to others, and so in a pod's condition."""
 MOST_DIGITS = 12
 """Of a Unix time in seconds; Python reads no number of 5,000."""
 CHECKPOINT = "flextopo/checkpoint-interval-s"
