@@ -521,7 +521,7 @@ def test_who_takes_the_place_of_less_important_pods_takes_the_one_that_costs_lea
         (4, "none", True, False),
     ],
 )
-def test_who_would_spoil_more_than_it_takes_waits_for_three_seconds(
+def test_who_would_spoil_more_than_it_takes_waits_for_five_seconds(
     kept: int, requirement: str, controller: bool, waits: bool
 ) -> None:
     now = [0.0]
@@ -534,9 +534,9 @@ def test_who_would_spoil_more_than_it_takes_waits_for_three_seconds(
     assert ask(extender, "filter", request)["NodeNames"] == ([] if waits else ["n0"])
     # Nobody is evicted for it meanwhile.
     assert cache.reservations.is_held_back("uid-top") == waits
-    now[0] = 2.9
+    now[0] = 4.9
     assert ask(extender, "filter", request)["NodeNames"] == ([] if waits else ["n0"])
-    now[0] = 3.1
+    now[0] = 5.1
     assert ask(extender, "filter", request)["NodeNames"] == ["n0"]
 
 
@@ -732,7 +732,8 @@ def test_who_is_in_the_way_is_worked_out_once_until_the_node_changes(
     [
         (4, 1, True),
         (1, 1, False),  # it takes as much as the other loses
-        (4, 4, True),
+        (4, 2, True),
+        (4, 4, False),
         (2, 4, False),  # elsewhere more would go than the other loses
     ],
 )

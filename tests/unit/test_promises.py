@@ -98,6 +98,24 @@ def dying(name: str, gone: str = "2027-01-15T08:00:20Z", **more: Any) -> Documen
     return pod(name, "n0", meta={"deletionTimestamp": gone}, **more)
 
 
+def test_of_equal_pods_the_one_that_needs_certain_gpus_goes_first() -> None:
+    """kubelet gave an older pod without a requirement GPUs that others had left for a guaranteed one."""
+    early = {"creationTimestamp": "2027-01-15T07:00:00Z"}
+    late = {"creationTimestamp": "2027-01-15T07:00:01Z"}
+    nominee = {"nominatedNodeName": "n0"}
+    anywhere = preemptor(2, "none", name="anywhere", meta=early, status=nominee)
+    certain = preemptor(4, name="certain", meta=late, status=nominee)
+    held = {"b4": [4], "b6": [6]}
+    batch = [pod(name, "n0") for name in held]
+    documents = [node("n0"), flextopo("n0", held), *batch, anywhere, certain]
+    extender = make_extender(make_cache(documents))
+    assert let_in(extender, anywhere, "n0") == []
+    assert let_in(extender, certain, "n0") == ["n0"]
+    pods = extender.decider.cache.pods
+    assert goes_before(pods["uid-certain"], pods["uid-anywhere"], True)
+    assert not goes_before(pods["uid-anywhere"], pods["uid-certain"], True)
+
+
 def test_what_victims_hand_over_is_held_once() -> None:
     documents = full_node()
     documents[2:6] = [dying(f"n0-b{i}") for i in range(4)]

@@ -175,13 +175,13 @@ class Decider:
         proposed: Mapping[str, Sequence[str]],
         found: Decision,
     ) -> Decision:
-        """Return a decision that leaves the places of less important pods alone, if fewer GPUs are lost by it.
+        """Return a decision that leaves the places of pods that come later alone, if fewer GPUs are lost by it.
 
         Others went for these places. Who takes a part of one has the rest freed in vain, and its pod has
         others evicted once more.
         """
         lost = self._lost(preemptor, found)
-        if lost <= preemptor.gpus:
+        if not lost or (not found.victims and lost <= preemptor.gpus):
             return found
         states = self.places.states_of(nodes, preemptor, spare=True)
         try:
@@ -191,10 +191,10 @@ class Decider:
         if other is None or other.node is None:
             return found
         evicted, instead = (sum(one.gpus for one in each.victims) for each in (found, other))
-        return other if instead <= evicted + lost else found
+        return other if instead < evicted + lost else found
 
     def _lost(self, preemptor: PodRecord, found: Decision) -> int:
-        """Return how many GPUs less important pods ask for whose places a decision makes unfit."""
+        """Return how many GPUs pods ask for that come later, and whose places a decision makes unfit."""
         if found.node is None or not self.places.is_planned(found.node):
             return 0
         uids = [victim.uid for victim in found.victims]
@@ -496,19 +496,15 @@ class Decider:
             state = self.places.state_of(name, preemptor) if name == mine else known(name)
             if state is None or state.broken or not self._may_suffice(preemptor, state, name, pods):
                 continue
-            if name != mine and self._displaces(preemptor, name):
-                continue
             if guaranteed and not (state.known or self.places.is_unsettled(state)):
                 continue
             enough = not reach.why_not(name) and not short_of(asked, state, pods)
-            if enough and fits_later(cache.table, state, preemptor):
+            if not enough or not fits_later(cache.table, state, preemptor):
+                continue
+            # Others have gone for who would come later there.
+            if name == mine or not self.places.is_first(name, preemptor):
                 return name
         return ""
-
-    def _displaces(self, preemptor: PodRecord, name: str) -> bool:
-        """Say whether somebody less important has a place planned on a node, which a promise there would move."""
-        nominees = self.cache.nominees(name) if self.places.is_planned(name) else ()
-        return any(one.priority < preemptor.priority for one in nominees)
 
     def _may_suffice(
         self, preemptor: PodRecord, state: NodeState, name: str, leaving: Sequence[PodRecord]

@@ -15,7 +15,7 @@ import numpy as np
 from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.landing import Bare, Landings, bare
+from flextopo.policies.serving.landing import Bare, Landings, bare, fits_later
 from flextopo.policies.serving.node_state import OVERDUE_S, NodeState
 from flextopo.policies.serving.reach import why_barred
 from flextopo.policies.serving.records import PodRecord
@@ -34,12 +34,12 @@ def goes_before(pod: PodRecord, other: PodRecord, both: bool) -> bool:
     Args:
         pod: the one that is nominated.
         other: the other.
-        both: a place is kept there for the other, too; then one of them comes first, by age, so that
-            they do not wait for each other.
+        both: a place is kept there for the other, too; then one of them comes first, so that they do not
+            wait for each other: a guaranteed one, which others may take any GPUs but its own for, or the older.
     """
     if pod.uid == other.uid or pod.priority != other.priority:
         return pod.uid != other.uid and pod.priority > other.priority
-    first, second = ((one.created_s, one.key, one.uid) for one in (pod, other))
+    first, second = ((not one.guaranteed, one.created_s, one.key, one.uid) for one in (pod, other))
     return not both or first < second
 
 
@@ -95,25 +95,36 @@ class Places:
         since_s = self._cache.clock() - OVERDUE_S
         return self._landings.spoiled(self._cache.table, node.since(since_s), kept, preemptor)
 
+    def is_first(self, name: str, preemptor: PodRecord) -> bool:
+        """Say whether a pod that is promised a node comes before somebody there, who may get its GPUs later then."""
+        return any(
+            one.uid != preemptor.uid and not goes_before(one, preemptor, True)
+            for one in self._cache.nominees(name)
+        )
+
     def displaced(
         self, name: str, preemptor: PodRecord, victims: Collection[str]
     ) -> list[PodRecord]:
-        """Return the less important pods that lose their places on a node once a pod is promised one there.
+        """Return the pods that lose their places on a node once a pod has one there that comes before them.
 
         Args:
             name: of the node.
             preemptor: the pod.
             victims: uids of those who go for it.
         """
-        now = self._cache.nodes.states.get(name)
-        others = [one for one in self._cache.nominees(name) if one.priority < preemptor.priority]
-        if now is None or not others:
-            return []
-        uid = preemptor.uid
-        then = self._cache.derive(name, without={uid}, beside=[preemptor], doomed=victims)
-        return [
-            one for one in others if self._has_place(now, one) and not self._has_place(then, one)
-        ]
+        nominees, now = self._cache.nominees(name), self._cache.nodes.states.get(name)
+        is_one = _is_nominee(preemptor, name, nominees)
+        after = [one for one in nominees if not goes_before(one, preemptor, is_one)]
+        others = [one for one in after if one.uid != preemptor.uid and self._has_place(now, one)]
+        lost, beside, gone = list[PodRecord](), [preemptor], {one.uid for one in after}
+        for one in sorted(others, key=attrgetter("importance")):
+            without = gone | {preemptor.uid}
+            state = self._cache.derive(name, without=without, beside=beside, doomed=victims)
+            if state is None or not fits_later(self._cache.table, state, one):
+                lost.append(one)
+            else:
+                beside.append(one)
+        return lost
 
     def _has_place(self, state: NodeState | None, pod: PodRecord) -> bool:
         """Say whether a pod has a place planned on a node, an aligned one where it is guaranteed."""
@@ -178,8 +189,7 @@ class Places:
         after = {
             pod.uid
             for pod in nominees
-            if not goes_before(pod, preemptor, is_one)
-            and not (spare and pod.priority < preemptor.priority)
+            if (pod.uid == preemptor.uid if spare else not goes_before(pod, preemptor, is_one))
         }
         return self._cache.derive(name, without=after) if after else known.get(name)
 
@@ -202,7 +212,7 @@ class Places:
             names: of nodes.
             preemptor: the pod.
             others: start together with it; what is kept for those of them that come after it is free.
-            spare: what is kept for less important pods is not free.
+            spare: nothing that is kept for any other pod is free.
         """
         found = self.found(names, preemptor, others, spare)
         return {name: state for name, state in found if state is not None and not state.broken}

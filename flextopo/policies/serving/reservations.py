@@ -19,7 +19,7 @@ HELD_BACK_S = 3
 """For so long nobody is evicted for a pod that was refused what is about to be known."""
 HELD_BACK_MOST_S = 20
 """For longer in all a pod is not held back: where pods come all the time, something always is."""
-SPARES_S = 3
+SPARES_S = 5
 """For so long a pod spares the place that is being freed for a less important one."""
 ROOM_S = 40
 """For so long a pod waits for the room that others leave who are gone in Kubernetes' grace period."""
