@@ -392,12 +392,13 @@ def test_whom_it_leaves_alone(asking: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("taken", "wakes"), [((0, 1, 2, 4, 5, 6), True), (tuple(range(8)), False)])
 @pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("requirement", ["none", "best-effort"])
 def test_who_was_refused_a_place_kept_for_others_is_told_when_it_is_free_and_nobody_goes_for_it(
-    taken: tuple[int, ...], wakes: bool, kept: bool
+    taken: tuple[int, ...], wakes: bool, kept: bool, requirement: str
 ) -> None:
     why = "1 it is kept for batch/low, which need not lose it" if kept else "1 Insufficient memory"
     condition = {**REFUSED["conditions"][0], "message": f"0/1 nodes are available: {why}."}
-    asking = preemptor(2, "best-effort", status={"conditions": [condition]})
+    asking = preemptor(2, requirement, status={"conditions": [condition]})
 
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         await until(controller.watch.ready)

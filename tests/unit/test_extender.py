@@ -518,7 +518,7 @@ def test_who_takes_the_place_of_less_important_pods_takes_the_one_that_costs_lea
         (1, "guaranteed", True, False),  # it takes as much as the other loses
         (4, "guaranteed", False, False),  # nobody has kube-scheduler look again
         (4, "best-effort", True, True),
-        (4, "none", True, False),
+        (4, "none", True, True),
     ],
 )
 def test_who_would_spoil_more_than_it_takes_waits_for_five_seconds(

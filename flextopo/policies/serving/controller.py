@@ -188,10 +188,11 @@ class Controller:
         together all online ones are, since kube-scheduler looks at one at a time. One that was refused what is
         kept for others is only told when that is over.
         """
-        if not pod.gpus or not (pod.claims or pod.online):
+        kept = KEPT in pod.refused
+        if not pod.gpus or not (pod.claims or pod.online or (kept and not pod.group)):
             return None
         found = gather(self.decider.cache, pod)
-        ours = pod.claims or pod.guaranteed or KEPT in pod.refused
+        ours = pod.claims or pod.guaranteed or kept
         return found if found.group or (ours and self._may_attend(pod)) else None
 
     def _may_attend(self, pod: PodRecord) -> bool:

@@ -317,10 +317,10 @@ class Extender:
         """Say whether it waits a moment, since others would lose more GPUs than it takes.
 
         Most places are free as a whole within seconds. Where there is a controller it has kube-scheduler
-        look at online pods again.
+        look at it again.
         """
         reservations = self.decider.cache.reservations
-        if lost <= preemptor.gpus or not (preemptor.online and self.leave_gangs):
+        if lost <= preemptor.gpus or not self.leave_gangs:
             return False
         waits = reservations.may_wait(preemptor.uid, "spares", SPARES_S)
         return waits and reservations.hold_back(preemptor.uid)
