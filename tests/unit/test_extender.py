@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_objects import NOW_S, flextopo, full_node, make_cache, node, pod, preemptor, read
+from kube_objects import (
+    NOW_S,
+    flextopo,
+    full_node,
+    make_cache,
+    node,
+    pod,
+    preemptor,
+    read,
+    read_record,
+)
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cluster.state.placement import alignment_level
@@ -662,22 +672,40 @@ def test_what_is_being_freed_for_another_is_no_room_to_come(priority: int) -> No
     assert ask(make_extender(cache), "preempt", body)["NodeNameToMetaVictims"]
 
 
-@pytest.mark.parametrize(("priority", "waits"), [(500, True), (2000, False)])
-def test_who_waits_for_room_moves_nobody_less_important_from_its_place(
-    priority: int, waits: bool
+@pytest.mark.parametrize(
+    ("leaving", "free", "priority", "waits"),
+    [
+        ([4, 5], [0, 1], 500, True),
+        (
+            [4, 5],
+            [0, 1],
+            2000,
+            False,
+        ),  # it would get the free ones, and the other wait for those that leave
+        ([0, 1, 2, 3], [], 2000, True),  # both wait for what leaves, and it suffices for both
+        ([0, 1, 2], [], 500, False),
+        ([0, 1, 2], [], 2000, False),
+    ],
+)
+def test_who_waits_for_room_keeps_nobody_who_comes_later_from_its_place(
+    leaving: list[int], free: list[int], priority: int, waits: bool
 ) -> None:
     """A more important pod that was promised what leaves comes first there: a pod whose victims had gone went on."""
-    held = {f"old{i}": [i] for i in range(8)}
-    old = [pod(f"old{i}", "n1", priority=400, meta=LEAVING if i < 4 else {}) for i in range(8)]
+    held = {f"old{i}": [i] for i in range(8) if i not in free}
+    old = [
+        pod(f"old{i}", "n1", priority=400, meta=LEAVING if i in leaving else {})
+        for i in range(8)
+        if i not in free
+    ]
     first = preemptor(2, name="first", priority=1000, status={"nominatedNodeName": "n1"})
     cache = make_cache([*full_node(), node("n1"), flextopo("n1", held), *old, first])
-    extender = make_extender(cache)
     second = preemptor(2, name="second", priority=priority)
     body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, second)
-    assert (ask(extender, "preempt", body)["NodeNameToMetaVictims"] == {}) == waits
-    assert cache.reservations.answered("uid-second") == (
-        ("n1", ()) if waits else ("n0", ("uid-n0-b0", "uid-n0-b1"))
-    )
+    answer = ask(make_extender(cache), "preempt", body)["NodeNameToMetaVictims"]
+    assert (answer == {}) == waits
+    told = cache.reservations.answered("uid-second")
+    assert told is not None
+    assert told[0] == ("n1" if waits else "n0")
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -756,6 +784,68 @@ def test_nobody_takes_a_part_of_a_place_where_fewer_go_elsewhere(
     told = cache.reservations.answered("uid-top")
     assert told is not None
     assert told[0] == ("n1" if spares else "n0")
+
+
+@pytest.mark.parametrize(("running", "goes"), [(500, True), (1500, False)])
+def test_no_more_important_pod_goes_so_that_a_less_important_one_keeps_its_place(
+    running: int, goes: bool
+) -> None:
+    held = {**{f"old{i}": [i] for i in range(4)}, "rest": [4, 5, 6, 7]}
+    rest = pod("rest", "n0", gpus=4, cpu="28", priority=3000)
+    leave = [pod(f"old{i}", "n0", priority=100, meta=LEAVING) for i in range(4)]
+    low = preemptor(4, name="low", priority=500, status={"nominatedNodeName": "n0"})
+    jobs = {f"job{i}": [i] for i in range(8)}
+    there = [pod(name, "n1", priority=running) for name in jobs]
+    documents = [node("n0"), flextopo("n0", held), rest, *leave, low]
+    cache = make_cache([*documents, node("n1"), flextopo("n1", jobs), *there])
+    top = preemptor(1, name="top", priority=2000)
+    body = meta_victims({"n0": ["uid-old0"], "n1": ["uid-job0"]}, top)
+    answer = ask(make_extender(cache), "preempt", body)["NodeNameToMetaVictims"]
+    assert (answer != {}) == goes
+
+
+def test_a_second_search_that_fails_leaves_the_first_ones_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = {**{f"old{i}": [i] for i in range(4)}, "rest": [4, 5, 6, 7]}
+    rest = pod("rest", "n0", gpus=4, cpu="28", priority=3000)
+    leave = [pod(f"old{i}", "n0", priority=100, meta=LEAVING) for i in range(4)]
+    low = preemptor(4, name="low", priority=500, status={"nominatedNodeName": "n0"})
+    cache = make_cache([node("n0"), flextopo("n0", held), rest, *leave, low, *full_node("n1")])
+    extender, runs = make_extender(cache), list[Any]()
+    run = extender.decider.run
+
+    def once(*about: Any) -> Any:
+        runs.append(about)
+        if len(runs) > 1:
+            raise RuntimeError("no more")
+        return run(*about)
+
+    monkeypatch.setattr(extender.decider, "run", once)
+    asking = read_record(preemptor(1, name="top", priority=2000))
+    assert extender.decider.decide(asking, ["n0", "n1"]).node == "n0"
+    assert len(runs) > 1
+
+
+def test_a_place_of_its_own_is_refused_to_nobody_for_a_less_important_pod() -> None:
+    """It was refused all other nodes for its own place's sake, and that one for another's."""
+    held = {"rest": [4, 5, 6, 7], "old3": [3]}
+    nominee = {"nominatedNodeName": "n0"}
+    rest = pod("rest", "n0", gpus=4, cpu="28", priority=3000)
+    low = preemptor(4, name="low", priority=500, status=nominee)
+    top = preemptor(1, name="top", priority=2000, status=nominee)
+    leaves = pod("old3", "n0", priority=400, meta=LEAVING)
+    documents = [node("n0"), flextopo("n0", held), rest, leaves, low, top]
+    cache = make_cache([*documents, node("n1"), flextopo("n1", {})])
+    request = nodes_request(["n0", "n1"], top)
+    assert ask(make_extender(cache, leave_gangs=True), "filter", request)["NodeNames"] == ["n0"]
+
+
+def test_a_victim_that_ends_before_it_is_evicted_leaves_nothing_twice() -> None:
+    cache = make_cache(full_node("n1"))
+    cache.put(read(pod("n1-b0", "n1", status={"phase": "Succeeded"})))
+    cache.mark_terminating("uid-n1-b0")
+    assert cache.book.leaving == {}
 
 
 def test_who_was_let_in_a_moment_ago_is_looked_for_only_where_it_matters(

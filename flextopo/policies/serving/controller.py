@@ -43,8 +43,8 @@ ONE_NUMA = ("island", "numa")
 DRA_SETTLE_S = 0.5
 """For a pod with claims kube-scheduler never preempts, so there is nobody to wait for."""
 HEARD_S = 0.1
-"""Within so many seconds everybody knows that a pod was nominated: an extender elsewhere, or kube-scheduler's own
-nomination is here. Nobody is evicted before that."""
+"""Within so many seconds an extender in another process knows that a pod was nominated, or kube-scheduler's own
+nomination is here. Nobody is evicted before that, where kube-scheduler asks another process."""
 PLAN_S = 60.0
 """A place is kept so long for a pod after its victims were told to go."""
 ROUNDS = 2
@@ -61,6 +61,7 @@ class _Waiting:
     not_before: float = 0.0
     wait_s: float = 0.0
     looked: int = 0
+    aside: set[str] = field(default_factory=set)
     touched: float | None = None
     rounds: int = 0
     told: tuple[str | None, ...] = ()
@@ -222,7 +223,10 @@ class Controller:
             names, waiting.looked = cache.nodes.changed_since(waiting.looked)
         else:
             names = list(cache.nodes.states)
-        names = self._without_spoiled(asking, names, waiting)
+        # Of those that were left aside time alone may be the end.
+        looked = {*names, *waiting.aside}
+        names = self._without_spoiled(asking, sorted(looked), waiting)
+        waiting.aside = looked.difference(names)
         if not names or not self._fit(asking, names):
             waiting.touched = None
             return False
@@ -351,9 +355,11 @@ class Controller:
         done = False
         try:
             await self._keep(parts)
-            if decision.victims and not all(pod.claims for pod, _ in parts):
-                await asyncio.sleep(HEARD_S)
-            done = await self._evict_all(parts, decision.victims, went)
+            overtaken = await self._hear(asking, parts) if decision.victims else False
+            if overtaken:
+                await self._drop(parts)
+                waiting.not_before = self.clock() + self.settle_s
+            done = not overtaken and await self._evict_all(parts, decision.victims, went)
         except httpx2.HTTPError as error:
             await self._refused(asking, parts, error)
             self._back_off(waiting)
@@ -413,22 +419,29 @@ class Controller:
             went.append(victim)
         return True
 
-    def _is_too_late(self, parts: Parts, victims: Sequence[PodRecord]) -> bool:
-        """Say whether a victim is already gone for another, or a device that was free is another's.
+    async def _hear(self, asking: Preemptors, parts: Parts) -> bool:
+        """Listen for a moment, where an extender in another process may have been asked just before.
 
-        Or whether kube-scheduler has a pod go elsewhere: an extender in another process was asked just before.
+        Returns:
+            Whether kube-scheduler has one of the pods go elsewhere, or all fit without anybody going.
         """
+        cache = self.decider.cache
+        if cache.reservations.is_asked() or all(pod.claims for pod, _ in parts):
+            return False
+        await asyncio.sleep(HEARD_S)
+        elsewhere = any(
+            cache.pods.get(pod.uid, pod).nominated not in ("", part.node) for pod, part in parts
+        )
+        return elsewhere or self._fit(asking, [part.node for _, part in parts if part.node])
+
+    def _is_too_late(self, parts: Parts, victims: Sequence[PodRecord]) -> bool:
+        """Say whether a victim is already gone for another, or a device that was free is another's."""
         uids = {victim.uid for victim in victims}
-        pods = self.decider.cache.pods
-        now = [pods.get(uid) for uid in uids]
+        now = [self.decider.cache.pods.get(uid) for uid in uids]
         robbed = self.holds is not None and any(
             self.holds.is_robbed(pod.uid, uids) for pod, _ in parts
         )
-        elsewhere = any(
-            pods.get(pod.uid, pod).nominated not in ("", part.node, pod.nominated)
-            for pod, part in parts
-        )
-        return robbed or elsewhere or any(one is None or one.terminating for one in now)
+        return robbed or any(victim is None or victim.terminating for victim in now)
 
     def _is_over(self, parts: Parts) -> bool:
         """Say whether one of the pods is gone, or all of them are bound."""

@@ -178,27 +178,30 @@ class Decider:
         """Return a decision that leaves the places of pods that come later alone, if fewer GPUs are lost by it.
 
         Others went for these places. Who takes a part of one has the rest freed in vain, and its pod has
-        others evicted once more.
+        others evicted once more. Nobody goes for that who is more important than these.
         """
-        lost = self._lost(preemptor, found)
+        losers = self._losers(preemptor, found)
+        lost = sum(one.gpus for one in losers)
         if not lost or (not found.victims and lost <= preemptor.gpus):
             return found
         states = self.places.states_of(nodes, preemptor, spare=True)
         try:
             other = self._try(preemptor, states, foreign, proposed, may_violate=False)
-        except _ShortOfResourcesError:
+        except (_ShortOfResourcesError, UndecidableError):
             return found
         if other is None or other.node is None:
             return found
+        most = max(one.priority for one in losers)
         evicted, instead = (sum(one.gpus for one in each.victims) for each in (found, other))
-        return other if instead < evicted + lost else found
+        worth = instead < evicted + lost and all(one.priority <= most for one in other.victims)
+        return other if worth else found
 
-    def _lost(self, preemptor: PodRecord, found: Decision) -> int:
-        """Return how many GPUs pods ask for that come later, and whose places a decision makes unfit."""
+    def _losers(self, preemptor: PodRecord, found: Decision) -> list[PodRecord]:
+        """Return the pods that come later, and whose places a decision makes unfit."""
         if found.node is None or not self.places.is_planned(found.node):
-            return 0
+            return []
         uids = [victim.uid for victim in found.victims]
-        return sum(one.gpus for one in self.places.displaced(found.node, preemptor, uids))
+        return self.places.displaced(found.node, preemptor, uids)
 
     def stale(self) -> tuple[str, str]:
         """Return why only the baseline may decide, a cause and its detail; two empty ones = nothing."""
@@ -502,7 +505,7 @@ class Decider:
             if not enough or not fits_later(cache.table, state, preemptor):
                 continue
             # Others have gone for who would come later there.
-            if name == mine or not self.places.is_first(name, preemptor):
+            if name == mine or not self.places.delayed(name, preemptor):
                 return name
         return ""
 

@@ -6,7 +6,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,6 +49,8 @@ class _Refusal(NamedTuple):
 
 
 NO_REFUSAL = _Refusal()
+Coming = Sequence[tuple[PodRecord, Collection[str], tuple[object, ...]]]
+"""Pods that may be on their way to some nodes, and what each asks for."""
 
 
 @dataclass(frozen=True)
@@ -216,23 +218,23 @@ class Extender:
         unaligned: list[str] = []
         kept = self.decider.places.kept_for(preemptor) if preemptor.gpus else ""
         guaranteed = bool(preemptor.gpus) and preemptor.guaranteed
-        asked = nodes if preemptor.gpus and not self.shadow else ()
-        for name, state in self.decider.places.found(asked, preemptor):
-            if kept and name != kept:
-                # Somewhere else it would leave behind what others were evicted for.
-                failed[name] = f"its place on {kept} is being freed"
-                continue
-            if guaranteed:
-                refusal = self._refusal(name, state, preemptor)
-            else:
-                why = self._promised(name, preemptor)
-                refusal = _Refusal(why) if why else NO_REFUSAL
+        asked = list(nodes) if preemptor.gpus and not self.shadow else []
+        if kept:
+            # Somewhere else it would leave behind what others were evicted for.
+            why = f"its place on {kept} is being freed"
+            failed = {name: why for name in asked if name != kept}
+            asked = [name for name in asked if name == kept]
+        if guaranteed:
+            refusals = self._refusals(asked, preemptor)
+        else:
+            refusals = ((name, self._promised(name, preemptor)) for name in asked)
+        for name, refusal in refusals:
             if refusal.why:
                 (never if refusal.never else failed)[name] = refusal.why
             if refusal.unaligned:
                 unaligned.append(name)
         passed = [name for name in nodes if name not in failed and name not in never]
-        if preemptor.gpus and not self.shadow:
+        if preemptor.gpus and not self.shadow and not kept:
             failed |= self._least_harm(passed, preemptor)
             passed = [name for name in passed if name not in failed]
         if preemptor.gpus:
@@ -269,30 +271,30 @@ class Extender:
             [{"Host": name, "Score": self._score(state, preemptor)} for name, state in states]
         )
 
-    def _promised(self, name: str, preemptor: PodRecord) -> str:
-        """Return for whom a node's room is kept, empty if it suffices for the preemptor as well.
+    def _promised(self, name: str, preemptor: PodRecord) -> _Refusal:
+        """Return for whom a node's room is kept, no refusal if it suffices for the preemptor as well.
 
         kube-scheduler knows of pods that it nominated; not of those that wait for what is leaving.
         """
         places = self.decider.places
         if not places.is_planned(name):
-            return ""
+            return NO_REFUSAL
         ahead = places.promised(name, preemptor)
         state = places.state_of(name, preemptor) if ahead else None
         if state is None or state.broken or self.decider.has_room(state, preemptor):
             return self._spoiled(name, preemptor)
-        return f"what is free on it is {KEPT} {ahead}"
+        return _Refusal(f"what is free on it is {KEPT} {ahead}")
 
-    def _spoiled(self, name: str, preemptor: PodRecord) -> str:
-        """Return whose place on a node the preemptor might get a part of, empty for nobody's.
+    def _spoiled(self, name: str, preemptor: PodRecord) -> _Refusal:
+        """Return whose place on a node the preemptor might get a part of, no refusal for nobody's.
 
         That lasts until the other is bound: nobody has to go for the preemptor meanwhile.
         """
         others = self.decider.places.spoiled(name, preemptor)
         if not others:
-            return ""
+            return NO_REFUSAL
         self.decider.cache.reservations.hold_back(preemptor.uid)
-        return f"it might be given what is {KEPT} {others[0].key}"
+        return _Refusal(f"it might be given what is {KEPT} {others[0].key}")
 
     def _least_harm(self, names: Sequence[str], preemptor: PodRecord) -> dict[str, str]:
         """Return which nodes it should leave alone, and why: others lose fewer GPUs elsewhere.
@@ -325,7 +327,20 @@ class Extender:
         waits = reservations.may_wait(preemptor.uid, "spares", SPARES_S)
         return waits and reservations.hold_back(preemptor.uid)
 
-    def _refusal(self, name: str, state: NodeState | None, preemptor: PodRecord) -> _Refusal:
+    def _refusals(
+        self, names: Sequence[str], preemptor: PodRecord
+    ) -> Iterator[tuple[str, _Refusal]]:
+        """Yield why each of some nodes is refused to a guaranteed pod."""
+        coming = [
+            (other, where, (other.gpus, other.cores, *sorted(other.requests.items())))
+            for other, where in self.decider.cache.reservations.coming(preemptor.uid)
+        ]
+        for name, state in self.decider.places.found(names, preemptor):
+            yield name, self._refusal(name, state, preemptor, coming)
+
+    def _refusal(
+        self, name: str, state: NodeState | None, preemptor: PodRecord, coming: Coming
+    ) -> _Refusal:
         """Return why a node is refused to a guaranteed pod, which finds it in a state."""
         if state is None or state.broken:
             return _Refusal(state.broken if state else "not seen by the watch yet")
@@ -334,34 +349,41 @@ class Extender:
         aligned, level, best = self.decider.alignment(state, preemptor)
         if best == NO_FIT:
             return _Refusal("its hardware never fits the pod", never=True)
-        coming = self._coming_to(name, state, preemptor) if aligned else ""
-        if aligned and not coming:
-            why = self._spoiled(name, preemptor) if self.decider.places.is_planned(name) else ""
-            return _Refusal(why) if why else NO_REFUSAL
+        rival = self._rival(name, state, preemptor, coming) if aligned and coming else ""
+        if aligned and not rival:
+            planned = self.decider.places.is_planned(name)
+            return self._spoiled(name, preemptor) if planned else NO_REFUSAL
         if aligned or (
             self.decider.has_room(state, preemptor) and self.decider.places.is_unsettled(state)
         ):
             self.decider.cache.reservations.hold_back(preemptor.uid)
         if aligned:
-            return _Refusal(f"{coming} may be on its way to it")
+            return _Refusal(f"{rival} may be on its way to it")
         known = "" if state.known else " for sure, since some placements are not known"
         if level == NO_FIT:
             return _Refusal(f"its free GPUs and cores do not fit the pod{known}")
         label = LEVELS[AlignmentLevel(level)].label
         return _Refusal(f"its free GPUs and cores are on {label}{known}", unaligned=state.known)
 
-    def _coming_to(self, name: str, state: NodeState, preemptor: PodRecord) -> str:
+    def _rival(self, name: str, state: NodeState, preemptor: PodRecord, coming: Coming) -> str:
         """Return a pod that may just have been bound to a node, empty for none.
 
         kube-scheduler counts such a pod already: where both do not fit, it is not there. One that has a place
         planned there is counted here, too, but may be given another.
         """
-        planned = self.decider.places.is_planned(name)
-        for other in self.decider.cache.reservations.coming_to(name, preemptor.uid):
-            if planned and state.holding(other.uid) is not None:
-                if self.decider.places.may_spoil(name, other, preemptor):
+        places = self.decider.places
+        nominees = self.decider.cache.nominees(name) if places.is_planned(name) else ()
+        planned = {one.uid for one in nominees}
+        seen: set[tuple[object, ...]] = set()
+        for other, names, asked in coming:
+            # Of pods that ask for the same one tells of all.
+            if name not in names or (asked in seen and other.uid not in planned):
+                continue
+            if other.uid in planned and state.holding(other.uid) is not None:
+                if places.may_spoil(name, other, preemptor):
                     return other.key
                 continue
+            seen.add(asked)
             both = self.decider.has_room(state, preemptor, other)
             if both and not short_of(together([other]), state, []):
                 return other.key

@@ -125,6 +125,12 @@ def fits_later(models: npt.NDArray[Any], state: NodeState, pod: PodRecord) -> bo
     return not _unseated(models, state.hardware.model, [pod], later)
 
 
+def fits_now(models: npt.NDArray[Any], state: NodeState, pod: PodRecord) -> bool:
+    """Say whether a pod has a place on a node, by GPUs and cores, among what is free."""
+    free = state.counted.gpu_free, state.counted.cores_free
+    return not _unseated(models, state.hardware.model, [pod], free)
+
+
 def _free(node: Bare) -> tuple[Place, Place]:
     """Return what is free now, and once those are gone that are on their way out."""
     gpus, cores = node.state.counted.gpu_free, node.state.counted.cores_free

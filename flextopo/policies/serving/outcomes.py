@@ -140,7 +140,7 @@ class Outcomes:
         """Say whether it is about to be known who has what was freed."""
         cache = self._decider.cache
         state = cache.nodes.states.get(entry.node)
-        coming = cache.reservations.coming_to(entry.node, "")
+        coming = cache.reservations.coming_to(entry.node)
         return state is not None and (
             self._decider.places.is_unsettled(state)
             or any(pod.priority > entry.priority for pod in coming)

@@ -15,7 +15,7 @@ import numpy as np
 from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.landing import Bare, Landings, bare, fits_later
+from flextopo.policies.serving.landing import Bare, Landings, bare, fits_later, fits_now
 from flextopo.policies.serving.node_state import OVERDUE_S, NodeState
 from flextopo.policies.serving.reach import why_barred
 from flextopo.policies.serving.records import PodRecord
@@ -95,13 +95,6 @@ class Places:
         since_s = self._cache.clock() - OVERDUE_S
         return self._landings.spoiled(self._cache.table, node.since(since_s), kept, preemptor)
 
-    def is_first(self, name: str, preemptor: PodRecord) -> bool:
-        """Say whether a pod that is promised a node comes before somebody there, who may get its GPUs later then."""
-        return any(
-            one.uid != preemptor.uid and not goes_before(one, preemptor, True)
-            for one in self._cache.nominees(name)
-        )
-
     def displaced(
         self, name: str, preemptor: PodRecord, victims: Collection[str]
     ) -> list[PodRecord]:
@@ -112,19 +105,45 @@ class Places:
             preemptor: the pod.
             victims: uids of those who go for it.
         """
+        is_one = _is_nominee(preemptor, name, self._cache.nominees(name))
+        return [
+            one
+            for one, state in self._behind(name, preemptor, victims, is_one)
+            if state is None or not fits_later(self._cache.table, state, one)
+        ]
+
+    def delayed(self, name: str, preemptor: PodRecord) -> list[PodRecord]:
+        """Return the pods that lose their places on a node, or get them later, once it is promised to a pod."""
+        table, alone = self._cache.table, self._behind(name, None, (), True)
+        ready = {
+            one.uid for one, state in alone if state is not None and fits_now(table, state, one)
+        }
+        found = []
+        for one, state in self._behind(name, preemptor, (), True):
+            fits = fits_now if one.uid in ready else fits_later
+            if state is None or not fits(table, state, one):
+                found.append(one)
+        return found
+
+    def _behind(
+        self, name: str, first: PodRecord | None, victims: Collection[str], promised: bool
+    ) -> Iterator[tuple[PodRecord, NodeState | None]]:
+        """Yield who has a place planned on a node and comes after a pod, and the node as each finds it then.
+
+        Args:
+            name: of the node.
+            first: the pod; None = nobody, and all that have a place.
+            victims: uids of those who go for it.
+            promised: it was promised the node.
+        """
         nominees, now = self._cache.nominees(name), self._cache.nodes.states.get(name)
-        is_one = _is_nominee(preemptor, name, nominees)
-        after = [one for one in nominees if not goes_before(one, preemptor, is_one)]
-        others = [one for one in after if one.uid != preemptor.uid and self._has_place(now, one)]
-        lost, beside, gone = list[PodRecord](), [preemptor], {one.uid for one in after}
+        after = [one for one in nominees if first is None or not goes_before(one, first, promised)]
+        beside = [first] if first is not None else []
+        mine, without = {one.uid for one in beside}, {one.uid for one in [*after, *beside]}
+        others = [one for one in after if one.uid not in mine and self._has_place(now, one)]
         for one in sorted(others, key=attrgetter("importance")):
-            without = gone | {preemptor.uid}
-            state = self._cache.derive(name, without=without, beside=beside, doomed=victims)
-            if state is None or not fits_later(self._cache.table, state, one):
-                lost.append(one)
-            else:
-                beside.append(one)
-        return lost
+            yield one, self._cache.derive(name, without=without, beside=beside, doomed=victims)
+            beside.append(one)
 
     def _has_place(self, state: NodeState | None, pod: PodRecord) -> bool:
         """Say whether a pod has a place planned on a node, an aligned one where it is guaranteed."""

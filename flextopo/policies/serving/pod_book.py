@@ -81,9 +81,9 @@ class PodBook:
         return [place for place in places if self.on_node.get(place, {}).pop(uid, None) is not None]
 
     def leave(self, uid: str) -> str:
-        """Take note that a pod is on its way out; return its node, empty where there is no such pod."""
+        """Take note that a pod is on its way out; return its node, empty where there is no such pod, or it has ended."""
         record = self.by_uid.get(uid)
-        if record is None:
+        if record is None or record.finished:
             return ""
         record.terminating = True
         self.leaving.setdefault(record.node, set()).add(uid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ SPARES_S = 5
 """For so long a pod spares the place that is being freed for a less important one."""
 ROOM_S = 40
 """For so long a pod waits for the room that others leave who are gone in Kubernetes' grace period."""
+ASKED_S = 600
+"""An extender that kube-scheduler has asked so lately is the one that it asks."""
 FORGET_S = 600
 """What is known of a pod that nobody has asked about for so long is forgotten: it may be gone for long."""
 MOST_UNALIGNED = 100
@@ -71,6 +74,7 @@ class Reservations:
     def __init__(self, clock: Callable[[], float], changed: Callable[[str], None]) -> None:
         self._clock, self._changed = clock, changed
         self._let_in: dict[str, _LetIn] = {}
+        self._asked_s = -math.inf
         self._answers: dict[str, _Answer] = {}
         self._on: dict[str, dict[str, _Answer]] = {}
         self.least: dict[str, int] = {}
@@ -97,19 +101,27 @@ class Reservations:
     def let_in(self, pod: PodRecord, nodes: Iterable[str]) -> None:
         """Remember that a pod may be bound to any of some nodes; none takes that back."""
         names = frozenset(nodes)
+        self._asked_s = self._clock()
         if names:
             self._let_in[pod.uid] = _LetIn(pod, names, self._until(pod.uid, LET_IN_S))
         else:
             self._let_in.pop(pod.uid, None)
 
-    def coming_to(self, node: str, but: str) -> Iterator[PodRecord]:
+    def coming_to(self, node: str, but: str = "") -> Iterator[PodRecord]:
         """Yield the pods that may be on their way to a node, without the one of that uid."""
+        for record, nodes in self.coming(but):
+            if node in nodes:
+                yield record
+
+    def coming(self, but: str = "") -> list[tuple[PodRecord, frozenset[str]]]:
+        """Return the pods that may be on their way to some nodes, and which, without the one of that uid."""
         now_s = self._clock()
-        for uid, entry in list(self._let_in.items()):
-            if entry.until_s < now_s:
-                del self._let_in[uid]
-            elif uid != but and node in entry.nodes:
-                yield entry.record
+        self._let_in = {uid: one for uid, one in self._let_in.items() if one.until_s >= now_s}
+        return [(one.record, one.nodes) for uid, one in self._let_in.items() if uid != but]
+
+    def is_asked(self) -> bool:
+        """Say whether kube-scheduler asks this process, and not an extender in another."""
+        return self._clock() - self._asked_s < ASKED_S
 
     def hold_back(self, uid: str) -> bool:
         """Remember that a pod was refused a node because of what is about to be known.
