@@ -342,7 +342,7 @@ def main() -> None:
     print("native vector environment, 16 servers, K = 64, next-step autoreset")
     for num_envs, threads in ((64, 1), (64, cores), (256, cores)):
         vector(num_envs, threads)
-    vector(64, cores, tapes=8)
+    vector(64, cores, days=8)
     print("training")
     learner(64)
     learner(16)
