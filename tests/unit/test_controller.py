@@ -408,7 +408,7 @@ def test_who_was_left_aside_is_looked_at_again_when_time_alone_has_ended_what_wa
     pods += [pod(f"b{i}", "n0", priority=3000) for i in (4, 5, 6)]
     nominee = {"nominatedNodeName": "n0"}
     ahead = preemptor(4, name="ahead", status=nominee, spec={"schedulerName": "other"})
-    late = preemptor(1, "best-effort", name="late", priority=500, status=refused)
+    late = preemptor(1, name="late", priority=500, status=refused)
     control([node("n0"), flextopo("n0", held), *pods, ahead, late], scenario)
 
 
@@ -482,24 +482,32 @@ def test_whom_it_leaves_alone(asking: dict[str, Any]) -> None:
     control([*spread(), asking], scenario)
 
 
-@pytest.mark.parametrize(("taken", "wakes"), [((0, 1, 2, 4, 5, 6), True), (tuple(range(8)), False)])
-@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("requirement", ["none", "best-effort"])
-def test_who_was_refused_a_place_kept_for_others_is_told_when_it_is_free_and_nobody_goes_for_it(
-    taken: tuple[int, ...], wakes: bool, kept: bool, requirement: str
+@pytest.mark.parametrize(
+    ("why", "wakes"),
+    [
+        ("it is kept for batch/low, which need not lose it", True),
+        ("what is free on it is kept for batch/high", False),
+        ("Insufficient memory", False),
+    ],
+)
+def test_who_spares_others_is_told_to_go_on_and_nobody_goes_for_it(
+    monkeypatch: pytest.MonkeyPatch, requirement: str, why: str, wakes: bool
 ) -> None:
-    why = "1 it is kept for batch/low, which need not lose it" if kept else "1 Insufficient memory"
-    condition = {**REFUSED["conditions"][0], "message": f"0/1 nodes are available: {why}."}
+    monkeypatch.setattr(controlling, "SPARES_S", 0.3)
+    condition = {**REFUSED["conditions"][0], "message": f"0/1 nodes are available: 1 {why}."}
     asking = preemptor(2, requirement, status={"conditions": [condition]})
 
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         await until(controller.watch.ready)
+        await asyncio.sleep(0.2)
+        assert "patch pods/status" not in server.calls
         await settle()
-        assert ("patch pods/status" in server.calls) == (wakes and kept)
+        assert ("patch pods/status" in server.calls) == wakes
         assert nominated(server) == ""
         assert evictions(server) == 0
 
-    control([*spread(taken), asking], scenario)
+    control([*spread(), asking], scenario)
 
 
 ELSEWHERE = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."

@@ -28,8 +28,8 @@ from flextopo.policies.serving.gangs import Preemptors, gang_key, gather
 from flextopo.policies.serving.holds import DeviceHolds
 from flextopo.policies.serving.kube import KubeWatch, http_status
 from flextopo.policies.serving.outcomes import Outcomes
-from flextopo.policies.serving.records import KEPT, PodRecord
-from flextopo.policies.serving.reservations import HELD_BACK_MOST_S
+from flextopo.policies.serving.records import SPARED, PodRecord
+from flextopo.policies.serving.reservations import HELD_BACK_MOST_S, SPARES_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
 
@@ -168,11 +168,14 @@ class Controller:
         if asking.group and not self._is_complete(asking, waiting):
             waiting.since = now
             return
-        if await self._fits_now(asking, waiting):
-            return
         leader = asking.leader
         if not (asking.group or leader.claims or leader.guaranteed):
-            return  # kube-scheduler preempts for it by itself
+            # It spares others for a time, which no event ends; kube-scheduler preempts for it by itself.
+            if now - waiting.since >= SPARES_S:
+                await self._wake_up(asking, waiting)
+            return
+        if await self._fits_now(asking, waiting):
+            return
         robbed = self.holds is not None and any(map(self.holds.was_just_robbed, asking.members))
         if robbed and waiting.rounds < ROUNDS:
             # The others are held, and one more is to be freed: nothing is to be waited for.
@@ -186,14 +189,14 @@ class Controller:
         """Return who starts together with a pod; None where that is kube-scheduler's business.
 
         A pod alone is ours that waits for an alignment, or for devices by a claim; of those that start
-        together all online ones are, since kube-scheduler looks at one at a time. One that was refused what is
-        kept for others is only told when that is over.
+        together all online ones are, since kube-scheduler looks at one at a time. One that spares less important
+        ones is only told when it has done so for long enough.
         """
-        kept = KEPT in pod.refused
-        if not pod.gpus or not (pod.claims or pod.online or (kept and not pod.group)):
+        spares = SPARED in pod.refused and not pod.group
+        if not pod.gpus or not (pod.claims or pod.online or spares):
             return None
         found = gather(self.decider.cache, pod)
-        ours = pod.claims or pod.guaranteed or kept
+        ours = pod.claims or pod.guaranteed or spares
         return found if found.group or (ours and self._may_attend(pod)) else None
 
     def _may_attend(self, pod: PodRecord) -> bool:
@@ -218,7 +221,7 @@ class Controller:
 
     async def _fits_now(self, asking: Preemptors, waiting: _Waiting) -> bool:
         """Say whether all fit as things are; then kube-scheduler is told to look again."""
-        cache, now = self.decider.cache, self.clock()
+        cache = self.decider.cache
         if waiting.touched is None:
             names, waiting.looked = cache.nodes.changed_since(waiting.looked)
         else:
@@ -230,14 +233,19 @@ class Controller:
         if not names or not self._fit(asking, names):
             waiting.touched = None
             return False
+        await self._wake_up(asking, waiting)
+        return True
+
+    async def _wake_up(self, asking: Preemptors, waiting: _Waiting) -> None:
+        """Have kube-scheduler look at them again, if it was not told so a moment ago."""
+        now = self.clock()
         if waiting.touched is not None and now - waiting.touched < max(waiting.wait_s, 1.0):
-            return True
+            return
         waiting.wait_s = min(2 * waiting.wait_s, self.backoff_s[1]) if waiting.touched else 1.0
         waiting.touched = now
         self.telemetry.log("woken", pod=asking.name, shadow=self.shadow)
         for pod in () if self.shadow else asking.members:
             await self._touch(pod)
-        return True
 
     def _without_spoiled(
         self, asking: Preemptors, names: list[str], waiting: _Waiting

@@ -180,7 +180,8 @@ class Decider:
         Others went for these places. Who takes a part of one has the rest freed in vain, and its pod has
         others evicted once more. Nobody goes for that who is more important than these.
         """
-        losers = self._losers(preemptor, found)
+        # (A selector that hung once is not asked again.)
+        losers = self._losers(preemptor, found) if found.fallback != "timeout" else []
         lost = sum(one.gpus for one in losers)
         if not lost or (not found.victims and lost <= preemptor.gpus):
             return found

@@ -19,7 +19,7 @@ from flextopo.policies.serving.gangs import starts_with_others
 from flextopo.policies.serving.guards import short_of, together
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.outcomes import Outcomes
-from flextopo.policies.serving.records import KEPT, PodRecord
+from flextopo.policies.serving.records import SPARED, PodRecord
 from flextopo.policies.serving.reservations import ROOM_S, SPARES_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.shadow import compare_with_default
@@ -283,7 +283,7 @@ class Extender:
         state = places.state_of(name, preemptor) if ahead else None
         if state is None or state.broken or self.decider.has_room(state, preemptor):
             return self._spoiled(name, preemptor)
-        return _Refusal(f"what is free on it is {KEPT} {ahead}")
+        return _Refusal(f"what is free on it is kept for {ahead}")
 
     def _spoiled(self, name: str, preemptor: PodRecord) -> _Refusal:
         """Return whose place on a node the preemptor might get a part of, no refusal for nobody's.
@@ -294,7 +294,7 @@ class Extender:
         if not others:
             return NO_REFUSAL
         self.decider.cache.reservations.hold_back(preemptor.uid)
-        return _Refusal(f"it might be given what is {KEPT} {others[0].key}")
+        return _Refusal(f"it might be given what is kept for {others[0].key}")
 
     def _least_harm(self, names: Sequence[str], preemptor: PodRecord) -> dict[str, str]:
         """Return which nodes it should leave alone, and why: others lose fewer GPUs elsewhere.
@@ -310,7 +310,7 @@ class Extender:
         if self._spares(preemptor, least):
             least = 0
         return {
-            name: f"it is {KEPT} {pods[0].key}, which need not lose it"
+            name: f"it is kept for {pods[0].key}, {SPARED}"
             for name, pods in losers.items()
             if lost[name] > least
         }

@@ -24,7 +24,7 @@ SPARES_S = 5
 """For so long a pod spares the place that is being freed for a less important one."""
 ROOM_S = 40
 """For so long a pod waits for the room that others leave who are gone in Kubernetes' grace period."""
-ASKED_S = 600
+ASKED_S = 30
 """An extender that kube-scheduler has asked so lately is the one that it asks."""
 FORGET_S = 600
 """What is known of a pod that nobody has asked about for so long is forgotten: it may be gone for long."""
