@@ -1,10 +1,10 @@
 """Pods that are nominated, promised a place, let in, or on their way out: nothing counts twice."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from extenders import ask, make_extender
 from kube_objects import (
     REQUIREMENT,
     flextopo,
@@ -17,25 +17,12 @@ from kube_objects import (
     read_record,
 )
 
-from flextopo.baselines.registry import make_selector
 from flextopo.policies.serving import reservations
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.places import Places, goes_before
-from flextopo.policies.serving.telemetry import Telemetry
 
 Document = dict[str, Any]
-
-
-def make_extender(cache: ClusterCache) -> Extender:
-    fallback = make_selector("flextopo-best-effort")
-    decider = Decider(cache, make_selector("greedy-cost"), fallback, budget_s=60)
-    return Extender(decider, Telemetry(cache, write=lambda line: None))
-
-
-def ask(extender: Extender, verb: str, body: Document) -> Any:
-    return json.loads(getattr(extender, verb)(json.dumps(body).encode()))
 
 
 def preempt(extender: Extender, asking: Document, *nodes: str, uids: tuple[str, ...] = ()) -> Any:

@@ -42,14 +42,6 @@ from flextopo.policies.serving.volumes import VolumeBook
 
 MAX_GONE = 100_000
 """Deleted pods that are remembered, so that a late event does not bring one back."""
-SOON_S = 30
-"""A victim that takes longer than Kubernetes' grace period keeps nobody from going where there is room."""
-LATE_S = 5
-"""A victim that is not gone so long after its time keeps nobody from going elsewhere, or evicting there."""
-FRESH_S = 20
-"""The placement of a pod that was bound so lately is about to be known."""
-
-
 SUMMED = ("gpus", "free_gpus", "online_gpus", "batch_gpus")
 WAITING = (
     "wait_gpus",
@@ -103,6 +95,7 @@ class ClusterCache:
     Attributes:
         ahead_s: seconds by which the apiserver's clock is ahead of this machine's.
         bands: priorities from which on batch pods are of class 1, 2, ...
+        book: the pods, by what they do.
         pods: every pod by uid.
         budgets: PodDisruptionBudgets.
         problems: what is wrong with objects, by kind and name; such objects are left out.

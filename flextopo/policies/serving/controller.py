@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from flextopo.policies.serving.cache import FRESH_S
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.gang_decider import GangDecider
@@ -28,6 +27,7 @@ from flextopo.policies.serving.gangs import Preemptors, gang_key, gather
 from flextopo.policies.serving.holds import DeviceHolds
 from flextopo.policies.serving.kube import KubeWatch, http_status
 from flextopo.policies.serving.outcomes import Outcomes
+from flextopo.policies.serving.places import FRESH_S
 from flextopo.policies.serving.records import SPARED, PodRecord
 from flextopo.policies.serving.reservations import HELD_BACK_MOST_S, SPARES_S
 from flextopo.policies.serving.runner import UndecidableError
@@ -267,7 +267,7 @@ class Controller:
         return any(
             not reach.why_not(name)
             and asking.may_lie_on(name, traits)
-            and self.decider.fits(pod, state)
+            and self.decider.room.fits(pod, state)
             for name, state in self.decider.places.states_of(changed, pod).items()
         )
 
@@ -319,7 +319,7 @@ class Controller:
     def _is_unsettled(self, asking: Preemptors, nodes: list[str]) -> bool:
         return any(
             self.decider.places.is_unsettled(state)
-            and any(self.decider.has_room(state, p) for p in asking.members)
+            and any(self.decider.room.suffices(state, p) for p in asking.members)
             for state in self.gangs.states(asking, nodes).values()
         )
 

@@ -6,23 +6,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.decision import Candidate
-from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
 from flextopo.cluster.state.selector import VictimSelector
-from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.guards import GuardError, Proposal, check, short_of, together
-from flextopo.policies.serving.landing import fits_later
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.places import Places
 from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.room import Room
 from flextopo.policies.serving.runner import (
     FALLBACK_FACTOR,
     SelectorRunner,
@@ -31,8 +27,6 @@ from flextopo.policies.serving.runner import (
 )
 from flextopo.policies.serving.view import ClusterView
 
-MOST_SHAPES = 32
-"""Pods of so many kinds, by GPUs and cores, are remembered at a node: replicas are alike."""
 PART = 100
 """Nodes that the baseline looks at together; as many as kube-scheduler's smallest search."""
 
@@ -53,6 +47,7 @@ class Decider:
         age_s: age of the cache's knowledge.
         max_age_s: above it the baseline decides.
         places: what is kept on nodes, and for whom.
+        room: for whom there is room on nodes.
     """
 
     cache: ClusterCache
@@ -62,10 +57,12 @@ class Decider:
     age_s: Callable[[], float] = lambda: 0.0
     max_age_s: float = 30.0
     places: Places = field(init=False)
+    room: Room = field(init=False)
     _runner: SelectorRunner = field(default_factory=SelectorRunner)
 
     def __post_init__(self) -> None:
         self.places = Places(self.cache)
+        self.room = Room(self.cache, self.places)
 
     def decide(
         self,
@@ -442,103 +439,9 @@ class Decider:
         return {
             name
             for name in roomy
-            if proposed.get(name) and (not guaranteed or self.alignment(states[name], preemptor)[0])
+            if proposed.get(name)
+            and (not guaranteed or self.room.alignment(states[name], preemptor)[0])
         }
-
-    def has_room(self, state: NodeState, *pods: PodRecord) -> bool:
-        """Say whether what is free on a node suffices for some pods together, by counts."""
-        free = state.counted
-        gpus, cores = sum(pod.gpus for pod in pods), sum(pod.cores for pod in pods)
-        return free.num_gpus >= gpus and free.num_cores >= cores
-
-    def fits(self, preemptor: PodRecord, state: NodeState) -> bool:
-        """Say whether a pod fits on a node as it stands, a guaranteed one aligned for sure."""
-        aligned = not preemptor.guaranteed
-        aligned = aligned or self.alignment(state, preemptor)[0]
-        asked = together([preemptor])
-        return aligned and self.has_room(state, preemptor) and not short_of(asked, state, [])
-
-    def fits_beside(self, pod: PodRecord, gpus: int, cores: Sequence[int]) -> bool:
-        """Say whether a pod would fit on its node if some of what is free were not.
-
-        Args:
-            pod: is bound there, or nominated for it.
-            gpus: bit mask of GPUs.
-            cores: of each NUMA node; empty = none.
-
-        Returns:
-            False also where these are not free without the pod.
-        """
-        state = self.places.without(pod.node or pod.nominated, pod.uid)
-        if state is None or state.broken or gpus & ~state.counted.gpu_free:
-            return False
-        left = state.counted.cores_free.copy()
-        left[: len(cores)] -= np.array(cores, np.int16)
-        table, model, asked = self.cache.table, state.hardware.model, (pod.gpus, pod.cores)
-        level = alignment_level(table, model, state.counted.gpu_free & ~gpus, left, *asked)
-        if level == NO_FIT or (left < 0).any():
-            return False
-        guaranteed = pod.guaranteed
-        return not guaranteed or bool(is_aligned(level, best_level(table, model, *asked)))
-
-    def room_to_come(self, preemptor: PodRecord) -> str:
-        """Return a node where a pod fits once those are gone that leave it soon, empty for none.
-
-        One that it was told of before stays that: those may be gone by now, which kube-scheduler sees later.
-        """
-        cache = self.cache
-        told = cache.reservations.answered(preemptor.uid)
-        mine = told[0] if told is not None and not told[1] else ""
-        leaving = {**({mine: []} if mine else {}), **self.places.leaving_soon()}
-        if not leaving:
-            return ""
-        reach, asked = cache.reach_of(preemptor), together([preemptor])
-        guaranteed = preemptor.guaranteed
-        known = cache.nodes.states.get
-        for name, pods in leaving.items():
-            # Of what is kept for others there nothing is meant, whoever is more important.
-            state = self.places.state_of(name, preemptor) if name == mine else known(name)
-            if state is None or state.broken or not self._may_suffice(preemptor, state, name, pods):
-                continue
-            if guaranteed and not (state.known or self.places.is_unsettled(state)):
-                continue
-            enough = not reach.why_not(name) and not short_of(asked, state, pods)
-            if not enough or not fits_later(cache.table, state, preemptor):
-                continue
-            # Others have gone for who would come later there.
-            if name == mine or not self.places.delayed(name, preemptor):
-                return name
-        return ""
-
-    def _may_suffice(
-        self, preemptor: PodRecord, state: NodeState, name: str, leaving: Sequence[PodRecord]
-    ) -> bool:
-        """Say whether there may be GPUs enough once some pods are gone: of most nodes that is soon told.
-
-        Where places were promised a moment ago others are about to leave, too.
-        """
-        if self.places.is_planned(name):
-            return True
-        return state.counted.num_gpus + sum(pod.gpus for pod in leaving) >= preemptor.gpus
-
-    def alignment(self, state: NodeState, preemptor: PodRecord) -> tuple[bool, int, int]:
-        """Return whether free resources align the preemptor for sure, at what level, and the best.
-
-        Returns:
-            Aligned, the level in the worst case (`placement.NO_FIT` where it does not fit), and
-            the level that an empty server of that kind gives.
-        """
-        asked = (preemptor.gpus, preemptor.cores)
-        found = state.alignments.get(asked)
-        if found is None:
-            if len(state.alignments) >= MOST_SHAPES:
-                state.alignments.clear()
-            table, model, free = self.cache.table, state.hardware.model, state.sure
-            best = best_level(table, model, *asked)
-            level = alignment_level(table, model, free.gpu_free, free.cores_free, *asked)
-            sure = state.hardware.known and level != NO_FIT and bool(is_aligned(level, best))
-            found = state.alignments[asked] = sure, int(level), int(best)
-        return found
 
     def _broken(self, preemptor: PodRecord, nodes: Sequence[str]) -> str:
         """Name a node that is left out, and why."""

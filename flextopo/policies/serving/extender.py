@@ -157,7 +157,7 @@ class Extender:
         found = self.decider.decide(preemptor, proposed, proposed)
         if not found.victims:
             return found
-        room, reservations = self.decider.room_to_come(preemptor), self.decider.cache.reservations
+        room, reservations = self.decider.room.to_come(preemptor), self.decider.cache.reservations
         if room and reservations.may_wait(preemptor.uid, "room", ROOM_S):
             # kube-scheduler asks about nodes that have victims, and others may be about to have room.
             why = f"it fits on node {room} as soon as those are gone that are leaving it"
@@ -281,7 +281,7 @@ class Extender:
             return NO_REFUSAL
         ahead = places.promised(name, preemptor)
         state = places.state_of(name, preemptor) if ahead else None
-        if state is None or state.broken or self.decider.has_room(state, preemptor):
+        if state is None or state.broken or self.decider.room.suffices(state, preemptor):
             return self._spoiled(name, preemptor)
         return _Refusal(f"what is free on it is kept for {ahead}")
 
@@ -346,7 +346,7 @@ class Extender:
             return _Refusal(state.broken if state else "not seen by the watch yet")
         if not state.hardware.known:
             return _Refusal("no FlexTopo object tells where its GPUs and cores are")
-        aligned, level, best = self.decider.alignment(state, preemptor)
+        aligned, level, best = self.decider.room.alignment(state, preemptor)
         if best == NO_FIT:
             return _Refusal("its hardware never fits the pod", never=True)
         rival = self._rival(name, state, preemptor, coming) if aligned and coming else ""
@@ -354,7 +354,7 @@ class Extender:
             planned = self.decider.places.is_planned(name)
             return self._spoiled(name, preemptor) if planned else NO_REFUSAL
         if aligned or (
-            self.decider.has_room(state, preemptor) and self.decider.places.is_unsettled(state)
+            self.decider.room.suffices(state, preemptor) and self.decider.places.is_unsettled(state)
         ):
             self.decider.cache.reservations.hold_back(preemptor.uid)
         if aligned:
@@ -384,7 +384,7 @@ class Extender:
                     return other.key
                 continue
             seen.add(asked)
-            both = self.decider.has_room(state, preemptor, other)
+            both = self.decider.room.suffices(state, preemptor, other)
             if both and not short_of(together([other]), state, []):
                 return other.key
         return ""
@@ -392,7 +392,7 @@ class Extender:
     def _score(self, state: NodeState | None, preemptor: PodRecord) -> int:
         if not preemptor.gpus or state is None or state.broken or not state.hardware.known:
             return 0
-        _, level, best = self.decider.alignment(state, preemptor)
+        _, level, best = self.decider.room.alignment(state, preemptor)
         return POINTS[level_deficit(level, best)] if level != NO_FIT else 0
 
 

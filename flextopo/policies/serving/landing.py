@@ -149,14 +149,14 @@ def _unseated(
     for i, pod in enumerate(pods):
         taken = np.zeros(len(cores), np.int16)
         level, mask = place(models, model, gpus, cores, pod.gpus, pod.cores, taken)
-        if not _suits(models, model, pod, level):
+        if not suits(models, model, pod, level):
             found.append(i)
         if level != NO_FIT:
             gpus, cores = gpus & ~int(mask), cores - taken
     return found
 
 
-def _suits(models: npt.NDArray[Any], model: int, pod: PodRecord, level: int) -> bool:
+def suits(models: npt.NDArray[Any], model: int, pod: PodRecord, level: int) -> bool:
     """Say whether a level will do for a pod."""
     if level == NO_FIT or not pod.guaranteed:
         return level != NO_FIT
@@ -179,7 +179,7 @@ def _landings(
     for chosen in _choices([alike[here] for here in sorted(alike)], pod.gpus):
         mask, taken = sum(1 << i for i in chosen), np.zeros(len(cores), np.int16)
         level, _ = place(models, model, mask, cores, pod.gpus, pod.cores, taken)
-        if _suits(models, model, pod, level):
+        if suits(models, model, pod, level):
             yield mask, taken
 
 

@@ -93,7 +93,7 @@ class NodeState:
         batch_gpus: GPUs held by other pods.
         broken: why the node is left out of decisions, empty = it is not.
         row: of the node in `NodeTable`, -1 where it is not in there as it stands here.
-        alignments: what was worked out for pods by their GPUs and cores, see `Decider.alignment`.
+        alignments: what was worked out for pods by their GPUs and cores, see `Room.alignment`.
     """
 
     hardware: Hardware

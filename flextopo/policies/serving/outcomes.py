@@ -118,7 +118,7 @@ class Outcomes:
             self._tell_unused(one)
 
     def _could_have_stayed(self, pod: PodRecord, victim: _Victim) -> bool:
-        return self._decider.fits_beside(pod, victim.gpus, victim.cores)
+        return self._decider.room.fits_beside(pod, victim.gpus, victim.cores)
 
     def _is_unused(self, entry: _Eviction, fate: str) -> None:
         cache = self._decider.cache
@@ -170,7 +170,7 @@ class Outcomes:
         for one in gone:
             users = [pod for pod, held in takers if held & one.gpus]
             more = _sums(cores, one.cores)
-            if all(self._decider.fits_beside(pod, gpus | one.gpus, more) for pod in users):
+            if all(self._decider.room.fits_beside(pod, gpus | one.gpus, more) for pod in users):
                 gpus, cores = (gpus | one.gpus, more) if users else (gpus, cores)
             else:
                 found.append(one)

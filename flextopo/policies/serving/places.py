@@ -12,10 +12,9 @@ from operator import attrgetter
 
 import numpy as np
 
-from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
-from flextopo.cluster.topology.levels import NO_FIT
+from flextopo.cluster.state.placement import alignment_level
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.landing import Bare, Landings, bare, fits_later, fits_now
+from flextopo.policies.serving.landing import Bare, Landings, bare, fits_later, fits_now, suits
 from flextopo.policies.serving.node_state import OVERDUE_S, NodeState
 from flextopo.policies.serving.reach import why_barred
 from flextopo.policies.serving.records import PodRecord
@@ -152,8 +151,7 @@ class Places:
             return False
         table, model, asked = self._cache.table, state.hardware.model, (pod.gpus, pod.cores)
         level = alignment_level(table, model, held[0], np.array(held[1], np.int16), *asked)
-        best = best_level(table, model, *asked)
-        return level != NO_FIT and (not pod.guaranteed or bool(is_aligned(level, best)))
+        return suits(table, model, pod, level)
 
     def may_spoil(self, name: str, other: PodRecord, preemptor: PodRecord) -> bool:
         """Say whether a pod might be given what another finds free on a node, if it is bound there before.

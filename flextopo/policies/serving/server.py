@@ -316,7 +316,7 @@ def warm_up(decider: Decider) -> None:
                 selector.select(view, view.preemptor)
             view.fits(0, [1], aligned=True)
         patient.decide(preemptor, ["node"])
-        patient.alignment(state, preemptor)
+        patient.room.alignment(state, preemptor)
     # What is answered has a place planned for it.
     cache.reservations.answer(preemptor, "node", ["warm-up/batch"])
     cache.refresh()
