@@ -85,22 +85,30 @@ def dying(name: str, gone: str = "2027-01-15T08:00:20Z", **more: Any) -> Documen
     return pod(name, "n0", meta={"deletionTimestamp": gone}, **more)
 
 
-def test_of_equal_pods_the_one_that_needs_certain_gpus_goes_first() -> None:
+@pytest.mark.parametrize("leaves", ["", "2027-01-15T08:00:20Z", "2027-01-15T09:00:00Z"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_older_pod_waits_a_moment_for_an_equal_one_that_needs_certain_gpus(
+    leaves: str, kept: bool
+) -> None:
     """kubelet gave an older pod without a requirement GPUs that others had left for a guaranteed one."""
+    now = [0.0]
     early = {"creationTimestamp": "2027-01-15T07:00:00Z"}
     late = {"creationTimestamp": "2027-01-15T07:00:01Z"}
     nominee = {"nominatedNodeName": "n0"}
     anywhere = preemptor(2, "none", name="anywhere", meta=early, status=nominee)
     certain = preemptor(4, name="certain", meta=late, status=nominee)
-    held = {"b4": [4], "b6": [6]}
-    batch = [pod(name, "n0") for name in held]
-    documents = [node("n0"), flextopo("n0", held), *batch, anywhere, certain]
-    extender = make_extender(make_cache(documents))
+    held = {"b4": [4], "b6": [6], **({"b3": [3]} if leaves else {})}
+    batch = [pod(name, "n0", priority=3000) for name in ("b4", "b6")]
+    batch += [dying("b3", leaves, priority=100)] if leaves else []
+    cache = make_cache([node("n0"), flextopo("n0", held), *batch, anywhere, certain])
+    cache.reservations._clock = lambda: now[0]
+    if kept:
+        cache.reservations.keep("uid-anywhere", "n0")
+    extender = make_extender(cache, leave_gangs=True)
     assert let_in(extender, anywhere, "n0") == []
-    assert let_in(extender, certain, "n0") == ["n0"]
-    pods = extender.decider.cache.pods
-    assert goes_before(pods["uid-certain"], pods["uid-anywhere"], True)
-    assert not goes_before(pods["uid-anywhere"], pods["uid-certain"], True)
+    # But not for as long as the other waits for its victims.
+    now[0] = reservations.SPARES_S + 0.1
+    assert let_in(extender, anywhere, "n0") == ["n0"]
 
 
 def test_what_victims_hand_over_is_held_once() -> None:

@@ -234,8 +234,8 @@ class Extender:
             if refusal.unaligned:
                 unaligned.append(name)
         passed = [name for name in nodes if name not in failed and name not in never]
-        if preemptor.gpus and not self.shadow and not kept:
-            failed |= self._least_harm(passed, preemptor)
+        if preemptor.gpus and not self.shadow:
+            failed |= self._least_harm(passed, preemptor, kept)
             passed = [name for name in passed if name not in failed]
         if preemptor.gpus:
             self.decider.cache.reservations.let_in(preemptor, passed)
@@ -296,15 +296,23 @@ class Extender:
         self.decider.cache.reservations.hold_back(preemptor.uid)
         return _Refusal(f"it might be given what is kept for {others[0].key}")
 
-    def _least_harm(self, names: Sequence[str], preemptor: PodRecord) -> dict[str, str]:
+    def _least_harm(self, names: Sequence[str], preemptor: PodRecord, kept: str) -> dict[str, str]:
         """Return which nodes it should leave alone, and why: others lose fewer GPUs elsewhere.
 
-        Pods of lower priority had others evicted for their places there. One that is given a part of
-        such a place would have the rest freed in vain.
+        Pods that come later had others evicted for their places there. One that is given a part of
+        such a place would have the rest freed in vain. Where it has a place of its own, at which it is kept,
+        it spares nobody less important.
         """
         places = self.decider.places
         planned = list(filter(places.is_planned, names))
-        losers = {name: places.spoiled(name, preemptor, after=True) for name in planned}
+        losers = {
+            name: [
+                one
+                for one in places.spoiled(name, preemptor, after=True)
+                if not kept or one.priority == preemptor.priority
+            ]
+            for name in planned
+        }
         lost = {name: sum(one.gpus for one in pods) for name, pods in losers.items()}
         least = min(lost.values(), default=0) if len(planned) == len(names) else 0
         if self._spares(preemptor, least):

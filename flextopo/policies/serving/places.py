@@ -33,12 +33,12 @@ def goes_before(pod: PodRecord, other: PodRecord, both: bool) -> bool:
     Args:
         pod: the one that is nominated.
         other: the other.
-        both: a place is kept there for the other, too; then one of them comes first, so that they do not
-            wait for each other: a guaranteed one, which others may take any GPUs but its own for, or the older.
+        both: a place is kept there for the other, too; then one of them comes first, by age, so that
+            they do not wait for each other.
     """
     if pod.uid == other.uid or pod.priority != other.priority:
         return pod.uid != other.uid and pod.priority > other.priority
-    first, second = ((not one.guaranteed, one.created_s, one.key, one.uid) for one in (pod, other))
+    first, second = ((one.created_s, one.key, one.uid) for one in (pod, other))
     return not both or first < second
 
 
