@@ -121,14 +121,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 = one a core")
     options = parser.parse_args()
-    recorded = {
-        "services": f"{options.traces}/online/servegen_services34_10min.csv.gz",
-        "batch": f"{options.traces}/batch/batch_jobs_unified.csv.gz",
-    }
+    generated = ComparisonConfig(servers="16*rtx4090")
+    recorded = replace(
+        generated,
+        services=f"{options.traces}/online/servegen_services34_10min.csv.gz",
+        batch=f"{options.traces}/batch/batch_jobs_unified.csv.gz",
+    )
     seeds = take(VALIDATION, options.seeds)
     worlds: dict[str, dict[str, list[float]]] = {}
-    for world, traces in (("generated", {}), ("recorded", recorded)):
-        config = ComparisonConfig(servers="16*rtx4090", **traces)
+    for world, config in (("generated", generated), ("recorded", recorded)):
         jobs = [(config, name, seed) for name in PLANNERS for seed in seeds]
         played = dict(run_jobs(play, jobs, num_workers(options.workers)))
         losses = [played[i] for i in range(len(jobs))]

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    learners = {
+    learners: dict[str, Example | Maskable] = {
         "example": Example(options.seed, TAPES),
         "MaskablePPO": Maskable(options.seed, TAPES),
         "MaskablePPO, as many epochs": Maskable(options.seed, TAPES, like_the_example=True),

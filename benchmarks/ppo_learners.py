@@ -13,6 +13,9 @@ from flextopo.policies.runtime import LearnedSelector
 DOCUMENTED = 4, 256, 3e-4
 """Epochs, batch and learning rate of MaskablePPO in docs/how-to/train-with-ppo.md."""
 
+NEVER = 10**9
+"""Updates between two lines of a log."""
+
 PATH = Path(__file__).parents[1] / "examples" / "ppo.py"
 
 
@@ -74,7 +77,8 @@ class Maskable:
         arguments = {k: v for k, v in ppo.ENVIRONMENT.items() if k != "autoreset_mode"}
         self.envs = PreemptionVecEnv(ppo.NUM_ENVS, "16*rtx4090", **arguments)
         how = (ppo.EPOCHS, ppo.MINIBATCH, ppo.LEARNING_RATE) if like_the_example else DOCUMENTED
-        epochs, batch, self.learning_rate = how
+        epochs, batch, learning_rate = how
+        self.learning_rate: float = learning_rate
         self.rate = self.learning_rate
         self.model = MaskablePPO(
             "CandidatePolicy",
@@ -95,7 +99,7 @@ class Maskable:
     def learn(self, rate: float) -> None:
         """Play and learn from `decisions` decisions with that share of the learning rate."""
         self.rate = rate * self.learning_rate
-        self.model.learn(self.decisions, log_interval=None, reset_num_timesteps=False)
+        self.model.learn(self.decisions, log_interval=NEVER, reset_num_timesteps=False)
 
     def selector(self) -> LearnedSelector:
         """Return what has been learned."""

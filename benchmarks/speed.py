@@ -200,7 +200,7 @@ def selector_decisions(name: str, tapes: int = 10) -> float:
 def decisions_at_scale() -> None:
     """Candidates and features of the decisions of a day, against the Python-level searches."""
     print("one decision: candidates (64 kept) and features, one core, over the decisions of a day")
-    points = []
+    points, large = [], []
     greedy = make_selector("greedy-cost")
     slow = {name: make_selector(name) for name in ("godel", "kubernetes")}
     for nodes, limit in ((16, 400), (128, 400), (1000, 400), (10000, 200)):
@@ -223,6 +223,7 @@ def decisions_at_scale() -> None:
                 sim.apply(greedy.select(sim.state, pod))
         p50, p99 = (float(v) for v in np.percentile(spent, [50, 99]) * 1e6)
         ratios = {name: float(np.median(t)) * 1e6 / p50 for name, t in others.items()}
+        large += [(nodes, p50)] if nodes >= 1000 else []
         points.append({"servers": nodes, "p50_us": p50, "p99_us": p99, "times_slower": ratios})
         print(
             f"{nodes:6} servers: p50 {p50:7.0f} us, p99 {p99:7.0f} us; "
@@ -230,8 +231,7 @@ def decisions_at_scale() -> None:
             flush=True,
         )
     # Below a thousand servers the call itself and the features are most of it.
-    large = [(p["servers"], p["p50_us"]) for p in points if p["servers"] >= 1000]
-    (n0, t0), (n1, t1) = large[0], large[-1]
+    (n0, t0), *_, (n1, t1) = large
     exponent = float(np.log(t1 / t0) / np.log(n1 / n0))
     print(f"exponent between {n0:,} and {n1:,} servers: {exponent:.2f}")
     RESULTS["decision"] = {"points": points, "exponent": exponent}

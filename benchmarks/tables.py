@@ -101,8 +101,8 @@ def stages(traces: str) -> list[Stage]:
         words = f"--servers {servers} --selectors {EVERYBODY}{slow} --seeds 50"
         found.append(compare("results", name, 4 if slow else 1, words, picture=not tail))
     day = "replay docs/results/rtx4090.json -s greedy-cost -s deepset-imitation --seed 2000019"
-    words = shlex.split(f"{day} --output docs/results/day.gif")
-    found.append(Stage("results", "day.gif", tuple(words), 0.5))
+    command = shlex.split(f"{day} --output docs/results/day.gif")
+    found.append(Stage("results", "day.gif", tuple(command), 0.5))
     for span, hours, minutes in (("month", 672, 1), ("quarter", 2184, 2)):
         for tail, servers in SERVERS.items():
             words = f"--servers {servers} --selectors {STRONGEST} --seeds 50 --hours {hours}"
