@@ -12,6 +12,7 @@ from kube_objects import bound_claim, budget, flextopo, node, pod, preemptor
 pytest.importorskip("lightkube")
 
 from controllers import REFUSED, WAITING, beside, dying, make_controller, spread
+from extenders import LEAVING
 
 from flextopo.policies.serving import controller as controlling
 from flextopo.policies.serving import reservations
@@ -109,7 +110,8 @@ def test_a_restart_goes_on_where_the_last_one_stopped() -> None:
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
         await until(lambda: len(dying(server)) == 3)
         await settle()
-        assert (evictions(server), server.calls.count("patch pods/status")) == (3, 0)
+        # It notes anew that it is attended to.
+        assert (evictions(server), server.calls.count("patch pods/status")) == (3, 1)
 
     control([*spread(), chosen], scenario)
 
@@ -350,6 +352,26 @@ def test_what_happens_between_nomination_and_eviction_is_heard(
     other = [node("n1"), flextopo("n1", {f"c{i}": [i] for i in range(8)})]
     batch = [pod(f"c{i}", "n1", priority=900) for i in range(8)]
     control([*spread(), *other, *batch], scenario, settle_s=0.5)
+
+
+def test_room_that_is_to_come_elsewhere_is_waited_for() -> None:
+    """It had others evicted on the node it was nominated for, while the extender had it wait for another."""
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(lambda: nominated(server) == "n1")
+        await settle()
+        assert evictions(server) == 0
+        for i in range(4):
+            server.delete("Pod", f"batch/c{i}")
+        # Where that does not come to pass, it goes on.
+        await settle()
+        server.put(pod("late", "n1", gpus=4, priority=2000))
+        await until(lambda: evictions(server) > 0)
+
+    batch = [pod(f"c{i}", "n1", priority=1000, meta=LEAVING if i < 4 else {}) for i in range(8)]
+    other = [node("n1"), flextopo("n1", {f"c{i}": [i] for i in range(8)}), *batch]
+    told = preemptor(4, status={**REFUSED, "nominatedNodeName": "n0"})
+    control([*spread(), *other, told], scenario)
 
 
 def test_nobody_goes_for_a_pod_that_fits_by_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from extenders import ask, make_extender
 from kube_objects import (
+    NOW_S,
     REQUIREMENT,
     flextopo,
     full_node,
@@ -111,6 +112,68 @@ def test_an_older_pod_waits_a_moment_for_an_equal_one_that_needs_certain_gpus(
     assert let_in(extender, anywhere, "n0") == ["n0"]
 
 
+def two_on_one_node(second: int, *held: int, first: int = 1) -> ClusterCache:
+    """Return a node for which two pods are nominated, and on which others hold some GPUs."""
+    names = {f"b{i}": [i] for i in held}
+    batch = [pod(name, "n0", priority=3000) for name in names]
+    times = [{"creationTimestamp": f"2027-01-15T07:00:0{i}Z"} for i in range(2)]
+    pods = [
+        nominated("first", first, "n0", meta=times[0]),
+        nominated("second", second, "n0", meta=times[1]),
+    ]
+    return make_cache([node("n0"), flextopo("n0", names), *batch, *pods])
+
+
+def test_a_place_is_planned_where_the_next_pod_finds_one_too() -> None:
+    """Both were refused, until the first took a GPU of the second's: its place was planned among them."""
+    cache = two_on_one_node(4, 5, 6, 7)
+    extender = make_extender(cache, leave_gangs=True)
+    (second,) = [pod for pod in cache.book.on("n0") if pod.name == "second"]
+    asked = nominated("second", 4, "n0", meta={"creationTimestamp": "2027-01-15T07:00:01Z"})
+    assert let_in(extender, asked, "n0") == ["n0"]
+    found = Places(cache).making_room("n0", second)
+    assert found is not None
+    assert found.counted.gpu_free == 0b1111
+    held = found.holding("uid-first")
+    assert held is not None
+    assert held[0] == 0b10000
+    # As it is without the other, it is as good elsewhere.
+    alone = cache.derive("n0", without={"uid-second"})
+    assert alone is not None
+    assert alone.counted.num_gpus == found.counted.num_gpus
+
+
+@pytest.mark.parametrize(
+    ("held", "first"),
+    [((4, 5, 6), 2), ((4, 5, 6, 7), 1), ((3, 5, 6, 7), 1)],
+    ids=["on one socket", "no GPU left", "no place for the second"],
+)
+def test_nobody_gets_a_worse_place_for_the_next(held: tuple[int, ...], first: int) -> None:
+    cache = two_on_one_node(4, *held, first=first)
+    alone = cache.derive("n0", without={"uid-second"})
+    (second,) = [pod for pod in cache.book.on("n0") if pod.name == "second"]
+    found = Places(cache).making_room("n0", second)
+    assert found is not None
+    assert alone is not None
+    assert found.holding("uid-first") == alone.holding("uid-first") is not None
+    assert found.counted.gpu_free == alone.counted.gpu_free
+    asked = nominated("second", 4, "n0", meta={"creationTimestamp": "2027-01-15T07:00:01Z"})
+    assert let_in(make_extender(cache), asked, "n0") == []
+
+
+def test_nobody_waits_for_others_so_that_the_next_finds_room() -> None:
+    """The first fits now; it does not get what is on its way out instead."""
+    names = {"b3": [3], "b5": [5], "b6": [6], "b7": [7], "b4": [4]}
+    leaving = {"b3", "b4"}
+    batch = [dying(name) if name in leaving else pod(name, "n0", priority=3000) for name in names]
+    cache = make_cache([node("n0"), flextopo("n0", names), *batch, nominated("first", 1, "n0")])
+    found = Places(cache).making_room("n0", read_record(preemptor(3, name="second")))
+    assert found is not None
+    held = found.holding("uid-first")
+    assert held is not None
+    assert held[0] in (0b1, 0b10, 0b100)
+
+
 def test_what_victims_hand_over_is_held_once() -> None:
     documents = full_node()
     documents[2:6] = [dying(f"n0-b{i}") for i in range(4)]
@@ -190,6 +253,41 @@ def test_who_has_had_others_evicted_does_not_go_elsewhere() -> None:
         assert let_in(make_extender(cache), asking, "n0", "n1") == nodes
         asking = nominated("p", 2, "n0", annotations={REQUIREMENT: "none"})
         assert let_in(make_extender(cache), asking, "n1") == nodes
+
+
+def test_a_place_that_a_controller_elsewhere_has_noted_is_kept() -> None:
+    """kube-scheduler takes the nomination back: the pod was let in elsewhere, and others went in vain."""
+    documents = [*full_node(), *full_node("n1")]
+    documents[2:4] = [dying("n0-b0"), dying("n0-b1")]
+    empty = [node("n2"), flextopo("n2", {})]
+    asking = preemptor(2, annotations={"flextopo/attended": f"{NOW_S - 20} n0"})
+    cache = make_cache([*documents, *empty, asking])
+    extender = make_extender(cache)
+    # kube-scheduler's copy may be older.
+    plain = preemptor(2)
+    assert let_in(extender, plain, "n0", "n2") == []
+    assert preempt(extender, plain, "n1", uids=("uid-n1-b0", "uid-n1-b1")) == {}
+    # What others leave there is nobody else's.
+    for name in ("n0-b0", "n0-b1"):
+        cache.remove(read(pod(name, "n0")))
+    assert let_in(extender, preemptor(2, name="other"), "n0", "n2") == ["n2"]
+    assert let_in(extender, plain, "n0") == ["n0"]
+
+
+@pytest.mark.parametrize(
+    ("at", "status"),
+    [
+        (f"{NOW_S - 61} n0", {}),
+        (f"{NOW_S + 61} n0", {}),
+        (str(NOW_S), {}),
+        (f"{NOW_S} n0", {"nominatedNodeName": "n1"}),
+    ],
+    ids=["long ago", "of another time", "of an older version", "nominated elsewhere since"],
+)
+def test_a_place_is_noted_for_a_minute_at_most(at: str, status: dict[str, Any]) -> None:
+    asking = preemptor(2, annotations={"flextopo/attended": at}, status=status)
+    cache = make_cache([*full_node(), asking])
+    assert cache.reservations.answered("uid-online") is None
 
 
 @pytest.mark.parametrize("told", [True, False])

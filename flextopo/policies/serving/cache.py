@@ -36,7 +36,7 @@ from flextopo.policies.serving.objects import (
 from flextopo.policies.serving.pod_book import PodBook
 from flextopo.policies.serving.reach import Reach
 from flextopo.policies.serving.records import CLASS_BANDS, PodRecord, parse_version, read_pod
-from flextopo.policies.serving.reservations import Reservations
+from flextopo.policies.serving.reservations import PLAN_S, Reservations
 from flextopo.policies.serving.view import ClusterView, Surroundings, Together, build_view
 from flextopo.policies.serving.volumes import VolumeBook
 
@@ -265,11 +265,24 @@ class ClusterCache:
             self._make_way(known)
         self._forget(uid, node)
         self.reservations.seen(record)
+        self._heed(record)
         if obj.spec.priorityClassName or record.claims:
             self._objects[uid] = obj
         place = self.book.put(record)
         if place:
             self._dirty.add(place)
+
+    def _heed(self, pod: PodRecord) -> None:
+        """Keep the place that a controller in another process has noted on a pod."""
+        left_s = PLAN_S - abs(self.clock() - pod.attended_s)
+        pending = not (pod.node or pod.finished or pod.terminating)
+        if left_s <= 0 or not (pending and pod.attended_on):
+            return
+        told = self.reservations.answered(pod.uid)
+        if told is None and pod.nominated in ("", pod.attended_on):
+            self.reservations.answer(pod, pod.attended_on, (), left_s)
+        elif told == (pod.attended_on, ()):
+            self.reservations.renew(pod.uid, left_s)
 
     def read(self, obj: PodObject) -> PodRecord:
         """Return what is remembered of a pod; the cache stays as it is.
@@ -402,6 +415,7 @@ class ClusterCache:
         without: Collection[str] = (),
         beside: Sequence[PodRecord] = (),
         doomed: Collection[str] = (),
+        asking: PodRecord | None = None,
     ) -> NodeState | None:
         """Work out a node.
 
@@ -410,6 +424,7 @@ class ClusterCache:
             without: uids of pods that are thought away.
             beside: pending pods that are thought to be nominated for it.
             doomed: uids of pods that are thought to be on their way out.
+            asking: a pod that the nominated ones leave room for, if they can.
 
         Returns:
             None if it is none that matters.
@@ -434,6 +449,7 @@ class ClusterCache:
                 hosts.numbers_of(name),
                 hosts.blocked(name, here),
                 hosts.kept.get(name, ()),
+                asking,
             ),
             ClusterFacts(self._models, self._width, self.budgets.index_of, self.clock()),
         )

@@ -29,7 +29,7 @@ from flextopo.policies.serving.kube import KubeWatch, http_status
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.places import FRESH_S
 from flextopo.policies.serving.records import SPARED, PodRecord
-from flextopo.policies.serving.reservations import HELD_BACK_MOST_S, SPARES_S
+from flextopo.policies.serving.reservations import HELD_BACK_MOST_S, PLAN_S, SPARES_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
 
@@ -45,8 +45,6 @@ DRA_SETTLE_S = 0.5
 HEARD_S = 0.1
 """Within so many seconds an extender in another process knows that a pod was nominated, or kube-scheduler's own
 nomination is here. Nobody is evicted before that, where kube-scheduler asks another process."""
-PLAN_S = 60.0
-"""A place is kept so long for a pod after its victims were told to go."""
 ROUNDS = 2
 """So many times others go for a pod with claims whose devices others are given, while such wait for any."""
 Parts = Sequence[tuple[PodRecord, Decision]]
@@ -347,7 +345,11 @@ class Controller:
                 except UndecidableError as error:
                     why = str(error)
                     self.telemetry.log("undecidable", verb="controller", pod=asking.name, error=why)
-        return found
+        alone = len(asking.members) == 1 and not asking.leader.claims
+        waits = None
+        if found is not None and found.victims and alone:
+            waits = self.decider.waits_for_room(asking.leader)
+        return waits or found
 
     async def _carry_out(self, asking: Preemptors, decision: Decision, waiting: _Waiting) -> None:
         """Nominate, then evict: a crash in between leaves a nomination, which is taken up again."""
@@ -477,7 +479,7 @@ class Controller:
             httpx2.HTTPError: the apiserver refused.
         """
         for pod, part in parts:
-            if part.node is not None and pod.nominated != part.node:
+            if part.node is not None and (pod.nominated != part.node or part.victims):
                 await self.watch.nominate(pod, part.node, self.decider.cache.clock())
         for pod, part in parts:
             if self.holds is not None and part.node is not None and pod.claims:

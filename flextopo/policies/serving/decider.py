@@ -18,6 +18,7 @@ from flextopo.policies.serving.guards import GuardError, Proposal, check, short_
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.places import Places
 from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.reservations import ROOM_S
 from flextopo.policies.serving.room import Room
 from flextopo.policies.serving.runner import (
     FALLBACK_FACTOR,
@@ -87,6 +88,14 @@ class Decider:
         begin = time.perf_counter()
         found = self._decide(preemptor, list(nodes), proposed or {}, may_violate)
         return replace(found, elapsed_ms=(time.perf_counter() - begin) * 1000.0)
+
+    def waits_for_room(self, preemptor: PodRecord) -> Decision | None:
+        """Return that a pod waits for room that others are about to leave, None where it need not, or has."""
+        room, reservations = self.room.to_come(preemptor), self.cache.reservations
+        if not room or not reservations.may_wait(preemptor.uid, "room", ROOM_S):
+            return None
+        why = f"it fits on node {room} as soon as those are gone that are leaving it"
+        return Decision(room, wait_s=1, reasons=(why,))
 
     def _decide(
         self,

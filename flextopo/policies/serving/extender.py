@@ -20,7 +20,7 @@ from flextopo.policies.serving.guards import short_of, together
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import SPARED, PodRecord
-from flextopo.policies.serving.reservations import ROOM_S, SPARES_S
+from flextopo.policies.serving.reservations import SPARES_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.shadow import compare_with_default
 from flextopo.policies.serving.telemetry import Telemetry
@@ -157,11 +157,10 @@ class Extender:
         found = self.decider.decide(preemptor, proposed, proposed)
         if not found.victims:
             return found
-        room, reservations = self.decider.room.to_come(preemptor), self.decider.cache.reservations
-        if room and reservations.may_wait(preemptor.uid, "room", ROOM_S):
-            # kube-scheduler asks about nodes that have victims, and others may be about to have room.
-            why = f"it fits on node {room} as soon as those are gone that are leaving it"
-            return Decision(room, wait_s=1, reasons=(why,))
+        # kube-scheduler asks about nodes that have victims, and others may be about to have room.
+        waits = self.decider.waits_for_room(preemptor)
+        if waits is not None:
+            return waits
         better = self._elsewhere(preemptor, proposed)
         return Decision(None, reasons=(better,)) if better else found
 
@@ -355,6 +354,9 @@ class Extender:
         if not state.hardware.known:
             return _Refusal("no FlexTopo object tells where its GPUs and cores are")
         aligned, level, best = self.decider.room.alignment(state, preemptor)
+        if not aligned and self._might_make_room(name, state, preemptor):
+            state = self.decider.places.making_room(name, preemptor) or state
+            aligned, level, best = self.decider.room.alignment(state, preemptor)
         if best == NO_FIT:
             return _Refusal("its hardware never fits the pod", never=True)
         rival = self._rival(name, state, preemptor, coming) if aligned and coming else ""
@@ -372,6 +374,11 @@ class Extender:
             return _Refusal(f"its free GPUs and cores do not fit the pod{known}")
         label = LEVELS[AlignmentLevel(level)].label
         return _Refusal(f"its free GPUs and cores are on {label}{known}", unaligned=state.known)
+
+    def _might_make_room(self, name: str, state: NodeState, preemptor: PodRecord) -> bool:
+        """Say whether there would be room if others had their planned places elsewhere on a node."""
+        planned = self.decider.places.is_planned(name)
+        return planned and self.decider.room.suffices(state, preemptor)
 
     def _rival(self, name: str, state: NodeState, preemptor: PodRecord, coming: Coming) -> str:
         """Return a pod that may just have been bound to a node, empty for none.

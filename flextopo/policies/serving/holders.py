@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import add as add_up
 from operator import gt, sub
 from typing import Any
@@ -24,7 +24,8 @@ from flextopo.policies.serving.records import PodRecord
 class Holder:
     """A pod with what it is known to hold; None = not known.
 
-    `own_cores` is what a nominated pod gets of what is free: the rest is handed over.
+    `own_cores` is what a nominated pod gets of what is free: the rest is handed over. `handed` says whether
+    others have to go before it gets its place.
     """
 
     record: PodRecord
@@ -32,6 +33,7 @@ class Holder:
     cores: tuple[int, ...] | None
     status: int
     own_cores: tuple[int, ...] = ()
+    handed: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +49,7 @@ class NodeFacts:
         numbers: GPU numbers by UUID, and by driver, pool and device.
         blocked: numbers of GPUs that nobody can be given, and no eviction frees.
         kept: the same, of GPUs that the node does not offer either.
+        asking: a pod that the nominated ones leave room for among what is free, if they find places as good.
     """
 
     hardware: Hardware
@@ -57,6 +60,7 @@ class NodeFacts:
     numbers: Mapping[str, int] = field(default_factory=dict)
     blocked: Collection[int] = ()
     kept: Collection[int] = ()
+    asking: PodRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,11 +246,47 @@ def nominate(
     What a terminating pod hands over it holds no more. A pod that fits nowhere so far, because its
     victims have not been evicted yet, holds nothing and is left out.
     """
-    found = []
     ending = [holder for holder in holders if holder.status == TERMINATING]
-    for record in records:
-        if record.node or not (record.gpus or record.cores):
-            continue
+    pending = [one for one in records if not one.node and (one.gpus or one.cores)]
+    if facts.asking is None or not pending:
+        return _plan_all(pending, free, ending, facts, cluster)
+    usual = _plan_all(pending, *_copies(free, ending), facts, cluster)
+    first, (rest, going) = Holder(facts.asking, None, None, NOMINATED), _copies(free, ending)
+    makes_room = _plan(first, rest, [], facts, cluster)
+    found = _plan_all(pending, rest, going, facts, cluster)
+    if not makes_room or not _as_good(found, usual):
+        return _plan_all(pending, free, ending, facts, cluster)
+    _plan(first, free, [], facts, cluster)
+    found = _plan_all(pending, free, ending, facts, cluster)
+    free.gpus |= first.gpu_mask or 0
+    free.cores = list(map(add_up, free.cores, first.own_cores))
+    return found
+
+
+def _copies(free: Free, ending: Sequence[Holder]) -> tuple[Free, list[Holder]]:
+    """Return what a plan changes, to try one."""
+    return replace(free, cores=list(free.cores)), [replace(one) for one in ending]
+
+
+def _as_good(found: Sequence[Holder], usual: Sequence[Holder]) -> bool:
+    """Say whether pods have places in one plan where they have them in another, and no later."""
+    places = {holder.record.uid: holder for holder in found}
+    return all(
+        (mine := places.get(one.record.uid)) is not None and mine.handed <= one.handed
+        for one in usual
+    )
+
+
+def _plan_all(
+    pending: Sequence[PodRecord],
+    free: Free,
+    ending: Sequence[Holder],
+    facts: NodeFacts,
+    cluster: ClusterFacts,
+) -> list[Holder]:
+    """Give each pod a place in turn, of what is free if there is one."""
+    found = []
+    for record in pending:
         holder = Holder(record, None, None, NOMINATED)
         if _plan(holder, free, [], facts, cluster) or _plan(holder, free, ending, facts, cluster):
             found.append(holder)
@@ -269,14 +309,18 @@ def _plan(
     taken = np.zeros(len(cores), np.int16)
     asked = (record.gpus, record.cores)
     level, mask = place(models, model, gpus, np.array(cores, np.int16), *asked, taken)
-    if level == NO_FIT:
-        return False
-    guaranteed = record.guaranteed
-    if guaranteed and not ending and not is_aligned(level, best_level(models, model, *asked)):
+    if level == NO_FIT or (not ending and not suits(models, model, record, level)):
         return False
     holder.gpu_mask, holder.cores = int(mask), tuple(taken.tolist())
-    holder.own_cores = _take(holder, free, ending)
+    holder.own_cores, holder.handed = _take(holder, free, ending), bool(ending)
     return True
+
+
+def suits(models: npt.NDArray[Any], model: int, pod: PodRecord, level: int) -> bool:
+    """Say whether a level will do for a pod."""
+    if level == NO_FIT or not pod.guaranteed:
+        return level != NO_FIT
+    return bool(is_aligned(level, best_level(models, model, pod.gpus, pod.cores)))
 
 
 def _take(holder: Holder, free: Free, ending: Sequence[Holder]) -> tuple[int, ...]:

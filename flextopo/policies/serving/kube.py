@@ -60,7 +60,7 @@ from flextopo.policies.serving.objects import (
     VolumeObject,
     ZonesObject,
 )
-from flextopo.policies.serving.records import ATTENDED, PodRecord
+from flextopo.policies.serving.records import ATTENDED, PodRecord, attended
 from flextopo.policies.serving.telemetry import Telemetry
 
 WATCH_S = 15
@@ -404,7 +404,8 @@ class KubeWatch:
     async def nominate(self, pod: PodRecord, node: str, now_s: int) -> None:
         """Write a pod's `status.nominatedNodeName`, if nobody has changed the pod meanwhile.
 
-        An extender elsewhere, which kube-scheduler asks at the same moment, learns that it is attended to.
+        An extender elsewhere, which kube-scheduler asks at the same moment, learns that it is attended to, and
+        where: a nomination that kube-scheduler did not make it takes back.
 
         Args:
             pod: as it was when the node was chosen.
@@ -418,7 +419,7 @@ class KubeWatch:
             "metadata": {
                 "uid": pod.uid,
                 "resourceVersion": str(pod.version),
-                "annotations": {ATTENDED: str(now_s)},
+                "annotations": {ATTENDED: attended(node, now_s)},
             },
             "status": {"nominatedNodeName": node},
         }

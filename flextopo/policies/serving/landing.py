@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.state.arrays import TERMINATING
-from flextopo.cluster.state.placement import best_level, is_aligned, place
+from flextopo.cluster.state.placement import place
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import ServerModel
+from flextopo.policies.serving.holders import suits
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord
 
@@ -154,13 +155,6 @@ def _unseated(
         if level != NO_FIT:
             gpus, cores = gpus & ~int(mask), cores - taken
     return found
-
-
-def suits(models: npt.NDArray[Any], model: int, pod: PodRecord, level: int) -> bool:
-    """Say whether a level will do for a pod."""
-    if level == NO_FIT or not pod.guaranteed:
-        return level != NO_FIT
-    return bool(is_aligned(level, best_level(models, model, pod.gpus, pod.cores)))
 
 
 def _landings(

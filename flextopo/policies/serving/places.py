@@ -14,7 +14,8 @@ import numpy as np
 
 from flextopo.cluster.state.placement import alignment_level
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.landing import Bare, Landings, bare, fits_later, fits_now, suits
+from flextopo.policies.serving.holders import suits
+from flextopo.policies.serving.landing import Bare, Landings, bare, fits_later, fits_now
 from flextopo.policies.serving.node_state import OVERDUE_S, NodeState
 from flextopo.policies.serving.reach import why_barred
 from flextopo.policies.serving.records import PodRecord
@@ -187,6 +188,16 @@ class Places:
         What is kept there for itself, or for pods that come after it, is free.
         """
         return self._as_found(name, preemptor, self._cache.nodes.states)
+
+    def making_room(self, name: str, preemptor: PodRecord) -> NodeState | None:
+        """Return a node as the preemptor finds it if those who come before it leave it room, where they can.
+
+        Their places are planned; kubelet gives each what is best for itself, and those are free that it leaves.
+        """
+        nominees = self._cache.nominees(name)
+        is_one = _is_nominee(preemptor, name, nominees)
+        after = {one.uid for one in nominees if not goes_before(one, preemptor, is_one)}
+        return self._cache.derive(name, without=after, asking=preemptor)
 
     def _as_found(
         self,

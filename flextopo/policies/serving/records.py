@@ -110,6 +110,7 @@ class PodRecord:
         scheduler: name of the scheduler that is to place it.
         refused: why it is unschedulable, empty where it is not.
         attended_s: Unix time at which a controller chose its node, 0 where none did.
+        attended_on: that node.
         placing: where it may go.
     """
 
@@ -152,6 +153,7 @@ class PodRecord:
     scheduler: str
     refused: str
     attended_s: int
+    attended_on: str
     placing: Placing
 
     def age_s(self, now_s: int) -> int:
@@ -233,6 +235,7 @@ def read_pod(
     annotations = meta.annotations or {}
     requests = read_requests(pod, where)
     held = read_held(annotations, where)
+    attended_s, attended_on = _read_attended(annotations)
     if claimed is not None:
         requests[GPU] = max(requests.get(GPU, 0), 1000 * claimed.gpus)
         held = held if claimed.devices is None else held._replace(ids=claimed.devices)
@@ -290,15 +293,22 @@ def read_pod(
         version=parse_version(meta.resourceVersion),
         scheduler=spec.schedulerName or "default-scheduler",
         refused=_refused(pod),
-        attended_s=_attended_s(annotations),
+        attended_s=attended_s,
+        attended_on=attended_on,
         placing=read_placing(pod),
     )
 
 
-def _attended_s(annotations: Mapping[str, str]) -> int:
-    """Return what a controller has noted, 0 for anything else: anybody may write an annotation."""
-    at = annotations.get(ATTENDED, "")
-    return int(at) if at.isdecimal() and len(at) <= MOST_DIGITS else 0
+def attended(node: str, now_s: int) -> str:
+    """Return what a controller notes on a pod that it chooses a node for."""
+    return f"{now_s} {node}"
+
+
+def _read_attended(annotations: Mapping[str, str]) -> tuple[int, str]:
+    """Return what `attended` has noted, (0, "") for anything else: anybody may write an annotation."""
+    at, _, node = annotations.get(ATTENDED, "").partition(" ")
+    legal = at.isascii() and at.isdecimal() and len(at) <= MOST_DIGITS
+    return (int(at), node) if legal else (0, "")
 
 
 Amounts = Mapping[str, str | int | float]

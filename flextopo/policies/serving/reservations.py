@@ -14,6 +14,8 @@ LET_IN_S = 5
 """A pod that was let in is bound within so many seconds, or somewhere else."""
 ANSWER_S = 10
 """kube-scheduler carries out an answer within so many seconds, or not at all."""
+PLAN_S = 60.0
+"""A place is kept so long for a pod after a controller had others told to go."""
 KEPT_S = 1.5
 """kube-scheduler has seen within so many seconds that a victim is gone."""
 HELD_BACK_S = 3
