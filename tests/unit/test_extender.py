@@ -9,6 +9,7 @@ import pytest
 from extenders import ask, make_extender, meta_victims, nodes_request
 from kube_objects import (
     NOW_S,
+    REQUIREMENT,
     flextopo,
     full_node,
     make_cache,
@@ -269,14 +270,53 @@ def test_lower_case_keys_are_tolerated(full: bool) -> None:
     [b"", b"{", b"[]", b"null", b'{"Pod": 1}', b'{"Pod": {}}', b'{"Pod": {"metadata": {}}}',
      b"\xff", b'{"Pod": ' + b"[" * 100_000, json.dumps({"Pod": preemptor(2)}).encode(),
      json.dumps({"Pod": preemptor(2), "NodeNameToMetaVictims": {"n0": {"Pods": [{}]}}}).encode(),
-     json.dumps({"Pod": preemptor(2), "NodeNameToMetaVictims": {"n0": 3}}).encode(),
-     json.dumps({"Pod": preemptor(2, cpu="-1"), "NodeNameToMetaVictims": {}}).encode()],
+     json.dumps({"Pod": preemptor(2), "NodeNameToMetaVictims": {"n0": 3}}).encode()],
 )  # fmt: skip
 @pytest.mark.parametrize("verb", ["preempt", "filter", "prioritize"])
 def test_bad_bodies_are_one_sentence(verb: str, body: bytes) -> None:
     with pytest.raises(ObjectError) as error:
         ask(make_extender(make_cache(full_node())), verb, body)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("more", [{"cpu": "-1"}, {"cpu": "8Ei"}, {"priority": 2**31}])
+def test_nobody_goes_for_a_pod_that_cannot_be_read(more: dict[str, Any]) -> None:
+    """An error had kube-scheduler evict whom it had chosen, protected pods among them."""
+    lines = list[bytes]()
+    extender = make_extender(make_cache(full_node()), lines)
+    asking = preemptor(2, **more)
+    body = meta_victims({"n0": ["uid-n0-b0", "uid-n0-b1"]}, asking)
+    assert ask(extender, "preempt", body)["NodeNameToMetaVictims"] == {}
+    assert b"undecidable" in lines[-1]
+    found = ask(extender, "filter", nodes_request(["n0"], asking))
+    assert found["NodeNames"] == []
+    assert "batch/online" in found["FailedNodes"]["n0"]
+    scores = ask(extender, "prioritize", nodes_request(["n0"], asking))
+    assert scores == [{"Host": "n0", "Score": 0}]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {REQUIREMENT: "Guaranteed"},
+        {"godel.bytedance.com/protection-duration-from-preemption": "1h"},
+        {"flextopo/checkpoint-interval-s": "600.0"},
+        {"flextopo/gpus": "all"},
+    ],
+)
+def test_a_slip_in_the_preemptors_annotations_protects_nobody_less(told: dict[str, str]) -> None:
+    documents = full_node()
+    for i in range(4):
+        kept = {"godel.bytedance.com/can-be-preempted": "false"}
+        documents[2 + i] = pod(f"n0-b{i}", "n0", annotations=kept)
+    cache = make_cache(documents)
+    asking = preemptor(2, annotations=told)
+    found = ask(make_extender(cache), "preempt", meta_victims({"n0": ["uid-n0-b0"]}, asking))
+    victims = [one["UID"] for one in found["NodeNameToMetaVictims"]["n0"]["Pods"]]
+    assert len(victims) == 2
+    assert set(victims) <= {f"uid-n0-b{i}" for i in range(4, 8)}
+    cache.put(read(asking))
+    assert "Pod uid-online" in cache.problems
 
 
 def test_deep_unknown_fields_do_no_harm() -> None:

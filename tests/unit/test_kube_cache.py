@@ -259,13 +259,26 @@ def test_sums_follow_every_change() -> None:
 
 def test_a_pod_that_cannot_be_read_closes_its_node() -> None:
     cache = make_cache(full_node(count=0))
-    bad = pod("p", "n0", annotations={"flextopo/gpus": "x"})
+    bad = pod("p", "n0", priority=2**31)
     cache.put(read(bad))
     assert "batch/p" in cache.nodes.states["n0"].broken
     assert "Pod uid-p" in cache.problems
     cache.remove(read(bad))
     assert cache.nodes.states["n0"].broken == ""
     assert not cache.problems
+
+
+def test_a_slip_in_an_annotation_does_not_close_a_node() -> None:
+    cache = make_cache(full_node(count=0))
+    slip = pod("p", "n0", annotations={"flextopo/gpus": "x"})
+    cache.put(read(slip))
+    state = cache.nodes.states["n0"]
+    assert (state.broken, state.unknown_gpus) == ("", 1)
+    assert "flextopo/gpus" in cache.problems["Pod uid-p"]
+    mended = pod("p", "n0", annotations={"flextopo/gpus": "0"}, meta={"resourceVersion": "9"})
+    cache.put(read(mended))
+    assert not cache.problems
+    assert cache.nodes.states["n0"].unknown_gpus == 0
 
 
 def test_a_flextopo_that_is_none_counts_as_missing() -> None:

@@ -147,9 +147,6 @@ def test_priority_comes_from_the_class_and_else_is_zero() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"annotations": {"godel.bytedance.com/flextopo-requirement": "x"}}, "best-effort"),
-        ({"annotations": {"flextopo/gpus": "3-1"}}, "flextopo/gpus"),
-        ({"annotations": {"flextopo/checkpoint-interval-s": "-1"}}, "whole seconds"),
         ({"priority": 2**31}, "32 bits"),
         ({"status": {"startTime": "noon"}}, "time 'noon'"),
         ({"cpu": "much"}, "cpu: 'much'"),
@@ -159,6 +156,34 @@ def test_priority_comes_from_the_class_and_else_is_zero() -> None:
 def test_what_cannot_be_read_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ObjectError, match=words):
         read_record(pod("p", "n0", **change))
+
+
+PROTECTION = "godel.bytedance.com/protection-duration-from-preemption"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("godel.bytedance.com/flextopo-requirement", "Best-Effort", "best-effort"),
+        ("flextopo/gpus", "3-1", "flextopo/gpus"),
+        ("flextopo/checkpoint-interval-s", "-1", "whole seconds"),
+        (PROTECTION, "1h", "whole seconds"),
+        (PROTECTION, "1" * 10, "9 digits"),
+    ],
+)
+def test_annotations_that_cannot_be_read_are_told_of_and_harm_nobody(
+    name: str, text: str, words: str
+) -> None:
+    record = read_record(pod("p", "n0", annotations={name: text}))
+    (fault,) = record.faults
+    assert "pod 'batch/p'" in fault
+    assert words in fault
+    plain = read_record(pod("p", "n0"))
+    assert record.held == plain.held
+    assert record.guaranteed == name.endswith("requirement")
+    assert record.checkpoint_s == 0
+    # Its protection does not end.
+    assert record.is_protected(NOW_S + 10**8) == (name == PROTECTION)
 
 
 def test_times_and_versions() -> None:

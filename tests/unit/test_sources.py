@@ -8,13 +8,12 @@ from kube_objects import RTX4090, flextopo, full_node, make_cache, node, pod, re
 
 from flextopo.policies.serving import sources
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.objects import ObjectError
 from flextopo.policies.serving.sources import Zone, read_held
 
 
 def held(name: str, value: Any) -> sources.Held:
     text = value if isinstance(value, str) else json.dumps(value)
-    return read_held({name: text}, "pod 'x'")
+    return read_held({name: text}, "pod 'x'", [])
 
 
 def test_what_each_of_them_says() -> None:
@@ -82,8 +81,10 @@ def test_nonsense_is_passed_over_and_the_pod_stays(name: str, value: Any) -> Non
 
 
 def test_nonsense_of_our_own_is_told_of() -> None:
-    with pytest.raises(ObjectError, match="flextopo/gpus"):
-        held(sources.GPUS_HELD, "x")
+    faults = list[str]()
+    assert read_held({sources.GPUS_HELD: "x"}, "pod 'x'", faults) == sources.NOTHING
+    (fault,) = faults
+    assert "pod 'x': flextopo/gpus" in fault
 
 
 def test_zones_suffice_and_are_believed_only_if_they_add_up() -> None:

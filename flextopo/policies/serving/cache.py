@@ -98,7 +98,8 @@ class ClusterCache:
         book: the pods, by what they do.
         pods: every pod by uid.
         budgets: PodDisruptionBudgets.
-        problems: what is wrong with objects, by kind and name; such objects are left out.
+        problems: what is wrong with objects, by kind and name. Such objects are left out, but for pods of
+            which annotations alone cannot be read: these are taken for what harms nobody.
         reservations: what was answered a moment ago.
         hosts: what is told of nodes.
         volumes: PersistentVolumes, their claims and classes.
@@ -199,9 +200,9 @@ class ClusterCache:
             return
         if obj.metadata.uid in self._gone:
             return
+        self.problems.pop(name, None)
         try:
             self._puts[type(obj).KIND](obj)
-            self.problems.pop(name, None)
         except (ObjectError, TopologyError) as error:
             self.problems[name] = str(error)
         self._versions[name] = version
@@ -271,6 +272,8 @@ class ClusterCache:
         place = self.book.put(record)
         if place:
             self._dirty.add(place)
+        if record.faults:
+            self.problems[f"Pod {uid}"] = "; ".join(record.faults)
 
     def _heed(self, pod: PodRecord) -> None:
         """Keep the place that a controller in another process has noted on a pod."""

@@ -6,7 +6,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.gangs import starts_with_others
 from flextopo.policies.serving.guards import short_of, together
 from flextopo.policies.serving.node_state import NodeState
+from flextopo.policies.serving.objects import ObjectError, PodObject
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import SPARED, PodRecord
 from flextopo.policies.serving.reservations import SPARES_S
@@ -27,6 +28,7 @@ from flextopo.policies.serving.telemetry import Telemetry
 from flextopo.policies.serving.wire import (
     MetaPod,
     MetaVictims,
+    NodesRequest,
     ProposedVictims,
     decode_nodes,
     decode_preempt,
@@ -88,7 +90,11 @@ class Extender:
         """
         request = decode_preempt(body)
         cache = self.decider.cache
-        preemptor = cache.read(request.Pod)
+        preemptor, unread = self._read(request.Pod)
+        if preemptor is None:
+            # An error would let kube-scheduler's own victims stand, protected ones as well.
+            self.telemetry.log("undecidable", verb="preempt", error=unread)
+            return _encode({})
         proposed = ProposedVictims(request)
         again = self._again(preemptor, proposed)
         if again is not None:
@@ -210,8 +216,10 @@ class Extender:
             ObjectError: the body is not one.
         """
         request = decode_nodes(body)
-        preemptor = self.decider.cache.read(request.Pod)
         nodes = read_nodes(request)
+        preemptor, unread = self._read(request.Pod)
+        if preemptor is None:
+            return _encode_nodes(request, nodes, [], dict.fromkeys(nodes, unread), {})
         failed: dict[str, str] = {}
         never: dict[str, str] = {}
         unaligned: list[str] = []
@@ -239,16 +247,7 @@ class Extender:
         if preemptor.gpus:
             self.decider.cache.reservations.let_in(preemptor, passed)
             self.decider.cache.reservations.refuse(preemptor.uid, unaligned)
-        answer: dict[str, Any] = {
-            "FailedNodes": failed,
-            "FailedAndUnresolvableNodes": never,
-            "Error": "",
-        }
-        if request.NodeNames is not None and request.Nodes is None:
-            answer["NodeNames"] = passed
-        else:
-            answer["Nodes"] = {"items": [nodes[name] for name in passed]}
-        return msgspec.json.encode(answer)
+        return _encode_nodes(request, nodes, passed, failed, never)
 
     def prioritize(self, body: bytes) -> bytes:
         """Score nodes by how well their free resources align the pod.
@@ -264,11 +263,20 @@ class Extender:
             ObjectError: the body is not one.
         """
         request = decode_nodes(body)
-        preemptor = self.decider.cache.read(request.Pod)
-        states = self.decider.places.found(read_nodes(request), preemptor)
+        nodes, (preemptor, _) = read_nodes(request), self._read(request.Pod)
+        if preemptor is None:
+            return msgspec.json.encode([{"Host": name, "Score": 0} for name in nodes])
+        states = self.decider.places.found(nodes, preemptor)
         return msgspec.json.encode(
             [{"Host": name, "Score": self._score(state, preemptor)} for name, state in states]
         )
+
+    def _read(self, pod: PodObject) -> tuple[PodRecord | None, str]:
+        """Return the pod of a request, or why it cannot be read."""
+        try:
+            return self.decider.cache.read(pod), ""
+        except ObjectError as error:
+            return None, str(error)
 
     def _promised(self, name: str, preemptor: PodRecord) -> _Refusal:
         """Return for whom a node's room is kept, no refusal if it suffices for the preemptor as well.
@@ -418,6 +426,25 @@ def _as_proposed(proposed: ProposedVictims, names: Iterable[str]) -> bytes:
             for name in names
         }
     )
+
+
+def _encode_nodes(
+    request: NodesRequest,
+    nodes: Mapping[str, msgspec.Raw | None],
+    passed: Sequence[str],
+    failed: Mapping[str, str],
+    never: Mapping[str, str],
+) -> bytes:
+    answer: dict[str, Any] = {
+        "FailedNodes": failed,
+        "FailedAndUnresolvableNodes": never,
+        "Error": "",
+    }
+    if request.NodeNames is not None and request.Nodes is None:
+        answer["NodeNames"] = passed
+    else:
+        answer["Nodes"] = {"items": [nodes[name] for name in passed]}
+    return msgspec.json.encode(answer)
 
 
 def _encode(victims: dict[str, MetaVictims]) -> bytes:

@@ -62,6 +62,8 @@ MIN_INT32, MAX_INT32 = -(2**31), 2**31 - 1
 
 CLASS_BANDS = BATCH_PRIORITIES[1:]
 """Priorities from which on a batch pod is of class 1, 2, ...; those of the simulated workload."""
+PROTECTED_S = 10**9
+"""Protection of a pod whose own cannot be read: it is nobody's victim."""
 MAX_BANDS = 8
 """Bands at most. Policies that were trained here know classes 0 and 1."""
 
@@ -112,6 +114,7 @@ class PodRecord:
         attended_s: Unix time at which a controller chose its node, 0 where none did.
         attended_on: that node.
         placing: where it may go.
+        faults: what of its annotations cannot be read, and what it was taken for.
     """
 
     uid: str
@@ -155,6 +158,7 @@ class PodRecord:
     attended_s: int
     attended_on: str
     placing: Placing
+    faults: tuple[str, ...] = ()
 
     def age_s(self, now_s: int) -> int:
         """Return for how long it has run; 0 before its start.
@@ -234,7 +238,8 @@ def read_pod(
         raise ObjectError(f"{where}: metadata without name or uid; legal: both")
     annotations = meta.annotations or {}
     requests = read_requests(pod, where)
-    held = read_held(annotations, where)
+    faults = list[str]()
+    held = read_held(annotations, where, faults)
     attended_s, attended_on = _read_attended(annotations)
     if claimed is not None:
         requests[GPU] = max(requests.get(GPU, 0), 1000 * claimed.gpus)
@@ -249,7 +254,7 @@ def read_pod(
     if not MIN_INT32 <= priority <= MAX_INT32:
         raise ObjectError(f"{where}: priority {priority}; legal: 32 bits")
     owners = {owner.kind for owner in meta.ownerReferences or ()}
-    requirement = _requirement(annotations, where)
+    requirement = _requirement(annotations, where, faults)
     if claimed is not None and claimed.aligned and REQUIREMENT not in annotations:
         requirement = TopologyRequirement.GUARANTEED
     policy = spec.preemptionPolicy or (kind.preemptionPolicy if kind else None)
@@ -272,8 +277,8 @@ def read_pod(
         daemon="DaemonSet" in owners,
         static="Node" in owners or MIRROR in annotations or annotations.get(STATIC) == "file",
         never_preempts=policy == "Never",
-        protection_s=_whole(annotations, PROTECTION, where),
-        checkpoint_s=_whole(annotations, CHECKPOINT, where),
+        protection_s=_whole(annotations, PROTECTION, where, PROTECTED_S, faults),
+        checkpoint_s=_whole(annotations, CHECKPOINT, where, 0, faults),
         group=_group(pod),
         group_size=_group_size(annotations),
         required_topology=annotations.get(REQUIRED_TOPOLOGY, ""),
@@ -296,6 +301,7 @@ def read_pod(
         attended_s=attended_s,
         attended_on=attended_on,
         placing=read_placing(pod),
+        faults=tuple(faults),
     )
 
 
@@ -413,13 +419,15 @@ def add(total: dict[str, int], more: dict[str, int]) -> None:
         total[name] = total.get(name, 0) + value
 
 
-def _requirement(annotations: dict[str, str], where: str) -> TopologyRequirement:
+def _requirement(annotations: dict[str, str], where: str, faults: list[str]) -> TopologyRequirement:
+    """Return what a pod asks of the topology, the most where that cannot be read."""
     text = annotations.get(REQUIREMENT, "none")
     if text not in REQUIREMENTS:
-        raise ObjectError(
-            f"{where}: {REQUIREMENT} = {text[:40]!r}; legal: {', '.join(REQUIREMENTS)}"
+        legal = ", ".join(REQUIREMENTS)
+        faults.append(
+            f"{where}: {REQUIREMENT} = {text[:40]!r}, taken for guaranteed; legal: {legal}"
         )
-    return REQUIREMENTS[text]
+    return REQUIREMENTS.get(text, TopologyRequirement.GUARANTEED)
 
 
 def _preemptible(annotations: dict[str, str], kind: PriorityClassObject | None) -> bool:
@@ -427,13 +435,18 @@ def _preemptible(annotations: dict[str, str], kind: PriorityClassObject | None) 
     return annotations.get(CAN_BE_PREEMPTED, of_class) != "false"
 
 
-def _whole(annotations: dict[str, str], name: str, where: str) -> int:
+def _whole(
+    annotations: dict[str, str], name: str, where: str, instead: int, faults: list[str]
+) -> int:
+    """Return the seconds of an annotation, 0 without it; `instead` where they cannot be read."""
     if name not in annotations:
         return 0
     text = annotations[name].removesuffix("s")
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise ObjectError(f"{where}: {name} = {annotations[name][:40]!r}; legal: whole seconds")
-    return int(text)
+    if text.isascii() and text.isdigit() and len(text) <= 9:
+        return int(text)
+    said = f"{name} = {annotations[name][:40]!r}, taken for {instead}"
+    faults.append(f"{where}: {said}; legal: whole seconds, 9 digits at most")
+    return instead
 
 
 def _group(pod: PodObject) -> str:

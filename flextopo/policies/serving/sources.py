@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from flextopo.cluster.topology.captures.from_text import parse_cpu_list
-from flextopo.policies.serving.objects import GPU, ObjectError, ZonesObject, parse_quantity
+from flextopo.policies.serving.objects import GPU, ZonesObject, parse_quantity
 
 GPUS_HELD = "flextopo/gpus"
 CORES_HELD = "flextopo/cores"
@@ -51,11 +51,10 @@ class Held(NamedTuple):
 NOTHING = Held()
 
 
-def read_held(annotations: Mapping[str, str], where: str) -> Held:
+def read_held(annotations: Mapping[str, str], where: str, faults: list[str]) -> Held:
     """Read all that is known of a pod's placement; what flextopo itself writes goes first.
 
-    Raises:
-        ObjectError: an annotation of flextopo's is not legal. Those of others are passed over then.
+    What is not legal is passed over, and added to `faults` where it is an annotation of flextopo's.
     """
     found = NOTHING
     for name, read in READERS.items():
@@ -64,7 +63,7 @@ def read_held(annotations: Mapping[str, str], where: str) -> Held:
                 said = read(annotations[name])
             except Exception as error:  # noqa: BLE001  anybody may write anything there
                 if name in (GPUS_HELD, CORES_HELD):
-                    raise ObjectError(f"{where}: {name}: {error}") from None
+                    faults.append(f"{where}: {name}: {error}; it is passed over")
                 continue
             found = _merged(found, said) if _is_possible(said) else found
     return found

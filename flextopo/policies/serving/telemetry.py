@@ -119,7 +119,10 @@ class Telemetry:
                     "Nodes with GPUs and no FlexTopo object.",
                     lambda: cache.nodes.sums["flat"],
                 ),
-                "bad_objects": ("Objects that cannot be used.", lambda: len(cache.problems)),
+                "bad_objects": (
+                    "Objects that cannot be used, or read in part.",
+                    lambda: len(cache.problems),
+                ),
             }
         for name, (about, read) in gauges.items():
             Gauge(f"flextopo_{name}", about, registry=registry).set_function(read)
@@ -194,7 +197,7 @@ class Telemetry:
         self._holds.labels(result).inc()
 
     def left_out(self) -> None:
-        """Write a line for each object that cannot be used and was not told of yet."""
+        """Write a line for each object that cannot be used, or read in part, and was not told of yet."""
         problems = self._cache.problems if self._cache is not None else {}
         if problems == self._told:
             return
