@@ -12,12 +12,13 @@ from kube_objects import bound_claim, budget, flextopo, node, pod, preemptor
 pytest.importorskip("lightkube")
 
 from controllers import REFUSED, WAITING, beside, dying, make_controller, spread
-from extenders import LEAVING
+from extenders import LEAVING, ask, meta_victims
 
 from flextopo.policies.serving import controller as controlling
 from flextopo.policies.serving import reservations
 from flextopo.policies.serving.controller import Controller
 from flextopo.policies.serving.extender import Extender
+from flextopo.policies.serving.records import PodRecord
 
 Scenario = Callable[[FakeApiserver, Controller], Awaitable[None]]
 
@@ -509,11 +510,13 @@ def test_whom_it_leaves_alone(asking: dict[str, Any]) -> None:
     ("why", "wakes"),
     [
         ("it is kept for batch/low, which need not lose it", True),
-        ("what is free on it is kept for batch/high", False),
+        ("what is free on it is kept for batch/high", True),
+        ("it might be given what is kept for batch/high", True),
+        ("its place on n1 is being freed", True),
         ("Insufficient memory", False),
     ],
 )
-def test_who_spares_others_is_told_to_go_on_and_nobody_goes_for_it(
+def test_who_waits_for_others_is_told_to_go_on_and_nobody_goes_for_it(
     monkeypatch: pytest.MonkeyPatch, requirement: str, why: str, wakes: bool
 ) -> None:
     monkeypatch.setattr(controlling, "SPARES_S", 0.3)
@@ -530,6 +533,50 @@ def test_who_spares_others_is_told_to_go_on_and_nobody_goes_for_it(
         assert evictions(server) == 0
 
     control([*spread(), asking], scenario)
+
+
+def test_of_many_who_wait_for_others_each_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controlling, "SPARES_S", 0.1)
+    monkeypatch.setattr(controlling, "MOST_WOKEN", 2)
+    told = "0/1 nodes are available: 1 what is free on it is kept for batch/high."
+    status = {"conditions": [{**REFUSED["conditions"][0], "message": told}]}
+    asking = [preemptor(2, "none", name=f"p{i}", status=status) for i in range(5)]
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        looked, touch = list[list[str]](), controller.watch.touch
+        look = controller.look
+
+        async def counted() -> None:
+            looked.append([])
+            await look()
+
+        async def noted(pod: PodRecord) -> None:
+            looked[-1].append(pod.name)
+            await touch(pod)
+
+        monkeypatch.setattr(controller, "look", counted)
+        monkeypatch.setattr(controller.watch, "touch", noted)
+        await until(lambda: len({name for names in looked for name in names}) == 5)
+        assert max(map(len, looked)) == 2
+
+    control([*spread(), *asking], scenario, look_s=0.05)
+
+
+def test_an_answer_that_was_lost_is_carried_out_by_the_controller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the pod fits by counts kube-scheduler asks no more: its place was kept for ever."""
+    monkeypatch.setattr(reservations, "ANSWER_S", 0.5)
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        extender = Extender(controller.decider, controller.telemetry)
+        body = meta_victims({"n0": ["uid-b0"]}, WAITING)
+        assert ask(extender, "preempt", body)["NodeNameToMetaVictims"]["n0"]["Pods"]
+        server.put(WAITING)
+        await until(lambda: evictions(server) > 0)
+
+    control(spread(), scenario)
 
 
 ELSEWHERE = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."

@@ -418,7 +418,7 @@ def test_promises_end_when_they_are_kept_or_too_old(monkeypatch: pytest.MonkeyPa
 def test_a_pod_that_was_just_let_in_may_be_there() -> None:
     # The watch does not show yet where the first was bound; where it lies on the node, nobody knows.
     extender = make_extender(make_cache([*EMPTY, node("n1"), flextopo("n1", {})]))
-    assert let_in(extender, preemptor(2, name="first"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(2, "none", name="first"), "n0") == ["n0"]
     assert let_in(extender, preemptor(4, name="second"), "n0", "n1") == ["n1"]
     # Refused only for that, nobody is evicted for it.
     assert let_in(extender, preemptor(4, name="third"), "n0") == []
@@ -431,7 +431,7 @@ def test_a_pod_that_was_just_let_in_may_be_there() -> None:
 def test_a_pod_that_was_let_in_is_bound_or_refused_and_forgotten() -> None:
     cache = make_cache(EMPTY)
     extender = make_extender(cache)
-    assert let_in(extender, preemptor(2, name="first"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(2, "none", name="first"), "n0") == ["n0"]
     assert let_in(extender, preemptor(4, name="second"), "n0") == []
     bound = preemptor(
         2, name="first", annotations={"flextopo/gpus": "0-1", "flextopo/cores": "0-13"}
@@ -439,9 +439,37 @@ def test_a_pod_that_was_let_in_is_bound_or_refused_and_forgotten() -> None:
     bound["spec"]["nodeName"] = "elsewhere"
     cache.put(read(bound))
     assert let_in(extender, preemptor(4, name="second"), "n0") == ["n0"]
-    assert let_in(extender, preemptor(4, name="third"), "n0") == []
-    cache.remove(read(preemptor(4, name="second")))
-    assert let_in(extender, preemptor(4, name="third"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(2, "none", name="third"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(4, name="fourth"), "n0") == []
+    for gone in ("second", "third"):
+        cache.remove(read(preemptor(4, name=gone)))
+    assert let_in(extender, preemptor(4, name="fourth"), "n0") == ["n0"]
+
+
+def test_who_cannot_be_in_the_way_is_not_waited_for() -> None:
+    """On empty nodes each guaranteed pod waited until it was known where the one before it was bound."""
+    nodes = [part for i in range(2) for part in (node(f"n{i}"), flextopo(f"n{i}", {}))]
+    extender = make_extender(make_cache(nodes))
+    for i in range(6):
+        assert let_in(extender, preemptor(1, name=f"p{i}"), "n0", "n1") == ["n0", "n1"]
+    # Wherever one of two lies, aligned, it leaves four on the other socket; wherever two do, two.
+    extender = make_extender(make_cache(nodes))
+    for gpus, passed in ((2, ["n0"]), (4, ["n0"]), (4, [])):
+        asked = preemptor(gpus, name=f"{gpus}-{len(passed)}")
+        assert let_in(extender, asked, "n0") == passed, gpus
+    extender = make_extender(make_cache(nodes))
+    for name, passed in (("a", ["n0"]), ("b", ["n0"]), ("c", ["n0"]), ("d", [])):
+        assert let_in(extender, preemptor(2, name=name), "n0") == passed, name
+
+
+def test_where_kube_scheduler_says_that_it_binds_a_pod_it_is_on_its_way_alone() -> None:
+    nodes = [part for i in range(2) for part in (node(f"n{i}"), flextopo(f"n{i}", {}))]
+    cache = make_cache(nodes)
+    extender = make_extender(cache)
+    assert let_in(extender, preemptor(3, "none", name="first"), "n0", "n1") == ["n0", "n1"]
+    assert let_in(extender, preemptor(4), "n0", "n1") == []
+    cache.put(read(nominated("first", 3, "n1", annotations={REQUIREMENT: "none"})))
+    assert let_in(extender, preemptor(4), "n0") == ["n0"]
 
 
 def test_each_promise_ends_in_its_time() -> None:

@@ -28,7 +28,7 @@ from flextopo.policies.serving.holds import DeviceHolds
 from flextopo.policies.serving.kube import KubeWatch, http_status
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.places import FRESH_S
-from flextopo.policies.serving.records import SPARED, PodRecord
+from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.reservations import HELD_BACK_MOST_S, PLAN_S, SPARES_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
@@ -45,6 +45,8 @@ DRA_SETTLE_S = 0.5
 HEARD_S = 0.1
 """Within so many seconds an extender in another process knows that a pod was nominated, or kube-scheduler's own
 nomination is here. Nobody is evicted before that, where kube-scheduler asks another process."""
+MOST_WOKEN = 10
+"""Pods at most that are told at one look that what they wait for may be over: each takes a request."""
 ROUNDS = 2
 """So many times others go for a pod with claims whose devices others are given, while such wait for any."""
 Parts = Sequence[tuple[PodRecord, Decision]]
@@ -102,6 +104,7 @@ class Controller:
     clock: Callable[[], float] = time.monotonic
     _waiting: dict[str, _Waiting] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _woken: int = 0
 
     @property
     def gangs(self) -> GangDecider:
@@ -148,6 +151,7 @@ class Controller:
                 found[each.key] = each
         for gone in self._waiting.keys() - found.keys():
             del self._waiting[gone]
+        self._woken = 0
         for released in await self.holds.look() if self.holds is not None else ():
             await self._touch(released)
         for each in sorted(found.values(), key=lambda each: each.order):
@@ -158,6 +162,7 @@ class Controller:
             again = self._asking(leader) if leader is not None and not leader.node else None
             if again is not None and again.key == each.key:
                 await self._look_at(again)
+                await asyncio.sleep(0)  # so that verbs and health wait for one pod at most
 
     async def _look_at(self, asking: Preemptors) -> None:
         """Wake pods that fit; preempt for those that have waited for long enough."""
@@ -168,9 +173,9 @@ class Controller:
             return
         leader = asking.leader
         if not (asking.group or leader.claims or leader.guaranteed):
-            # It spares others for a time, which no event ends; kube-scheduler preempts for it by itself.
-            if now - waiting.since >= SPARES_S:
-                await self._wake_up(asking, waiting)
+            # What it waits for ends with time, which is no event; kube-scheduler preempts for it by itself.
+            if now - waiting.since >= SPARES_S and self._woken < MOST_WOKEN:
+                self._woken += await self._wake_up(asking, waiting, SPARES_S)
             return
         if await self._fits_now(asking, waiting):
             return
@@ -187,14 +192,14 @@ class Controller:
         """Return who starts together with a pod; None where that is kube-scheduler's business.
 
         A pod alone is ours that waits for an alignment, or for devices by a claim; of those that start
-        together all online ones are, since kube-scheduler looks at one at a time. One that spares less important
-        ones is only told when it has done so for long enough.
+        together all online ones are, since kube-scheduler looks at one at a time. One that was refused what
+        others are about to get, or to leave, is only told that this may be over.
         """
-        spares = SPARED in pod.refused and not pod.group
-        if not pod.gpus or not (pod.claims or pod.online or spares):
+        passing = pod.passing and not pod.group
+        if not pod.gpus or not (pod.claims or pod.online or passing):
             return None
         found = gather(self.decider.cache, pod)
-        ours = pod.claims or pod.guaranteed or spares
+        ours = pod.claims or pod.guaranteed or passing
         return found if found.group or (ours and self._may_attend(pod)) else None
 
     def _may_attend(self, pod: PodRecord) -> bool:
@@ -234,16 +239,23 @@ class Controller:
         await self._wake_up(asking, waiting)
         return True
 
-    async def _wake_up(self, asking: Preemptors, waiting: _Waiting) -> None:
-        """Have kube-scheduler look at them again, if it was not told so a moment ago."""
+    async def _wake_up(self, asking: Preemptors, waiting: _Waiting, first_s: float = 1.0) -> bool:
+        """Have kube-scheduler look at them again; return whether it was told so, and not just a moment ago.
+
+        Args:
+            asking: the pods.
+            waiting: what is remembered of them.
+            first_s: until the second time; then it is twice as long each time.
+        """
         now = self.clock()
-        if waiting.touched is not None and now - waiting.touched < max(waiting.wait_s, 1.0):
-            return
-        waiting.wait_s = min(2 * waiting.wait_s, self.backoff_s[1]) if waiting.touched else 1.0
+        if waiting.touched is not None and now - waiting.touched < max(waiting.wait_s, first_s):
+            return False
+        waiting.wait_s = min(2 * waiting.wait_s, self.backoff_s[1]) if waiting.touched else first_s
         waiting.touched = now
         self.telemetry.log("woken", pod=asking.name, shadow=self.shadow)
         for pod in () if self.shadow else asking.members:
             await self._touch(pod)
+        return True
 
     def _without_spoiled(
         self, asking: Preemptors, names: list[str], waiting: _Waiting
@@ -281,7 +293,8 @@ class Controller:
             kept = not robbed and self.decider.places.kept_for(pod, evicts=True)
             if pod.never_preempts or held or kept:
                 # (What it had evicted is on its way out: kube-scheduler, too, waits for that.)
-                self.decider.cache.reservations.renew(pod.uid, PLAN_S)
+                if self.decider.places.are_going(pod):
+                    self.decider.cache.reservations.renew(pod.uid, PLAN_S)
                 return
         if waiting.rounds >= ROUNDS and self._has_rivals(asking):
             # What they leave goes to these again: where no rule holds it, or nobody heeds rules.

@@ -16,11 +16,10 @@ from flextopo.cluster.topology.levels import LEVELS, NO_FIT, POINTS, AlignmentLe
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.decision import Decision
 from flextopo.policies.serving.gangs import starts_with_others
-from flextopo.policies.serving.guards import short_of, together
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.objects import ObjectError, PodObject
 from flextopo.policies.serving.outcomes import Outcomes
-from flextopo.policies.serving.records import SPARED, PodRecord
+from flextopo.policies.serving.records import PodRecord
 from flextopo.policies.serving.reservations import SPARES_S
 from flextopo.policies.serving.runner import UndecidableError
 from flextopo.policies.serving.shadow import compare_with_default
@@ -51,8 +50,8 @@ class _Refusal(NamedTuple):
 
 
 NO_REFUSAL = _Refusal()
-Coming = Sequence[tuple[PodRecord, Collection[str], tuple[object, ...]]]
-"""Pods that may be on their way to some nodes, and what each asks for."""
+Coming = Sequence[tuple[PodRecord, Collection[str]]]
+"""Pods that may be on their way to some nodes."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +244,7 @@ class Extender:
             failed |= self._least_harm(passed, preemptor, kept)
             passed = [name for name in passed if name not in failed]
         if preemptor.gpus:
+            self.decider.cache.reservations.asked()
             self.decider.cache.reservations.let_in(preemptor, passed)
             self.decider.cache.reservations.refuse(preemptor.uid, unaligned)
         return _encode_nodes(request, nodes, passed, failed, never)
@@ -325,7 +325,7 @@ class Extender:
         if self._spares(preemptor, least):
             least = 0
         return {
-            name: f"it is kept for {pods[0].key}, {SPARED}"
+            name: f"it is kept for {pods[0].key}, which need not lose it"
             for name, pods in losers.items()
             if lost[name] > least
         }
@@ -346,10 +346,7 @@ class Extender:
         self, names: Sequence[str], preemptor: PodRecord
     ) -> Iterator[tuple[str, _Refusal]]:
         """Yield why each of some nodes is refused to a guaranteed pod."""
-        coming = [
-            (other, where, (other.gpus, other.cores, *sorted(other.requests.items())))
-            for other, where in self.decider.cache.reservations.coming(preemptor.uid)
-        ]
+        coming = self.decider.cache.reservations.coming(preemptor.uid)
         for name, state in self.decider.places.found(names, preemptor):
             yield name, self._refusal(name, state, preemptor, coming)
 
@@ -389,28 +386,31 @@ class Extender:
         return planned and self.decider.room.suffices(state, preemptor)
 
     def _rival(self, name: str, state: NodeState, preemptor: PodRecord, coming: Coming) -> str:
-        """Return a pod that may just have been bound to a node, empty for none.
+        """Return a pod that may just have been bound to a node and be in the way there, empty for none.
 
-        kube-scheduler counts such a pod already: where both do not fit, it is not there. One that has a place
+        kube-scheduler counts such pods already: where all do not fit, they are not all there. One that has a place
         planned there is counted here, too, but may be given another.
         """
-        places = self.decider.places
+        places, room = self.decider.places, self.decider.room
         nominees = self.decider.cache.nominees(name) if places.is_planned(name) else ()
         planned = {one.uid for one in nominees}
-        seen: set[tuple[object, ...]] = set()
-        for other, names, asked in coming:
-            # Of pods that ask for the same one tells of all.
-            if name not in names or (asked in seen and other.uid not in planned):
+        beside, spare = list[PodRecord](), state.counted.num_gpus - preemptor.gpus
+        for other, names in coming:
+            if name not in names:
                 continue
             if other.uid in planned and state.holding(other.uid) is not None:
                 if places.may_spoil(name, other, preemptor):
                     return other.key
-                continue
-            seen.add(asked)
-            both = self.decider.room.suffices(state, preemptor, other)
-            if both and not short_of(together([other]), state, []):
-                return other.key
-        return ""
+            elif room.may_be_there(other, preemptor, state):
+                beside.append(other)
+                spare -= other.gpus
+                if spare <= 0 and len(beside) > 1:
+                    break
+        if not beside:
+            return ""
+        cores_a_gpu = max(other.cores / other.gpus for other, _ in coming)
+        spoils = places.may_be_beside(state, beside, preemptor, cores_a_gpu)
+        return beside[0].key if spoils else ""
 
     def _score(self, state: NodeState | None, preemptor: PodRecord) -> int:
         if not preemptor.gpus or state is None or state.broken or not state.hardware.known:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
 
 from flextopo.cluster.state.placement import alignment_level
+from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.holders import suits
 from flextopo.policies.serving.landing import Bare, Landings, bare, fits_later, fits_now
@@ -168,6 +170,31 @@ class Places:
         now = Bare(state, ())
         return bool(self._landings.spoiled(self._cache.table, now, [preemptor], other))
 
+    def may_be_beside(
+        self,
+        state: NodeState,
+        others: Sequence[PodRecord],
+        preemptor: PodRecord,
+        cores_a_gpu: float,
+    ) -> bool:
+        """Say whether pods may lie on a node in such a way that a guaranteed pod is not aligned beside them.
+
+        Several are taken for one that lies anywhere, and leaves the pod as many GPUs and cores as it asks for.
+
+        Args:
+            state: of the node.
+            others: the pods; where more may come, so many that no GPU is to spare.
+            preemptor: the guaranteed pod.
+            cores_a_gpu: as many as any of them asks for.
+        """
+        other, free = others[0], state.counted
+        if len(others) > 1:
+            gpus = min(sum(one.gpus for one in others), free.num_gpus - preemptor.gpus)
+            cores = min(math.ceil(cores_a_gpu * gpus), free.num_cores - preemptor.cores)
+            requirement = TopologyRequirement.NONE
+            other = replace(other, gpus=gpus, cores=cores, requirement=requirement)
+        return bool(self._landings.spoiled(self._cache.table, Bare(state, ()), [preemptor], other))
+
     def _without_nominees(self, name: str, nominees: Iterable[PodRecord]) -> Bare | None:
         """Return a node without those that are nominated for it, remembered until it changes."""
         now = self._cache.nodes.states.get(name)
@@ -288,6 +315,16 @@ class Places:
         elif evicts and any(self._is_going(pod, preemptor, doomed, math.inf) for pod in here):
             return node
         return self._reservations.kept(preemptor.uid, node)
+
+    def are_going(self, preemptor: PodRecord) -> bool:
+        """Say whether one at least of those who were named for a pod is on its way out, or gone.
+
+        An answer that was lost, or not carried out, is not given again by kube-scheduler's next question where the
+        pod fits by counts.
+        """
+        told = self._reservations.answered(preemptor.uid)
+        now = [self._cache.pods.get(uid) for uid in told[1]] if told is not None else []
+        return not now or any(pod is None or pod.terminating or pod.finished for pod in now)
 
     def _is_going(
         self, pod: PodRecord, preemptor: PodRecord, doomed: Collection[str], soon_s: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ CAN_BE_PREEMPTED = "godel.bytedance.com/can-be-preempted"
 PROTECTION = "godel.bytedance.com/protection-duration-from-preemption"
 ATTENDED = "flextopo/attended"
 """Annotation that a controller writes with its nomination: the Unix time, as the apiserver has it."""
-SPARED = "which need not lose it"
-"""Stands in why the extender refuses a node for the sake of a less important pod, and so in a pod's condition."""
+PASSING = re.compile("kept for |is being freed|on its way to it")
+"""What the extender says of refusals that are over in a moment, and kube-scheduler writes into a pod's condition."""
 MOST_DIGITS = 12
 """Of a Unix time in seconds; Python reads no number of 5,000."""
 CHECKPOINT = "flextopo/checkpoint-interval-s"
@@ -111,6 +112,7 @@ class PodRecord:
         version: the object's resource version.
         scheduler: name of the scheduler that is to place it.
         refused: why it is unschedulable, empty where it is not.
+        passing: a part of that is over in a moment, which need not be an event of the cluster.
         attended_s: Unix time at which a controller chose its node, 0 where none did.
         attended_on: that node.
         placing: where it may go.
@@ -155,6 +157,7 @@ class PodRecord:
     version: int
     scheduler: str
     refused: str
+    passing: bool
     attended_s: int
     attended_on: str
     placing: Placing
@@ -258,7 +261,7 @@ def read_pod(
     if claimed is not None and claimed.aligned and REQUIREMENT not in annotations:
         requirement = TopologyRequirement.GUARANTEED
     policy = spec.preemptionPolicy or (kind.preemptionPolicy if kind else None)
-    labels = meta.labels or {}
+    labels, refused = meta.labels or {}, _refused(pod)
     return PodRecord(
         uid=meta.uid,
         key=key,
@@ -297,7 +300,8 @@ def read_pod(
         steerable=claimed is None or claimed.simple,
         version=parse_version(meta.resourceVersion),
         scheduler=spec.schedulerName or "default-scheduler",
-        refused=_refused(pod),
+        refused=refused,
+        passing=PASSING.search(refused) is not None,
         attended_s=attended_s,
         attended_on=attended_on,
         placing=read_placing(pod),

@@ -100,12 +100,16 @@ class Reservations:
         heappush(self._ends, (until_s, uid))
         return until_s
 
-    def let_in(self, pod: PodRecord, nodes: Iterable[str]) -> None:
-        """Remember that a pod may be bound to any of some nodes; none takes that back."""
-        names = frozenset(nodes)
+    def asked(self) -> None:
+        """Remember that kube-scheduler asks this process."""
         self._asked_s = self._clock()
+
+    def let_in(self, pod: PodRecord, nodes: Iterable[str], seconds: float | None = None) -> None:
+        """Remember for some time that a pod may be bound to any of some nodes; none takes that back."""
+        names = frozenset(nodes)
         if names:
-            self._let_in[pod.uid] = _LetIn(pod, names, self._until(pod.uid, LET_IN_S))
+            until_s = self._until(pod.uid, LET_IN_S if seconds is None else seconds)
+            self._let_in[pod.uid] = _LetIn(pod, names, until_s)
         else:
             self._let_in.pop(pod.uid, None)
 
@@ -234,6 +238,10 @@ class Reservations:
         if pod.node or pod.finished or pod.terminating:
             self.forget(pod.uid)
             return
+        let_in = self._let_in.get(pod.uid)
+        if let_in is not None and pod.nominated != let_in.record.nominated:
+            # kube-scheduler says where it binds a pod that has to wait before that, and takes it back.
+            self.let_in(pod, let_in.nodes & {pod.nominated}, PLAN_S)
         answer = self._answers.get(pod.uid)
         if answer is not None and pod.nominated not in ("", answer.node):
             self.forget_answer(pod.uid)

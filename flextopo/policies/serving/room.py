@@ -44,6 +44,10 @@ class Room:
         asked = together([preemptor])
         return aligned and self.suffices(state, preemptor) and not short_of(asked, state, [])
 
+    def may_be_there(self, other: PodRecord, preemptor: PodRecord, state: NodeState) -> bool:
+        """Say whether a pod may have been bound to a node on which there is room for a preemptor as well."""
+        return self.suffices(state, preemptor, other) and not short_of(together([other]), state, [])
+
     def fits_beside(self, pod: PodRecord, gpus: int, cores: Sequence[int]) -> bool:
         """Say whether a pod would fit on its node if some of what is free were not.
 
