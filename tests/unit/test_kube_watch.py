@@ -240,7 +240,7 @@ def test_an_object_that_cannot_be_used_does_not_stop_the_others() -> None:
         broken = flextopo("n1", {})
         broken["spec"] = {"nodes": "none"}
         server.put(broken)
-        server.put(pod("bad", "n0", annotations={"flextopo/gpus": "x"}))
+        server.put(pod("bad", "n0", priority=2**31))
         server.put(pod("late", "n1"))
         await until(lambda: "uid-late" in known(watch).pods)
         assert not known(watch).nodes.states["n1"].hardware.known

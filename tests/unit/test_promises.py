@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from extenders import ask, make_extender
+from extenders import ask, make_extender, meta_victims
 from kube_objects import (
     NOW_S,
     REQUIREMENT,
@@ -220,6 +220,32 @@ def test_a_second_preemptor_does_not_get_the_victims_of_the_first() -> None:
     assert preempt(extender, preemptor(4, name="third"), "n0", uids=("uid-n0-b0",)) == {}
     # Who asks again gets the same answer again.
     assert preempt(extender, preemptor(4), "n0", uids=("uid-n0-b0",))["n0"] == first
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+@pytest.mark.parametrize("seen", [True, False])
+def test_memory_that_one_pod_was_promised_is_not_given_to_a_second(gpus: int, seen: bool) -> None:
+    """Each had others evicted for the same 300 of 512 GiB."""
+    cache = make_cache([*full_node("n0"), *full_node("n1")])
+    for name, priority in (("n0", 100), ("n1", 200)):
+        for i in range(8):
+            cache.put(read(pod(f"{name}-b{i}", name, memory="60Gi", priority=priority)))
+    extender = make_extender(cache)
+    uids = {name: [f"uid-{name}-b{i}" for i in range(5)] for name in ("n0", "n1")}
+
+    def victims(asking: Document) -> dict[str, list[str]]:
+        found = ask(extender, "preempt", meta_victims(uids, asking))["NodeNameToMetaVictims"]
+        return {name: [one["UID"] for one in entry["Pods"]] for name, entry in found.items()}
+
+    first = victims(preemptor(gpus, name="first", memory="300Gi"))
+    assert (list(first), len(first["n0"])) == (["n0"], 5)
+    if seen:
+        cache.put(read(nominated("first", gpus, "n0", memory="300Gi")))
+        for uid in first["n0"]:
+            cache.remove(read(pod(uid.removeprefix("uid-"), "n0")))
+        uids["n0"] = [f"uid-n0-b{i}" for i in range(8) if f"uid-n0-b{i}" not in first["n0"]]
+    second = victims(preemptor(gpus, name="second", memory="300Gi"))
+    assert (list(second), len(second["n1"])) == (["n1"], 5)
 
 
 def test_what_was_promised_is_kept_from_pods_that_ask_for_no_guarantee() -> None:

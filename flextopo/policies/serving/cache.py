@@ -306,6 +306,7 @@ class ClusterCache:
                 self._dirty.add(node)
                 return
             self._make_way(known)
+            self._unmark(known)
             self._forget(found, node)
             self._gone[found] = None
             if len(self._gone) > MAX_GONE:
@@ -316,6 +317,7 @@ class ClusterCache:
 
     def _remove_pod(self, uid: str) -> None:
         self._make_way(self.pods.get(uid))
+        self._unmark(self.pods.get(uid))
         self._forget(uid)
         self.reservations.forget(uid)
 
@@ -331,6 +333,11 @@ class ClusterCache:
             mine = gone.terminating and gone.gpus > 0 and pod.priority > gone.priority
             if gone.uid in told[1] if told is not None else mine:
                 self.reservations.keep(pod.uid, gone.node)
+
+    def _unmark(self, gone: PodRecord | None) -> None:
+        """Forget what a FlexTopo object says under a pod's name: one made anew holds something else."""
+        if gone is not None and gone.node:
+            self.hosts.unmark(gone.node, gone.key, gone.name)
 
     def _remove_about_node(self, remove: Callable[[str], object]) -> Callable[[str], None]:
         def remove_it(name: str) -> None:

@@ -14,10 +14,10 @@ from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
-from flextopo.policies.serving.guards import GuardError, Proposal, check, short_of, together
+from flextopo.policies.serving.guards import GuardError, Proposal, check, short_of
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.places import Places
-from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.records import PodRecord, together
 from flextopo.policies.serving.reservations import ROOM_S
 from flextopo.policies.serving.room import Room
 from flextopo.policies.serving.runner import (

@@ -12,7 +12,7 @@ from flextopo.cluster.state.decision import Candidate
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.objects import BudgetObject
-from flextopo.policies.serving.records import PodRecord, add
+from flextopo.policies.serving.records import PodRecord, together
 from flextopo.policies.serving.view import ClusterView
 
 
@@ -96,12 +96,9 @@ class Proposal:
         return ""
 
 
-def together(pods: Sequence[PodRecord]) -> dict[str, int]:
-    """Return what some pods ask for in all by resource, in thousandths; each is a pod, too."""
-    total = {"pods": 1000 * len(pods)}
-    for pod in pods:
-        add(total, pod.requests)
-    return total
+def _freed(name: str, pods: Sequence[PodRecord]) -> int:
+    """Return how much of a resource some pods leave; each is a pod, too."""
+    return sum(pod.requests.get(name, 0) for pod in pods) + (1000 * len(pods)) * (name == "pods")
 
 
 def short_of(asked: Mapping[str, int], state: NodeState, victims: Sequence[PodRecord]) -> str:
@@ -118,8 +115,10 @@ def short_of(asked: Mapping[str, int], state: NodeState, victims: Sequence[PodRe
             if need and name not in ("cpu", "memory", "ephemeral-storage", "pods"):
                 return name
             continue
-        freed = sum(victim.requests.get(name, 0) for victim in victims)
-        freed += 1000 * len(victims) if name == "pods" else 0
+        freed = _freed(name, victims)
+        if state.handed.get(name, 0):
+            going = [victim for victim in victims if victim.uid in state.going]
+            freed -= min(state.handed[name], _freed(name, going))
         if state.allocatable[name] - state.requested.get(name, 0) + freed < need:
             return name
     return ""

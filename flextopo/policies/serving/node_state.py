@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, sub
 from typing import NamedTuple
@@ -33,7 +33,7 @@ from flextopo.policies.serving.holders import (
 )
 from flextopo.policies.serving.node_rows import pack_live, pack_node, pack_pod
 from flextopo.policies.serving.objects import GPU
-from flextopo.policies.serving.records import PodRecord, add
+from flextopo.policies.serving.records import PodRecord, add, together
 
 Cores = npt.NDArray[np.int16]
 
@@ -82,7 +82,10 @@ class NodeState:
     Attributes:
         hardware: the kind of server.
         allocatable: what the node offers by resource, in thousandths.
-        requested: what all its pods ask for, in thousandths.
+        requested: what all its pods ask for, in thousandths; those that are nominated for what they ask for
+            beyond `handed`.
+        handed: what of that others leave them who are about to go.
+        going: uids of these.
         counted: all pods that hold resources, the known ones first. Those of unknown placement are
             where kubelet might have put them: what is free is true in number alone.
         sure: the pods of known placement, and what is free wherever the others are; the same object
@@ -99,6 +102,8 @@ class NodeState:
     hardware: Hardware
     allocatable: dict[str, int]
     requested: dict[str, int]
+    handed: dict[str, int]
+    going: frozenset[str]
     counted: NodeResources
     sure: NodeResources
     unknown_gpus: int
@@ -180,11 +185,14 @@ def derive(facts: NodeFacts, cluster: ClusterFacts) -> NodeState:
         least = [max(cores - unknown_cores - kept_back, 0) for cores in before]
         left = Free(0 if unknown_gpus else free.gpus, least)
         sure = _resources(sure_of, rows[: len(sure_of)], hardware.model, left)
+    asked = _requested(records, facts.doomed)
     online = sum([h.record.gpus for h in everyone if h.record.online])
     return NodeState(
         hardware=hardware,
         allocatable=facts.allocatable,
-        requested=_requested(records),
+        requested=asked.total,
+        handed=asked.handed,
+        going=asked.going,
         counted=counted,
         sure=sure,
         unknown_gpus=unknown_gpus,
@@ -195,14 +203,23 @@ def derive(facts: NodeFacts, cluster: ClusterFacts) -> NodeState:
     )
 
 
-def _requested(records: Sequence[PodRecord]) -> dict[str, int]:
-    """Return what the pods bound to a node ask for, in thousandths; each is a pod, too."""
-    total: dict[str, int] = {}
-    for record in records:
-        if record.node:
-            add(total, record.requests)
-            total["pods"] = total.get("pods", 0) + 1000
-    return total
+class _Requested(NamedTuple):
+    """What pods ask for, see `NodeState`."""
+
+    total: dict[str, int]
+    handed: dict[str, int]
+    going: frozenset[str]
+
+
+def _requested(records: Sequence[PodRecord], doomed: Collection[str]) -> _Requested:
+    """Return what the pods of a node ask for, those that are nominated among them; each is a pod, too."""
+    total = together([record for record in records if record.node])
+    to_come = together([record for record in records if not record.node])
+    going = [one for one in records if one.node and (one.terminating or one.uid in doomed)]
+    left = together(going)
+    handed = {name: min(amount, left.get(name, 0)) for name, amount in to_come.items()}
+    add(total, {name: amount - handed[name] for name, amount in to_come.items()})
+    return _Requested(total, handed, frozenset(one.uid for one in going))
 
 
 def _what_is_broken(holders: Sequence[Holder], offered: int) -> str:

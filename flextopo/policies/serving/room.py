@@ -9,12 +9,12 @@ import numpy as np
 from flextopo.cluster.state.placement import alignment_level, best_level, is_aligned
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.policies.serving.cache import ClusterCache
-from flextopo.policies.serving.guards import short_of, together
+from flextopo.policies.serving.guards import short_of
 from flextopo.policies.serving.holders import suits
 from flextopo.policies.serving.landing import fits_later
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.places import Places
-from flextopo.policies.serving.records import PodRecord
+from flextopo.policies.serving.records import PodRecord, together
 
 MOST_SHAPES = 32
 """Pods of so many kinds, by GPUs and cores, are remembered at a node: replicas are alike."""
