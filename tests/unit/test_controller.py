@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from flextopo.policies.serving import controller as controlling
 from flextopo.policies.serving import reservations
 from flextopo.policies.serving.controller import Controller
 from flextopo.policies.serving.extender import Extender
+from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import PodRecord
 
 Scenario = Callable[[FakeApiserver, Controller], Awaitable[None]]
@@ -321,6 +323,31 @@ def test_kube_scheduler_was_told_of_another_node_a_moment_before(
     other = [node("n1"), flextopo("n1", {f"c{i}": [i] for i in range(8)})]
     batch = [pod(f"c{i}", "n1", priority=900) for i in range(8)]
     control([*spread(), *other, *batch], scenario)
+
+
+def test_what_is_decided_and_not_carried_out_is_no_eviction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that another had evicted later counted as in vain, for the pod that went elsewhere."""
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        told = Counter[str]()
+        controller.outcomes = Outcomes(
+            controller.decider, lambda fate, count: told.update({fate: count})
+        )
+        monkeypatch.setattr(controller, "_is_too_late", lambda *_: True)
+        await until(lambda: nominated(server) == "n0")
+        await settle()
+        for name in ("b0", "b1", "b4", "b5"):
+            server.delete("Pod", f"batch/{name}")
+        bound = preemptor(2)
+        server.put({**bound, "spec": {**bound["spec"], "nodeName": "n1"}})
+        await settle()
+        controller.outcomes.seen()
+        assert not told
+        assert evictions(server) == 0
+
+    control([*spread(), WAITING], scenario)
 
 
 @pytest.mark.parametrize("shown_s", [0.03, 0.25])

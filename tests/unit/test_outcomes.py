@@ -57,6 +57,17 @@ class Story:
         self.outcomes.seen()
 
 
+def test_who_was_not_told_to_go_after_all_is_not_counted() -> None:
+    story = Story(("a", "b"))
+    gone = [read_record(batch(name, len(BATCH[name]))) for name in ("a", "b")]
+    story.outcomes.stayed(read_record(asking("middle", 4, 500)), gone[1:])
+    story.outcomes.stayed(read_record(asking("other", 4, 500)), gone[:1])
+    story.bind("middle", 4, 500, "n9")
+    story.now = 60
+    story.outcomes.seen()
+    assert story.told == {"bound elsewhere": 1}
+
+
 def test_what_is_used_by_the_pod_it_was_for_is_needed() -> None:
     story = Story()
     story.bind("middle", 4, 500, "n0", 0, 1, 2, 3)

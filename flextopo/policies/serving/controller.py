@@ -389,6 +389,7 @@ class Controller:
         finally:
             reservations.under_way -= uids
             self._remember(parts, went, done=done)
+            self._tell_outcomes(parts, went)
         if done:
             waiting.wait_s = 0.0
             # Until the watch shows what was done, the same must not be decided again.
@@ -399,6 +400,13 @@ class Controller:
             if decision.victims or places != waiting.told:
                 await self._tell(parts)
             waiting.told = places
+
+    def _tell_outcomes(self, parts: Parts, went: Sequence[PodRecord]) -> None:
+        """Tell who follows what becomes of evictions of those that were decided and not carried out."""
+        gone = {victim.uid for victim in went}
+        for pod, part in parts:
+            if self.outcomes is not None:
+                self.outcomes.stayed(pod, [one for one in part.victims if one.uid not in gone])
 
     def _pause_after(self, asking: Preemptors, waiting: _Waiting) -> float:
         """Return how long nobody else goes; it doubles where devices that were freed went to others.

@@ -95,6 +95,13 @@ class Outcomes:
         key, priority = preemptor.key, preemptor.priority
         self._open[preemptor.uid] = _Eviction(key, node, priority, victims, others, self._clock())
 
+    def stayed(self, preemptor: PodRecord, victims: Sequence[PodRecord]) -> None:
+        """Take back those who were not told to go after all: whatever becomes of them, it was not for that pod."""
+        entry = self._open.get(preemptor.uid)
+        known = entry.victims if entry is not None else {}
+        for victim in victims:
+            known.pop(victim.uid, None)
+
     def seen(self) -> None:
         """Look at the pods as they are now."""
         for uid, entry in list(self._open.items()):
