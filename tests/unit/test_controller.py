@@ -562,6 +562,33 @@ def test_who_waits_for_others_is_told_to_go_on_and_nobody_goes_for_it(
     control([*spread(), asking], scenario)
 
 
+def test_who_was_put_off_when_it_asked_for_victims_is_told_to_ask_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That is over in a moment, of which no event tells kube-scheduler."""
+    monkeypatch.setattr(controlling, "SPARES_S", 0.1)
+    told = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    status = {"conditions": [{**REFUSED["conditions"][0], "message": told}]}
+    asking = preemptor(2, "none", status=status)
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        await until(controller.watch.ready)
+        await settle()
+        assert "patch pods/status" not in server.calls
+        reservations = controller.decider.cache.reservations
+        reservations.hold_back("uid-online")
+        extender = Extender(controller.decider, controller.telemetry)
+        body = meta_victims({"n0": ["uid-b0"]}, asking)
+        assert ask(extender, "preempt", body)["NodeNameToMetaVictims"] == {}
+        await until(lambda: "patch pods/status" in server.calls)
+        # Once it has its answer it is kube-scheduler's business again.
+        monkeypatch.setattr(reservations, "is_held_back", lambda _: False)
+        assert ask(extender, "preempt", body)["NodeNameToMetaVictims"]["n0"]["Pods"]
+        assert not reservations.is_put_off("uid-online")
+
+    control([*spread(), asking], scenario)
+
+
 def test_of_many_who_wait_for_others_each_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controlling, "SPARES_S", 0.1)
     monkeypatch.setattr(controlling, "MOST_WOKEN", 2)

@@ -450,6 +450,7 @@ def test_a_pod_that_was_just_let_in_may_be_there() -> None:
     assert let_in(extender, preemptor(4, name="third"), "n0") == []
     uids = ("uid-x",)
     assert preempt(extender, preemptor(4, name="third"), "n0", uids=uids) == {}
+    assert extender.decider.cache.reservations.is_put_off("uid-third")
     # Both do not fit by counts: kube-scheduler would not have asked if the first were there.
     assert let_in(extender, preemptor(8, name="fourth"), "n0") == ["n0"]
 

@@ -195,7 +195,8 @@ class Controller:
         together all online ones are, since kube-scheduler looks at one at a time. One that was refused what
         others are about to get, or to leave, is only told that this may be over.
         """
-        passing = pod.passing and not pod.group
+        put_off = self.decider.cache.reservations.is_put_off(pod.uid)
+        passing = (pod.passing or put_off) and not pod.group
         if not pod.gpus or not (pod.claims or pod.online or passing):
             return None
         found = gather(self.decider.cache, pod)

@@ -93,9 +93,10 @@ class Extender:
         if preemptor is None:
             # An error would let kube-scheduler's own victims stand, protected ones as well.
             self.telemetry.log("undecidable", verb="preempt", error=unread)
-            return _encode({})
+            return NOBODY
         proposed = ProposedVictims(request)
         again = self._again(preemptor, proposed)
+        cache.reservations.put_off(preemptor.uid, anew=again == NOBODY)
         if again is not None:
             return again
         if preemptor.gpus == 0 or not proposed:
@@ -112,6 +113,7 @@ class Extender:
         self.telemetry.decided("preempt", preemptor, decision, more)
         if self.shadow:
             return _as_proposed(proposed, proposed)
+        cache.reservations.put_off(preemptor.uid, anew=decision.wait_s > 0)
         if decision.node is None:
             return _as_proposed(proposed, decision.unchanged)
         uids = [victim.uid for victim in decision.victims]
@@ -120,7 +122,7 @@ class Extender:
         # What is on its way out suffices: the place is kept, and nobody else has to go.
         cache.reservations.answer(preemptor, decision.node, uids)
         if not uids and (decision.wait_s or proposed[decision.node]):
-            return _encode({})
+            return NOBODY
         victims = MetaVictims([MetaPod(uid) for uid in uids], decision.violations)
         return _encode({decision.node: victims})
 
@@ -128,7 +130,7 @@ class Extender:
         """Return what was answered a moment ago to who asks again, None where it does not hold."""
         cache = self.decider.cache
         if preemptor.uid in cache.reservations.under_way or self._is_attended(preemptor):
-            return _encode({})  # a controller is carrying it out
+            return NOBODY  # a controller is carrying it out
         told = cache.reservations.answered(preemptor.uid)
         kept = self.decider.places.kept_for(preemptor)
         if told is None or not told[1]:
@@ -140,7 +142,7 @@ class Extender:
             and kept == node
             and not all(self.decider.may_go(preemptor, node, uid) for uid in uids)
         ):
-            return _encode({})  # it is being carried out
+            return NOBODY  # it is being carried out
         cache.reservations.forget_answer(preemptor.uid)
         if not stands:
             return None
@@ -156,7 +158,8 @@ class Extender:
 
     def _decide(self, preemptor: PodRecord, proposed: ProposedVictims) -> Decision:
         if self.decider.cache.reservations.is_held_back(preemptor.uid):
-            return Decision(None, reasons=("for a moment: more is about to be known or free",))
+            why = "for a moment: more is about to be known or free"
+            return Decision(None, wait_s=1, reasons=(why,))
         if self.leave_gangs and starts_with_others(self.decider.cache, preemptor):
             return Decision(None, reasons=("a controller decides about all of its gang together",))
         found = self.decider.decide(preemptor, proposed, proposed)
@@ -449,3 +452,7 @@ def _encode_nodes(
 
 def _encode(victims: dict[str, MetaVictims]) -> bytes:
     return msgspec.json.encode({"NodeNameToMetaVictims": victims})
+
+
+NOBODY = _encode({})
+"""The answer that nobody is evicted, and no node nominated."""

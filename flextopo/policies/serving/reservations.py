@@ -85,6 +85,7 @@ class Reservations:
         self._held_back: dict[str, tuple[float, float]] = {}
         self._kept: dict[str, tuple[str, float]] = {}
         self._unaligned: dict[str, tuple[str, ...]] = {}
+        self._put_off: set[str] = set()
         self._since: dict[str, dict[str, float]] = {}
         self._asked: OrderedDict[str, float] = OrderedDict()
 
@@ -139,6 +140,18 @@ class Reservations:
         first_s, _ = self._held_back.get(uid, (now_s, 0.0))
         self._held_back[uid] = first_s, now_s + HELD_BACK_S
         return self.is_held_back(uid)
+
+    def put_off(self, uid: str, *, anew: bool) -> None:
+        """Remember whether a pod was answered that nobody goes for it now, which no event may end."""
+        if anew:
+            self._note(uid)
+            self._put_off.add(uid)
+        else:
+            self._put_off.discard(uid)
+
+    def is_put_off(self, uid: str) -> bool:
+        """Say whether a pod was answered that nobody goes for it now, the last time it asked."""
+        return uid in self._put_off
 
     def may_wait(self, uid: str, what: str, seconds: float) -> bool:
         """Say whether a pod has waited for less than so long for something since it was first asked."""
@@ -258,4 +271,5 @@ class Reservations:
         self._asked.pop(uid, None)
         self._held_back.pop(uid, None)
         self._unaligned.pop(uid, None)
+        self._put_off.discard(uid)
         self._since.pop(uid, None)
