@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,12 @@ from flextopo.cluster.state.schema import LIVE_DTYPE, NODE_DTYPE, POD_DTYPE
 from flextopo.cluster.topology.model import PRESETS
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.node_state import NodeState
-from flextopo.policies.serving.objects import PodGroupObject
+from flextopo.policies.serving.objects import (
+    GangObject,
+    Meta,
+    PodGroupObject,
+    VolcanoGroupObject,
+)
 from flextopo.policies.serving.places import Places
 
 
@@ -244,6 +250,22 @@ def test_a_fresh_list_takes_out_what_is_gone() -> None:
     assert not cache.budgets.by_key
     fresh = make_cache(full_node("n0"))
     assert cache.nodes.sums == fresh.nodes.sums
+
+
+@pytest.mark.parametrize("kind", [PodGroupObject, GangObject, VolcanoGroupObject])
+def test_a_fresh_list_takes_out_groups_of_its_api_alone(kind: type[PodGroupObject]) -> None:
+    cache = make_cache([])
+    kinds: list[type[PodGroupObject]] = [PodGroupObject, GangObject, VolcanoGroupObject]
+    for one in kinds:
+        meta = Meta(name=f"of-{kinds.index(one)}", namespace="batch", resourceVersion="5")
+        cache.replace(one, [one(meta)])
+    (cache.lack if kind is PodGroupObject else partial(cache.replace, objects=[]))(kind)
+    for i, one in enumerate(kinds):
+        assert (cache.group(f"batch/of-{i}") is None) == (one is kind)
+    # It may come back, whatever its version was.
+    name = f"of-{kinds.index(kind)}"
+    cache.put(kind(Meta(name=name, namespace="batch", resourceVersion="4")))
+    assert cache.group(f"batch/{name}") is not None
 
 
 def test_sums_follow_every_change() -> None:

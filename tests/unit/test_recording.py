@@ -18,12 +18,15 @@ from flextopo.baselines.registry import make_selector
 from flextopo.cli.app import main
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.objects import (
+    GangObject,
     Meta,
     NodeObject,
     ObjectError,
     PodGroupObject,
     PodObject,
+    VolcanoGroupObject,
     VolumeObject,
+    key_of,
 )
 from flextopo.policies.serving.recording import HASHED, Anonymiser, Playback, Recorder
 from flextopo.policies.serving.records import CLASS_BANDS
@@ -150,6 +153,43 @@ def test_what_did_not_change_is_not_written_and_lists_are_compared() -> None:
         last["o"]["metadata"]["name"]
         == json.loads(out.getvalue().splitlines()[-2])["o"]["metadata"]["name"]
     )
+
+
+GROUPS: list[type[PodGroupObject]] = [PodGroupObject, GangObject, VolcanoGroupObject]
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_groups_of_one_api_stay_where_another_api_is_lacking(
+    kind: type[PodGroupObject], tmp_path: Path
+) -> None:
+    """A watch says again and again that a cluster lacks the other APIs."""
+    group = kind(Meta(name="g", namespace="batch", resourceVersion="5"), {"minMember": 2})
+    path = tmp_path / "day.jsonl"
+    with path.open("wb") as out:
+        recorder = Recorder(out, lambda: float(NOW_S))
+        recorder.replace(kind, [group])
+        for other in GROUPS:
+            if other is not kind:
+                recorder.lack(other)
+        assert recorder.lines == 2
+        recorder.replace(kind, [])
+    playback = Playback(path, CLASS_BANDS)
+    changes = iter(playback)
+    found = playback.cache.group(key_of(next(changes).metadata))
+    assert found is not None
+    assert found.least == 2
+    assert playback.cache.group(key_of(next(changes).metadata)) is None
+
+
+def test_a_pod_that_a_list_lacks_is_gone_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "day.jsonl"
+    with path.open("wb") as out:
+        recorder = Recorder(out, lambda: float(NOW_S))
+        recorder.replace(PodObject, [read(pod("a", "n0")), read(pod("b", "n0"))])
+        recorder.replace(PodObject, [read(pod("b", "n0"))])
+    playback = Playback(path, CLASS_BANDS)
+    assert len(list(playback)) == 3
+    assert len(playback.cache.pods) == 1
 
 
 def test_every_selector_is_asked_about_the_cluster_as_it_was(tmp_path: Path) -> None:

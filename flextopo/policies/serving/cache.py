@@ -125,7 +125,7 @@ class ClusterCache:
         self._unread: dict[str, dict[str, str]] = {}
         self._dirty: set[str] = set()
         self._gone: OrderedDict[str, None] = OrderedDict()
-        self._versions: dict[str, int] = {}
+        self._versions: dict[tuple[str, str], int] = {}
         self._models: npt.NDArray[Any] | None = None
         self._width = 0
 
@@ -194,18 +194,19 @@ class ClusterCache:
 
     def put(self, obj: KubeObject) -> None:
         """Add or change an object; an older version than the known one is ignored."""
-        name = f"{obj.KIND} {_id_of(obj)}"
+        kind, found = obj.KIND, _id_of(obj)
+        name = f"{kind} {found}"
         version = parse_version(obj.metadata.resourceVersion)
-        if version and version <= self._versions.get(name, 0):
+        if version and version <= self._versions.get((kind, found), 0):
             return
         if obj.metadata.uid in self._gone:
             return
         self.problems.pop(name, None)
         try:
-            self._puts[type(obj).KIND](obj)
+            self._puts[kind](obj)
         except (ObjectError, TopologyError) as error:
             self.problems[name] = str(error)
-        self._versions[name] = version
+        self._versions[kind, found] = version
 
     def _put_about_node(self, put: Callable[[Any], None]) -> Callable[[Any], None]:
         """Return what puts an object that is named after a node."""
@@ -311,8 +312,12 @@ class ClusterCache:
             self._gone[found] = None
             if len(self._gone) > MAX_GONE:
                 self._gone.popitem(last=False)
+        self._take_out(word, found)
+
+    def _take_out(self, word: str, found: str) -> None:
+        """Forget what is known of an object, by its kind and what tells it from others."""
         self._removes[word](found)
-        self._versions.pop(f"{word} {found}", None)
+        self._versions.pop((word, found), None)
         self.problems.pop(f"{word} {found}", None)
 
     def _remove_pod(self, uid: str) -> None:
@@ -368,14 +373,12 @@ class ClusterCache:
         word, keep = kind.KIND, set()
         for obj in objects:
             # A list is the truth, also where it is older: after a restored backup, say.
-            self._versions.pop(f"{word} {_id_of(obj)}", None)
+            self._versions.pop((word, _id_of(obj)), None)
             self.put(obj)
             keep.add(_id_of(obj))
-        known = {name.partition(" ")[2] for name in self._versions if name.startswith(f"{word} ")}
+        known = {found for of, found in self._versions if of == word}
         for found in known - keep:
-            self._removes[word](found)
-            self._versions.pop(f"{word} {found}", None)
-            self.problems.pop(f"{word} {found}", None)
+            self._take_out(word, found)
         self.volumes.listed.add(kind)
         if kind is PodObject:
             for node, unread in self._unread.items():

@@ -208,7 +208,7 @@ class Recorder:
     def __init__(self, out: BinaryIO, clock: Callable[[], float] = time.time) -> None:
         self._out, self._clock = out, clock
         self._anonymiser = Anonymiser()
-        self._last: dict[str, dict[str, bytes]] = {}
+        self._last: dict[str, dict[str, tuple[Meta, bytes]]] = {}
         self.lines = 0
         self._begin_s = clock()
         self._write({"recording": VERSION, "begin_s": int(self._begin_s)})
@@ -219,29 +219,28 @@ class Recorder:
             return
         document = self._anonymiser.written(obj)
         encoded = msgspec.json.encode(document)
-        known = self._last.setdefault(_word(obj), {})
+        known = self._last.setdefault(obj.KIND, {})
+        _, before = known.get(_key(obj), (None, b""))
         digest = hashlib.blake2b(encoded, digest_size=16).digest()
-        if known.get(_key(obj)) != digest:
-            known[_key(obj)] = digest
+        if before != digest:
+            known[_key(obj)] = (_name_of(obj), digest)
             self._write({"t": self._t(), "put": _word(obj), "o": msgspec.Raw(encoded)})
 
     def remove(self, obj: KubeObject) -> None:
         """Write that an object is gone."""
-        if self._last.get(_word(obj), {}).pop(_key(obj), None) is not None:
+        if self._last.get(obj.KIND, {}).pop(_key(obj), None) is not None:
             meta = self._anonymiser.written(type(obj)(metadata=_name_of(obj)))["metadata"]
             self._write({"t": self._t(), "gone": _word(obj), "o": {"metadata": meta}})
 
     def replace(self, kind: type[KubeObject], objects: Iterable[KubeObject]) -> None:
         """Write a fresh list of a kind as changes of the last."""
-        word = _word(kind)
         keep = set()
         for obj in objects:
             self.put(obj)
             keep.add(_key(obj))
-        for key in self._last.get(word, {}).keys() - keep:
-            namespace, _, name = key.rpartition("/")
-            meta = Meta(name=name, namespace=namespace or None, uid=key)
-            self.remove(KINDS[word](metadata=meta))
+        known = self._last.get(kind.KIND, {})
+        for meta in [meta for key, (meta, _) in known.items() if key not in keep]:
+            self.remove(kind(metadata=meta))
 
     def lack(self, kind: type[KubeObject]) -> None:
         """Write that the objects of a kind are gone."""
