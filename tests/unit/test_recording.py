@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,21 @@ from typing import Any
 import pytest
 from fake_apiserver import FakeApiserver, running
 from kube_devices import claim, claiming, full
-from kube_objects import NOW_S, budget, flextopo, full_node, node, pod, preemptor, read
+from kube_objects import (
+    NOW_S,
+    budget,
+    flextopo,
+    full_node,
+    make_cache,
+    node,
+    pod,
+    preemptor,
+    read,
+)
 
 from flextopo.baselines.registry import make_selector
 from flextopo.cli.app import main
+from flextopo.policies.serving.budgets import covers
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.objects import (
     GangObject,
@@ -96,6 +108,59 @@ def test_a_recording_holds_no_name(tmp_path: Path) -> None:
     # Another recording of the same cluster cannot be told to be of the same.
     again = recorded(tmp_path / "again.jsonl", [(0.0, "put", one) for one in changes])
     assert again.read_text() != text
+
+
+def test_a_number_that_is_a_name_is_not_kept(tmp_path: Path) -> None:
+    labels = {"phone": "4915112345678"}
+    spec = {"schedulerName": "800200800200", "nodeSelector": {"rack": "700500700500"}}
+    meta = {"namespace": "900123900123", "labels": labels}
+    group = {"kind": "PodGroup", "metadata": {"name": "600300600300", "namespace": "900123900123"}}
+    covering = budget("b", 1, labels)
+    changes = [
+        pod("771177771177", "884488884488", meta=meta, spec=spec),
+        node(
+            "884488884488",
+            labels={"rack": "700500700500", "kubernetes.io/hostname": "884488884488"},
+        ),
+        flextopo("884488884488", {"900123900123/771177771177": [0]}),
+        {**covering, "metadata": {"name": "660066660066", "namespace": "900123900123"}},
+        group,
+    ]
+    path = recorded(tmp_path / "day.jsonl", [(0.0, "put", one) for one in changes])
+    text = path.read_text()
+    assert not [one for one in re.findall(r"\d{12,}", json.dumps(changes)) if one in text]
+    playback = Playback(path, CLASS_BANDS)
+    assert len(list(playback)) == len(changes)
+    (bound,) = playback.cache.pods.values()
+    assert playback.cache.nodes.states[bound.node].counted.gpu_free.bit_count() == 7
+    (found,) = playback.cache.budgets.by_key.values()
+    assert covers(found, bound)
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "there"),
+    [("Gt", "8191", ["n1", "n2"]), ("Lt", "8192", ["n0"]), ("In", "81920", ["n2"]),
+     ("Gt", "-1", ["n0", "n1", "n2"]), ("Lt", "-1", []), ("Gt", "much", []),
+     ("NotIn", "81920", ["n0", "n1", "none", "word"]), ("Exists", None, ["n0", "n1", "n2", "word"])],
+)  # fmt: skip
+def test_labels_are_compared_as_in_the_cluster(
+    operator: str, value: str | None, there: list[str], tmp_path: Path
+) -> None:
+    memory = {"n0": "900", "n1": "8192", "n2": "81920", "word": "much", "none": None}
+    nodes = [node(name, labels={"mib": one} if one else {}) for name, one in memory.items()]
+    expression = {"key": "mib", "operator": operator, "values": [value] if value else None}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    changes = [*nodes, pod("p", spec={"affinity": affinity})]
+    live = make_cache(changes)
+    path = recorded(tmp_path / "day.jsonl", [(0.0, "put", one) for one in changes])
+    playback = Playback(path, CLASS_BANDS)
+    called = dict(zip(memory, [obj.metadata.name for obj in playback], strict=False))
+    for cache, names in ((live, {name: name for name in memory}), (playback.cache, called)):
+        (pending,) = cache.pods.values()
+        reach = cache.reach_of(pending)
+        found = [name for name in memory if not reach.why_not(names[name])]
+        assert sorted(found) == there
 
 
 @pytest.mark.parametrize(

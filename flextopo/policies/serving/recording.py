@@ -1,9 +1,11 @@
 """A cluster's changes as a file: written as they are watched, without a name in it, and read again.
 
 Names, namespaces, uids and the values of labels become hashes with a key that is thrown away, the same
-everywhere in one recording, so that selectors still select. Kept as they are: resources, times,
-priorities, conditions without their messages, hardware, and the annotations that decisions read. Volumes
-are left out: a cluster that is read again has none, and they keep nobody from a node.
+everywhere in one recording, so that selectors still select. Node affinity may ask for more or less than a
+number, so a node's label that is a number is there a second time, as another number of the same order.
+Kept as they are: resources, times, priorities, conditions without their messages, hardware, and the
+annotations that decisions read. Volumes are left out: a cluster that is read again has none, and they keep
+nobody from a node.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from flextopo.policies.serving.objects import (
     FlexTopoObject,
     KubeObject,
     Meta,
+    NodeObject,
     ObjectError,
     PodGroupObject,
     PodObject,
@@ -84,6 +87,7 @@ ANNOTATIONS = (REQUIREMENT, CAN_BE_PREEMPTED, PROTECTION, CHECKPOINT, MIRROR, ST
 DEVICE_ATTRIBUTES = ("numaNode", "type", "uuid")
 HASHED = re.compile(r"\bx[0-9a-f]{12}(?:/(?:x|[a-z-]+-)[0-9a-f]{12})?\b")
 """What stands for a name, or for `namespace/name` of a pod."""
+_NUMBER = re.compile(r"[+-]?[0-9]{1,63}")
 _UUID = re.compile(r"GPU-[0-9a-fA-F-]{8,}")
 
 
@@ -94,8 +98,8 @@ class Anonymiser:
         self._key = secrets.token_bytes(32)
 
     def token(self, text: str) -> str:
-        """Return what stands for a text: a number stays, a daemon's name begins as it did."""
-        if not text or text.isdecimal() or text == "default-scheduler":
+        """Return what stands for a text: a daemon's name begins as it did."""
+        if not text or text == "default-scheduler":
             return text
         digest = hashlib.blake2b(text.encode(), key=self._key, digest_size=6).hexdigest()
         for daemon in DAEMON_PODS:
@@ -110,6 +114,18 @@ class Anonymiser:
     def key(self, text: str) -> str:
         """Return what stands for the key of a label, a taint or a domain."""
         return text if text in KNOWN_KEYS else self.token(text)
+
+    def rank(self, key: str, text: str) -> tuple[str, str]:
+        """Return what stands for a label and its value where that is compared as a number.
+
+        Numbers of one key keep their order; what is none becomes none.
+        """
+        name = self.token(f"{key} as a number")
+        if not _NUMBER.fullmatch(text):
+            return name, self.token(text)
+        secret = hashlib.blake2b(key.encode(), key=self._key, digest_size=16).digest()
+        slope, start = int.from_bytes(secret[:8]), int.from_bytes(secret[8:])
+        return name, str((slope + 1) * int(text) + start)
 
     def written(self, obj: KubeObject) -> dict[str, Any]:
         """Return an object as it is recorded."""
@@ -130,6 +146,10 @@ class Anonymiser:
                 keys = [{"key": key} for key in obj.topology]
                 document["spec"]["schedulingConstraints"] = {"topology": keys}
         found: dict[str, Any] = self._walk("", document)
+        if isinstance(obj, NodeObject) and obj.metadata.labels:
+            labels = obj.metadata.labels.items()
+            ranks = (self.rank(key, one) for key, one in labels if _NUMBER.fullmatch(one))
+            found["metadata"]["labels"].update(ranks)
         return found
 
     def _graph(self, obj: FlexTopoObject) -> Any:
@@ -143,13 +163,18 @@ class Anonymiser:
 
     def _walk(self, field: str, value: Any) -> Any:
         if isinstance(value, dict):
-            return self._dict(field, value)
+            compared = field == "matchExpressions" and value.get("operator") in ("Gt", "Lt")
+            return self._comparison(value) if compared else self._dict(field, value)
         if isinstance(value, list):
             item = self.key if field in KEY_LISTS else None
             return [item(one) if item else self._walk(field, one) for one in value]
         if not isinstance(value, str) or field in LITERAL:
             return value
         return self.key(value) if field in KEYS else self.token(value)
+
+    def _comparison(self, value: dict[str, Any]) -> dict[str, Any]:
+        ranks = [self.rank(value["key"], one) for one in value.get("values") or [""]]
+        return {**value, "key": ranks[0][0], "values": [one for _, one in ranks]}
 
     def _dict(self, field: str, value: dict[str, Any]) -> dict[str, Any]:
         if field in AMOUNTS:
