@@ -93,10 +93,16 @@ def test_a_recording_holds_no_name(tmp_path: Path) -> None:
         "dgxc.nvidia.com/devices": '{"devices":{"nvidia.com/gpu":["GPU-455d8f70-2051-db6c-0430"]}}',
         "scheduling.k8s.io/group-name": "secret-group",
     }
+    secret_claim = claim("p", 2)
+    exactly = secret_claim["spec"]["devices"]["requests"][0]["exactly"]
+    exactly["selectors"] = [{"cel": {"expression": "device.driver == 'secret'"}}]
+    secret_claim["spec"]["devices"]["requests"][0]["name"] = "secret-request"
     changes = [
         pod("secret-pod", "secret-node", spec=spec, annotations=annotations),
         node("secret-node", labels={"secret-key": "secret-value"}),
         flextopo("secret-node", {"batch/secret-pod": [0]}),
+        budget("b", 1, {"a": "b"}, disruptedPods={"secret-pod": "2027-01-15T08:00:00Z"}),
+        secret_claim,
         *full(),
     ]
     path = recorded(tmp_path / "day.jsonl", [(0.0, "put", one) for one in changes])
@@ -135,6 +141,21 @@ def test_a_number_that_is_a_name_is_not_kept(tmp_path: Path) -> None:
     assert playback.cache.nodes.states[bound.node].counted.gpu_free.bit_count() == 7
     (found,) = playback.cache.budgets.by_key.values()
     assert covers(found, bound)
+
+
+def test_a_pod_under_disruption_is_no_budgets_in_a_recording_either(tmp_path: Path) -> None:
+    names = {"a": "2027-01-15T08:00:00Z"}
+    changes = [
+        *(pod(name, "n0", meta={"labels": {"app": "x"}}) for name in "ab"),
+        budget("b", 1, {"app": "x"}, disruptedPods=names),
+    ]
+    path = recorded(tmp_path / "day.jsonl", [(0.0, "put", one) for one in changes])
+    playback = Playback(path, CLASS_BANDS)
+    first, second, _ = [obj.metadata.uid for obj in playback]
+    (found,) = playback.cache.budgets.by_key.values()
+    assert found.status.disruptedPods is not None
+    assert list(found.status.disruptedPods.values()) == list(names.values())
+    assert [covers(found, playback.cache.pods[uid]) for uid in (first, second)] == [False, True]
 
 
 @pytest.mark.parametrize(

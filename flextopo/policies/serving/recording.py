@@ -167,6 +167,8 @@ class Anonymiser:
             return self._comparison(value) if compared else self._dict(field, value)
         if isinstance(value, list):
             item = self.key if field in KEY_LISTS else None
+            # What claims ask for is a list of the name of amounts, with names in it.
+            field = "" if field in AMOUNTS else field
             return [item(one) if item else self._walk(field, one) for one in value]
         if not isinstance(value, str) or field in LITERAL:
             return value
@@ -185,6 +187,8 @@ class Anonymiser:
             return {self.key(name): self.token(one) for name, one in value.items()}
         if field == "annotations":
             return self._annotations(value)
+        if field == "disruptedPods":
+            return {self.token(name): at for name, at in value.items()}
         if field == "attributes":
             return {
                 name: {kind: self.token(one) if name.endswith("uuid") else one
