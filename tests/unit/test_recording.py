@@ -40,7 +40,13 @@ from flextopo.policies.serving.objects import (
     VolumeObject,
     key_of,
 )
-from flextopo.policies.serving.recording import HASHED, Anonymiser, Playback, Recorder
+from flextopo.policies.serving.recording import (
+    HASHED,
+    Anonymiser,
+    Playback,
+    Recorder,
+    RecordingWarning,
+)
 from flextopo.policies.serving.records import CLASS_BANDS
 from flextopo.policies.serving.what_if import summarise_moments, what_if
 
@@ -358,6 +364,59 @@ def test_other_files_are_refused_in_one_sentence(text: str, tmp_path: Path) -> N
     (tmp_path / "day.jsonl").write_text('{"recording": 1, "begin_s": 0}\n{"t": 1, "put": "Cow"}\n')
     with pytest.raises(ObjectError, match="line 2"):
         list(Playback(tmp_path / "day.jsonl", CLASS_BANDS))
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ('{"recording": 1}', "begin_s 'None'; legal: Unix seconds"),
+        ('{"recording": 1, "begin_s": null}', "begin_s 'None'"),
+        ('{"recording": 1, "begin_s": "x"}', "begin_s 'x'"),
+        ('{"recording": 1, "begin_s": 1e300}', "begin_s '1e+300'"),
+        ('{"recording": 1, "begin_s": -1}', "begin_s '-1'"),
+        ("[" * 10**6, "recursion"),
+    ],
+)
+def test_a_first_line_that_is_none_is_one_sentence(
+    head: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "day.jsonl").write_text(f"{head}\n")
+    assert run("what-if", str(tmp_path / "day.jsonl"), "-s", "godel") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert told in error
+    assert "legal: " in error
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"t":1,"put":"Pod","o":{"metadata":{"name":"\xff"}}}', b'{"t":1,"put":"\xff"}',
+     b'{"t":1,"put":"Pod","o":' + b"[" * 10**6 + b"]" * 10**6 + b"}"],
+)  # fmt: skip
+def test_a_line_that_is_none_is_one_sentence(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "day.jsonl"
+    path.write_bytes(b'{"recording": 1, "begin_s": 1}\n' + line + b"\n")
+    with pytest.raises(ObjectError, match=r"line 2: .*; legal: what flextopo record writes"):
+        list(Playback(path, CLASS_BANDS))
+
+
+def test_a_recording_that_was_cut_is_read_up_to_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recorder that was killed leaves such a file."""
+    whole = day(tmp_path / "day.jsonl").read_bytes()
+    path = tmp_path / ".day.jsonl.unfinished"
+    path.write_bytes(whole.rstrip(b"\n"))
+    everything = len(list(Playback(path, CLASS_BANDS)))
+    path.write_bytes(whole[:-20])
+    with pytest.warns(RecordingWarning, match=f"line {everything + 1}: cut at its end"):
+        assert len(list(Playback(path, CLASS_BANDS))) == everything - 1
+    assert run("what-if", str(path), "-s", "godel") == 0
+    assert "warning: " in capsys.readouterr().err
+    # A line in the middle is no end.
+    path.write_bytes(whole.replace(b"}\n", b"\n", 3))
+    with pytest.raises(ObjectError, match="legal"):
+        list(Playback(path, CLASS_BANDS))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import json
 import re
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,6 +49,8 @@ from flextopo.policies.serving.records import (
 from flextopo.policies.serving.sources import READERS
 
 VERSION = 1
+MOST_S = 253_402_300_799
+"""The last second of the year 9999: no time in an object is later."""
 LITERAL = frozenset(
     [
         "type",
@@ -310,6 +313,12 @@ class _Line(msgspec.Struct):
 
 
 _LINE = msgspec.json.Decoder(_Line)
+_ILLEGAL = (msgspec.MsgspecError, KeyError, ValueError, RecursionError)
+"""What decoding raises; ValueError is bytes that are no UTF-8."""
+
+
+class RecordingWarning(UserWarning):
+    """Tell that the end of a recording is missing."""
 
 
 class Playback:
@@ -331,11 +340,12 @@ class Playback:
         try:
             with path.open("rb") as lines:
                 head = json.loads(lines.readline() or b"null")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ObjectError(f"{path}: {error}; legal: what flextopo record writes") from None
         if not isinstance(head, dict) or head.get("recording") != VERSION:
             raise ObjectError(f"{path}: no recording; legal: what flextopo record writes")
-        self._begin_s, self.now_s = int(head["begin_s"]), float(head["begin_s"])
+        self._begin_s = _begin_s(head.get("begin_s"), path)
+        self.now_s = float(self._begin_s)
         self.cache = ClusterCache(lambda: int(self.now_s), bands)
 
     def __iter__(self) -> Iterator[KubeObject]:
@@ -343,6 +353,9 @@ class Playback:
 
         Raises:
             ObjectError: a line is none of a recording.
+
+        Warns:
+            RecordingWarning: the last line is cut, as whoever is killed leaves it; it is passed over.
         """
         with self._path.open("rb") as lines:
             next(lines)
@@ -350,11 +363,23 @@ class Playback:
                 try:
                     line = _LINE.decode(text)
                     obj = msgspec.json.decode(line.o, type=KINDS[line.put or line.gone])
-                except (msgspec.MsgspecError, KeyError) as error:
+                except _ILLEGAL as error:
                     where = f"{self._path}: line {number}"
+                    if not text.endswith(b"\n"):
+                        told = f"{where}: cut at its end; it is passed over"
+                        warnings.warn(told, RecordingWarning, stacklevel=2)
+                        return
                     raise ObjectError(
                         f"{where}: {error}; legal: what flextopo record writes"
                     ) from None
                 self.now_s = self._begin_s + line.t
                 (self.cache.put if line.put else self.cache.remove)(obj)
                 yield obj
+
+
+def _begin_s(value: Any, path: Path) -> int:
+    if not isinstance(value, int) or not 0 <= value <= MOST_S:
+        raise ObjectError(
+            f"{path}: begin_s {str(value)[:40]!r}; legal: Unix seconds, from 0 to {MOST_S}"
+        )
+    return value
