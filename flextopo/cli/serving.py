@@ -185,11 +185,9 @@ def shadow_report(
     from flextopo.policies.serving.shadow import summarise
 
     try:
-        with results_to(json_path) as write, log.open() as lines:
+        with results_to(json_path) as write, log.open("rb") as lines:
             found = summarise(lines, str(log))
             write(found.to_json())
             typer.echo(found.to_markdown())
     except OSError as error:
         raise FlextopoError(f"{log}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise FlextopoError(f"{log}: no text; legal: the log of flextopo serve --shadow") from None

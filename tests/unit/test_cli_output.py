@@ -171,6 +171,23 @@ def test_shadow_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["counted"].endswith("so compare differences")
 
 
+def test_shadow_report_passes_over_what_is_no_decision(capsys: pytest.CaptureFixture[str]) -> None:
+    others = [
+        b'{"shadow": true, "default": null}',
+        json.dumps({**LOG, "victims": None}).encode(),
+        json.dumps({**LOG, "default": {"node": "b"}}).encode(),
+        json.dumps(LOG).encode()[:-1],
+        b"[" * 10**6 + b"]" * 10**6,
+        b"\xe9t\xe9",
+        b'{"shadow": "\xff"}',
+    ]
+    Path("log").write_bytes(b"\n".join([*others, json.dumps(LOG).encode()]))
+    assert document(capsys, "shadow-report", "log", "--json")["rows"]["decisions"] == {
+        "kube-scheduler": 1,
+        "selector": 1,
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from flextopo.baselines.scores import KUBERNETES_SCORES, Option, choose
 from flextopo.cluster.errors import FlextopoError
@@ -146,7 +147,29 @@ class ShadowReport:
         }
 
 
-def summarise(lines: Iterable[str], source: str) -> ShadowReport:
+class _Side(msgspec.Struct):
+    """What one of the two would do, as `compare_with_default` and `Telemetry.decided` log it."""
+
+    node: str | None
+    victims: list[str]
+    evicted_gpus: int
+    level: str | None
+    cost_gpu_h: float | None
+
+
+class _Event(_Side, kw_only=True):
+    """A decision of the selector, and kube-scheduler's beside it."""
+
+    shadow: bool
+    outcome: str
+    fallback: str | None
+    default: _Side | None
+
+
+_EVENT = msgspec.json.Decoder(_Event)
+
+
+def summarise(lines: Iterable[bytes], source: str) -> ShadowReport:
     """Summarise a log of shadow decisions.
 
     Args:
@@ -157,47 +180,48 @@ def summarise(lines: Iterable[str], source: str) -> ShadowReport:
         FlextopoError: there is no shadow decision in it.
     """
     # A controller's decisions have none of kube-scheduler's beside them.
-    found = [event for event in map(_parse, lines) if event.get("shadow") and "default" in event]
+    found = [event for event in map(_parse, lines) if event is not None and event.shadow]
     if not found:
         raise FlextopoError(
             f"{source}: no shadow decision beside kube-scheduler's; legal: the log of flextopo serve "
             "--shadow that kube-scheduler asked"
         )
-    both = [event for event in found if event["default"] and event["outcome"] == "preempt"]
-    same = [event for event in both if event["default"]["node"] == event["node"]]
-    equal = [event for event in same if set(event["default"]["victims"]) == set(event["victims"])]
-    outcomes = Counter(event["outcome"] for event in found)
-    pairs = [(event["default"], event) for event in both]
-    costs = [pair for pair in pairs if pair[0]["cost_gpu_h"] is not None]
+    pairs = [
+        (event.default, event) for event in found if event.outcome == "preempt" and event.default
+    ]
+    same = [(default, event) for default, event in pairs if default.node == event.node]
+    equal = [default for default, event in same if set(default.victims) == set(event.victims)]
+    outcomes = Counter(event.outcome for event in found)
+    costs = [
+        (default.cost_gpu_h, event.cost_gpu_h)
+        for default, event in pairs
+        if default.cost_gpu_h is not None and event.cost_gpu_h is not None
+    ]
     rows: dict[str, tuple[float, float]] = {
         "decisions": (len(found), len(found)),
-        "with victims": (sum(bool(event["default"]) for event in found), outcomes["preempt"]),
+        "with victims": (sum(event.default is not None for event in found), outcomes["preempt"]),
         "waits": (0, outcomes["wait"]),
-        BOTH: (len(both), len(both)),
-        "victims": _totals(pairs, lambda side: len(side["victims"])),
-        "GPUs evicted": _totals(pairs, lambda side: side["evicted_gpus"]),
+        BOTH: (len(pairs), len(pairs)),
+        "victims": _totals((len(one.victims), len(other.victims)) for one, other in pairs),
+        "GPUs evicted": _totals((one.evicted_gpus, other.evicted_gpus) for one, other in pairs),
     }
-    first, second = (Counter(pair[side]["level"] for pair in pairs) for side in (0, 1))
+    first, second = (Counter(pair[side].level for pair in pairs) for side in (0, 1))
     for level in LEVELS:
         if first[level] or second[level]:
             rows[f"level {level}"] = (first[level], second[level])
-    rows[LOSS] = _totals(costs, lambda side: side["cost_gpu_h"])
-    causes = Counter(event["fallback"] for event in found if event["fallback"])
+    rows[LOSS] = _totals(costs)
+    causes = Counter(event.fallback for event in found if event.fallback)
     return ShadowReport(rows, len(same), len(equal), dict(sorted(causes.items())))
 
 
-def _totals(
-    pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]],
-    number: Callable[[dict[str, Any]], float],
-) -> tuple[float, float]:
-    first, second = (sum(number(pair[side]) for pair in pairs) for side in (0, 1))
-    return first, second
+def _totals(numbers: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    first, second = zip((0, 0), *numbers, strict=True)
+    return sum(first), sum(second)
 
 
-def _parse(line: str) -> dict[str, Any]:
-    """Return an event, an empty one for a line that is none."""
+def _parse(line: bytes) -> _Event | None:
+    """Return an event, None for a line that is none: another program's, or no text."""
     try:
-        event = json.loads(line)
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
+        return _EVENT.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
