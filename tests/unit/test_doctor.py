@@ -358,20 +358,78 @@ def test_exit_statuses(
 def test_a_cluster_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "config"
-    server = {"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}
-    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-    user = {"name": "u", "user": {}}
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "clusters": [server],
-                "users": [user],
-                "contexts": [context],
-                "current-context": "c",
-            }
-        )
-    )
-    monkeypatch.setenv("KUBECONFIG", str(config))
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, {})))
     assert run("doctor", "--kube") == 2
     assert capsys.readouterr().err.startswith("error: no cluster: ")
+
+
+def kubeconfig(folder: Path, user: Any) -> Path:
+    """Write a kubeconfig of a cluster that does not answer."""
+    path = folder / "config"
+    server = {"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    config = {
+        "clusters": [server],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [context],
+        "current-context": "c",
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+COMMANDS = [("doctor",), ("record", "--hours", "0.0003", "-o", "day.jsonl")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("text", ["", "[1]", "a: [", "a: \0", "clusters: 3\ncontexts: []", "{}"])
+def test_a_file_that_is_no_kubeconfig_is_one_sentence(
+    text: str, command: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    assert run(*command, "--kube") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: no cluster: ")
+    assert "'clusters' is missing" in line if text == "{}" else f"{tmp_path}/config is no" in line
+    assert line.endswith("legal: inside a pod, or with KUBECONFIG set to one kubeconfig")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_several_kubeconfigs_are_told_apart_from_one(
+    command: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    two = f"{tmp_path}/none:{kubeconfig(tmp_path, {})}"
+    monkeypatch.setenv("KUBECONFIG", two)
+    assert run(*command, "--kube") == 2
+    line = capsys.readouterr().err
+    assert two in line
+    assert "legal: inside a pod, or with KUBECONFIG set to one kubeconfig" in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("version", "program", "told"),
+    [
+        ("v1", ["echo"], "apiVersion 'client.authentication.k8s.io/v1'; legal: client.authentic"),
+        ("v1beta1", ["false"], "ConfigError: Exec false returned 1"),
+        ("v1beta1", ["echo", "x"], "JSONDecodeError"),
+        ("v1beta1", ["echo", "{}"], "KeyError: 'status'"),
+    ],
+)
+def test_a_program_that_does_not_log_in_is_one_sentence(
+    version: str, program: list[str], told: str, command: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    login = {"command": program[0], "args": program[1:]}
+    login["apiVersion"] = f"client.authentication.k8s.io/{version}"
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, {"exec": login})))
+    assert run(*command, "--kube") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx2
+from lightkube.core.exceptions import ConfigError
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.policies.serving.cache import ClusterCache
@@ -95,7 +96,14 @@ class Doctor:
         self.findings.append(Finding(check, state, found, advice))
 
     async def _check_apiserver(self) -> None:
-        response = await self.reader.ask("/version")
+        try:
+            response = await self.reader.ask("/version")
+        except (ConfigError, KeyError, ValueError) as error:
+            # A program that a kubeconfig has run to log in may fail, or print no token.
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise FlextopoError(
+                f"no cluster: its user cannot log in ({why}); legal: one who can"
+            ) from None
         with suppress(KeyError, TypeError, ValueError):
             self._now = parsedate_to_datetime(response.headers["date"])
         about = response.json()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 import httpx2
 import msgspec
 from lightkube.config.client_adapter import ConnectionParams
-from lightkube.config.kubeconfig import KubeConfig
+from lightkube.config.kubeconfig import DEFAULT_KUBECONFIG, KubeConfig, SingleConfig
 from lightkube.core import resource as res
 from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.core.generic_client import ALL_NS, GenericAsyncClient, WatchDriver
@@ -75,6 +76,8 @@ RETRY_S = (0.2, 5.0)
 """Shortest and longest wait after an error; it doubles in between."""
 WOKEN = "flextopo/woken"
 """Annotation that is written to have kube-scheduler look at a pod again."""
+LOGINS = ("client.authentication.k8s.io/v1beta1", "client.authentication.k8s.io/v1alpha1")
+"""Versions of what a program that logs in says."""
 ABSENT_S = 30.0
 """Wait before a kind that the cluster does not have is asked for again."""
 
@@ -205,11 +208,30 @@ def connect(config: KubeConfig | None = None) -> GenericAsyncClient:
     """
     try:
         params = ConnectionParams(timeout=httpx2.Timeout(10.0))
-        return GenericAsyncClient(params, config, field_manager="flextopo")
-    except (ConfigError, OSError, KeyError, ValueError) as error:
+        client = GenericAsyncClient(params, config, field_manager="flextopo")
+    except (ConfigError, OSError, ValueError) as error:
+        why = str(error)
+    except KeyError as error:
+        why = f"{error} is missing"
+    except Exception as error:  # noqa: BLE001  anything may stand in the file
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        why = f"{os.environ.get('KUBECONFIG', DEFAULT_KUBECONFIG)} is no kubeconfig ({told})"
+    else:
+        _check_login(client.config)
+        return client
+    raise FlextopoError(
+        f"no cluster: {why}; legal: inside a pod, or with KUBECONFIG set to one kubeconfig"
+    )
+
+
+def _check_login(config: SingleConfig | None) -> None:
+    """Refuse a program to log in that lightkube would refuse at the first request."""
+    program = config.user.exec if config and config.user else None
+    if program is not None and program.apiVersion not in LOGINS:
         raise FlextopoError(
-            f"no cluster: {error}; legal: inside a pod, or with KUBECONFIG set"
-        ) from None
+            f"no cluster: its user's exec has apiVersion {program.apiVersion!r}; "
+            f"legal: {' or '.join(LOGINS)}"
+        )
 
 
 class Store(Protocol):
@@ -242,6 +264,7 @@ class KubeWatch:
         changed: called after every change.
         noted: called before that.
         told_time: is told the Unix time in seconds that an answer of the apiserver states.
+        trouble: the last error, empty for none.
     """
 
     client: GenericAsyncClient
@@ -250,6 +273,7 @@ class KubeWatch:
     changed: Callable[[], None] = lambda: None
     noted: Callable[[], None] = lambda: None
     told_time: Callable[[int], None] = lambda now_s: None
+    trouble: str = ""
     _version: dict[type[Any], str | None] = field(default_factory=dict)
     _alive_at: dict[type[Any], float] = field(default_factory=dict)
     _asked_at: dict[type[Any], float] = field(default_factory=dict)
@@ -397,9 +421,9 @@ class KubeWatch:
         self._alive_at[kind] = time.monotonic()
 
     def _tell(self, kind: type[Any], error: Exception) -> None:
+        self.trouble = f"{type(error).__name__}: {error}"
         if self.telemetry is not None:
-            about = f"{type(error).__name__}: {error}"
-            self.telemetry.log("watch_error", kind=WATCHED[kind].__name__, error=about)
+            self.telemetry.log("watch_error", kind=WATCHED[kind].__name__, error=self.trouble)
 
     async def nominate(self, pod: PodRecord, node: str, now_s: int) -> None:
         """Write a pod's `status.nominatedNodeName`, if nobody has changed the pod meanwhile.

@@ -33,8 +33,9 @@ def record_cluster(path: Path, seconds: float | None) -> int:
             watch = KubeWatch(client, recorder)
             asyncio.run(_follow(watch, seconds))
         if not watch.ready():
+            why = f" ({' '.join(watch.trouble.split())})" if watch.trouble else ""
             raise FlextopoError(
-                "the cluster did not tell all that is watched; nothing was recorded"
+                f"the cluster did not tell all that is watched{why}; nothing was recorded"
             )
         unfinished.replace(path)
     except OSError as error:
