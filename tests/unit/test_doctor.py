@@ -363,6 +363,39 @@ def test_a_cluster_that_does_not_answer(
     assert capsys.readouterr().err.startswith("error: no cluster: ")
 
 
+@pytest.mark.parametrize(
+    ("keys", "to", "told"),
+    [
+        (("urlPrefix",), "https://[::1", "urlPrefix 'https://[::1': Invalid IPv6 URL; legal: such"),
+        (("managedResources",), 3, "managedResources '3'; legal: a list"),
+        (("managedResources",), {"name": "x"}, "managedResources \"{'name': 'x'}\"; legal: a list"),
+        (("tlsConfig", "caFile"), [1], "tlsConfig.caFile '[1]'; legal: a text"),
+        (("tlsConfig", "certData"), 3, "tlsConfig.certData '3'; legal: a text"),
+    ],
+)
+def test_a_scheduler_file_of_other_types_is_one_sentence(
+    keys: tuple[str, ...], to: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config,) = documents("scheduler")
+    setting("extenders", 0, *keys, to=to)(config)
+    path = tmp_path / "kube-scheduler.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert run("doctor", "--kube", "--scheduler-config", str(path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: {told}")
+
+
+@pytest.mark.parametrize("text", ["a: 2027-99-99", "[" * 20_000, "a: [", "\xff"])
+def test_a_scheduler_file_that_is_no_yaml_is_one_sentence(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "kube-scheduler.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    assert run("doctor", "--kube", "--scheduler-config", str(path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: no YAML (")
+
+
 def kubeconfig(folder: Path, user: Any) -> Path:
     """Write a kubeconfig of a cluster that does not answer."""
     path = folder / "config"

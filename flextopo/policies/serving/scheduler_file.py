@@ -64,14 +64,35 @@ def read_scheduler_file(path: Path) -> SchedulerFile:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
         raise FlextopoError(f"{path}: {error.strerror}; legal: a {KIND}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FlextopoError(f"{path}: no YAML ({' '.join(str(error).split())[:200]})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise FlextopoError(f"{path}: no YAML ({told}); legal: a {KIND}") from None
     if not isinstance(config, dict) or config.get("kind") != KIND:
         raise FlextopoError(f"{path}: no {KIND}; legal: what kube-scheduler gets as --config")
     listed = config.get("extenders") or []
     extenders = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     ours = [one for one in extenders if "flextopo" in str(one)] or extenders[:1]
-    return SchedulerFile(path, config, ours[0] if ours else {})
+    extender = ours[0] if ours else {}
+    _check_types(path, extender)
+    return SchedulerFile(path, config, extender)
+
+
+def _check_types(path: Path, extender: dict[str, Any]) -> None:
+    """Refuse what kube-scheduler would not start with, and nothing can be said about."""
+    prefix, resources = extender.get("urlPrefix", ""), extender.get("managedResources")
+    try:
+        urlsplit(str(prefix))
+    except ValueError as error:
+        raise FlextopoError(
+            f"{path}: urlPrefix {str(prefix)[:80]!r}: {error}; legal: such as https://10.0.0.1:8443"
+        ) from None
+    if not isinstance(resources, list | None):
+        raise FlextopoError(
+            f"{path}: managedResources {str(resources)[:80]!r}; legal: a list of {{name: {GPU}}}"
+        )
+    for name, value in _mapping(extender.get("tlsConfig")).items():
+        if name != "insecure" and not isinstance(value, str | None):
+            raise FlextopoError(f"{path}: tlsConfig.{name} {str(value)[:80]!r}; legal: a text")
 
 
 def check_scheduler_file(file: SchedulerFile) -> list[Finding]:
@@ -132,7 +153,7 @@ def _check_options(file: SchedulerFile) -> list[Finding]:
     if extender.get("nodeCacheCapable") is not True:
         advice = "set true: otherwise each request carries every pod whole"
         found.append(Finding(NAME, WARNING, "nodeCacheCapable is not true", advice))
-    resources = [entry for entry in extender.get("managedResources") or [] if _mapping(entry)]
+    resources = [entry for entry in extender.get("managedResources") or () if _mapping(entry)]
     gpus = next((entry for entry in resources if entry.get("name") == GPU), None)
     if resources and gpus is None:
         advice = f"add {GPU}: pods with GPUs are not asked about"
