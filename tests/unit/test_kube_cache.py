@@ -330,6 +330,48 @@ def test_a_flextopo_that_is_none_counts_as_missing() -> None:
     assert "nothing" in cache.problems["FlexTopo n0"]
 
 
+def test_a_budget_has_only_the_nodes_of_its_pods_worked_out() -> None:
+    def labelled(name: str, where: str, job: str) -> dict[str, Any]:
+        return pod(name, where, meta={"labels": {"job": job}})
+
+    names = ("n0", "n1", "n2")
+    documents = [document for name in names for document in (node(name), flextopo(name, {}))]
+    documents += [labelled("a", "n0", "x"), labelled("b", "n1", "x"), labelled("c", "n2", "y")]
+    cache = make_cache([*documents, budget("first", 2, {"job": "x"})])
+    looked = cache.nodes.changed_since(0)[1]
+
+    def worked_out(document: dict[str, Any] | None, gone: str = "") -> set[str]:
+        nonlocal looked
+        if document is not None:
+            cache.put(read(document))
+        else:
+            cache.remove(read(budget(gone, 0, {})))
+        found, looked = cache.nodes.changed_since(looked)
+        return set(found)
+
+    def indices() -> dict[str, int]:
+        nodes = dict(cache.nodes.states)
+        view = cache.view(read_record(preemptor(1)), nodes, worst_case=False)
+        of = view.arrays.pods["pdb"].tolist()
+        return {record.name: of[row] for row, record in enumerate(view.records) if row}
+
+    assert worked_out(budget("first", 1, {"job": "x"})) == set()
+    # An eviction names a pod, and its end takes the name out.
+    named = budget("first", 0, {"job": "x"}, disruptedPods={"b": "2027-01-15T08:00:00Z"})
+    assert worked_out(named) == {"n1"}
+    assert indices() == {"a": 0, "b": -1, "c": -1}
+    assert worked_out(budget("first", 0, {"job": "x"})) == {"n1"}
+    # A budget that is added, asks for others, or is removed, which moves no other budget.
+    assert worked_out(budget("second", 3, {"job": "y"})) == {"n2"}
+    assert worked_out(budget("third", 3, {"job": "z"})) == set()
+    assert worked_out(budget("third", 3, {"job": "y"})) == {"n2"}
+    assert worked_out(None, "first") == {"n0", "n1"}
+    assert indices() == {"a": -1, "b": -1, "c": 1}
+    assert worked_out(budget("fourth", 0, {"job": "x"})) == {"n0", "n1"}
+    assert indices() == {"a": 0, "b": 0, "c": 1}
+    assert cache.budgets.left() == [0, 3, 3]
+
+
 def test_nodes_without_pods_are_in_the_view() -> None:
     documents = [*full_node("n0", count=0), *full_node("n1", count=2), *full_node("n2", count=0)]
     cache = make_cache(documents)

@@ -1,3 +1,4 @@
+import random
 from typing import Any
 
 import msgspec
@@ -5,7 +6,8 @@ import pytest
 from kube_objects import NOW_S, budget, pod, read, read_record
 
 from flextopo.cluster.state.pods import TopologyRequirement
-from flextopo.policies.serving.budgets import covers, matches, violations
+from flextopo.policies.serving import budgets
+from flextopo.policies.serving.budgets import BudgetBook, covers, matches, violations
 from flextopo.policies.serving.objects import (
     MAX_QUANTITY,
     BudgetObject,
@@ -206,6 +208,50 @@ def test_budgets_cover_their_namespace_and_selector() -> None:
     elsewhere = budget_of(0, {"app": "a"})
     elsewhere.metadata.namespace = "other"
     assert not covers(elsewhere, record)
+
+
+def test_a_pod_is_compared_with_few_budgets_and_covered_by_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    book, compared = BudgetBook(), list[LabelSelector]()
+    rng = random.Random(0)
+    pods = [
+        read_record(pod(f"p{i}", "n0", meta={"labels": {"app": "a", "job": f"j{i}"}}))
+        for i in range(20)
+    ]
+
+    def put(i: int) -> None:
+        document = budget(f"b{i}", i % 3, {"app": "a", "job": f"j{i % 20}"})
+        if i % 40 == 0:
+            values = [f"j{i // 40}", "x"]
+            expression = {"key": "job", "operator": "In", "values": values}
+            document["spec"]["selector"] = {"matchExpressions": [expression]}
+        document["status"]["disruptedPods"] = {f"p{i}": "t"} if i % 7 == 0 else None
+        found = read(document)
+        assert isinstance(found, BudgetObject)
+        book.put(found)
+
+    for i in range(200):
+        put(i)
+        if i % 5 == 4:
+            book.remove(f"batch/b{rng.randrange(i)}")
+            put(rng.randrange(i))
+    assert 150 < len(book.by_key) < 200
+    left = book.left()
+    for record in pods:
+        covering = [one for one in book.by_key.values() if covers(one, record)]
+        assert sorted(map(id, book.of([record]))) == sorted(map(id, covering))
+        least = min((one.status.disruptionsAllowed for one in covering), default=None)
+        assert (left[book.index_of(record)] if covering else None) == least
+
+    def compare(selector: LabelSelector, labels: dict[str, str]) -> bool:
+        compared.append(selector)
+        return matches(selector, labels)
+
+    monkeypatch.setattr(budgets, "matches", compare)
+    for record in pods:
+        book.index_of(record)
+    assert len(compared) < 25 * len(pods)  # of over 150 for each
 
 
 @pytest.mark.parametrize(

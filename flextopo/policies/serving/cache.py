@@ -21,7 +21,6 @@ from flextopo.policies.serving.node_state import NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
     VOLUME_KINDS,
-    BudgetObject,
     ClaimObject,
     GangObject,
     KubeObject,
@@ -135,7 +134,7 @@ class ClusterCache:
             "Node": about_node(self.hosts.put_node),
             "FlexTopo": about_node(self.hosts.put_flextopo),
             "NodeResourceTopology": about_node(self.hosts.put_zones),
-            "PodDisruptionBudget": self._put_budget,
+            "PodDisruptionBudget": self.budgets.put,
             "PriorityClass": self._put_class,
             **dict.fromkeys(GROUP_KINDS, self._put_group),
             "ResourceSlice": self._put_slice,
@@ -147,7 +146,7 @@ class ClusterCache:
             "Node": gone(self.hosts.remove_node),
             "FlexTopo": gone(self.hosts.remove_flextopo),
             "NodeResourceTopology": gone(lambda name: self.hosts.zones.pop(name, None)),
-            "PodDisruptionBudget": self._remove_budget,
+            "PodDisruptionBudget": self.budgets.remove,
             "PriorityClass": self._remove_class,
             **dict.fromkeys(GROUP_KINDS, self._remove_group),
             "ResourceSlice": self._remove_slice,
@@ -216,10 +215,6 @@ class ClusterCache:
             put(obj)
 
         return put_it
-
-    def _put_budget(self, obj: BudgetObject) -> None:
-        if self.budgets.put(obj):
-            self._dirty.update(self.book.nodes_with(obj.metadata.namespace or ""))
 
     def _put_class(self, obj: PriorityClassObject) -> None:
         self.classes[obj.metadata.name] = obj
@@ -351,10 +346,6 @@ class ClusterCache:
 
         return remove_it
 
-    def _remove_budget(self, key: str) -> None:
-        self.budgets.remove(key)
-        self._dirty |= self.hosts.allocatable.keys()
-
     def _remove_class(self, name: str) -> None:
         self.classes.pop(name, None)
 
@@ -400,6 +391,7 @@ class ClusterCache:
     def refresh(self) -> None:
         """Work out the nodes that have changed."""
         self.reservations.expire()
+        self._dirty |= self.budgets.moved(self.book)
         if not self._dirty:
             return
         for name in self._dirty & self.hosts.allocatable.keys():

@@ -28,6 +28,7 @@ class PodBook:
         self.shy: dict[str, PodRecord] = {}
         self._claiming: dict[str, set[str]] = {}
         self._grouped: dict[str, dict[str, PodRecord]] = {}
+        self._placed: dict[str, dict[str, PodRecord]] = {}
 
     def on(self, node: str) -> list[PodRecord]:
         """Return the pods that are bound to a node or nominated for it."""
@@ -61,6 +62,7 @@ class PodBook:
         place = record.node or ("" if record.terminating else record.nominated)
         if place:
             self.on_node.setdefault(place, {})[uid] = record
+            self._placed.setdefault(record.namespace, {})[uid] = record
             if not record.node:
                 self.nominated.setdefault(place, {})[uid] = record
         return place
@@ -77,6 +79,7 @@ class PodBook:
         _discard(self.leaving, record.node, uid)
         _pop(self._grouped, record.group, uid)
         _pop(self.nominated, record.nominated, uid)
+        _pop(self._placed, record.namespace, uid)
         places = (record.node, record.nominated)
         return [place for place in places if self.on_node.get(place, {}).pop(uid, None) is not None]
 
@@ -89,11 +92,9 @@ class PodBook:
         self.leaving.setdefault(record.node, set()).add(uid)
         return record.node
 
-    def nodes_with(self, namespace: str) -> Iterable[str]:
-        """Return the nodes with pods of a namespace."""
-        for name, pods in self.on_node.items():
-            if any(pod.namespace == namespace for pod in pods.values()):
-                yield name
+    def placed_in(self, namespace: str) -> Iterable[PodRecord]:
+        """Return the pods of a namespace that are bound to a node or nominated for one."""
+        return self._placed.get(namespace, {}).values()
 
 
 def _discard(sets: dict[str, set[str]], key: str, uid: str) -> None:
