@@ -213,7 +213,7 @@ def test_budgets_cover_their_namespace_and_selector() -> None:
 def test_a_pod_is_compared_with_few_budgets_and_covered_by_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    book, compared = BudgetBook(), list[LabelSelector]()
+    book, compared = BudgetBook(lambda: NOW_S, list), list[LabelSelector]()
     rng = random.Random(0)
     pods = [
         read_record(pod(f"p{i}", "n0", meta={"labels": {"app": "a", "job": f"j{i}"}}))

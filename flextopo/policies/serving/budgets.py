@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, KeysView, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, KeysView, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from operator import itemgetter
+
+from msgspec.structs import replace
 
 from flextopo.policies.serving.objects import BudgetObject, Expression, LabelSelector, key_of
 from flextopo.policies.serving.pod_book import PodBook
 from flextopo.policies.serving.records import PodRecord
 
+COUNTED_S = 5
+"""Kubernetes' disruption controller has counted a pod that is on its way out within so many seconds."""
+
 
 class BudgetBook:
     """All PodDisruptionBudgets; there may be thousands in one namespace.
 
+    Where it says what budgets allow, those who go and are in no status yet are counted: kube-scheduler has
+    its victims go whatever budgets say, and the next pod asks before the status is written.
+
+    Args:
+        clock: Unix time in seconds.
+        named: says which pods were named as victims, and are not on their way out yet.
+
     Attributes:
-        by_key: budgets by `namespace/name`.
+        by_key: budgets by `namespace/name`, as the apiserver has them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], int], named: Callable[[], Iterable[PodRecord]]) -> None:
         self.by_key: dict[str, BudgetObject] = {}
+        self._clock, self._named = clock, named
         self._numbers: dict[str, int] = {}
         self._unused: list[int] = []
         self._index = _ByLabel()
         self._changed = _ByLabel()
         self._renamed: dict[str, set[str]] = {}
+        self._uncounted: dict[str, dict[str, tuple[str, int]]] = {}
+        self._going: dict[str, set[str]] | None = None
+        self._going_s = 0
 
     def put(self, budget: BudgetObject) -> None:
         """Add or change a budget; it keeps its number."""
@@ -34,9 +50,11 @@ class BudgetBook:
             self._numbers[key] = self._unused.pop() if self._unused else len(self.by_key)
         else:
             self._index.remove(old)
+            self._settle(key, old, budget)
         self.by_key[key] = budget
         self._index.add(budget)
         self._note(old, budget)
+        self.recount()
 
     def remove(self, key: str) -> None:
         """Remove a budget, if it is there."""
@@ -45,6 +63,8 @@ class BudgetBook:
             self._index.remove(old)
             self._changed.add(old)
             self._unused.append(self._numbers.pop(key))
+            self._uncounted.pop(key, None)
+            self.recount()
 
     def _note(self, old: BudgetObject | None, new: BudgetObject) -> None:
         """Note whom a budget covers that it did not, and the other way round.
@@ -74,11 +94,50 @@ class BudgetBook:
                     found.add(pod.node or pod.nominated)
         return found
 
+    def leave(self, pod: PodRecord) -> None:
+        """Take note that a pod that ran is on its way out, which no status may say yet."""
+        now_s = self._clock()
+        for _, budget in self._covering(pod) if pod.running else ():
+            waiting = self._uncounted.setdefault(key_of(budget.metadata), {})
+            while waiting and not _is_recent(next(iter(waiting.values()))[1], now_s):
+                del waiting[next(iter(waiting))]
+            waiting[pod.uid] = pod.name, now_s
+        self.recount()
+
+    def _settle(self, key: str, old: BudgetObject, new: BudgetObject) -> None:
+        """Forget who is in a new status: whom it names, and as many of the others as it allows fewer."""
+        waiting = self._uncounted.pop(key, {})
+        named = under_disruption(new)
+        fewer = old.status.disruptionsAllowed - new.status.disruptionsAllowed
+        fewer -= len(named - under_disruption(old))
+        left = [(uid, one) for uid, one in waiting.items() if one[0] not in named]
+        left = left[max(fewer, 0) :]
+        if left:
+            self._uncounted[key] = dict(left)
+
+    def recount(self) -> None:
+        """Count anew who goes, since others may have been named."""
+        self._going = None
+
+    def _who_go(self) -> dict[str, set[str]]:
+        """Return the uids of the pods that go and are in no status yet, by the keys of their budgets."""
+        now_s = self._clock()
+        if self._going is None or self._going_s != now_s:
+            self._going, self._going_s = {}, now_s
+            for key, waiting in self._uncounted.items():
+                recent = {uid for uid, (_, at_s) in waiting.items() if _is_recent(at_s, now_s)}
+                self._going[key] = recent
+            for pod in self._named() if self.by_key else ():
+                for _, budget in self._covering(pod):
+                    self._going.setdefault(key_of(budget.metadata), set()).add(pod.uid)
+        return self._going
+
     def left(self) -> list[int]:
         """Return the disruptions that each budget still allows, by its number."""
-        left = [0] * (len(self._numbers) + len(self._unused))
+        left, going = [0] * (len(self._numbers) + len(self._unused)), self._who_go()
         for key, budget in self.by_key.items():
-            left[self._numbers[key]] = budget.status.disruptionsAllowed
+            allowed = budget.status.disruptionsAllowed
+            left[self._numbers[key]] = max(allowed - len(going.get(key, ())), 0)
         return left
 
     def index_of(self, pod: PodRecord) -> int:
@@ -86,10 +145,22 @@ class BudgetBook:
         covering = self._covering(pod)
         return min(covering, key=lambda x: x[1].status.disruptionsAllowed)[0] if covering else -1
 
-    def of(self, pods: Iterable[PodRecord]) -> list[BudgetObject]:
-        """Return the budgets that cover any of the pods, in the order of their numbers."""
+    def of(self, pods: Collection[PodRecord]) -> list[BudgetObject]:
+        """Return the budgets that cover any of the pods, in the order of their numbers.
+
+        They allow what they do while none of these pods goes, and all others that are to go do.
+        """
         found = {i: budget for pod in pods for i, budget in self._covering(pod)}
-        return [found[i] for i in sorted(found)]
+        uids = {pod.uid for pod in pods} if found else set()
+        return [self._without(found[i], uids) for i in sorted(found)]
+
+    def _without(self, budget: BudgetObject, uids: AbstractSet[str]) -> BudgetObject:
+        """Return a budget less what others use up who go, but for some pods."""
+        others = self._who_go().get(key_of(budget.metadata), set()) - uids
+        if not others:
+            return budget
+        allowed = max(budget.status.disruptionsAllowed - len(others), 0)
+        return replace(budget, status=replace(budget.status, disruptionsAllowed=allowed))
 
     def _covering(self, pod: PodRecord) -> list[tuple[int, BudgetObject]]:
         """Return the budgets that cover a pod with their numbers, in the order of these."""
@@ -99,6 +170,11 @@ class BudgetBook:
             if pod.name not in under_disruption(budget)
         ]
         return sorted(found, key=itemgetter(0))
+
+
+def _is_recent(at_s: int, now_s: int) -> bool:
+    """Say whether the status may not count yet who left then; clocks are set, too."""
+    return abs(now_s - at_s) < COUNTED_S
 
 
 class _ByLabel:

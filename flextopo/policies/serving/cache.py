@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -112,7 +112,7 @@ class ClusterCache:
         self.bands = bands
         self.book = PodBook()
         self.pods = self.book.by_uid
-        self.budgets = BudgetBook()
+        self.budgets = BudgetBook(self.clock, self._named)
         self.problems: dict[str, str] = {}
         self._objects: dict[str, PodObject] = {}
         self.hosts = NodeBook()
@@ -180,6 +180,19 @@ class ClusterCache:
 
     def _dirty_add(self, name: str) -> None:
         self._dirty.add(name)
+        self.budgets.recount()
+
+    def _named(self) -> Iterator[PodRecord]:
+        """Yield the pods that were named as victims, and are not on their way out yet."""
+        for uid in self.reservations.all_doomed():
+            pod = self.pods.get(uid)
+            if pod is not None and not (pod.terminating or pod.finished):
+                yield pod
+
+    def _leave(self, known: PodRecord | None) -> None:
+        """Have budgets note that a pod is on its way out, or gone, if that is new."""
+        if known is not None and not known.terminating:
+            self.budgets.leave(known)
 
     def group(self, key: str) -> PodGroupObject | None:
         """Return a PodGroup by `namespace/name`, None where there is no such object."""
@@ -187,6 +200,7 @@ class ClusterCache:
 
     def mark_terminating(self, uid: str) -> None:
         """Remember that a pod's eviction was accepted, until the watch shows it."""
+        self._leave(self.pods.get(uid))
         node = self.book.leave(uid)
         if node:
             self._dirty.add(node)
@@ -260,6 +274,8 @@ class ClusterCache:
             raise ObjectError(f"pod {record.key!r}: its uid is that of {known.key!r}{where}")
         if record.finished:
             self._make_way(known)
+        if record.terminating:
+            self._leave(known)
         self._forget(uid, node)
         self.reservations.seen(record)
         self._heed(record)
@@ -303,6 +319,7 @@ class ClusterCache:
                 return
             self._make_way(known)
             self._unmark(known)
+            self._leave(known)
             self._forget(found, node)
             self._gone[found] = None
             if len(self._gone) > MAX_GONE:
@@ -318,6 +335,7 @@ class ClusterCache:
     def _remove_pod(self, uid: str) -> None:
         self._make_way(self.pods.get(uid))
         self._unmark(self.pods.get(uid))
+        self._leave(self.pods.get(uid))
         self._forget(uid)
         self.reservations.forget(uid)
 

@@ -246,6 +246,10 @@ class Reservations:
         """Return the uids of the victims that were named on a node."""
         return {uid for answer in self._on.get(node, {}).values() for uid in answer.victims}
 
+    def all_doomed(self) -> set[str]:
+        """Return the uids of the victims that were named on any node."""
+        return {uid for answer in self._answers.values() for uid in answer.victims}
+
     def seen(self, pod: PodRecord) -> None:
         """Take note of a pod as the watch shows it: what was carried out is no promise any more."""
         if pod.node or pod.finished or pod.terminating:
