@@ -372,6 +372,47 @@ def test_a_budget_has_only_the_nodes_of_its_pods_worked_out() -> None:
     assert cache.budgets.left() == [0, 3, 3]
 
 
+def test_nothing_is_kept_of_nodes_that_are_gone() -> None:
+    cache = make_cache(full_node("n0"))
+    books = (cache.book, cache.hosts, cache.nodes)
+
+    def kept() -> dict[str, int]:
+        cache.refresh()
+        found = {name: value for book in books for name, value in vars(book).items()}
+        return {name: len(value) for name, value in found.items() if hasattr(value, "__len__")}
+
+    before = kept()
+    for i in range(3):
+        waiting = pod(f"q{i}", status={"nominatedNodeName": f"m{i}"})
+        documents = [*full_node(f"m{i}"), waiting]
+        for document in documents:
+            cache.put(read(document))
+        assert kept() != before
+        for document in reversed(documents):
+            cache.remove(read(document))
+        assert kept() == before
+
+
+def test_what_has_changed_since_a_moment_is_told_without_a_look_at_the_rest() -> None:
+    cache = make_cache([*full_node("n0"), *full_node("n2"), *full_node("n1")])
+    everything, moment = cache.nodes.changed_since(0)
+    assert sorted(everything) == ["n0", "n1", "n2"]
+    assert cache.nodes.changed_since(moment) == ([], moment)
+    cache.put(read(pod("p", "n0", gpus=0)))
+    found, later = cache.nodes.changed_since(moment)
+    assert found == ["n0"]
+    cache.put(read(pod("q", "n2", gpus=0)))
+    cache.refresh()
+    cache.remove(read(node("n0")))
+    assert cache.nodes.changed_since(moment)[0] == ["n2"]
+    assert cache.nodes.changed_since(later)[0] == ["n2"]
+    # The latest stands last, so that the others need not be looked at.
+    for name in ("n1", "n2", "n1"):
+        cache.put(read(pod(f"more-{name}", name, gpus=0)))
+        found, later = cache.nodes.changed_since(later)
+        assert [*cache.nodes._changed][-1] == name
+
+
 def test_nodes_without_pods_are_in_the_view() -> None:
     documents = [*full_node("n0", count=0), *full_node("n1", count=2), *full_node("n2", count=0)]
     cache = make_cache(documents)

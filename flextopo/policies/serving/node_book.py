@@ -73,6 +73,7 @@ class NodeBook:
         """Remove a Node."""
         self.allocatable.pop(name, None)
         self.traits.pop(name, None)
+        self._cpus.pop(name, None)
 
     def unmark(self, name: str, *pods: str) -> None:
         """Forget what a node's FlexTopo object says that pods hold, until it is written again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class NodeTable:
         """Put a node in place of what was known of it; None takes it out."""
         old = self.states.get(name)
         self._serial += 1
-        self._changed[name] = self._serial
+        self._changed.pop(name, None)
         if old is not None:
             self._account(name, old, -1)
             old.row = -1
@@ -49,14 +50,15 @@ class NodeTable:
             self.states.pop(name, None)
             return
         self.states[name] = state
+        self._changed[name] = self._serial  # the latest last
         if self._row_of is not None:
             state.row = self._row_of[name]
             self._rows[state.row] = joined([state.counted.node], NODE_DTYPE)[0]
 
     def changed_since(self, serial: int) -> tuple[list[str], int]:
         """Return the nodes put in place after a moment, and the present moment; 0 = the beginning."""
-        found = [name for name, at in self._changed.items() if at > serial and name in self.states]
-        return found, self._serial
+        latest = takewhile(lambda one: one[1] > serial, reversed(self._changed.items()))
+        return [name for name, _ in latest], self._serial
 
     def _account(self, name: str, state: NodeState, sign: int) -> None:
         sums = self.sums

@@ -80,8 +80,8 @@ class PodBook:
         _pop(self._grouped, record.group, uid)
         _pop(self.nominated, record.nominated, uid)
         _pop(self._placed, record.namespace, uid)
-        places = (record.node, record.nominated)
-        return [place for place in places if self.on_node.get(place, {}).pop(uid, None) is not None]
+        places = {record.node, record.nominated}
+        return [place for place in places if _pop(self.on_node, place, uid)]
 
     def leave(self, uid: str) -> str:
         """Take note that a pod is on its way out; return its node, empty where there is no such pod, or it has ended."""
@@ -105,8 +105,10 @@ def _discard(sets: dict[str, set[str]], key: str, uid: str) -> None:
         sets.pop(key, None)
 
 
-def _pop(records: dict[str, dict[str, PodRecord]], key: str, uid: str) -> None:
-    """Take a pod out of a list, and the list out when it is empty."""
+def _pop(records: dict[str, dict[str, PodRecord]], key: str, uid: str) -> bool:
+    """Take a pod out of a list, and the list out when it is empty; say whether it was there."""
     here = records.get(key, {})
-    if here.pop(uid, None) is not None and not here:
+    found = here.pop(uid, None) is not None
+    if found and not here:
         del records[key]
+    return found
