@@ -323,6 +323,43 @@ def test_the_baseline_searches_many_nodes_part_by_part() -> None:
     assert (found.node, found.fallback) == ("n110", "model_error")
 
 
+@dataclass
+class Counting:
+    """The baseline, which counts how often it is asked."""
+
+    asked: int = 0
+    name: str = FALLBACK.name
+    filter: AlignmentFilter = FALLBACK.filter
+
+    def select(self, cluster: ClusterState, preemptor: Pod) -> Candidate | None:
+        self.asked += 1
+        return FALLBACK.select(cluster, preemptor)
+
+
+def test_where_memory_is_short_the_baseline_is_not_asked_first() -> None:
+    # 512 Gi less 8 x 4 Gi leave 480 Gi; two victims free 8 Gi more.
+    asking, baseline = read_record(preemptor(2, memory="490Gi")), Counting()
+    deciding = Decider(make_cache([*full_node("n0"), *full_node("n1")]), GREEDY, baseline, 60.0)
+    found = deciding.decide(asking, ["n0", "n1"])
+    assert (found.fallback, len(found.victims), baseline.asked) == ("guard", 3, 0)
+    assert "memory" in found.detail
+    # It is where nothing else was found.
+    too_much = read_record(preemptor(2, memory="600Gi"))
+    assert deciding.decide(too_much, ["n0", "n1"]).node is None
+    assert baseline.asked == 1
+
+
+def test_where_memory_is_short_on_one_node_room_on_another_does() -> None:
+    def cluster(free: int) -> list[dict[str, Any]]:
+        full, roomy = full_node("n0", count=4), full_node("n1", count=free)
+        return [*full, pod("eater", "n0", gpus=0, cpu="1", memory="490Gi", priority=2000), *roomy]
+
+    asking = read_record(preemptor(4, memory="100Gi"))
+    for free, victims in ((4, 0), (6, 2)):
+        found = decider(cluster(free)).decide(asking, ["n0", "n1"])
+        assert (found.node, len(found.victims)) == ("n1", victims)
+
+
 def test_a_node_whose_pods_hold_more_than_it_offers_is_left_out() -> None:
     # Eight pods hold cards of which the node offers seven: a fault may be under any of them.
     documents = [node("n0", gpus=7), *full_node()[1:]]

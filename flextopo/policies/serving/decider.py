@@ -14,7 +14,13 @@ from flextopo.cluster.topology.model import MAX_GPUS
 from flextopo.policies.serving.budgets import violations
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decision import Decision
-from flextopo.policies.serving.guards import GuardError, Proposal, check, short_of
+from flextopo.policies.serving.guards import (
+    GuardError,
+    Proposal,
+    check,
+    fits_all_resources,
+    short_of,
+)
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.places import Places
 from flextopo.policies.serving.records import PodRecord, together
@@ -28,6 +34,8 @@ from flextopo.policies.serving.runner import (
 )
 from flextopo.policies.serving.view import ClusterView
 
+SHORT = fits_all_resources.__name__
+"""The guard that refuses a choice for want of memory or the like."""
 PART = 100
 """Nodes that the baseline looks at together; as many as kube-scheduler's smallest search."""
 
@@ -274,21 +282,29 @@ class Decider:
     ) -> tuple[ClusterView, Candidate | None]:
         """Return the baseline's choice and the nodes that it last looked at.
 
+        Where memory or the like was short for the selector it is asked last: it knows no more of that.
+
         Raises:
             UndecidableError: it failed too.
         """
-        guaranteed = preemptor.guaranteed
+        guaranteed, is_short = preemptor.guaranteed, detail.startswith(f"{SHORT}:")
         short: GuardError | None = None
         try:
             for some in _parts(nodes):
                 view = self.cache.view(preemptor, some, worst_case=guaranteed)
+                chosen = self._for_all_resources(preemptor, view, proposed) if is_short else None
+                if chosen is not None:
+                    return view, chosen
                 chosen = self.run(self.fallback, view, FALLBACK_FACTOR * self.budget_s)
                 try:
                     self.check(preemptor, view, chosen, proposed)
                 except GuardError as error:
-                    if error.guard != "fits_all_resources":
+                    if error.guard != SHORT:
                         raise
-                    short, chosen = error, self._for_all_resources(preemptor, view, proposed)
+                    short = error
+                    chosen = (
+                        self._for_all_resources(preemptor, view, proposed) if not is_short else None
+                    )
                 if chosen is not None:
                     return view, chosen
         except Exception as error:
@@ -311,14 +327,19 @@ class Decider:
         for node in range(len(view.node_names)):
             rows = self._that_may_go(preemptor, view, node)
             victims = _reprieve(preemptor, view, node, rows)
-            candidate = view.candidate(node, victims, view.preemptor) if victims else None
-            if candidate is None or (best and view.cost_of(candidate, view.preemptor) >= best[0]):
+            if victims is None:
+                continue
+            candidate = view.candidate(node, victims, view.preemptor)
+            if candidate is None:
+                continue
+            cost = view.cost_of(candidate, view.preemptor)
+            if best and cost >= best[0]:
                 continue
             try:
                 self.check(preemptor, view, candidate, proposed)
             except GuardError:
                 continue
-            best = view.cost_of(candidate, view.preemptor), candidate
+            best = cost, candidate
         return best[1] if best else None
 
     def _that_may_go(self, preemptor: PodRecord, view: ClusterView, node: int) -> list[int]:
@@ -504,8 +525,10 @@ def about(victims: Sequence[PodRecord], now_s: int) -> list[str]:
     ]
 
 
-def _reprieve(preemptor: PodRecord, view: ClusterView, node: int, rows: Sequence[int]) -> list[int]:
-    """Return which of some pods have to go, none where not even all of them suffice."""
+def _reprieve(
+    preemptor: PodRecord, view: ClusterView, node: int, rows: Sequence[int]
+) -> list[int] | None:
+    """Return which of some pods have to go, None where not even all of them suffice."""
     aligned, asked = preemptor.guaranteed, together([preemptor])
 
     def suffices(gone: Sequence[int]) -> bool:
@@ -514,7 +537,7 @@ def _reprieve(preemptor: PodRecord, view: ClusterView, node: int, rows: Sequence
 
     gone = list(rows)
     if not suffices(gone):
-        return []
+        return None
     for row in rows:
         rest = [other for other in gone if other != row]
         if suffices(rest):
