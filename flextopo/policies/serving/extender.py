@@ -89,12 +89,13 @@ class Extender:
         """
         request = decode_preempt(body)
         cache = self.decider.cache
+        proposed = ProposedVictims(request)
         preemptor, unread = self._read(request.Pod)
         if preemptor is None:
+            dict(proposed)  # reads them, so that a body that is none is refused
             # An error would let kube-scheduler's own victims stand, protected ones as well.
             self.telemetry.log("undecidable", verb="preempt", error=unread)
             return NOBODY
-        proposed = ProposedVictims(request)
         again = self._again(preemptor, proposed)
         cache.reservations.put_off(preemptor.uid, anew=again == NOBODY)
         if again is not None:
