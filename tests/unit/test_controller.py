@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fake_apiserver import FakeApiserver, running, until
-from kube_objects import bound_claim, budget, flextopo, node, pod, preemptor
+from kube_objects import bound_claim, budget, flextopo, make_cache, node, pod, preemptor, read
 
 pytest.importorskip("lightkube")
 
@@ -400,6 +400,40 @@ def test_room_that_is_to_come_elsewhere_is_waited_for() -> None:
     other = [node("n1"), flextopo("n1", {f"c{i}": [i] for i in range(8)}), *batch]
     told = preemptor(4, status={**REFUSED, "nominatedNodeName": "n0"})
     control([*spread(), *other, told], scenario)
+
+
+def test_what_is_not_carried_out_is_noted_on_the_pod_no_longer() -> None:
+    """An extender elsewhere kept its place for a minute, though nobody went for it."""
+
+    async def scenario(server: FakeApiserver, controller: Controller) -> None:
+        elsewhere = make_cache(spread())
+        notes = list[str]()
+
+        def see() -> bool:
+            now = server.get("Pod", "batch/online")
+            assert now is not None
+            notes.append(now["metadata"]["annotations"].get("flextopo/attended", ""))
+            elsewhere.put(read(now))
+            return notes[-1] == "" and any(notes)
+
+        nominate = controller.watch.nominate
+
+        async def seen(*args: Any) -> None:
+            await nominate(*args)
+            see()
+            assert elsewhere.reservations.answered("uid-online") == ("n0", ())
+
+        controller.watch.nominate = seen  # type: ignore[assignment]
+        server.faults["create pods/eviction"] = 429
+        server.put(WAITING)
+        await until(see)
+        assert elsewhere.reservations.answered("uid-online") is None
+        # Nor is it kept in this process, whatever happens to the pod.
+        await settle()
+        assert controller.decider.cache.reservations.answered("uid-online") is None
+        assert dying(server) == []
+
+    control(spread(), scenario, backoff_s=(9.0, 9.0))
 
 
 def test_nobody_goes_for_a_pod_that_fits_by_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,24 +290,6 @@ def test_a_pod_that_cannot_be_read_closes_its_node() -> None:
     assert not cache.problems
 
 
-def test_a_pod_made_anew_under_its_name_does_not_hold_what_the_old_one_held() -> None:
-    """A guaranteed pod was let in beside it, on GPUs that kubelet might have given it."""
-    held = {"web-0": [0], "x1": [1]}
-    others = [pod("web-0", "n0", meta={"uid": "old"}), pod("x1", "n0")]
-    cache = make_cache([node("n0"), flextopo("n0", held), *others])
-    assert cache.nodes.states["n0"].known
-    cache.remove(read(others[0]))
-    cache.put(read(pod("web-0", "n0", meta={"uid": "new"})))
-    state = cache.nodes.states["n0"]
-    assert (state.known, state.unknown_gpus) == (False, 1)
-    assert state.holding("uid-x1") is not None
-    # The agent writes where it is.
-    cache.put(read(flextopo("n0", {"web-0": [4], "x1": [1]})))
-    state = cache.nodes.states["n0"]
-    assert state.known
-    assert (state.holding("new") or (0,))[0] == 1 << 4
-
-
 def test_a_slip_in_an_annotation_does_not_close_a_node() -> None:
     cache = make_cache(full_node(count=0))
     slip = pod("p", "n0", annotations={"flextopo/gpus": "x"})

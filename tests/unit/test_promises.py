@@ -496,7 +496,56 @@ def test_where_kube_scheduler_says_that_it_binds_a_pod_it_is_on_its_way_alone() 
     extender = make_extender(cache)
     assert let_in(extender, preemptor(3, "none", name="first"), "n0", "n1") == ["n0", "n1"]
     assert let_in(extender, preemptor(4), "n0", "n1") == []
+    # A nomination elsewhere is a controller's, and says nothing of where it is bound.
+    cache.put(read(nominated("first", 3, "n9", annotations={REQUIREMENT: "none"})))
+    assert let_in(extender, preemptor(4), "n0") == []
     cache.put(read(nominated("first", 3, "n1", annotations={REQUIREMENT: "none"})))
+    assert let_in(extender, preemptor(4), "n0") == ["n0"]
+    cache.reservations.forget("uid-online")
+    assert let_in(extender, preemptor(6), "n1") == []
+    # It was not bound after all.
+    cache.put(read(preemptor(3, "none", name="first")))
+    assert let_in(extender, preemptor(6), "n1") == ["n1"]
+
+
+def test_that_a_nomination_is_taken_back_says_nothing_of_a_pod_that_was_let_in() -> None:
+    cache = make_cache(EMPTY)
+    extender = make_extender(cache)
+    first = nominated("first", 3, "n0", annotations={REQUIREMENT: "none"})
+    cache.put(read(first))
+    assert let_in(extender, first, "n0") == ["n0"]
+    cache.put(read(preemptor(3, "none", name="first")))
+    assert let_in(extender, preemptor(4), "n0") == []
+
+
+def test_whoever_of_two_comes_first_both_are_aligned() -> None:
+    """Bindings are not in the order of filters: a pod of 1 GPU took one of the four that a pod of 3 needed."""
+    held = {f"b{i}": [i] for i in (3, 5, 6, 7)}
+    batch = [pod(name, "n0", priority=3000) for name in held]
+    cache = make_cache([node("n0"), flextopo("n0", held), *batch])
+    extender = make_extender(cache)
+    assert let_in(extender, preemptor(3, name="first"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(1, name="second"), "n0") == []
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_pods_that_come_together_are_looked_at_together(planned: bool) -> None:
+    """Neither of two leaves no socket with 3 GPUs, but both may."""
+    first = preemptor(
+        3, "none", name="first", status={"nominatedNodeName": "n0"} if planned else {}
+    )
+    cache = make_cache([*EMPTY, first])
+    extender = make_extender(cache)
+    assert let_in(extender, first, "n0") == ["n0"]
+    assert let_in(extender, preemptor(1, name="second"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(3, name="third"), "n0") == []
+
+
+def test_a_pod_without_gpus_of_its_own_is_in_nobodys_way() -> None:
+    cache = make_cache(EMPTY)
+    extender = make_extender(cache)
+    cache.reservations.let_in(read_record(pod("claims", gpus=0)), ["n0"])
+    cache.reservations.let_in(read_record(preemptor(1, name="other")), ["n0"])
     assert let_in(extender, preemptor(4), "n0") == ["n0"]
 
 

@@ -291,11 +291,12 @@ class ClusterCache:
         """Keep the place that a controller in another process has noted on a pod."""
         left_s = PLAN_S - abs(self.clock() - pod.attended_s)
         pending = not (pod.node or pod.finished or pod.terminating)
-        if left_s <= 0 or not (pending and pod.attended_on):
-            return
         told = self.reservations.answered(pod.uid)
-        if told is None and pod.nominated in ("", pod.attended_on):
-            self.reservations.answer(pod, pod.attended_on, (), left_s)
+        if left_s <= 0 or not (pending and pod.attended_on):
+            if self.reservations.is_noted(pod.uid):
+                self.reservations.forget_answer(pod.uid)  # the controller has given it up
+        elif told is None and pod.nominated in ("", pod.attended_on):
+            self.reservations.answer(pod, pod.attended_on, (), left_s, noted=True)
         elif told == (pod.attended_on, ()):
             self.reservations.renew(pod.uid, left_s)
 
@@ -318,7 +319,6 @@ class ClusterCache:
                 self._dirty.add(node)
                 return
             self._make_way(known)
-            self._unmark(known)
             self._leave(known)
             self._forget(found, node)
             self._gone[found] = None
@@ -334,7 +334,6 @@ class ClusterCache:
 
     def _remove_pod(self, uid: str) -> None:
         self._make_way(self.pods.get(uid))
-        self._unmark(self.pods.get(uid))
         self._leave(self.pods.get(uid))
         self._forget(uid)
         self.reservations.forget(uid)
@@ -351,11 +350,6 @@ class ClusterCache:
             mine = gone.terminating and gone.gpus > 0 and pod.priority > gone.priority
             if gone.uid in told[1] if told is not None else mine:
                 self.reservations.keep(pod.uid, gone.node)
-
-    def _unmark(self, gone: PodRecord | None) -> None:
-        """Forget what a FlexTopo object says under a pod's name: one made anew holds something else."""
-        if gone is not None and gone.node:
-            self.hosts.unmark(gone.node, gone.key, gone.name)
 
     def _remove_about_node(self, remove: Callable[[str], object]) -> Callable[[str], None]:
         def remove_it(name: str) -> None:

@@ -47,6 +47,8 @@ HEARD_S = 0.1
 nomination is here. Nobody is evicted before that, where kube-scheduler asks another process."""
 MOST_WOKEN = 10
 """Pods at most that are told at one look that what they wait for may be over: each takes a request."""
+MOST_AT_ONCE = 200
+"""Pending pods that are looked at before verbs and health have their turn."""
 ROUNDS = 2
 """So many times others go for a pod with claims whose devices others are given, while such wait for any."""
 Parts = Sequence[tuple[PodRecord, Decision]]
@@ -145,7 +147,9 @@ class Controller:
     async def look(self) -> None:
         """Look at all who are pending once, the most important first."""
         found: dict[str, Preemptors] = {}
-        for pod in self.decider.cache.book.pending.values():
+        for number, pod in enumerate([*self.decider.cache.book.pending.values()], 1):
+            if number % MOST_AT_ONCE == 0:
+                await asyncio.sleep(0)
             each = self._asking(pod) if gang_key(pod.group) not in found else None
             if each is not None:
                 found[each.key] = each
@@ -391,6 +395,8 @@ class Controller:
             reservations.under_way -= uids
             self._remember(parts, went, done=done)
             self._tell_outcomes(parts, went)
+        if not done and not went:
+            await self._let_go(parts)
         if done:
             waiting.wait_s = 0.0
             # Until the watch shows what was done, the same must not be decided again.
@@ -493,6 +499,16 @@ class Controller:
         for pod, _ in parts:
             if self.holds is not None:
                 await self.holds.drop(pod.uid)
+
+    async def _let_go(self, parts: Parts) -> None:
+        """Have an extender elsewhere keep the places no longer."""
+        for pod, _ in parts:
+            now = self.decider.cache.pods.get(pod.uid)
+            if now is not None and now.attended_on and not now.node:
+                try:
+                    await self.watch.let_go(pod)
+                except httpx2.HTTPError as error:
+                    self.telemetry.log("refused", pod=pod.key, error=str(error)[:200])
 
     async def _keep(self, parts: Parts) -> None:
         """Nominate each pod for its place, and hold the devices there that it claims.

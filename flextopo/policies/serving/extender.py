@@ -50,8 +50,27 @@ class _Refusal(NamedTuple):
 
 
 NO_REFUSAL = _Refusal()
-Coming = Sequence[tuple[PodRecord, Collection[str]]]
-"""Pods that may be on their way to some nodes."""
+
+
+class _Kind(NamedTuple):
+    """Pods that ask for the same and may be on their way to the same nodes: one of them, and how many."""
+
+    record: PodRecord
+    nodes: Collection[str]
+    number: int
+
+
+Coming = Sequence[_Kind]
+
+
+def _kinds(coming: Sequence[tuple[PodRecord, Collection[str]]]) -> Coming:
+    """Return pods that may be on their way to nodes by what they ask for: most of many ask for the same."""
+    found: dict[tuple[object, ...], _Kind] = {}
+    for pod, nodes in coming:
+        asked = (pod.cores, pod.requirement, *sorted(pod.requests.items()), id(nodes))
+        kind = found.get(asked)
+        found[asked] = kind._replace(number=kind.number + 1) if kind else _Kind(pod, nodes, 1)
+    return [kind for kind in found.values() if kind.record.gpus]
 
 
 @dataclass(frozen=True)
@@ -350,7 +369,7 @@ class Extender:
         self, names: Sequence[str], preemptor: PodRecord
     ) -> Iterator[tuple[str, _Refusal]]:
         """Yield why each of some nodes is refused to a guaranteed pod."""
-        coming = self.decider.cache.reservations.coming(preemptor.uid)
+        coming = _kinds(self.decider.cache.reservations.coming(preemptor.uid))
         for name, state in self.decider.places.found(names, preemptor):
             yield name, self._refusal(name, state, preemptor, coming)
 
@@ -390,31 +409,20 @@ class Extender:
         return planned and self.decider.room.suffices(state, preemptor)
 
     def _rival(self, name: str, state: NodeState, preemptor: PodRecord, coming: Coming) -> str:
-        """Return a pod that may just have been bound to a node and be in the way there, empty for none.
+        """Return a pod that may be on its way to a node and be in the way there, or find this one in its own.
 
-        kube-scheduler counts such pods already: where all do not fit, they are not all there. One that has a place
-        planned there is counted here, too, but may be given another.
+        kube-scheduler counts such pods already: where all do not fit, they are not all there. What is planned for
+        pods is left aside: kubelet does not know of it, and gives whoever comes first what is best for that one.
         """
-        places, room = self.decider.places, self.decider.room
-        nominees = self.decider.cache.nominees(name) if places.is_planned(name) else ()
-        planned = {one.uid for one in nominees}
-        beside, spare = list[PodRecord](), state.counted.num_gpus - preemptor.gpus
-        for other, names in coming:
-            if name not in names:
-                continue
-            if other.uid in planned and state.holding(other.uid) is not None:
-                if places.may_spoil(name, other, preemptor):
-                    return other.key
-            elif room.may_be_there(other, preemptor, state):
-                beside.append(other)
-                spare -= other.gpus
-                if spare <= 0 and len(beside) > 1:
-                    break
-        if not beside:
+        bare = self.decider.places.without_plans(name, state)
+        there = [
+            (one.record, one.number)
+            for one in coming
+            if name in one.nodes and self.decider.room.may_be_there(one.record, preemptor, bare)
+        ]
+        if not there or not self.decider.places.may_clash(bare, [*there, (preemptor, 1)]):
             return ""
-        cores_a_gpu = max(other.cores / other.gpus for other, _ in coming)
-        spoils = places.may_be_beside(state, beside, preemptor, cores_a_gpu)
-        return beside[0].key if spoils else ""
+        return there[0][0].key
 
     def _score(self, state: NodeState | None, preemptor: PodRecord) -> int:
         if not preemptor.gpus or state is None or state.broken or not state.hardware.known:

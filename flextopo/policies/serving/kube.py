@@ -451,6 +451,15 @@ class KubeWatch:
         # Until the watch shows it, the next decision must know that this place is taken.
         self.cache.put(changed)
 
+    async def let_go(self, pod: PodRecord) -> None:
+        """Take back what `nominate` has noted on a pod whose victims stay.
+
+        Raises:
+            httpx2.HTTPError: the apiserver refused.
+        """
+        meta = {"uid": pod.uid, "annotations": {ATTENDED: None}}
+        self.cache.put(await self._patch_status(pod.namespace, pod.name, {"metadata": meta}))
+
     async def touch(self, pod: PodRecord) -> None:
         """Write an annotation of a pending pod, which has kube-scheduler look at it again.
 

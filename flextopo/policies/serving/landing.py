@@ -6,8 +6,9 @@ pod those that others were evicted for, although there are more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy.typing as npt
 
 from flextopo.cluster.state.arrays import TERMINATING
 from flextopo.cluster.state.placement import place
+from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.cluster.topology.levels import NO_FIT
 from flextopo.cluster.topology.model import ServerModel
+from flextopo.policies.serving.hardware import Hardware
 from flextopo.policies.serving.holders import suits
 from flextopo.policies.serving.node_state import NodeState
 from flextopo.policies.serving.records import PodRecord
@@ -69,6 +72,46 @@ class Landings:
 
     def __init__(self) -> None:
         self._known: dict[Any, Sequence[int]] = {}
+        self._unseats: dict[Any, bool] = {}
+
+    def may_clash(
+        self, models: npt.NDArray[Any], state: NodeState, pods: Sequence[tuple[PodRecord, int]]
+    ) -> bool:
+        """Say whether a guaranteed pod may end unaligned where some come to a node at a time, in any order.
+
+        Args:
+            models: compiled server models.
+            state: of the node, without any of them.
+            pods: each with how many there are that ask for the same. kube-scheduler sees to it that those that
+                come fit together by counts, but not all need come.
+        """
+        free = state.sure.gpu_free, state.sure.cores_free
+        for pod, _ in pods:
+            others = [
+                (one, count - (one is pod)) for one, count in pods if one is not pod or count > 1
+            ]
+            other = _merged(others, pod, state) if pod.guaranteed and others else None
+            if other is not None and self._may_unseat(models, state.hardware, free, pod, other):
+                return True
+        return False
+
+    def _may_unseat(
+        self,
+        models: npt.NDArray[Any],
+        hardware: Hardware,
+        free: Place,
+        pod: PodRecord,
+        other: PodRecord,
+    ) -> bool:
+        """Say whether another pod may land in such a way that a guaranteed one that would be aligned is not."""
+        asked = [(one.gpus, one.cores, one.requirement) for one in (pod, other)]
+        key = hardware.server, free[0], free[1].tobytes(), *asked
+        found = self._unseats.get(key)
+        if found is None:
+            if len(self._unseats) >= MOST_KNOWN:
+                self._unseats.clear()
+            found = self._unseats[key] = _may_unseat(models, hardware, free, pod, other)
+        return found
 
     def spoiled(
         self, models: npt.NDArray[Any], node: Bare, kept: Sequence[PodRecord], pod: PodRecord
@@ -96,6 +139,40 @@ class Landings:
             found = _worst(models, hardware.model, kept, later, islice(landings, MOST_LANDINGS))
             self._known[key] = found
         return [kept[i] for i in found]
+
+
+def _merged(
+    others: Sequence[tuple[PodRecord, int]], pod: PodRecord, state: NodeState
+) -> PodRecord | None:
+    """Return one pod that may lie wherever some others do that leave a pod as much as it asks for, None for none.
+
+    One by itself lies where kubelet puts it; several are taken for one without a requirement, of as many cores
+    for each GPU as any of them has.
+    """
+    free, first = state.counted, others[0][0]
+    gpus, cores = free.num_gpus - pod.gpus, free.num_cores - pod.cores
+    if len(others) == 1 and others[0][1] == 1:
+        return first if first.gpus <= gpus and first.cores <= cores else None
+    gpus = min(gpus, sum(one.gpus * count for one, count in others))
+    a_gpu = max(one.cores / one.gpus for one, _ in others)
+    cores = min(cores, math.ceil(a_gpu * gpus))
+    if gpus <= 0 or cores < 0:
+        return None
+    return replace(first, gpus=gpus, cores=cores, requirement=TopologyRequirement.NONE)
+
+
+def _may_unseat(
+    models: npt.NDArray[Any], hardware: Hardware, free: Place, pod: PodRecord, other: PodRecord
+) -> bool:
+    """See `Landings`; also where there are more landings than are looked at."""
+    if _unseated(models, hardware.model, [pod], free):
+        return False
+    landings = _landings(models, hardware.server, hardware.model, free, other)
+    for number, (mask, cores) in enumerate(landings):
+        left = free[0] & ~mask, free[1] - cores
+        if number == MOST_LANDINGS or _unseated(models, hardware.model, [pod], left):
+            return True
+    return False
 
 
 def _worst(

@@ -75,12 +75,6 @@ class NodeBook:
         self.traits.pop(name, None)
         self._cpus.pop(name, None)
 
-    def unmark(self, name: str, *pods: str) -> None:
-        """Forget what a node's FlexTopo object says that pods hold, until it is written again."""
-        marks = self.marks.get(name, {})
-        for pod in pods:
-            marks.pop(pod, None)
-
     def put_flextopo(self, obj: FlexTopoObject) -> None:
         """Add or change a FlexTopo object.
 

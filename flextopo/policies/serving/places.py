@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
 from flextopo.cluster.state.placement import alignment_level
-from flextopo.cluster.state.pods import TopologyRequirement
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.holders import suits
 from flextopo.policies.serving.landing import Bare, Landings, bare, fits_later, fits_now
@@ -26,6 +25,8 @@ SOON_S = 30
 """A victim that takes longer than Kubernetes' grace period keeps nobody from going where there is room."""
 LATE_S = 5
 """A victim that is not gone so long after its time keeps nobody from going elsewhere, or evicting there."""
+MOST_REMEMBERED = 1_000
+"""Nodes of which it is remembered how they are where pods make room."""
 FRESH_S = 20
 """The placement of a pod that was bound so lately is about to be known."""
 
@@ -60,6 +61,7 @@ class Places:
     def __init__(self, cache: ClusterCache) -> None:
         self._cache, self._reservations = cache, cache.reservations
         self._bare: dict[str, tuple[NodeState, Bare]] = {}
+        self._making_room: dict[str, tuple[NodeState | None, dict[Any, NodeState | None]]] = {}
         self._landings = Landings()
 
     def is_planned(self, name: str) -> bool:
@@ -156,44 +158,16 @@ class Places:
         level = alignment_level(table, model, held[0], np.array(held[1], np.int16), *asked)
         return suits(table, model, pod, level)
 
-    def may_spoil(self, name: str, other: PodRecord, preemptor: PodRecord) -> bool:
-        """Say whether a pod might be given what another finds free on a node, if it is bound there before.
+    def without_plans(self, name: str, state: NodeState) -> NodeState:
+        """Return a node without those that have places planned there, which are nobody's yet."""
+        if not self.is_planned(name):
+            return state
+        found = self._without_nominees(name, self._cache.nominees(name))
+        return found.state if found is not None and not found.state.broken else state
 
-        The first has a place planned there, beside which the second fits; kubelet does not know of that.
-        """
-        nominees = self._cache.nominees(name)
-        is_one = _is_nominee(preemptor, name, nominees)
-        behind = {one.uid for one in nominees if not goes_before(one, preemptor, is_one)}
-        state = self._cache.derive(name, without={other.uid, preemptor.uid, *behind})
-        if state is None or state.broken:
-            return True
-        now = Bare(state, ())
-        return bool(self._landings.spoiled(self._cache.table, now, [preemptor], other))
-
-    def may_be_beside(
-        self,
-        state: NodeState,
-        others: Sequence[PodRecord],
-        preemptor: PodRecord,
-        cores_a_gpu: float,
-    ) -> bool:
-        """Say whether pods may lie on a node in such a way that a guaranteed pod is not aligned beside them.
-
-        Several are taken for one that lies anywhere, and leaves the pod as many GPUs and cores as it asks for.
-
-        Args:
-            state: of the node.
-            others: the pods; where more may come, so many that no GPU is to spare.
-            preemptor: the guaranteed pod.
-            cores_a_gpu: as many as any of them asks for.
-        """
-        other, free = others[0], state.counted
-        if len(others) > 1:
-            gpus = min(sum(one.gpus for one in others), free.num_gpus - preemptor.gpus)
-            cores = min(math.ceil(cores_a_gpu * gpus), free.num_cores - preemptor.cores)
-            requirement = TopologyRequirement.NONE
-            other = replace(other, gpus=gpus, cores=cores, requirement=requirement)
-        return bool(self._landings.spoiled(self._cache.table, Bare(state, ()), [preemptor], other))
+    def may_clash(self, state: NodeState, pods: Sequence[tuple[PodRecord, int]]) -> bool:
+        """Say whether of pods on their way to a node a guaranteed one may end unaligned, see `Landings`."""
+        return self._landings.may_clash(self._cache.table, state, pods)
 
     def _without_nominees(self, name: str, nominees: Iterable[PodRecord]) -> Bare | None:
         """Return a node without those that are nominated for it, remembered until it changes."""
@@ -221,10 +195,19 @@ class Places:
 
         Their places are planned; kubelet gives each what is best for itself, and those are free that it leaves.
         """
-        nominees = self._cache.nominees(name)
+        now, nominees = self._cache.nodes.states.get(name), self._cache.nominees(name)
         is_one = _is_nominee(preemptor, name, nominees)
-        after = {one.uid for one in nominees if not goes_before(one, preemptor, is_one)}
-        return self._cache.derive(name, without=after, asking=preemptor)
+        after = frozenset(one.uid for one in nominees if not goes_before(one, preemptor, is_one))
+        asked = preemptor.gpus, preemptor.cores, preemptor.requirement, after
+        known, found = self._making_room.get(name, (None, {}))
+        if known is not now or now is None:
+            found = {}
+            if len(self._making_room) >= MOST_REMEMBERED:
+                self._making_room.clear()
+            self._making_room[name] = now, found
+        if asked not in found:
+            found[asked] = self._cache.derive(name, without=after, asking=preemptor)
+        return found[asked]
 
     def _as_found(
         self,
@@ -317,14 +300,14 @@ class Places:
         return self._reservations.kept(preemptor.uid, node)
 
     def are_going(self, preemptor: PodRecord) -> bool:
-        """Say whether one at least of those who were named for a pod is on its way out, or gone.
+        """Say whether those who were named for a pod are on their way out, or gone.
 
         An answer that was lost, or not carried out, is not given again by kube-scheduler's next question where the
         pod fits by counts.
         """
         told = self._reservations.answered(preemptor.uid)
         now = [self._cache.pods.get(uid) for uid in told[1]] if told is not None else []
-        return not now or any(pod is None or pod.terminating or pod.finished for pod in now)
+        return all(pod is None or pod.terminating or pod.finished for pod in now)
 
     def _is_going(
         self, pod: PodRecord, preemptor: PodRecord, doomed: Collection[str], soon_s: float

@@ -41,6 +41,7 @@ class _LetIn:
     record: PodRecord
     nodes: frozenset[str]
     until_s: float
+    narrowed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +52,7 @@ class _Answer:
     node: str
     victims: tuple[str, ...]
     until_s: float
+    noted: bool = False
     _record: PodRecord | None = None
 
     @property
@@ -105,12 +107,14 @@ class Reservations:
         """Remember that kube-scheduler asks this process."""
         self._asked_s = self._clock()
 
-    def let_in(self, pod: PodRecord, nodes: Iterable[str], seconds: float | None = None) -> None:
+    def let_in(self, pod: PodRecord, nodes: Iterable[str]) -> None:
         """Remember for some time that a pod may be bound to any of some nodes; none takes that back."""
         names = frozenset(nodes)
         if names:
-            until_s = self._until(pod.uid, LET_IN_S if seconds is None else seconds)
-            self._let_in[pod.uid] = _LetIn(pod, names, until_s)
+            last = next(reversed(self._let_in.values()), None)
+            if last is not None and last.nodes == names:
+                names = last.nodes  # those of many pods are the same
+            self._let_in[pod.uid] = _LetIn(pod, names, self._until(pod.uid, LET_IN_S))
         else:
             self._let_in.pop(pod.uid, None)
 
@@ -186,12 +190,21 @@ class Reservations:
         return node if found == node and until_s > self._clock() else ""
 
     def answer(
-        self, pod: PodRecord, node: str, victims: Collection[str], seconds: float | None = None
+        self,
+        pod: PodRecord,
+        node: str,
+        victims: Collection[str],
+        seconds: float | None = None,
+        *,
+        noted: bool = False,
     ) -> None:
-        """Remember whom a pod was told to evict, on which node, and for how long that is so."""
+        """Remember whom a pod was told to evict, on which node, and for how long that is so.
+
+        `noted` says that it stands on the pod, where another process has noted it.
+        """
         self.forget_answer(pod.uid)
         until_s = self._until(pod.uid, ANSWER_S if seconds is None else seconds)
-        found = _Answer(pod, node, tuple(victims), until_s)
+        found = _Answer(pod, node, tuple(victims), until_s, noted)
         self._answers[pod.uid] = self._on.setdefault(node, {})[pod.uid] = found
         self.least[node] = min(self.least.get(node, pod.priority), pod.priority)
         self._changed(node)
@@ -206,6 +219,11 @@ class Reservations:
         """Return the node and the victims that a pod was told, None where it was told none lately."""
         found = self._answers.get(uid)
         return (found.node, found.victims) if found is not None else None
+
+    def is_noted(self, uid: str) -> bool:
+        """Say whether what a pod was told is what another process has noted on it."""
+        found = self._answers.get(uid)
+        return found is not None and found.noted
 
     def forget_answer(self, uid: str) -> None:
         """Forget whom a pod was told to evict."""
@@ -255,13 +273,24 @@ class Reservations:
         if pod.node or pod.finished or pod.terminating:
             self.forget(pod.uid)
             return
-        let_in = self._let_in.get(pod.uid)
-        if let_in is not None and pod.nominated != let_in.record.nominated:
-            # kube-scheduler says where it binds a pod that has to wait before that, and takes it back.
-            self.let_in(pod, let_in.nodes & {pod.nominated}, PLAN_S)
+        self._narrow(pod)
         answer = self._answers.get(pod.uid)
         if answer is not None and pod.nominated not in ("", answer.node):
             self.forget_answer(pod.uid)
+
+    def _narrow(self, pod: PodRecord) -> None:
+        """Take note where kube-scheduler says that it binds a pod that has to wait before that, and of its taking it back.
+
+        Other nominations say nothing of a pod that was let in: a controller elsewhere writes them, too.
+        """
+        let_in = self._let_in.get(pod.uid)
+        if let_in is None:
+            return
+        if pod.nominated in let_in.nodes and pod.nominated != let_in.record.nominated:
+            nodes, until_s = frozenset((pod.nominated,)), self._until(pod.uid, PLAN_S)
+            self._let_in[pod.uid] = replace(let_in, nodes=nodes, until_s=until_s, narrowed=True)
+        elif let_in.narrowed and pod.nominated not in let_in.nodes:
+            del self._let_in[pod.uid]
 
     def forget(self, uid: str) -> None:
         """Forget all about a pod."""
