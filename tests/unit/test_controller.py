@@ -402,7 +402,9 @@ def test_room_that_is_to_come_elsewhere_is_waited_for() -> None:
     control([*spread(), *other, told], scenario)
 
 
-def test_what_is_not_carried_out_is_noted_on_the_pod_no_longer() -> None:
+def test_what_is_not_carried_out_is_noted_on_the_pod_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """An extender elsewhere kept its place for a minute, though nobody went for it."""
 
     async def scenario(server: FakeApiserver, controller: Controller) -> None:
@@ -423,7 +425,7 @@ def test_what_is_not_carried_out_is_noted_on_the_pod_no_longer() -> None:
             see()
             assert elsewhere.reservations.answered("uid-online") == ("n0", ())
 
-        controller.watch.nominate = seen  # type: ignore[assignment]
+        monkeypatch.setattr(controller.watch, "nominate", seen)
         server.faults["create pods/eviction"] = 429
         server.put(WAITING)
         await until(see)

@@ -295,6 +295,16 @@ def test_nobody_goes_for_a_pod_that_cannot_be_read(more: dict[str, Any]) -> None
     assert scores == [{"Host": "n0", "Score": 0}]
 
 
+def test_a_shadow_changes_nothing_for_a_pod_that_cannot_be_read() -> None:
+    extender = make_extender(make_cache(full_node()), shadow=True)
+    asking = preemptor(2, priority=2**31)
+    sent = {"n0": ["uid-n0-b0", "uid-n0-b1"]}
+    found = ask(extender, "preempt", meta_victims(sent, asking))["NodeNameToMetaVictims"]
+    assert {name: [one["UID"] for one in entry["Pods"]] for name, entry in found.items()} == sent
+    passed = ask(extender, "filter", nodes_request(["n0", "n9"], asking))
+    assert (passed["NodeNames"], passed["FailedNodes"]) == (["n0", "n9"], {})
+
+
 @pytest.mark.parametrize(
     "told",
     [

@@ -45,6 +45,7 @@ def nominated(name: str, gpus: int, where: str, **more: Any) -> Document:
 
 
 EMPTY = [node("n0"), flextopo("n0", {})]
+REFUSED = {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]}
 
 
 def test_a_nominated_pod_has_its_planned_place_and_the_rest_is_known() -> None:
@@ -287,8 +288,8 @@ def test_a_place_that_a_controller_elsewhere_has_noted_is_kept() -> None:
     documents = [*full_node(), *full_node("n1")]
     documents[2:4] = [dying("n0-b0"), dying("n0-b1")]
     empty = [node("n2"), flextopo("n2", {})]
-    asking = preemptor(2, annotations={"flextopo/attended": f"{NOW_S - 20} n0"})
-    cache = make_cache([*documents, *empty, asking])
+    noted = {"flextopo/attended": f"{NOW_S - 20} n0"}
+    cache = make_cache([*documents, *empty, preemptor(2, annotations=noted, status=REFUSED)])
     extender = make_extender(cache)
     # kube-scheduler's copy may be older.
     plain = preemptor(2)
@@ -304,14 +305,24 @@ def test_a_place_that_a_controller_elsewhere_has_noted_is_kept() -> None:
 @pytest.mark.parametrize(
     ("at", "status"),
     [
-        (f"{NOW_S - 61} n0", {}),
-        (f"{NOW_S + 61} n0", {}),
-        (str(NOW_S), {}),
-        (f"{NOW_S} n0", {"nominatedNodeName": "n1"}),
+        (f"{NOW_S - 61} n0", REFUSED),
+        (f"{NOW_S + 61} n0", REFUSED),
+        (str(NOW_S), REFUSED),
+        (f"{NOW_S} n0", {**REFUSED, "nominatedNodeName": "n1"}),
+        (f"{NOW_S} n0", {}),
     ],
-    ids=["long ago", "of another time", "of an older version", "nominated elsewhere since"],
+    ids=[
+        "long ago",
+        "of another time",
+        "of an older version",
+        "nominated elsewhere",
+        "not refused",
+    ],
 )
 def test_a_place_is_noted_for_a_minute_at_most(at: str, status: dict[str, Any]) -> None:
+    told = {"flextopo/attended": f"{NOW_S} n0"}
+    cache = make_cache([*full_node(), preemptor(2, annotations=told, status=REFUSED)])
+    assert cache.reservations.answered("uid-online") == ("n0", ())
     asking = preemptor(2, annotations={"flextopo/attended": at}, status=status)
     cache = make_cache([*full_node(), asking])
     assert cache.reservations.answered("uid-online") is None
@@ -516,6 +527,18 @@ def test_that_a_nomination_is_taken_back_says_nothing_of_a_pod_that_was_let_in()
     assert let_in(extender, first, "n0") == ["n0"]
     cache.put(read(preemptor(3, "none", name="first")))
     assert let_in(extender, preemptor(4), "n0") == []
+
+
+def test_others_that_fit_by_what_is_not_sure_may_be_in_the_way() -> None:
+    """The node offers 60 of 64 cores, and nobody knows which four are kept back."""
+    offers = {"cpu": "60", "memory": "512Gi", "nvidia.com/gpu": "8", "pods": "110"}
+    cache = make_cache([{**node("n0"), "status": {"allocatable": offers}}, flextopo("n0", {})])
+    extender = make_extender(cache)
+    assert let_in(extender, preemptor(4, cpu="4"), "n0") == ["n0"]
+    cache.reservations.forget("uid-online")
+    for i in range(3):
+        assert let_in(extender, preemptor(1, "none", name=f"o{i}", cpu="14"), "n0") == ["n0"]
+    assert let_in(extender, preemptor(4, cpu="4"), "n0") == []
 
 
 def test_whoever_of_two_comes_first_both_are_aligned() -> None:

@@ -288,9 +288,13 @@ class ClusterCache:
             self.problems[f"Pod {uid}"] = "; ".join(record.faults)
 
     def _heed(self, pod: PodRecord) -> None:
-        """Keep the place that a controller in another process has noted on a pod."""
+        """Keep the place that a controller in another process has noted on a pod.
+
+        Anybody may write an annotation: it counts on a pod alone that kube-scheduler has refused, as all have been that
+        a controller attends to.
+        """
         left_s = PLAN_S - abs(self.clock() - pod.attended_s)
-        pending = not (pod.node or pod.finished or pod.terminating)
+        pending = pod.refused and not (pod.node or pod.finished or pod.terminating)
         told = self.reservations.answered(pod.uid)
         if left_s <= 0 or not (pending and pod.attended_on):
             if self.reservations.is_noted(pod.uid):
@@ -318,12 +322,10 @@ class ClusterCache:
                 self._unread.get(node, {}).pop(found, None)
                 self._dirty.add(node)
                 return
-            self._make_way(known)
-            self._leave(known)
-            self._forget(found, node)
             self._gone[found] = None
             if len(self._gone) > MAX_GONE:
                 self._gone.popitem(last=False)
+            self._remove_pod(found, node)
         self._take_out(word, found)
 
     def _take_out(self, word: str, found: str) -> None:
@@ -332,10 +334,10 @@ class ClusterCache:
         self._versions.pop((word, found), None)
         self.problems.pop(f"{word} {found}", None)
 
-    def _remove_pod(self, uid: str) -> None:
+    def _remove_pod(self, uid: str, node: str = "") -> None:
         self._make_way(self.pods.get(uid))
         self._leave(self.pods.get(uid))
-        self._forget(uid)
+        self._forget(uid, node)
         self.reservations.forget(uid)
 
     def _make_way(self, gone: PodRecord | None) -> None:

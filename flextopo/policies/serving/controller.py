@@ -363,11 +363,9 @@ class Controller:
                 except UndecidableError as error:
                     why = str(error)
                     self.telemetry.log("undecidable", verb="controller", pod=asking.name, error=why)
-        alone = len(asking.members) == 1 and not asking.leader.claims
-        waits = None
-        if found is not None and found.victims and alone:
-            waits = self.decider.waits_for_room(asking.leader)
-        return waits or found
+        if found is None or not found.victims or len(asking.members) > 1 or asking.leader.claims:
+            return found
+        return self.decider.waits_for_room(asking.leader) or found
 
     async def _carry_out(self, asking: Preemptors, decision: Decision, waiting: _Waiting) -> None:
         """Nominate, then evict: a crash in between leaves a nomination, which is taken up again."""

@@ -111,10 +111,10 @@ class Extender:
         proposed = ProposedVictims(request)
         preemptor, unread = self._read(request.Pod)
         if preemptor is None:
-            dict(proposed)  # reads them, so that a body that is none is refused
+            as_sent = _as_proposed(proposed, proposed)  # a body that is none is refused
             # An error would let kube-scheduler's own victims stand, protected ones as well.
             self.telemetry.log("undecidable", verb="preempt", error=unread)
-            return NOBODY
+            return as_sent if self.shadow else NOBODY
         again = self._again(preemptor, proposed)
         cache.reservations.put_off(preemptor.uid, anew=again == NOBODY)
         if again is not None:
@@ -241,7 +241,8 @@ class Extender:
         nodes = read_nodes(request)
         preemptor, unread = self._read(request.Pod)
         if preemptor is None:
-            return _encode_nodes(request, nodes, [], dict.fromkeys(nodes, unread), {})
+            unfit = {} if self.shadow else dict.fromkeys(nodes, unread)
+            return _encode_nodes(request, nodes, [] if unfit else [*nodes], unfit, {})
         failed: dict[str, str] = {}
         never: dict[str, str] = {}
         unaligned: list[str] = []

@@ -164,15 +164,16 @@ def _merged(
 def _may_unseat(
     models: npt.NDArray[Any], hardware: Hardware, free: Place, pod: PodRecord, other: PodRecord
 ) -> bool:
-    """See `Landings`; also where there are more landings than are looked at."""
+    """See `Landings`; also where there are more landings than are looked at, or none: it may lie on what is not free for sure."""
     if _unseated(models, hardware.model, [pod], free):
         return False
-    landings = _landings(models, hardware.server, hardware.model, free, other)
-    for number, (mask, cores) in enumerate(landings):
+    number = 0
+    for mask, cores in _landings(models, hardware.server, hardware.model, free, other):
         left = free[0] & ~mask, free[1] - cores
         if number == MOST_LANDINGS or _unseated(models, hardware.model, [pod], left):
             return True
-    return False
+        number += 1
+    return number == 0
 
 
 def _worst(
