@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from flextopo.baselines.gang_members import NodeRule, NodeSearch, seat_by_member
-from flextopo.baselines.requeue import RequeueAware, costs_of, unpriced
+from flextopo.baselines.requeue import RequeueAware, costs_of
 from flextopo.baselines.residents import (
     NodeOption,
     NodeScore,
@@ -231,4 +231,8 @@ class OracleLookahead:
             return None
         losses = sim.branch(found, count, self.horizon_s, self.base)
         chosen = int(np.argmin(losses))
-        return None if chosen == count else unpriced(cluster.candidate_at(found, chosen, preemptor))
+        return (
+            None
+            if chosen == count
+            else cluster.candidate_at(found, chosen, preemptor, priced=False)
+        )

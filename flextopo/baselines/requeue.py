@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.cluster_state import ClusterState
@@ -56,15 +56,10 @@ class RequeueAware:
         found, count = cluster.find(preemptor, self.filter.binds(preemptor), 1, costs)
         if count == 0:
             return None
-        return unpriced(cluster.candidate_at(found, 0, preemptor))
+        return cluster.candidate_at(found, 0, preemptor, priced=False)
 
 
 REQUEUE_AWARE_GANGS = RequeueAware(GANG_HOURS, "requeue-aware-gangs")
-
-
-def unpriced(candidate: Candidate) -> Candidate:
-    """Return a candidate that was found by a rule's costs, to be priced by the loss."""
-    return replace(candidate, cost_gpu_s=math.nan)
 
 
 def costs_of(base: VictimSelector, cluster: ClusterState) -> Costs | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flextopo.baselines.futures import FutureSampler, median_future
 from flextopo.baselines.information import InformationState, imagined
-from flextopo.baselines.requeue import RequeueAware, costs_of, unpriced
+from flextopo.baselines.requeue import RequeueAware, costs_of
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.simulation.from_snapshot import lost_elsewhere, simulation_from
 from flextopo.cluster.simulation.imagined import Futures
@@ -170,7 +170,7 @@ class Rollout:
                 chosen = int(np.argmin(mean + self.caution * error))
         if chosen == given.count:
             return None
-        return unpriced(cluster.candidate_at(given.found, chosen, preemptor))
+        return cluster.candidate_at(given.found, chosen, preemptor, priced=False)
 
     def branch(
         self,
@@ -314,7 +314,7 @@ class Lookahead:
             chosen = given.own
         if chosen == given.count:
             return None
-        return unpriced(cluster.candidate_at(given.found, chosen, preemptor))
+        return cluster.candidate_at(given.found, chosen, preemptor, priced=False)
 
     def branch(self, cluster: ClusterState, preemptor: Pod, given: Proposal) -> Floats:
         """Return the loss of each candidate and of waiting.

@@ -20,7 +20,6 @@ from flextopo.baselines.policies import (
     PreemptionPolicy,
     RandomCandidate,
 )
-from flextopo.baselines.requeue import unpriced
 from flextopo.baselines.residents import NodeOption, NodeView, disruptions_left
 from flextopo.baselines.rollout import Lookahead, Rollout, propose
 from flextopo.cluster.state.arrays import lost_work_s
@@ -188,7 +187,7 @@ def _rank(selector: VictimSelector, state: ClusterState, pod: Pod) -> _Ranked:
     if isinstance(selector, OracleLookahead | Rollout | Lookahead) and state.simulator is not None:
         given = propose(selector.base, state, pod, selector.branches, selector.filter)
         found, count = given.found, given.count
-        listed = [unpriced(state.candidate_at(found, i, pod)) for i in range(count)]
+        listed = [state.candidate_at(found, i, pod, priced=False) for i in range(count)]
         if not count:
             return _Ranked([])
         losses: npt.NDArray[Any]

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from kube_objects import full_node, make_cache, node, preemptor
+from kube_objects import full_node, make_cache, node, pod, preemptor, read
 
 from flextopo.baselines.registry import ORACLES, SELECTORS, make_selector
 from flextopo.cli.app import main
@@ -23,7 +23,6 @@ from flextopo.cluster.state.pods import Pod
 from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.runtime import load_policy
 from flextopo.policies.serving import reservations
-from flextopo.policies.serving import service as service_module
 from flextopo.policies.serving.cache import ClusterCache
 from flextopo.policies.serving.decider import Decider
 from flextopo.policies.serving.extender import Extender
@@ -290,22 +289,35 @@ def test_fallbacks_are_counted_by_cause() -> None:
     assert metrics(service)['flextopo_fallbacks_total{cause="model_error"}'] == 1
 
 
-def test_an_answer_that_is_over_is_worked_out_while_nobody_asks(
+def test_what_has_changed_or_is_over_is_worked_out_while_nobody_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (reservations, service_module):
-        monkeypatch.setattr(module, "ANSWER_S", 0.05)
-    service = make_service(cache := make_cache(full_node()))
+    monkeypatch.setattr(reservations, "ANSWER_S", 0.6)
+    cache = make_cache(full_node())
+    service, states = make_service(cache), cache.nodes.states
+    there = []  # of the pod with the promise and of a victim, as they are worked out
 
-    async def run() -> tuple[bool, ...]:
+    def look() -> None:
+        names = {record.name for record in states["n0"].counted.records}
+        there.append(("online" in names, "n0-b7" in names))
+
+    async def run() -> None:
         transport = httpx.ASGITransport(app=make_app(service))
+        keeps_up = asyncio.create_task(service.keep_up())
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             await client.post("/preempt", content=encode(PREEMPT))
-            before = cache.reservations.answered("uid-online") is not None
-            await asyncio.sleep(0.3)
-            return before, cache.reservations.answered("uid-online") is not None
+        await asyncio.sleep(0.1)
+        look()
+        cache.remove(read(pod("n0-b7", "n0")))
+        look()
+        await asyncio.sleep(0.2)
+        look()
+        await asyncio.sleep(0.6)
+        look()
+        keeps_up.cancel()
 
-    assert asyncio.run(run()) == (True, False)
+    asyncio.run(run())
+    assert there == [(True, True), (True, True), (True, False), (False, False)]
 
 
 def test_where_nothing_can_be_decided_nobody_is_evicted() -> None:

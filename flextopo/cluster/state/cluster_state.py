@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_type_hints
@@ -59,9 +61,22 @@ POD_COLUMNS: dict[str, type] = {
     if name in POD_FIELDS and name != "start_s"
 }
 """What a `Pod` and the table of pods have in common, with the type that a `Pod` has it in."""
+POD_PLACES = {name: place for place, name in enumerate(POD_FIELDS)}
+"""Where each field stands in a row of the table."""
 
 HOLDING = (arrays.NOMINATED, arrays.STARTING, arrays.RUNNING)
 """Status of pods that hold what they ask for; a terminating one may have handed some of it on."""
+
+
+_OF_THREAD = threading.local()
+
+
+def _workspace() -> Workspace:
+    """Return the thread's scratch memory for the candidate kernel."""
+    found: Workspace | None = getattr(_OF_THREAD, "workspace", None)
+    if found is None:
+        found = _OF_THREAD.workspace = workspace()
+    return found
 
 
 class ClusterState:
@@ -92,7 +107,6 @@ class ClusterState:
         self.costs = costs
         self.simulator = simulator
         self._names = names
-        self._workspace: Workspace = workspace()
         self._found: dict[int, CandidateArrays] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -213,10 +227,9 @@ class ClusterState:
         """
         if not 0 <= index < self.num_pods:
             raise PodError(f"pod index {index}; legal: 0 to {self.num_pods - 1}")
-        spec, live = self.arrays.pods[index].item(), self.arrays.live[index]
-        row = dict(zip(POD_FIELDS, spec, strict=True))
-        start_s = int(live["since_s"]) if live["node"] >= 0 else None
-        columns = {name: kind(row[name]) for name, kind in POD_COLUMNS.items()}
+        spec, live = self.arrays.pods.item(index), self.arrays.live
+        start_s = int(live["since_s"][index]) if live["node"][index] >= 0 else None
+        columns = {name: kind(spec[POD_PLACES[name]]) for name, kind in POD_COLUMNS.items()}
         return Pod(index=index, name=self.name(index), start_s=start_s, **columns)
 
     def pods_on(self, node: int) -> list[Pod]:
@@ -289,25 +302,30 @@ class ClusterState:
 
     def _leaving(self, node: int) -> dict[int, int]:
         c = self.arrays
-        here = c.node_pods[node, : c.nodes[node]["num_pods"]]
+        here = c.node_pods[node, : c.nodes["num_pods"][node]]
         if arrays.TERMINATING not in c.live["status"][here].tolist():
             return {}  # so it is nearly always, and a kernel takes ten times as long to call
-        slots = _bits(leaving(c, node, self.costs.grace_s).slots)
-        return {slot: int(c.live[c.node_pods[node, slot]]["next_s"]) for slot in slots}
+        slots, next_s = _bits(leaving(c, node, self.costs.grace_s).slots), c.live["next_s"]
+        return {slot: int(next_s[here[slot]]) for slot in slots}
 
     def _candidate(
-        self, node: int, slots: int, victims: Sequence[int], preemptor: Pod
+        self,
+        node: int,
+        slots: int,
+        victims: Sequence[int],
+        preemptor: Pod,
+        cost_gpu_s: float = math.nan,
     ) -> Candidate | None:
         c = self.arrays
         wait_s = int(self.costs.grace_s) if victims else 0
         if not victims and slots:
             wait_s = self.free_s(node, slots)
         cores = np.zeros(c.cores_free.shape[1], np.int16)
-        taken = np.zeros_like(cores)
+        taken = np.zeros(len(cores), np.int16)
         gpu_free = freed(c, node, slots, cores)
         level, mask = place(
             c.models,
-            c.nodes[node]["model"],
+            c.nodes["model"][node],
             gpu_free,
             cores,
             preemptor.gpus,
@@ -322,6 +340,7 @@ class ClusterState:
             gpu_mask=int(mask),
             cores=tuple(map(int, taken)),
             level=AlignmentLevel(level),
+            cost_gpu_s=cost_gpu_s,
             wait_s=wait_s,
         )
 
@@ -387,9 +406,9 @@ class ClusterState:
 
     def importance(self, pod: int) -> tuple[int, float, int]:
         """Return the key that sorts pods by descending importance; no start = least important."""
-        live = self.arrays.live[pod]
-        start = float(live["since_s"]) if live["node"] >= 0 else float("inf")
-        return -int(self.arrays.pods[pod]["priority"]), start, pod
+        live = self.arrays.live
+        start = float(live["since_s"][pod]) if live["node"][pod] >= 0 else float("inf")
+        return -int(self.arrays.pods["priority"][pod]), start, pod
 
     def is_aligned(self, candidate: Candidate, preemptor: Pod) -> bool:
         """Say whether the guaranteed filter accepts the candidate's placement."""
@@ -460,7 +479,7 @@ class ClusterState:
         if found is None:
             found = self._found[k] = candidate_arrays(k)
         count = find_candidates(
-            self.arrays, costs or self.costs, preemptor.index, aligned, self._workspace, found
+            self.arrays, costs or self.costs, preemptor.index, aligned, _workspace(), found
         )
         return found, count
 
@@ -478,7 +497,9 @@ class ClusterState:
                 f"legal: up to {MAX_MEMBERS} of two sizes"
             )
 
-    def _gang_at(self, found: CandidateArrays, i: int, preemptor: Pod) -> Candidate:
+    def _gang_at(
+        self, found: CandidateArrays, i: int, preemptor: Pod, cost_gpu_s: float
+    ) -> Candidate:
         seats = dict(zip(self.gang(preemptor), found.seat_node[i].tolist(), strict=False))
         places = dict(zip(seats.values(), found.seat_slots[i].tolist(), strict=False))
         pods = [int(self.arrays.node_pods[node, s]) for node in places for s in _bits(places[node])]
@@ -491,27 +512,29 @@ class ClusterState:
         gang = self.gang_candidate(preemptor, seats, victims, aligned)
         if gang is None:
             raise PodError(f"candidate {i} does not let the gang of {preemptor.name!r} fit")
-        return replace(gang, cost_gpu_s=float(found.cost[i]))
+        return replace(gang, cost_gpu_s=cost_gpu_s)
 
-    def candidate_at(self, found: CandidateArrays, i: int, preemptor: Pod) -> Candidate:
-        """Return entry `i` of the kernel's arrays as a `Candidate`."""
+    def candidate_at(
+        self, found: CandidateArrays, i: int, preemptor: Pod, *, priced: bool = True
+    ) -> Candidate:
+        """Return entry `i` of the kernel's arrays as a `Candidate`.
+
+        Args:
+            found: from `find`.
+            i: the entry.
+            preemptor: the pending pod.
+            priced: it was found by the loss; else the candidate's cost is worked out when asked for.
+        """
+        cost_gpu_s = float(found.cost[i]) if priced else math.nan
         if self.is_gang(preemptor):
-            return self._gang_at(found, i, preemptor)
+            return self._gang_at(found, i, preemptor, cost_gpu_s)
         node, slots = int(found.node[i]), int(found.slots[i])
-        pods = [int(self.arrays.node_pods[node, s]) for s in _bits(slots)]
-        victims = [pod for pod in pods if self.arrays.live[pod]["status"] != arrays.TERMINATING]
-        placed = self._candidate(node, slots, victims, preemptor)
+        pods, status = self.arrays.node_pods[node].tolist(), self.arrays.live["status"]
+        victims = [pods[s] for s in _bits(slots) if status[pods[s]] != arrays.TERMINATING]
+        placed = self._candidate(node, slots, victims, preemptor, cost_gpu_s)
         if placed is None:
             raise PodError(f"candidate {i} on node {node} does not let {preemptor.name!r} fit")
-        return Candidate(
-            node,
-            placed.victims,
-            placed.gpu_mask,
-            placed.cores,
-            placed.level,
-            float(found.cost[i]),
-            placed.wait_s,
-        )
+        return placed
 
     def check_invariants(self) -> None:
         """Check that every GPU and core has exactly one owner and that the totals are true.

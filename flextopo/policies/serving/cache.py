@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from flextopo.cluster.topology.model import compile_models
 from flextopo.policies.serving.budgets import BudgetBook
 from flextopo.policies.serving.holders import ClusterFacts, NodeFacts
 from flextopo.policies.serving.node_book import NodeBook
+from flextopo.policies.serving.node_rows import RowPacker
 from flextopo.policies.serving.node_state import NodeState, derive
 from flextopo.policies.serving.node_table import NodeTable
 from flextopo.policies.serving.objects import (
@@ -42,6 +44,7 @@ from flextopo.policies.serving.volumes import VolumeBook
 MAX_GONE = 100_000
 """Deleted pods that are remembered, so that a late event does not bring one back."""
 SUMMED = ("gpus", "free_gpus", "online_gpus", "batch_gpus")
+"""Fields of TOTALS_DTYPE that are sums over nodes."""
 WAITING = (
     "wait_gpus",
     "batch_wait_gpus",
@@ -50,17 +53,9 @@ WAITING = (
     "batch_wait_4",
     "batch_wait_group",
 )
+"""Those that are sums over pending pods."""
 
-_odd = {name for name, field in TOTALS_FIELDS.items() if not field.snapshot} ^ {
-    "now_s",
-    *SUMMED,
-    *WAITING,
-}
-if _odd:
-    raise ValueError(
-        f"totals {', '.join(sorted(_odd))}; legal: each worked out, or constant in snapshots"
-    )
-"""Fields of TOTALS_DTYPE that are sums over nodes."""
+pack_totals = RowPacker(TOTALS_FIELDS, ("now_s", *SUMMED, *WAITING))
 
 
 def _id_of(obj: KubeObject) -> str:
@@ -402,9 +397,9 @@ class ClusterCache:
         self._objects.pop(uid, None)
         self._dirty.update(self.book.remove(uid))
 
-    def refresh(self) -> None:
-        """Work out the nodes that have changed."""
-        self.reservations.expire()
+    def refresh(self, ahead_s: float = 0.0) -> None:
+        """Work out the nodes that have changed, or will have in so many seconds by what is over then."""
+        self.reservations.expire(ahead_s)
         self._dirty |= self.budgets.moved(self.book)
         if not self._dirty:
             return
@@ -527,7 +522,7 @@ class ClusterCache:
         """
         self.refresh()
         assert self._models is not None
-        left = self.budgets.left()
+        left, now_s = self.budgets.left(), self.clock()
         sums, waiting = self._table.sums, self.book.pending.values()
         online = [pod.gpus for pod in waiting if pod.online and pod.uid != preemptor.uid]
         batch = [pod for pod in waiting if not pod.online and pod.uid != preemptor.uid]
@@ -547,13 +542,12 @@ class ClusterCache:
                 models=self.hosts.catalogue.models,
                 table=self._models,
                 pdb_left=left if respect_budgets else [2**31] * len(left),
-                totals={
-                    "now_s": self.clock(),
-                    **{name: sums[name] for name in SUMMED},
-                    **dict(zip(WAITING, waiting_gpus, strict=True)),
-                },
-                others=self._table.other_rows(nodes),
-                groups=partial(self._table.groups, known=self._groups),
+                now_s=now_s,
+                totals=pack_totals(now_s, *itemgetter(*SUMMED)(sums), *waiting_gpus),
+                rows=self._table.rows_of(nodes),
+                groups=partial(self._table.groups, known=self._groups)
+                if self._table.has_groups
+                else None,
             ),
             worst_case=worst_case,
             gang=gang,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.arrays import TERMINATING
@@ -95,7 +95,8 @@ class Decider:
         """
         begin = time.perf_counter()
         found = self._decide(preemptor, list(nodes), proposed or {}, may_violate)
-        return replace(found, elapsed_ms=(time.perf_counter() - begin) * 1000.0)
+        found.elapsed_ms = (time.perf_counter() - begin) * 1000.0
+        return found
 
     def waits_for_room(self, preemptor: PodRecord) -> Decision | None:
         """Return that a pod waits for room that others are about to leave, None where it need not, or has."""
@@ -464,7 +465,8 @@ class Decider:
         roomy = [
             name
             for name, state in states.items()
-            if (free := state.resources(guaranteed)).num_gpus >= gpus and free.num_cores >= cores
+            if (free := state.sure if guaranteed else state.counted).num_gpus >= gpus
+            and free.num_cores >= cores
         ]
         return {
             name

@@ -18,7 +18,7 @@ class Member:
     level: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Decision:
     """Where the preemptor goes and whom it evicts, with reasons.
 

@@ -290,7 +290,7 @@ class Extender:
         nodes, (preemptor, _) = read_nodes(request), self._read(request.Pod)
         if preemptor is None:
             return msgspec.json.encode([{"Host": name, "Score": 0} for name in nodes])
-        states = self.decider.places.found(nodes, preemptor)
+        states = self.decider.places.found(nodes, preemptor).items()
         return msgspec.json.encode(
             [{"Host": name, "Score": self._score(state, preemptor)} for name, state in states]
         )
@@ -371,7 +371,7 @@ class Extender:
     ) -> Iterator[tuple[str, _Refusal]]:
         """Yield why each of some nodes is refused to a guaranteed pod."""
         coming = _kinds(self.decider.cache.reservations.coming(preemptor.uid))
-        for name, state in self.decider.places.found(names, preemptor):
+        for name, state in self.decider.places.found(names, preemptor).items():
             yield name, self._refusal(name, state, preemptor, coming)
 
     def _refusal(

@@ -87,7 +87,8 @@ class GangDecider:
         if found is None and failed is not None:
             raise failed
         found = found or self._nothing()
-        return replace(found, elapsed_ms=(time.perf_counter() - begin) * 1000.0)
+        found.elapsed_ms = (time.perf_counter() - begin) * 1000.0
+        return found
 
     def _nothing(self) -> Decision:
         cause, detail = self.decider.stale()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import gt
 
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.state.arrays import TERMINATING
@@ -156,7 +157,7 @@ def not_terminating(p: Proposal) -> str:
     """Refuse victims that are on their way out already."""
     rows = dict(zip(p.candidate.victims, map(p.view.record, p.candidate.victims), strict=True))
     for row, victim in rows.items():
-        doomed = p.view.arrays.live[row]["status"] == TERMINATING
+        doomed = p.view.arrays.live["status"][row] == TERMINATING
         if doomed or p.now.get(victim.uid, victim).terminating:
             return f"{victim.key} is terminating"
     return ""
@@ -201,9 +202,9 @@ def placement_known(p: Proposal) -> str:
         state = p.view.states[node]
         if not state.hardware.known:
             return f"node {name} has no FlexTopo"
-        claimed = int(p.view.arrays.nodes[node]["gpu_free"])
-        shown = p.view.arrays.cores_free[node]
-        if claimed & ~state.sure.gpu_free or (shown > state.sure.cores_free).any():
+        claimed = int(p.view.arrays.nodes["gpu_free"][node])
+        shown, sure = p.view.arrays.cores_free[node].tolist(), state.sure.cores_free.tolist()
+        if claimed & ~state.sure.gpu_free or any(map(gt, shown, sure)):
             return f"placements on node {name} are not known"
         known.update(map(id, state.sure.records))
     for victim in p.victims:

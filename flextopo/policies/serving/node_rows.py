@@ -22,7 +22,7 @@ from flextopo.policies.serving.records import PodRecord
 
 
 class RowPacker:
-    """Packs one row of an aligned record: every field is given, read off a record, or a constant.
+    """Packs one row of an aligned record: every field is given, read off a record, or a constant; none but zeros has a shape.
 
     Args:
         fields: of the record, from the table of the state; where it says what a snapshot holds, that
@@ -31,27 +31,32 @@ class RowPacker:
         record: class of what a call gives first, which has the other fields; None = nothing.
 
     Raises:
-        ValueError: a field is in several or in none of these.
+        ValueError: a field is in several or in none of these, or has a shape and is not zero.
     """
 
     def __init__(
         self, fields: Mapping[str, Field], given: tuple[str, ...], record: type[Any] | None = None
     ) -> None:
         fixed = {name: field.snapshot.value for name, field in fields.items() if field.snapshot}
+        zeros = {name for name, field in fields.items() if field.shape and fixed.get(name) == 0}
         read = [name for name in fields if name not in fixed and name not in given]
-        odd = {*given} - {*fields} | {*given} & {*fixed}
+        odd = {name for name, field in fields.items() if field.shape} - zeros
+        odd |= {*given} - {*fields} | {*given} & {*fixed}
         odd |= {*read} - {*(get_type_hints(record) if record else ())}
         if odd:
             raise ValueError(
                 f"fields {', '.join(sorted(odd))}; legal: each given, of the record, or what the "
-                "table says of snapshots"
+                "table says of snapshots, with a shape zero"
             )
         self._read = attrgetter(*read) if read else None
+        fixed = {name: value for name, value in fixed.items() if name not in zeros}
         self._fixed = tuple(fixed.values())
         places = {name: i for i, name in enumerate((*fixed, *read, *given))}
-        self._in_order = itemgetter(*(places[name] for name in fields))
+        self._in_order = itemgetter(*(places[name] for name in fields if name not in zeros))
         dtype = record_dtype(fields)
-        layout = "".join(dtype[name].char for name in fields)
+        layout = "".join(
+            f"{dtype[name].itemsize}x" if name in zeros else dtype[name].char for name in fields
+        )
         self._pack = struct.Struct(f"{layout}0q").pack
 
     def __call__(self, *values: Any) -> bytes:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.state.schema import ALL_MEMBERS, NODE_DTYPE
-from flextopo.policies.serving.node_rows import WHOLE_NODE, joined
+from flextopo.policies.serving.node_rows import joined
 from flextopo.policies.serving.node_state import Group, NodeState
 from flextopo.policies.serving.objects import PodGroupObject
 
@@ -77,8 +76,8 @@ class NodeTable:
             if not members:
                 del self._members[group]
 
-    def other_rows(self, nodes: Mapping[str, NodeState]) -> npt.NDArray[Any]:
-        """Return all nodes but those as the features see them, (m,) NODE_DTYPE."""
+    def rows_of(self, nodes: Mapping[str, NodeState]) -> tuple[npt.NDArray[Any], list[int]]:
+        """Return all nodes as the features see them, (N,) NODE_DTYPE, and the rows of some of them."""
         if self._row_of is None:
             rows = [state.counted.node for state in self.states.values()]
             self._rows = joined(rows, NODE_DTYPE)
@@ -89,9 +88,12 @@ class NodeTable:
         known = [state.row for state in nodes.values()]
         if -1 in known:
             known = [self._row_of[name] for name in nodes if name in self._row_of]
-        inside = np.zeros(len(self._rows), np.bool_)
-        inside[known] = True
-        return self._rows.view(WHOLE_NODE)[~inside].view(NODE_DTYPE)
+        return self._rows, known
+
+    @property
+    def has_groups(self) -> bool:
+        """Say whether any pod is in a PodGroup."""
+        return bool(self._members)
 
     def groups(self, names: Iterable[str], known: Mapping[str, PodGroupObject]) -> dict[str, Group]:
         """Return those of some PodGroups that stop when they lose too many members.

@@ -252,7 +252,7 @@ class Places:
             others: start together with it; what is kept for those of them that come after it is free.
             spare: nothing that is kept for any other pod is free.
         """
-        found = self.found(names, preemptor, others, spare)
+        found = self.found(names, preemptor, others, spare).items()
         return {name: state for name, state in found if state is not None and not state.broken}
 
     def found(
@@ -261,20 +261,23 @@ class Places:
         preemptor: PodRecord,
         others: Sequence[PodRecord] = (),
         spare: bool = False,
-    ) -> Iterator[tuple[str, NodeState | None]]:
-        """Yield each node as `state_of` does, None where there is no such node; see `states_of`."""
-        states, least = self._cache.nodes.states, self._reservations.least.get
-        kept = {*self._cache.book.nominated}
+    ) -> dict[str, NodeState | None]:
+        """Return each node as `state_of` does, None where there is no such node; see `states_of`."""
+        states, least = self._cache.nodes.states, self._reservations.least
+        asked = list(names)
+        found = dict(zip(asked, map(states.get, asked), strict=True))
+        kept = self._cache.book.nominated.keys() & found.keys()
+        if self._reservations.promised_below(preemptor.priority):
+            here = least.keys() & found.keys()
+            kept |= {name for name in here if least[name] < preemptor.priority}
         for pod in (preemptor, *others):
             told = self._reservations.answered(pod.uid)
-            kept |= {pod.nominated, told[0] if told is not None else ""}
+            kept |= {pod.nominated, told[0] if told is not None else ""} & found.keys()
         together = {pod.uid for pod in others}
-        for name in names:
+        for name in kept:
             # On most nodes nobody comes after the preemptor, and there may be hundreds.
-            if name in kept or least(name, math.inf) < preemptor.priority:
-                yield name, self._as_found(name, preemptor, states, together, spare)
-            else:
-                yield name, states.get(name)
+            found[name] = self._as_found(name, preemptor, states, together, spare)
+        return found
 
     def kept_for(self, preemptor: PodRecord, evicts: bool = False) -> str:
         """Return the node on which others are on their way out for a pod, empty for none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -82,6 +82,7 @@ class Reservations:
         self._answers: dict[str, _Answer] = {}
         self._on: dict[str, dict[str, _Answer]] = {}
         self.least: dict[str, int] = {}
+        self._priorities: Counter[int] = Counter()
         self.under_way: set[str] = set()
         self._ends: list[tuple[float, str]] = []
         self._held_back: dict[str, tuple[float, float]] = {}
@@ -205,9 +206,14 @@ class Reservations:
         self.forget_answer(pod.uid)
         until_s = self._until(pod.uid, ANSWER_S if seconds is None else seconds)
         found = _Answer(pod, node, tuple(victims), until_s, noted)
+        self._priorities[pod.priority] += 1
         self._answers[pod.uid] = self._on.setdefault(node, {})[pod.uid] = found
         self.least[node] = min(self.least.get(node, pod.priority), pod.priority)
         self._changed(node)
+
+    def promised_below(self, priority: int) -> bool:
+        """Say whether any pod of lower priority was promised a node."""
+        return any(one < priority for one in self._priorities)
 
     def renew(self, uid: str, seconds: float) -> None:
         """Go on remembering whom a pod was told to evict, if it was: for so long, or half of that."""
@@ -231,15 +237,18 @@ class Reservations:
         if found is not None:
             node, here = found.node, self._on[found.node]
             del here[uid]
+            self._priorities[found.pod.priority] -= 1
+            if not self._priorities[found.pod.priority]:
+                del self._priorities[found.pod.priority]
             if here:
                 self.least[node] = min(answer.pod.priority for answer in here.values())
             else:
                 del self._on[node], self.least[node]
             self._changed(node)
 
-    def expire(self) -> None:
-        """Forget what was not carried out in time."""
-        now_s, ends = self._clock(), self._ends
+    def expire(self, ahead_s: float = 0.0) -> None:
+        """Forget what was not carried out in time, or will not be in so many seconds."""
+        now_s, ends = self._clock() + ahead_s, self._ends
         while ends and ends[0][0] <= now_s:
             self._end(heappop(ends)[1], now_s)
         while self._asked and now_s - next(iter(self._asked.values())) >= FORGET_S:

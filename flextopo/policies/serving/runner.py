@@ -9,7 +9,8 @@ from flextopo.baselines.policies import GreedyCost
 from flextopo.baselines.requeue import RequeueAware
 from flextopo.baselines.wait_limit import WaitLimit
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.state.arrays import TERMINATING
+from flextopo.cluster.jit.kernels import kernel
+from flextopo.cluster.state.arrays import TERMINATING, Cluster
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.pods import Pod
@@ -51,16 +52,21 @@ def is_prompt(selector: VictimSelector) -> bool:
     return type(selector) in PROMPT
 
 
-def _is_plain(state: ClusterState, preemptor: Pod) -> bool:
+@kernel
+def _is_plain(c: Cluster, preemptor: int) -> bool:
     """Say whether the time of a search grows with servers alone.
 
     What a PodGroup loses takes time by the number of its members, and of a server's victims without GPUs there may
     be so many sets that it takes 10 ms.
     """
-    pods, live = state.arrays.pods, state.arrays.live
-    others = (live["gpu_mask"] == 0) & (live["node"] >= 0) & (live["status"] != TERMINATING)
-    others &= pods["preemptible"] & (pods["priority"] < preemptor.priority)
-    return not (others | (pods["group"] >= 0)).any()
+    for pod in range(c.pods.shape[0]):
+        spec, live = c.pods[pod], c.live[pod]
+        if spec["group"] >= 0:
+            return False
+        other = live["gpu_mask"] == 0 and live["node"] >= 0 and live["status"] != TERMINATING
+        if other and spec["preemptible"] and spec["priority"] < c.pods[preemptor]["priority"]:
+            return False
+    return True
 
 
 class _Job:
@@ -111,7 +117,7 @@ class SelectorRunner:
         if (
             state.num_nodes * SLOWEST_S <= limit_s
             and is_prompt(selector)
-            and _is_plain(state, preemptor)
+            and _is_plain(state.arrays, preemptor.index)
         ):
             # Without a thread, which takes a tenth of a decision, and more of the slowest.
             return selector.select(state, preemptor)

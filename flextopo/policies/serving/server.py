@@ -130,6 +130,8 @@ def start(plan: Plan, listen: Listen) -> None:
     allow_many_files()
     telemetry.left_out()
     telemetry.log("serving", selector=plan.selector.name, host=listen.host, port=listen.port)
+    if service.extender is not None:
+        tasks.append(service.keep_up)
     serve_until_signal(service, listen, tasks)
 
 

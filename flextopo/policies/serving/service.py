@@ -21,12 +21,14 @@ from flextopo.cluster.state.selector import VictimSelector
 from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.openapi import openapi_document
 from flextopo.policies.serving.records import CLASS_BANDS
-from flextopo.policies.serving.reservations import ANSWER_S
 from flextopo.policies.serving.runner import SelectorRunner, UndecidableError
 from flextopo.policies.serving.telemetry import Telemetry
 from flextopo.policies.snapshot import decide, decode
 
 Verb = Callable[[bytes], bytes]
+
+TICK_S = 0.05
+"""So often is worked out what has changed, and what is over within twice that: requests find it done."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,17 @@ class Service:
         }
         return handlers[name]
 
+    async def keep_up(self) -> None:
+        """Work out nodes that have changed while nobody waits for it, for ever."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.work_out()
+
+    def work_out(self) -> None:
+        """Work out nodes that have changed, or are about to by what is over soon."""
+        if self.extender is not None:
+            self.extender.decider.cache.refresh(ahead_s=2 * TICK_S)
+
     async def healthy(self, _: Request) -> Response:
         """Answer `GET /healthz`: the process serves."""
         return _json(200, {"status": "ok", "selector": self.selector.name})
@@ -194,12 +207,8 @@ class _Endpoint:
             await response(scope, receive, send)
         finally:
             self.service.telemetry.answered(self.name, response.status_code, seconds)
-        # What an answer has changed is worked out now, and again when it is over, while nobody waits.
-        if self.service.extender is not None:
-            refresh = self.service.extender.decider.cache.refresh
-            refresh()
-            if self.name == "preempt":
-                asyncio.get_running_loop().call_later(ANSWER_S, refresh)
+        # What an answer has changed is worked out while nobody waits: uvloop sends when this has returned.
+        asyncio.get_running_loop().call_later(0.001, self.service.work_out)
 
 
 def make_app(service: Service) -> ASGIApp:

@@ -5,16 +5,24 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, chain
-from typing import Any
+from functools import cache, cached_property
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, kernel
 from flextopo.cluster.scenario import LossWeights
-from flextopo.cluster.state.arrays import PENDING, TERMINATING, Cluster, cluster_sizes
+from flextopo.cluster.state.arrays import (
+    MAX_PODS_PER_NODE,
+    PENDING,
+    SCRATCH_ROWS,
+    TERMINATING,
+    Cluster,
+    cluster_sizes,
+)
+from flextopo.cluster.state.candidates import freed
 from flextopo.cluster.state.cluster_state import ClusterState, link_groups
 from flextopo.cluster.state.decision import Candidate
 from flextopo.cluster.state.gang_seats import gang_seats
@@ -28,11 +36,10 @@ from flextopo.cluster.state.schema import (
     NODE_DTYPE,
     POD_DTYPE,
     TOTALS_DTYPE,
-    TOTALS_FIELDS,
 )
-from flextopo.cluster.state.storage import allocate_arrays
+from flextopo.cluster.state.storage import Kind, allocate_arrays, names_of
 from flextopo.cluster.topology.levels import NO_FIT, NetworkLevel
-from flextopo.cluster.topology.model import ServerModel
+from flextopo.cluster.topology.model import MODEL_DTYPE, ServerModel
 from flextopo.policies.serving.node_rows import WHOLE_NODE, joined, pack_live, pack_pod
 from flextopo.policies.serving.node_state import OVERDUE_S, Group, NodeResources, NodeState
 from flextopo.policies.serving.records import PodRecord
@@ -44,19 +51,41 @@ NODE_SIZE, POD_SIZE, LIVE_SIZE = NODE_DTYPE.itemsize, POD_DTYPE.itemsize, LIVE_D
 COSTS = compile_costs(LossWeights(), grace_s=30, restart_s=60)
 
 
+class Beside(NamedTuple):
+    """Which pods are in the rows of a view; told here as well, since a selector may write to its arrays.
+
+    Fields: `asking`, the preemptors, which come first; `last`, members elsewhere of PodGroups; `begins`, (n + 1,) the
+    row at which each node's pods begin, and that of `last`.
+    """
+
+    asking: Sequence[PodRecord]
+    last: Sequence[PodRecord]
+    begins: Sequence[int]
+
+
+class Elsewhere(NamedTuple):
+    """The nodes of the cluster beyond those of a view.
+
+    Fields: `rows`, (N,) NODE_DTYPE, all nodes; `inside`, which of these are the view's; `network`, (N, 3) int32,
+    see `Cluster.network`, the view's first.
+    """
+
+    rows: npt.NDArray[Any]
+    inside: Sequence[int]
+    network: npt.NDArray[np.int32]
+
+
 class ClusterView(ClusterState):
     """Nodes of a decision as selectors see them; row 0 of the pods is the preemptor.
 
     The other members of a gang are in the rows behind that of its leader.
 
-    Nothing is shared with the cache, so a selector that is given up on may go on reading. Nothing is
-    started here either: `arrays.by_free` is empty.
+    Nothing is shared with the cache but the rows behind `whole`, which do not change within a selector's time, so
+    that one that is given up on may go on reading. Nothing is started here either: `arrays.by_free` is empty.
 
     Attributes:
         node_names: (n,) names of the nodes.
         states: (n,) where each came from.
-        whole: the arrays with all nodes of the cluster behind those of the view, for features that
-            tell of the whole cluster.
         num_preemptors: members of the gang, 1 for a pod alone.
         out_of_range: a policy that left the decision to its rule says here why; see `InRange`.
     """
@@ -67,30 +96,36 @@ class ClusterView(ClusterState):
         models: Sequence[ServerModel],
         node_names: Sequence[str],
         states: Sequence[NodeState],
-        beside: tuple[Sequence[PodRecord], Sequence[PodRecord]],
+        beside: Beside,
         worst_case: bool,
-        whole: Cluster,
+        elsewhere: Elsewhere,
     ) -> None:
         super().__init__(arrays, tuple(models), COSTS)
         self.node_names = node_names
         self.states = states
-        self.whole = whole
-        self.num_preemptors = len(beside[0])
+        self._elsewhere = elsewhere
+        self.num_preemptors = len(beside.asking)
         self.out_of_range: list[str] = []
         self._beside, self._worst_case = beside, worst_case
-        # Noted here, since a selector may write to its arrays.
-        of_nodes = arrays.nodes["num_pods"].tolist()
-        self._begins: list[int] = [*accumulate(of_nodes, initial=self.num_preemptors)]
-        self._best: dict[int, int] = {}
         self._records: dict[int, PodRecord] = {}
-        self._held: dict[int, dict[int, tuple[int, npt.NDArray[np.int16]]]] = {}
+
+    @cached_property
+    def whole(self) -> Cluster:
+        """Return the arrays with all nodes of the cluster behind those of the view.
+
+        Features that tell of the whole cluster need them, and rules do not.
+        """
+        rows, inside, network = self._elsewhere
+        c, others = self.arrays, np.ones(len(rows), np.bool_)
+        others[inside] = False
+        nodes = np.concatenate([c.nodes.view(WHOLE_NODE), rows.view(WHOLE_NODE)[others]])
+        return c._replace(nodes=nodes.view(NODE_DTYPE), network=network)
 
     @cached_property
     def records(self) -> list[PodRecord]:
         """Return the (P,) pods by row; the first is the preemptor."""
         here = (state.resources(self._worst_case).records for state in self.states)
-        first, last = self._beside
-        return list(chain(first, *here, last))
+        return list(chain(self._beside.asking, *here, self._beside.last))
 
     def record(self, pod: int) -> PodRecord:
         """Return a pod without reading all the others, which `records` does."""
@@ -100,13 +135,13 @@ class ClusterView(ClusterState):
         return found
 
     def _find_record(self, pod: int) -> PodRecord:
-        first, last = self._beside
-        if pod < len(first):
-            return first[pod]
-        node = bisect_right(self._begins, pod) - 1
+        asking, last, begins = self._beside
+        if pod < len(asking):
+            return asking[pod]
+        node = bisect_right(begins, pod) - 1
         if node == len(self.states):
-            return last[pod - self._begins[-1]]
-        return self.states[node].resources(self._worst_case).records[pod - self._begins[node]]
+            return last[pod - begins[-1]]
+        return self.states[node].resources(self._worst_case).records[pod - begins[node]]
 
     def name(self, pod: int) -> str:
         """Return a pod's `namespace/name`."""
@@ -128,20 +163,14 @@ class ClusterView(ClusterState):
         Returns:
             False also where one of the pods is not on the node.
         """
-        c, asked = self.arrays, (self.preemptor.gpus, self.preemptor.cores)
-        held, model = self._held_on(node), int(c.nodes[node]["model"])
-        gpu_free, cores_free = int(c.nodes[node]["gpu_free"]), c.cores_free[node]
-        for row in set(gone):
-            if row not in held:
+        begin, end = self._beside.begins[node : node + 2]
+        slots = 0
+        for row in gone:
+            if not begin <= row < end:
                 return False
-            gpu_free |= held[row][0]
-            cores_free = cores_free + held[row][1]
-        level = alignment_level(c.models, model, gpu_free, cores_free, *asked)
-        if level == NO_FIT or not aligned:
-            return bool(level != NO_FIT)
-        if model not in self._best:
-            self._best[model] = best_level(c.models, model, *asked)
-        return bool(is_aligned(level, self._best[model]))
+            slots |= 1 << row - begin
+        c, asked = self.arrays, self.preemptor
+        return bool(_fits_without(c, node, slots, asked.gpus, asked.cores, aligned))
 
     def seat(self, candidate: Candidate, victims: Sequence[int], aligned: bool) -> Candidate | None:
         """Seat a gang on the nodes of a candidate without some pods.
@@ -165,6 +194,8 @@ class ClusterView(ClusterState):
         """Return the rows of the terminating pods whose resources a candidate counts on."""
         if candidate.seats:
             return self._leaving_gang(candidate)
+        if not self.states[candidate.node].going:
+            return []
         wait_s = int(self.costs.grace_s) if candidate.victims else candidate.wait_s
         slots = self.leaving_slots(candidate.node, wait_s) if candidate.wait_s else 0
         if not slots:
@@ -186,16 +217,6 @@ class ClusterView(ClusterState):
         ]
         return [row for row in gone if row not in candidate.victims]
 
-    def _held_on(self, node: int) -> dict[int, tuple[int, npt.NDArray[np.int16]]]:
-        """Return the GPUs and cores that each pod on a node holds, by row."""
-        found = self._held.get(node)
-        if found is None:
-            c = self.arrays
-            rows = c.node_pods[node, : c.nodes[node]["num_pods"]]
-            holdings = zip(c.live["gpu_mask"][rows].tolist(), c.pod_cores[rows], strict=True)
-            found = self._held[node] = dict(zip(rows.tolist(), holdings, strict=True))
-        return found
-
     def victims_of(self, candidate: Candidate) -> list[PodRecord]:
         """Return a candidate's victims by descending importance."""
         found = [self.record(row) for row in candidate.victims]
@@ -210,17 +231,19 @@ class Surroundings:
         models: the server models.
         table: the same, compiled.
         pdb_left: disruptions that each budget still allows.
-        totals: fields of TOTALS_DTYPE for the whole cluster.
-        others: (m,) NODE_DTYPE, all other nodes of the cluster.
-        groups: says which of some PodGroups stop when they lose too many members.
+        now_s: Unix time.
+        totals: a row of TOTALS_DTYPE for the whole cluster, in bytes.
+        rows: (N,) NODE_DTYPE, all nodes of the cluster, and which of these are the view's.
+        groups: says which of some PodGroups stop when they lose too many members; None = there are none.
     """
 
     models: Sequence[ServerModel]
     table: npt.NDArray[Any]
     pdb_left: Sequence[int]
-    totals: Mapping[str, int]
-    others: npt.NDArray[Any]
-    groups: Callable[[Iterable[str]], Mapping[str, Group]]
+    now_s: int
+    totals: bytes
+    rows: tuple[npt.NDArray[Any], Sequence[int]]
+    groups: Callable[[Iterable[str]], Mapping[str, Group]] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -264,10 +287,10 @@ def build_view(
         The view; the time of the copies grows with the pods on `nodes` alone.
     """
     states = list(nodes.values())
-    parts = [state.resources(worst_case) for state in states]
+    parts = [state.sure if worst_case else state.counted for state in states]
     asking = [preemptor, *(gang.others if gang else ())]
-    met = sorted({group for part in parts for _, group in part.grouped})
-    groups = around.groups(met) if met else {}
+    met = {group for part in parts for _, group in part.grouped} if around.groups else ()
+    groups = around.groups(sorted(met)) if around.groups and met else {}
     members = [
         (group, row, state)
         for group in groups
@@ -279,7 +302,7 @@ def build_view(
     # Whoever preempts counts as online, and is nobody's victim while it is pending.
     packed = [bytes([len(asking)])]
     packed += [pack_pod(pod, pod.cores, -1, 1, 1) for pod in asking]
-    since_s = [pod.created_s or around.totals["now_s"] for pod in asking]
+    since_s = [pod.created_s or around.now_s for pod in asking]
     packed += [pack_live(NEVER_PLACED_S, at_s, 0, PENDING, NEVER_S) for at_s in since_s]
     packed.append(bytes(2 * width * len(asking)))
     packed += [resources.packed for resources in parts]
@@ -287,38 +310,32 @@ def build_view(
     everything = joined(packed, np.uint8)
     of_pods = everything.size - 1 - n * (NODE_SIZE + 2 * width)
     num_pods = of_pods // (POD_SIZE + LIVE_SIZE + 2 * width)
-    whole = np.empty(n + len(around.others), NODE_DTYPE)
-    whole.view(WHOLE_NODE)[n:] = around.others.view(WHOLE_NODE)
-    hosts = n if gang else 0
-    sizes = cluster_sizes(around.table, n, num_pods, 0, hosts=hosts, numa_nodes=width)
-    c = allocate_arrays(
-        Cluster,
-        sizes,
+    c = _no_cluster()._replace(
         models=around.table,
-        nodes=whole[:n],
-        # The rest is filled in at once, and nobody asks which nodes have how many free GPUs.
-        node_pods=np.empty((n, sizes["slots"]), np.int32),
+        nodes=np.empty(n, NODE_DTYPE),
+        # The rest is filled in at once.
+        node_pods=np.empty((n, MAX_PODS_PER_NODE), np.int32),
         cores_free=np.empty((n, width), np.int16),
         pod_cores=np.empty((num_pods, width), np.int16),
-        by_free=np.zeros((0, 0), np.int64),
-        **({"network": gang.network} if gang else {}),
         pods=np.empty(num_pods, POD_DTYPE),
         live=np.empty(num_pods, LIVE_DTYPE),
         pdb_left=np.array(around.pdb_left, np.int64),
-        totals=np.empty(1, TOTALS_DTYPE),
+        totals=joined([around.totals], TOTALS_DTYPE),
+        scratch=np.empty((SCRATCH_ROWS, width), np.int16),
     )
-    c.totals[0] = tuple(
-        field.snapshot.value if field.snapshot else around.totals[name]
-        for name, field in TOTALS_FIELDS.items()
-    )
-    rows = map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores))
-    _unpack(c, everything, *rows)
+    if gang:
+        sizes = cluster_sizes(around.table, n, num_pods, 0, hosts=n, numa_nodes=width)
+        given = {name: getattr(c, name) for name in names_of(Cluster, Kind.GIVEN, Kind.STATE)}
+        c = allocate_arrays(Cluster, sizes, models=around.table, network=gang.network, **given)
+    filled = tuple(map(_as_bytes, (c.nodes, c.cores_free, c.pods, c.live, c.pod_cores)))
+    begins = np.empty(n + 1, np.int64)
+    _unpack(c, everything, filled, begins)
     if gang:
         c.pods[: len(asking)]["required_tier"] = gang.required
         c.pods[: len(asking)]["preferred_tier"] = gang.preferred
-    seen = c._replace(nodes=whole, network=gang.whole if gang else c.network)
-    beside = asking, elsewhere
-    view = ClusterView(c, around.models, list(nodes), states, beside, worst_case, seen)
+    beside = Beside(asking, elsewhere, begins.tolist())
+    others = Elsewhere(*around.rows, gang.whole if gang else c.network)
+    view = ClusterView(c, around.models, list(nodes), states, beside, worst_case, others)
     if groups or gang:
         last = enumerate((group for group, *_ in members), num_pods - len(members))
         _fill_groups(view, chain(_grouped(parts, len(asking)), last), groups)
@@ -338,6 +355,28 @@ def _as_bytes(rows: npt.NDArray[Any]) -> Bytes:
     return found
 
 
+@kernel
+def _fits_without(c: Cluster, node: int, slots: int, gpus: int, cores: int, aligned: bool) -> bool:
+    """Say whether so many GPUs and cores fit on a node without the pods in some places."""
+    model, cores_free = c.nodes[node]["model"], c.scratch[0]
+    gpu_free = freed(c, node, slots, cores_free)
+    level = alignment_level(c.models, model, gpu_free, cores_free, gpus, cores)
+    if level == NO_FIT or not aligned:
+        return bool(level != NO_FIT)
+    return bool(is_aligned(level, best_level(c.models, model, gpus, cores)))
+
+
+@cache
+def _no_cluster() -> Cluster:
+    """Return a cluster of nothing, which lacks all that a pod alone does not need.
+
+    Nobody asks which nodes of a view have how many free GPUs, either.
+    """
+    nobody = np.zeros(0, MODEL_DTYPE)
+    sizes = cluster_sizes(nobody, 0, 0, 0, numa_nodes=1)
+    return allocate_arrays(Cluster, sizes, models=nobody, by_free=np.zeros((0, 0), np.int64))
+
+
 @inlined
 def _copy(packed: Bytes, at: int, size: int, out: Bytes, to: int) -> int:
     """Copy `size` bytes, and return where the next ones are."""
@@ -350,19 +389,18 @@ def _copy(packed: Bytes, at: int, size: int, out: Bytes, to: int) -> int:
 def _unpack(
     c: Cluster,
     packed: Bytes,
-    nodes: Bytes,
-    cores_free: Bytes,
-    pods: Bytes,
-    live: Bytes,
-    pod_cores: Bytes,
+    filled: tuple[Bytes, ...],
+    begins: npt.NDArray[np.int64],
 ) -> None:
     """Fill in the arrays, given as bytes too: preemptors, nodes with their pods, members elsewhere.
 
-    The first byte says how many preemptors there are.
+    The first byte says how many preemptors there are. `begins` gets the row at which each node's pods begin, and
+    behind the last that of what is elsewhere.
 
     Members elsewhere are charged for, and on no node. A pod that should be gone by now and is still there
     is gone in a second, or never if that was long ago: nodes are worked out when something happens there.
     """
+    nodes, cores_free, pods, live, pod_cores = filled
     width, last, now_s = 2 * c.cores_free.shape[1], c.nodes.shape[0], c.totals[0]["now_s"]
     at, row, node = 1, 0, -1
     while node < last or row < c.pods.shape[0]:
@@ -384,6 +422,8 @@ def _unpack(
             if c.live[pod]["status"] == TERMINATING and late_s >= 0:
                 c.live[pod]["next_s"] = now_s + 1 if late_s <= OVERDUE_S else NEVER_S
         row, node = row + here, node + 1
+        if node <= last:
+            begins[node] = row
 
 
 def _grouped(parts: Sequence[NodeResources], first: int) -> Iterator[tuple[int, str]]:
