@@ -27,6 +27,8 @@ from flextopo.policies.snapshot import decide, decode
 
 Verb = Callable[[bytes], bytes]
 
+PAUSE_S = 0.003
+"""An answer is with who asked by then."""
 TICK_S = 0.05
 """So often is worked out what has changed, and what is over within twice that: requests find it done."""
 
@@ -207,8 +209,8 @@ class _Endpoint:
             await response(scope, receive, send)
         finally:
             self.service.telemetry.answered(self.name, response.status_code, seconds)
-        # What an answer has changed is worked out while nobody waits: uvloop sends when this has returned.
-        asyncio.get_running_loop().call_later(0.001, self.service.work_out)
+        # What an answer has changed is worked out while nobody waits, not even for this processor.
+        asyncio.get_running_loop().call_later(PAUSE_S, self.service.work_out)
 
 
 def make_app(service: Service) -> ASGIApp:
