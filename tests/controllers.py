@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fake_apiserver import FakeApiserver
+from fake_apiserver import FakeApiserver, running
 from kube_objects import NOW_S, flextopo, node, pod, preemptor
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.config.models import Cluster, User
@@ -74,3 +74,41 @@ def dying(server: FakeApiserver) -> list[str]:
     names = [f"b{i}" for i in range(8)]
     found = [(name, server.get("Pod", f"batch/{name}")) for name in names]
     return [name for name, doc in found if doc and "deletionTimestamp" in doc["metadata"]]
+
+
+Scenario = Callable[[FakeApiserver, Controller], Awaitable[None]]
+
+
+def control(
+    documents: list[dict[str, Any]],
+    scenario: Scenario,
+    lines: list[bytes] | None = None,
+    **more: Any,
+) -> None:
+    """Run a scenario beside a controller."""
+
+    async def run() -> None:
+        server = FakeApiserver()
+        for document in documents:
+            server.put(document)
+        async with running(server):
+            controller = make_controller(server, lines, **more)
+            await beside(controller, scenario(server, controller))
+
+    asyncio.run(run())
+
+
+def nominated_node(server: FakeApiserver, name: str = "online") -> str:
+    """Return the node that a pod is nominated for, empty for none."""
+    document = server.get("Pod", f"batch/{name}")
+    return str(document["status"].get("nominatedNodeName", "")) if document else ""
+
+
+def evictions(server: FakeApiserver) -> int:
+    """Return how many evictions were asked for."""
+    return server.calls.count("create pods/eviction")
+
+
+async def settle() -> None:
+    """Wait until a controller has looked at everybody."""
+    await asyncio.sleep(0.6)

@@ -56,3 +56,19 @@ def meta_victims(victims: Mapping[str, Sequence[str]], asking: Any = None) -> di
 def nodes_request(names: Sequence[str], asking: Any) -> dict[str, Any]:
     """Return a body of `filter` and `prioritize`."""
     return {"Pod": asking, "Nodes": None, "NodeNames": list(names)}
+
+
+def preempt(
+    extender: Extender, asking: dict[str, Any], *nodes: str, uids: tuple[str, ...] = ()
+) -> Any:
+    """Return the victims by node, as kube-scheduler asks for them."""
+    victims = {"Pods": [{"UID": uid} for uid in uids], "NumPDBViolations": 0}
+    body = {"Pod": asking, "NodeNameToMetaVictims": dict.fromkeys(nodes, victims)}
+    found = ask(extender, "preempt", body)["NodeNameToMetaVictims"]
+    return {name: sorted(one["UID"] for one in entry["Pods"]) for name, entry in found.items()}
+
+
+def let_in(extender: Extender, asking: dict[str, Any], *nodes: str) -> list[str]:
+    """Return the nodes that `filter` lets a pod in to."""
+    body = {"Pod": asking, "NodeNames": list(nodes)}
+    return list(ask(extender, "filter", body)["NodeNames"])

@@ -151,3 +151,13 @@ def bound_claim(label: str, value: str) -> list[dict[str, Any]]:
             "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}},
         },
     ]
+
+
+def nominated(name: str, gpus: int, where: str, **more: Any) -> dict[str, Any]:
+    """Return a pending pod that kube-scheduler has nominated for a node."""
+    return preemptor(gpus, name=name, status={"nominatedNodeName": where}, **more)
+
+
+def dying_pod(name: str, gone: str = "2027-01-15T08:00:20Z", **more: Any) -> dict[str, Any]:
+    """Return a pod on n0 whose deletion has begun."""
+    return pod(name, "n0", meta={"deletionTimestamp": gone}, **more)

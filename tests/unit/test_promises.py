@@ -4,15 +4,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from extenders import ask, make_extender, meta_victims
+from extenders import ask, let_in, make_extender, meta_victims, preempt
 from kube_objects import (
     NOW_S,
     REQUIREMENT,
-    budget,
+    dying_pod,
     flextopo,
     full_node,
     make_cache,
     node,
+    nominated,
     pod,
     preemptor,
     read,
@@ -25,23 +26,6 @@ from flextopo.policies.serving.extender import Extender
 from flextopo.policies.serving.places import Places, goes_before
 
 Document = dict[str, Any]
-
-
-def preempt(extender: Extender, asking: Document, *nodes: str, uids: tuple[str, ...] = ()) -> Any:
-    """Return the victims by node, as kube-scheduler asks for them."""
-    victims = {"Pods": [{"UID": uid} for uid in uids], "NumPDBViolations": 0}
-    body = {"Pod": asking, "NodeNameToMetaVictims": dict.fromkeys(nodes, victims)}
-    found = ask(extender, "preempt", body)["NodeNameToMetaVictims"]
-    return {name: sorted(one["UID"] for one in entry["Pods"]) for name, entry in found.items()}
-
-
-def let_in(extender: Extender, asking: Document, *nodes: str) -> list[str]:
-    body = {"Pod": asking, "NodeNames": list(nodes)}
-    return list(ask(extender, "filter", body)["NodeNames"])
-
-
-def nominated(name: str, gpus: int, where: str, **more: Any) -> Document:
-    return preemptor(gpus, name=name, status={"nominatedNodeName": where}, **more)
 
 
 EMPTY = [node("n0"), flextopo("n0", {})]
@@ -84,10 +68,6 @@ def test_of_equal_pods_the_older_goes_first_so_that_two_never_block_each_other()
     assert not goes_before(pods["uid-a"], pods["uid-z"], True)
 
 
-def dying(name: str, gone: str = "2027-01-15T08:00:20Z", **more: Any) -> Document:
-    return pod(name, "n0", meta={"deletionTimestamp": gone}, **more)
-
-
 @pytest.mark.parametrize("leaves", ["", "2027-01-15T08:00:20Z", "2027-01-15T09:00:00Z"])
 @pytest.mark.parametrize("kept", [True, False])
 def test_an_older_pod_waits_a_moment_for_an_equal_one_that_needs_certain_gpus(
@@ -102,7 +82,7 @@ def test_an_older_pod_waits_a_moment_for_an_equal_one_that_needs_certain_gpus(
     certain = preemptor(4, name="certain", meta=late, status=nominee)
     held = {"b4": [4], "b6": [6], **({"b3": [3]} if leaves else {})}
     batch = [pod(name, "n0", priority=3000) for name in ("b4", "b6")]
-    batch += [dying("b3", leaves, priority=100)] if leaves else []
+    batch += [dying_pod("b3", leaves, priority=100)] if leaves else []
     cache = make_cache([node("n0"), flextopo("n0", held), *batch, anywhere, certain])
     cache.reservations._clock = lambda: now[0]
     if kept:
@@ -167,7 +147,9 @@ def test_nobody_waits_for_others_so_that_the_next_finds_room() -> None:
     """The first fits now; it does not get what is on its way out instead."""
     names = {"b3": [3], "b5": [5], "b6": [6], "b7": [7], "b4": [4]}
     leaving = {"b3", "b4"}
-    batch = [dying(name) if name in leaving else pod(name, "n0", priority=3000) for name in names]
+    batch = [
+        dying_pod(name) if name in leaving else pod(name, "n0", priority=3000) for name in names
+    ]
     cache = make_cache([node("n0"), flextopo("n0", names), *batch, nominated("first", 1, "n0")])
     found = Places(cache).making_room("n0", read_record(preemptor(3, name="second")))
     assert found is not None
@@ -178,7 +160,7 @@ def test_nobody_waits_for_others_so_that_the_next_finds_room() -> None:
 
 def test_what_victims_hand_over_is_held_once() -> None:
     documents = full_node()
-    documents[2:6] = [dying(f"n0-b{i}") for i in range(4)]
+    documents[2:6] = [dying_pod(f"n0-b{i}") for i in range(4)]
     cache = make_cache([*documents, nominated("first", 2, "n0")])
     state = cache.nodes.states["n0"]
     assert state.known
@@ -197,7 +179,7 @@ def test_what_victims_hand_over_is_held_once() -> None:
 
 def test_what_is_on_its_way_out_suffices() -> None:
     documents = full_node()
-    documents[2:4] = [dying("n0-b0"), dying("n0-b1")]
+    documents[2:4] = [dying_pod("n0-b0"), dying_pod("n0-b1")]
     extender = make_extender(make_cache(documents))
     asking = preemptor(2)
     uids = ("uid-n0-b2", "uid-n0-b3")
@@ -207,7 +189,7 @@ def test_what_is_on_its_way_out_suffices() -> None:
     assert len(other["n0"]) == 2
     # One that is stuck, or goes in an hour, is not waited for.
     for gone in ("2027-01-15T07:50:00Z", "2027-01-15T09:00:00Z"):
-        documents[2:4] = [dying("n0-b0", gone), dying("n0-b1", gone)]
+        documents[2:4] = [dying_pod("n0-b0", gone), dying_pod("n0-b1", gone)]
         found = preempt(make_extender(make_cache(documents)), asking, "n0", uids=uids)
         assert len(found["n0"]) == 2
 
@@ -252,7 +234,7 @@ def test_memory_that_one_pod_was_promised_is_not_given_to_a_second(gpus: int, se
 
 def test_what_was_promised_is_kept_from_pods_that_ask_for_no_guarantee() -> None:
     documents = full_node()
-    documents[2:4] = [dying("n0-b0"), dying("n0-b1")]
+    documents[2:4] = [dying_pod("n0-b0"), dying_pod("n0-b1")]
     cache = make_cache(documents)
     extender = make_extender(cache)
     # kube-scheduler is told to evict nobody, so it nominates nobody.
@@ -275,7 +257,7 @@ def test_who_has_had_others_evicted_does_not_go_elsewhere() -> None:
     assert let_in(extender, preemptor(2, name="other"), "n1") == ["n1"]
     for gone, nodes in (("2027-01-15T08:00:20Z", []), ("2027-01-15T07:59:00Z", ["n1"])):
         documents = full_node()
-        documents[2] = dying("n0-b0", gone)
+        documents[2] = dying_pod("n0-b0", gone)
         cache = make_cache([*documents, node("n1"), flextopo("n1", {})])
         asking = nominated("p", 2, "n0")
         assert let_in(make_extender(cache), asking, "n0", "n1") == nodes
@@ -286,7 +268,7 @@ def test_who_has_had_others_evicted_does_not_go_elsewhere() -> None:
 def test_a_place_that_a_controller_elsewhere_has_noted_is_kept() -> None:
     """kube-scheduler takes the nomination back: the pod was let in elsewhere, and others went in vain."""
     documents = [*full_node(), *full_node("n1")]
-    documents[2:4] = [dying("n0-b0"), dying("n0-b1")]
+    documents[2:4] = [dying_pod("n0-b0"), dying_pod("n0-b1")]
     empty = [node("n2"), flextopo("n2", {})]
     noted = {"flextopo/attended": f"{NOW_S - 20} n0"}
     cache = make_cache([*documents, *empty, preemptor(2, annotations=noted, status=REFUSED)])
@@ -341,7 +323,7 @@ def test_a_place_on_a_node_that_is_gone_or_cordoned_is_kept_for_nothing(
         asking = nominated("online", 2, "n0")
         cache.put(read(asking))
     for name in ("n0-b0", "n0-b1"):
-        cache.put(read(dying(name)))
+        cache.put(read(dying_pod(name)))
     assert let_in(extender, asking, "n1") == []
     if gone:
         cache.remove(read(node("n0")))
@@ -367,7 +349,7 @@ def test_who_has_had_others_evicted_has_time_from_when_they_are_gone(
         asking = nominated("online", 2, "n0")
         cache.put(read(asking))
     for name in ("n0-b0", "n0-b1"):
-        cache.put(read(dying(name)))
+        cache.put(read(dying_pod(name)))
     # kube-scheduler does not ask while another pod that is nominated there leaves no room.
     now_s[0] = 5.0
     for name in ("n0-b0", "n0-b1"):
@@ -387,7 +369,7 @@ def test_a_victim_that_has_ended_is_gone_for_the_pod_it_made_way_for(
     assert preempt(extender, asking, "n0", uids=("uid-n0-b0",))["n0"] == ["uid-n0-b0", "uid-n0-b1"]
     now_s[0] = 5.0
     for name in ("n0-b0", "n0-b1"):
-        ended = dying(name)
+        ended = dying_pod(name)
         ended["status"]["phase"] = "Failed"
         cache.put(read(ended))
     now_s[0] = 5.0 + 0.9 * reservations.KEPT_S
@@ -424,7 +406,7 @@ def test_what_frees_nothing_for_a_pod_does_not_keep_it_waiting(
 def test_nobody_else_is_evicted_while_victims_take_long(grace_s: int) -> None:
     documents = full_node()
     gone = datetime(2027, 1, 15, 8, tzinfo=UTC) + timedelta(seconds=grace_s)
-    documents[2] = dying("n0-b0", gone.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    documents[2] = dying_pod("n0-b0", gone.strftime("%Y-%m-%dT%H:%M:%SZ"))
     cache = make_cache([*documents, node("n1"), flextopo("n1", {})])
     asking = nominated("p", 2, "n0")
     assert Places(cache).kept_for(read_record(asking), evicts=True) == "n0"
@@ -451,210 +433,6 @@ def test_promises_end_when_they_are_kept_or_too_old(monkeypatch: pytest.MonkeyPa
     for name in ("online", "second"):
         assert preempt(extender, preemptor(4, name=name), "n0", uids=("uid-n0-b0",))
     assert len(third(cache)["n0"]) == 4
-
-
-def test_a_pod_that_was_just_let_in_may_be_there() -> None:
-    # The watch does not show yet where the first was bound; where it lies on the node, nobody knows.
-    extender = make_extender(make_cache([*EMPTY, node("n1"), flextopo("n1", {})]))
-    assert let_in(extender, preemptor(2, "none", name="first"), "n0") == ["n0"]
-    assert let_in(extender, preemptor(4, name="second"), "n0", "n1") == ["n1"]
-    # Refused only for that, nobody is evicted for it.
-    assert let_in(extender, preemptor(4, name="third"), "n0") == []
-    uids = ("uid-x",)
-    assert preempt(extender, preemptor(4, name="third"), "n0", uids=uids) == {}
-    assert extender.decider.cache.reservations.is_put_off("uid-third")
-    # Both do not fit by counts: kube-scheduler would not have asked if the first were there.
-    assert let_in(extender, preemptor(8, name="fourth"), "n0") == ["n0"]
-
-
-def test_a_pod_that_was_let_in_is_bound_or_refused_and_forgotten() -> None:
-    cache = make_cache(EMPTY)
-    extender = make_extender(cache)
-    assert let_in(extender, preemptor(2, "none", name="first"), "n0") == ["n0"]
-    assert let_in(extender, preemptor(4, name="second"), "n0") == []
-    bound = preemptor(
-        2, name="first", annotations={"flextopo/gpus": "0-1", "flextopo/cores": "0-13"}
-    )
-    bound["spec"]["nodeName"] = "elsewhere"
-    cache.put(read(bound))
-    assert let_in(extender, preemptor(4, name="second"), "n0") == ["n0"]
-    assert let_in(extender, preemptor(2, "none", name="third"), "n0") == ["n0"]
-    assert let_in(extender, preemptor(4, name="fourth"), "n0") == []
-    for gone in ("second", "third"):
-        cache.remove(read(preemptor(4, name=gone)))
-    assert let_in(extender, preemptor(4, name="fourth"), "n0") == ["n0"]
-
-
-def test_who_cannot_be_in_the_way_is_not_waited_for() -> None:
-    """On empty nodes each guaranteed pod waited until it was known where the one before it was bound."""
-    nodes = [part for i in range(2) for part in (node(f"n{i}"), flextopo(f"n{i}", {}))]
-    extender = make_extender(make_cache(nodes))
-    for i in range(6):
-        assert let_in(extender, preemptor(1, name=f"p{i}"), "n0", "n1") == ["n0", "n1"]
-    # Wherever one of two lies, aligned, it leaves four on the other socket; wherever two do, two.
-    extender = make_extender(make_cache(nodes))
-    for gpus, passed in ((2, ["n0"]), (4, ["n0"]), (4, [])):
-        asked = preemptor(gpus, name=f"{gpus}-{len(passed)}")
-        assert let_in(extender, asked, "n0") == passed, gpus
-    extender = make_extender(make_cache(nodes))
-    for name, passed in (("a", ["n0"]), ("b", ["n0"]), ("c", ["n0"]), ("d", [])):
-        assert let_in(extender, preemptor(2, name=name), "n0") == passed, name
-
-
-def test_where_kube_scheduler_says_that_it_binds_a_pod_it_is_on_its_way_alone() -> None:
-    nodes = [part for i in range(2) for part in (node(f"n{i}"), flextopo(f"n{i}", {}))]
-    cache = make_cache(nodes)
-    extender = make_extender(cache)
-    assert let_in(extender, preemptor(3, "none", name="first"), "n0", "n1") == ["n0", "n1"]
-    assert let_in(extender, preemptor(4), "n0", "n1") == []
-    # A nomination elsewhere is a controller's, and says nothing of where it is bound.
-    cache.put(read(nominated("first", 3, "n9", annotations={REQUIREMENT: "none"})))
-    assert let_in(extender, preemptor(4), "n0") == []
-    cache.put(read(nominated("first", 3, "n1", annotations={REQUIREMENT: "none"})))
-    assert let_in(extender, preemptor(4), "n0") == ["n0"]
-    cache.reservations.forget("uid-online")
-    assert let_in(extender, preemptor(6), "n1") == []
-    # It was not bound after all.
-    cache.put(read(preemptor(3, "none", name="first")))
-    assert let_in(extender, preemptor(6), "n1") == ["n1"]
-
-
-def test_that_a_nomination_is_taken_back_says_nothing_of_a_pod_that_was_let_in() -> None:
-    cache = make_cache(EMPTY)
-    extender = make_extender(cache)
-    first = nominated("first", 3, "n0", annotations={REQUIREMENT: "none"})
-    cache.put(read(first))
-    assert let_in(extender, first, "n0") == ["n0"]
-    cache.put(read(preemptor(3, "none", name="first")))
-    assert let_in(extender, preemptor(4), "n0") == []
-
-
-def test_others_that_fit_by_what_is_not_sure_may_be_in_the_way() -> None:
-    """The node offers 60 of 64 cores, and nobody knows which four are kept back."""
-    offers = {"cpu": "60", "memory": "512Gi", "nvidia.com/gpu": "8", "pods": "110"}
-    cache = make_cache([{**node("n0"), "status": {"allocatable": offers}}, flextopo("n0", {})])
-    extender = make_extender(cache)
-    assert let_in(extender, preemptor(4, cpu="4"), "n0") == ["n0"]
-    cache.reservations.forget("uid-online")
-    for i in range(3):
-        assert let_in(extender, preemptor(1, "none", name=f"o{i}", cpu="14"), "n0") == ["n0"]
-    assert let_in(extender, preemptor(4, cpu="4"), "n0") == []
-
-
-def test_whoever_of_two_comes_first_both_are_aligned() -> None:
-    """Bindings are not in the order of filters: a pod of 1 GPU took one of the four that a pod of 3 needed."""
-    held = {f"b{i}": [i] for i in (3, 5, 6, 7)}
-    batch = [pod(name, "n0", priority=3000) for name in held]
-    cache = make_cache([node("n0"), flextopo("n0", held), *batch])
-    extender = make_extender(cache)
-    assert let_in(extender, preemptor(3, name="first"), "n0") == ["n0"]
-    assert let_in(extender, preemptor(1, name="second"), "n0") == []
-
-
-@pytest.mark.parametrize("planned", [True, False])
-def test_pods_that_come_together_are_looked_at_together(planned: bool) -> None:
-    """Neither of two leaves no socket with 3 GPUs, but both may."""
-    first = preemptor(
-        3, "none", name="first", status={"nominatedNodeName": "n0"} if planned else {}
-    )
-    cache = make_cache([*EMPTY, first])
-    extender = make_extender(cache)
-    assert let_in(extender, first, "n0") == ["n0"]
-    assert let_in(extender, preemptor(1, name="second"), "n0") == ["n0"]
-    assert let_in(extender, preemptor(3, name="third"), "n0") == []
-
-
-def test_a_pod_without_gpus_of_its_own_is_in_nobodys_way() -> None:
-    cache = make_cache(EMPTY)
-    extender = make_extender(cache)
-    cache.reservations.let_in(read_record(pod("claims", gpus=0)), ["n0"])
-    cache.reservations.let_in(read_record(preemptor(1, name="other")), ["n0"])
-    assert let_in(extender, preemptor(4), "n0") == ["n0"]
-
-
-def a_budget_of_two() -> tuple[ClusterCache, Extender, list[float]]:
-    """Return a node under a budget of 2, one with dearer pods under none, and a clock that is put on."""
-    now = [0.0]
-    cache = ClusterCache(lambda: NOW_S + int(now[0]))
-    cache.reservations._clock = lambda: now[0]
-    for document in [*full_node("n0"), *full_node("n1")]:
-        if document["kind"] == "Pod" and document["spec"]["nodeName"] == "n0":
-            document["metadata"]["labels"] = {"app": "a"}
-        elif document["kind"] == "Pod":
-            document["spec"]["priority"] = 600
-        cache.put(read(document))
-    cache.put(read(budget("b", 2, {"app": "a"})))
-    return cache, make_extender(cache), now
-
-
-def evicted(extender: Extender, name: str) -> str:
-    """Return who goes for one GPU, alone."""
-    ((uid,),) = preempt(extender, preemptor(1, name=name), "n0", "n1").values()
-    return str(uid).removeprefix("uid-")
-
-
-def goes(cache: ClusterCache, name: str) -> None:
-    document = dying(name)
-    document["metadata"]["labels"] = {"app": "a"}
-    cache.put(read(document))
-
-
-def test_preemptors_in_a_row_do_not_use_up_a_budget_twice() -> None:
-    cache, extender, _ = a_budget_of_two()
-    first, second = evicted(extender, "q0"), evicted(extender, "q1")
-    assert {first[:2], second[:2]} == {"n0"}
-    assert cache.budgets.left() == [0]
-    other = next(uid for uid in ("uid-n0-b6", "uid-n0-b7") if uid[4:] not in (first, second))
-    assert extender.decider.violations([other]) == 1
-    # Asked again, the same is answered, and it violates nothing.
-    answer = ask(extender, "preempt", {
-        "Pod": preemptor(1, name="q1"),
-        "NodeNameToMetaVictims": {"n0": {"Pods": [{"UID": f"uid-{second}"}]}},
-    })  # fmt: skip
-    assert answer["NodeNameToMetaVictims"]["n0"] == {
-        "Pods": [{"UID": f"uid-{second}"}],
-        "NumPDBViolations": 0,
-    }
-    assert evicted(extender, "q2")[:2] == "n1"
-    # They are on their way out, and not promised any more; no status says so yet, or only of one of them.
-    goes(cache, first)
-    goes(cache, second)
-    cache.reservations.forget("uid-q0")
-    cache.reservations.forget("uid-q1")
-    assert cache.budgets.left() == [0]
-    cache.put(read(budget("b", 1, {"app": "a"})))
-    assert cache.budgets.left() == [0]
-    assert extender.decider.violations([other]) == 1
-    cache.put(read(budget("b", 0, {"app": "a"})))
-    cache.put(read(budget("b", 1, {"app": "a"})))  # somebody is well again
-    assert cache.budgets.left() == [1]
-    assert extender.decider.violations([other]) == 0
-
-
-def test_who_was_named_and_stays_or_is_in_no_status_for_long_uses_up_no_budget() -> None:
-    cache, extender, now = a_budget_of_two()
-    first = evicted(extender, "q0")
-    assert cache.budgets.left() == [1]
-    now[0] = 11.0  # kube-scheduler did not carry it out
-    cache.refresh()
-    assert cache.budgets.left() == [2]
-    # One that was not well changes no status when it goes.
-    goes(cache, first)
-    assert cache.budgets.left() == [1]
-    now[0] = 16.0
-    assert cache.budgets.left() == [2]
-    # One that is gone at once is on its way out, too.
-    cache.remove(read(pod("n0-b7", "n0")))
-    assert cache.budgets.left() == [1]
-    now[0] = 30.0
-    # The Eviction API has written who goes, before or after it is told here.
-    cache.mark_terminating("uid-n0-b6")
-    assert cache.budgets.left() == [1]
-    named = {"n0-b5": "2027-01-15T08:00:00Z", "n0-b6": "2027-01-15T08:00:00Z"}
-    cache.put(read(budget("b", 0, {"app": "a"}, disruptedPods=named)))
-    cache.put(read(budget("b", 1, {"app": "a"}, disruptedPods=named)))
-    cache.mark_terminating("uid-n0-b5")
-    assert cache.budgets.left() == [1]
 
 
 def test_each_promise_ends_in_its_time() -> None:

@@ -53,7 +53,7 @@ def is_prompt(selector: VictimSelector) -> bool:
 
 
 @kernel
-def _is_plain(c: Cluster, preemptor: int) -> bool:
+def is_plain(c: Cluster, preemptor: int) -> bool:
     """Say whether the time of a search grows with servers alone.
 
     What a PodGroup loses takes time by the number of its members, and of a server's victims without GPUs there may
@@ -117,7 +117,7 @@ class SelectorRunner:
         if (
             state.num_nodes * SLOWEST_S <= limit_s
             and is_prompt(selector)
-            and _is_plain(state.arrays, preemptor.index)
+            and is_plain(state.arrays, preemptor.index)
         ):
             # Without a thread, which takes a tenth of a decision, and more of the slowest.
             return selector.select(state, preemptor)

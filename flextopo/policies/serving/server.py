@@ -27,6 +27,7 @@ from flextopo.policies.serving.gangs import Preemptors
 from flextopo.policies.serving.objects import Meta, NodeObject, NodeStatus, PodObject
 from flextopo.policies.serving.outcomes import Outcomes
 from flextopo.policies.serving.records import CLASS_BANDS, check_bands
+from flextopo.policies.serving.runner import is_plain
 from flextopo.policies.serving.service import Service, make_app, make_health_app
 from flextopo.policies.serving.snapshot_file import load_snapshot
 from flextopo.policies.serving.telemetry import Telemetry
@@ -317,6 +318,7 @@ def warm_up(decider: Decider) -> None:
                 # Its own failures show, and are counted, when there is something to decide.
                 selector.select(view, view.preemptor)
             view.fits(0, [1], aligned=True)
+            is_plain(view.arrays, 0)
         patient.decide(preemptor, ["node"])
         patient.room.alignment(state, preemptor)
     # What is answered has a place planned for it.

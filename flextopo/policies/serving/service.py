@@ -76,6 +76,7 @@ class Service:
     _runner: SelectorRunner = field(default_factory=SelectorRunner)
     _beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "decide"))
     _under_way: int = 0
+    _failed: str = ""
 
     def decide(self, body: bytes) -> bytes:
         """Answer `POST /v1/decide`: a snapshot in, a decision with reasons out.
@@ -172,9 +173,19 @@ class Service:
             self.work_out()
 
     def work_out(self) -> None:
-        """Work out nodes that have changed, or are about to by what is over soon."""
-        if self.extender is not None:
+        """Work out nodes that have changed, or are about to by what is over soon.
+
+        Where that fails requests will say so, each: here it is told once.
+        """
+        if self.extender is None:
+            return
+        try:
             self.extender.decider.cache.refresh(ahead_s=2 * TICK_S)
+        except Exception as error:  # noqa: BLE001
+            why = f"{type(error).__name__}: {error}"
+            if why != self._failed:
+                self._failed = why
+                self.telemetry.log("failure", verb="", error=why)
 
     async def healthy(self, _: Request) -> Response:
         """Answer `GET /healthz`: the process serves."""

@@ -8,6 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Annotated, Any, TypeVar
 
@@ -52,10 +53,10 @@ class MetaVictims(msgspec.Struct, gc=False):
 class Victims(msgspec.Struct, gc=False):
     """Victims of a node as they come, of either kind: a decision reads those of a node or two of hundreds.
 
-    Go writes `Pods` of a node without victims, too: where it is missing the key is written in another case.
+    Without `Pods` the key is missing, or written in another case.
     """
 
-    Pods: Annotated[msgspec.Raw, _PODS]
+    Pods: Annotated[msgspec.Raw, _PODS] = msgspec.field(default_factory=msgspec.Raw)
     NumPDBViolations: int = 0
 
 
@@ -121,7 +122,7 @@ class ProposedVictims(Mapping[str, list[str]]):
             ObjectError: they are no victims.
         """
         victims = self._victims[name]
-        if not victims:
+        if not victims or not victims.Pods:
             return []
         try:
             return list(map(self._uid, self._read(victims.Pods)))
@@ -197,7 +198,9 @@ def decode_nodes(body: bytes) -> NodesRequest:
 
 
 def _is_complete(request: PreemptRequest) -> bool:
-    return request.NodeNameToVictims is not None or request.NodeNameToMetaVictims is not None
+    maps = (request.NodeNameToVictims, request.NodeNameToMetaVictims)
+    entries = chain.from_iterable(some.values() for some in maps if some)
+    return maps != (None, None) and all(entry is None or entry.Pods for entry in entries)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes, complete: Callable[[T], bool]) -> T:
@@ -224,7 +227,7 @@ def _in_go_case(document: Any) -> Any:
     for name in ("NodeNameToVictims", "NodeNameToMetaVictims"):
         if isinstance(found.get(name), dict):
             found[name] = {
-                node: _renamed(victims, ("Pods", "NumPDBViolations"), Pods=None)
+                node: _renamed(victims, ("Pods", "NumPDBViolations"))
                 for node, victims in found[name].items()
             }
     by_uid = found.get("NodeNameToMetaVictims")
@@ -234,9 +237,8 @@ def _in_go_case(document: Any) -> Any:
     return found
 
 
-def _renamed(value: Any, names: Sequence[str], **instead: Any) -> Any:
-    """Return an object with keys in the case of `names`, and what stands for those that are missing."""
+def _renamed(value: Any, names: Sequence[str]) -> Any:
     if not isinstance(value, dict):
         return value
     right = {name.lower(): name for name in names}
-    return instead | {right.get(str(key).lower(), key): item for key, item in value.items()}
+    return {right.get(str(key).lower(), key): item for key, item in value.items()}
