@@ -38,6 +38,7 @@ class Rogue:
 
     victims: tuple[str, ...]
     meanwhile: Callable[[], None] = lambda: None
+    spoil: Callable[[ClusterView, dict[str, int]], None] = lambda view, rows: None
     name: str = "rogue"
     filter: AlignmentFilter = AlignmentFilter.OWN
 
@@ -47,6 +48,7 @@ class Rogue:
         self.meanwhile()
         any_answer = FALLBACK.select(cluster, preemptor)
         assert any_answer is not None
+        self.spoil(cluster, rows)
         return replace(any_answer, node=0, victims=tuple(rows[name] for name in self.victims))
 
 
@@ -155,6 +157,51 @@ def test_an_alignment_nobody_knows_is_not_promised(monkeypatch: pytest.MonkeyPat
         decide(cache, make_selector("greedy-cost"), preemptor(2))
     without(monkeypatch, "placement_known")
     assert decide(cache, make_selector("greedy-cost"), preemptor(2)).level in ("numa", "socket")
+
+
+def swap(view: ClusterView, rows: dict[str, int]) -> None:
+    places = view.arrays.node_pods[0]
+    here = places.tolist()
+    first, second = here.index(rows["n0-b1"]), here.index(rows["n0-b7"])
+    places[[first, second]] = places[[second, first]]
+
+
+def destroy(view: ClusterView, rows: dict[str, int]) -> None:
+    view.arrays.node_pods[:] = 10**6
+
+
+@pytest.mark.parametrize("spoil", [swap, destroy])
+def test_who_is_where_is_not_believed_from_what_a_selector_may_have_written_to(
+    spoil: Callable[[ClusterView, dict[str, int]], None],
+) -> None:
+    # Victims on two sockets, and a list of the node by which they would be on one.
+    rogue = Rogue(("n0-b0", "n0-b7"), spoil=spoil)
+    decider = Decider(make_cache(full_node()), rogue, FALLBACK)
+    found = decider.decide(read_record(preemptor(2)), ["n0"])
+    assert found.fallback in ("guard", "model_error")
+    assert found.selector == FALLBACK.name
+    assert {victim.name for victim in found.victims} != {"n0-b0", "n0-b7"}
+    assert found.level == "socket"
+
+
+def test_a_node_with_more_pods_to_come_than_places_is_left_out() -> None:
+    to_come = (
+        pod(f"p{i}", gpus=0, cpu="1", priority=2000, status={"nominatedNodeName": "n0"})
+        for i in range(56)
+    )
+    placed = flextopo("n0", {f"b{i}": [i] for i in range(8)})
+    here = (pod(f"b{i}", "n0") for i in range(8))
+    documents = [node("n0", cpu=200), placed, *here, *to_come]
+    cache = make_cache(documents)
+    state = cache.nodes.states["n0"]
+    assert state.broken == "64 pods hold GPUs or cores, or are to; legal: below 64"
+    cache.remove(read(documents[-1]))
+    state = cache.nodes.states["n0"]
+    assert not state.broken
+    view = cache.view(read_record(preemptor(2)), {"n0": state}, worst_case=False)
+    rows = [row for row, record in enumerate(view.records) if row and record.node == "n0"]
+    assert view.fits(0, rows[:2], aligned=False)
+    assert not view.fits(0, [len(view.records)], aligned=False)
 
 
 def test_a_node_that_proposed_victims_is_not_answered_without(

@@ -312,6 +312,16 @@ def test_a_flextopo_that_is_none_counts_as_missing() -> None:
     assert "nothing" in cache.problems["FlexTopo n0"]
 
 
+def test_what_made_a_node_unusable_is_told_until_it_is_over() -> None:
+    cache = ClusterCache(lambda: NOW_S)
+    cache.put(read(node("n0", gpus=80)))  # of a GPU that is shared, until its FlexTopo tells
+    assert "n0" not in cache.nodes.states
+    assert "80 GPUs" in cache.problems["Node n0"]
+    cache.put(read(flextopo("n0", {})))
+    assert "n0" in cache.nodes.states
+    assert not cache.problems
+
+
 def test_a_budget_has_only_the_nodes_of_its_pods_worked_out() -> None:
     def labelled(name: str, where: str, job: str) -> dict[str, Any]:
         return pod(name, where, meta={"labels": {"job": job}})

@@ -320,6 +320,35 @@ def test_what_has_changed_or_is_over_is_worked_out_while_nobody_asks(
     assert there == [(True, True), (True, True), (True, False), (False, False)]
 
 
+def test_a_failure_while_nobody_asks_ends_nothing_and_is_told_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines: list[bytes] = []
+    ready, calls = [False], [0]
+
+    def fail(ahead_s: float = 0.0) -> None:
+        calls[0] += 1
+        raise RuntimeError("gone")
+
+    service = make_service(make_cache(full_node()), lines, ready=lambda: ready[0])
+    assert service.extender is not None
+    monkeypatch.setattr(service.extender.decider.cache, "refresh", fail)
+
+    async def run() -> None:
+        keeps_up = asyncio.create_task(service.keep_up())
+        await asyncio.sleep(0.2)
+        assert calls == [0]  # before the cluster is known there is nothing to work out
+        ready[0] = True
+        await asyncio.sleep(0.4)
+        assert not keeps_up.done()
+        keeps_up.cancel()
+
+    asyncio.run(run())
+    assert calls[0] > 2
+    (told,) = map(json.loads, lines)
+    assert (told["event"], told["error"]) == ("failure", "RuntimeError: gone")
+
+
 def test_where_nothing_can_be_decided_nobody_is_evicted() -> None:
     lines: list[bytes] = []
     service = make_service(make_cache(full_node("elsewhere")), lines)

@@ -117,6 +117,7 @@ class ClusterCache:
         self._groups: dict[str, PodGroupObject] = {}
         self._table = NodeTable()
         self._unread: dict[str, dict[str, str]] = {}
+        self._unusable: dict[str, str] = {}
         self._dirty: set[str] = set()
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._versions: dict[tuple[str, str], int] = {}
@@ -404,9 +405,11 @@ class ClusterCache:
         if not self._dirty:
             return
         for name in self._dirty & self.hosts.allocatable.keys():
-            problem = self.hosts.problem_of(name)
+            key, problem = f"Node {name}", self.hosts.problem_of(name)
+            if self.problems.get(key) == self._unusable.pop(name, None):
+                self.problems.pop(key, None)
             if problem:
-                self.problems[f"Node {name}"] = problem
+                self.problems[key] = self._unusable[name] = problem
         models = self.hosts.catalogue.models
         if self._models is None or len(self._models) != len(models):
             self._models = compile_models(models) if models else None

@@ -296,7 +296,8 @@ class Extender:
         )
 
     def _read(self, pod: PodObject) -> tuple[PodRecord | None, str]:
-        """Return the pod of a request, or why it cannot be read."""
+        """Return the pod of a request as things stand now, or why it cannot be read."""
+        self.decider.cache.refresh()
         try:
             return self.decider.cache.read(pod), ""
         except ObjectError as error:

@@ -199,7 +199,7 @@ def derive(facts: NodeFacts, cluster: ClusterFacts) -> NodeState:
         unknown_cores=unknown_cores,
         online_gpus=online,
         batch_gpus=sum([h.record.gpus for h in everyone]) - online,
-        broken=_what_is_broken(holders, offered),
+        broken=_what_is_broken(holders, len(everyone), offered),
     )
 
 
@@ -222,10 +222,10 @@ def _requested(records: Sequence[PodRecord], doomed: Collection[str]) -> _Reques
     return _Requested(total, handed, frozenset(one.uid for one in going))
 
 
-def _what_is_broken(holders: Sequence[Holder], offered: int) -> str:
+def _what_is_broken(holders: Sequence[Holder], rows: int, offered: int) -> str:
     """Say why a node is left out of decisions, empty = it is not."""
-    if len(holders) >= MAX_PODS_PER_NODE:
-        return f"{len(holders)} pods hold GPUs or cores; legal: below {MAX_PODS_PER_NODE}"
+    if rows >= MAX_PODS_PER_NODE:
+        return f"{rows} pods hold GPUs or cores, or are to; legal: below {MAX_PODS_PER_NODE}"
     in_use = sum(h.record.gpus for h in holders)
     # With a fault under a running pod, nobody knows what an eviction gives back.
     return f"pods hold {in_use} GPUs of {offered} that it offers" if in_use > offered else ""

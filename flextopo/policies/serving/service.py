@@ -170,7 +170,8 @@ class Service:
         """Work out nodes that have changed while nobody waits for it, for ever."""
         while True:
             await asyncio.sleep(TICK_S)
-            self.work_out()
+            if self.ready():  # before, nodes lack what is listed last
+                self.work_out()
 
     def work_out(self) -> None:
         """Work out nodes that have changed, or are about to by what is over soon.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flextopo.cluster.jit.kernels import inlined, kernel
+from flextopo.cluster.jit.kernels import inlined, kernel, lowest_bit
 from flextopo.cluster.scenario import LossWeights
 from flextopo.cluster.state.arrays import (
     MAX_PODS_PER_NODE,
@@ -166,11 +166,11 @@ class ClusterView(ClusterState):
         begin, end = self._beside.begins[node : node + 2]
         slots = 0
         for row in gone:
-            if not begin <= row < end:
+            if not begin <= row < min(end, begin + MAX_PODS_PER_NODE - 1):
                 return False
             slots |= 1 << row - begin
         c, asked = self.arrays, self.preemptor
-        return bool(_fits_without(c, node, slots, asked.gpus, asked.cores, aligned))
+        return bool(_fits_without(c, node, begin, slots, asked.gpus, asked.cores, aligned))
 
     def seat(self, candidate: Candidate, victims: Sequence[int], aligned: bool) -> Candidate | None:
         """Seat a gang on the nodes of a candidate without some pods.
@@ -356,10 +356,18 @@ def _as_bytes(rows: npt.NDArray[Any]) -> Bytes:
 
 
 @kernel
-def _fits_without(c: Cluster, node: int, slots: int, gpus: int, cores: int, aligned: bool) -> bool:
+def _fits_without(
+    c: Cluster, node: int, begin: int, slots: int, gpus: int, cores: int, aligned: bool
+) -> bool:
     """Say whether so many GPUs and cores fit on a node without the pods in some places."""
     model, cores_free = c.nodes[node]["model"], c.scratch[0]
-    gpu_free = freed(c, node, slots, cores_free)
+    gpu_free = freed(c, node, 0, cores_free)
+    while slots != 0:  # not by `node_pods`, which a selector may have written to
+        pod = begin + lowest_bit(slots)
+        slots &= slots - 1
+        gpu_free |= c.live[pod]["gpu_mask"]
+        for u in range(cores_free.shape[0]):
+            cores_free[u] += c.pod_cores[pod, u]
     level = alignment_level(c.models, model, gpu_free, cores_free, gpus, cores)
     if level == NO_FIT or not aligned:
         return bool(level != NO_FIT)
