@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kube_objects import (
+    NOW_S,
     budget,
     flextopo,
     full_node,
