@@ -417,8 +417,8 @@ class ClusterCache:
             if width != self._width:
                 self._width = width
                 self._dirty |= self.hosts.allocatable.keys()
-        while self._dirty:
-            name = self._dirty.pop()
+        for name in sorted(self._dirty):  # the order of a set is another in each process
+            self._dirty.discard(name)
             try:
                 state = self.derive(name)
             except Exception as error:  # noqa: BLE001  one node may not take the others along
