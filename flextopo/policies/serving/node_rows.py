@@ -22,7 +22,9 @@ from flextopo.policies.serving.records import PodRecord
 
 
 class RowPacker:
-    """Packs one row of an aligned record: every field is given, read off a record, or a constant; none but zeros has a shape.
+    """Packs one row of an aligned record: every field is given, read off a record, or a constant.
+
+    None but zeros has a shape.
 
     Args:
         fields: of the record, from the table of the state; where it says what a snapshot holds, that
