@@ -55,6 +55,7 @@ WAITING = (
 )
 """Those that are sums over pending pods."""
 
+_summed = itemgetter(*SUMMED)
 pack_totals = RowPacker(TOTALS_FIELDS, ("now_s", *SUMMED, *WAITING))
 
 
@@ -546,7 +547,7 @@ class ClusterCache:
                 table=self._models,
                 pdb_left=left if respect_budgets else [2**31] * len(left),
                 now_s=now_s,
-                totals=pack_totals(now_s, *itemgetter(*SUMMED)(sums), *waiting_gpus),
+                totals=pack_totals(now_s, *_summed(sums), *waiting_gpus),
                 rows=self._table.rows_of(nodes),
                 groups=partial(self._table.groups, known=self._groups)
                 if self._table.has_groups

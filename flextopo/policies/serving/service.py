@@ -176,17 +176,17 @@ class Service:
     def work_out(self) -> None:
         """Work out nodes that have changed, or are about to by what is over soon.
 
-        Where that fails requests will say so, each: here it is told once.
+        Where that fails requests say so, each: here it is told once.
         """
         if self.extender is None:
             return
         try:
             self.extender.decider.cache.refresh(ahead_s=2 * TICK_S)
-        except Exception as error:  # noqa: BLE001
-            why = f"{type(error).__name__}: {error}"
-            if why != self._failed:
-                self._failed = why
-                self.telemetry.log("failure", verb="", error=why)
+            self._failed = ""
+        except Exception as error:  # noqa: BLE001  the next time it may go well
+            before, self._failed = self._failed, f"{type(error).__name__}: {error}"
+            if self._failed != before:
+                self.telemetry.log("failure", verb="", error=self._failed)
 
     async def healthy(self, _: Request) -> Response:
         """Answer `GET /healthz`: the process serves."""

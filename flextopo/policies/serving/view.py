@@ -164,9 +164,10 @@ class ClusterView(ClusterState):
             False also where one of the pods is not on the node.
         """
         begin, end = self._beside.begins[node : node + 2]
+        end = min(end, begin + MAX_PODS_PER_NODE - 1)  # as bits; nodes with more are left out
         slots = 0
         for row in gone:
-            if not begin <= row < min(end, begin + MAX_PODS_PER_NODE - 1):
+            if not begin <= row < end:
                 return False
             slots |= 1 << row - begin
         c, asked = self.arrays, self.preemptor
