@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs links pages figures interop format lint type test test-slow fuzz cover compare tables results planning recorded reproduce fit stress gangs in-range leaderboard replay report serve train-zoo ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: install docs links pages figures interop format lint type test test-slow fuzz cover compare tables results planning learnt recorded reproduce fit stress gangs in-range leaderboard replay report serve train-zoo train-imitation ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -98,6 +98,9 @@ results: $(VENV)/.core  ## the comparisons behind most tables of README and docs
 planning: $(VENV)/.core  ## the tables of looking ahead in docs/results.md; half an hour
 	$(GROUP)
 
+learnt: $(VENV)/.core  ## the tables of the policy that learnt from plans; half an hour; TRACES=FOLDER
+	$(GROUP)
+
 recorded: $(VENV)/.core  ## the comparisons on recorded demand and jobs; TRACES=FOLDER has them
 	$(GROUP)
 
@@ -153,10 +156,13 @@ interop: $(VENV)/.core  ## other libraries, each in an environment of its own un
 pages: $(VENV)/.dev  ## run the code of docs, and write what it prints into the pages; a minute
 	$(BIN)/python tests/pages.py docs/*.md docs/how-to/*.md
 
-ablation: $(VENV)/.dev  ## what each ingredient buys; after train-zoo
+ablation: $(VENV)/.dev  ## what each ingredient buys; after train-imitation
 	$(BIN)/flextopo ablate runs/zoo --json docs/results/ablation.json
 
-train-zoo: $(VENV)/.dev  ## train the shipped policy again, into runs/zoo
+train-zoo: $(VENV)/.dev  ## train deepset-planning again, into runs/planned: the shipped bits
+	$(BIN)/flextopo train --algorithm planning --out runs/planned
+
+train-imitation: $(VENV)/.dev  ## imitation and improvement as for deepset-imitation, into runs/zoo
 	$(BIN)/flextopo train --algorithm imitation --out runs/zoo
 
 serve: $(VENV)/.dev  ## the service on port 8080; ARGS="--snapshot cluster.json"

@@ -34,6 +34,10 @@ AHEAD = "greedy-cost,requeue-aware,lookahead,oracle-lookahead"
 RECORDED = f"kubernetes,flextopo-guaranteed,{STRONGEST},lookahead,oracle-lookahead"
 LIMITS = "deepset-imitation@3600,deepset-imitation@300,deepset-imitation@0"
 BOTH = "deepset-imitation,deepset-imitation@0"
+FIRST = "--policies deepset-imitation"
+"""The policy that tables show which are older than the other."""
+
+LEARNT = "deepset-imitation,deepset-planning,deepset-planning@0"
 SERVERS = {"": "16*rtx4090", "-a100": "16*a100", "-mixed": "8*rtx4090,8*a100"}
 
 
@@ -98,22 +102,23 @@ def stages(traces: str) -> list[Stage]:
     ]
     for tail, servers in SERVERS.items():
         slow, name = (",rollout", "rtx4090") if not tail else ("", tail[1:])
-        words = f"--servers {servers} --selectors {EVERYBODY}{slow} --seeds 50"
+        words = f"--servers {servers} --selectors {EVERYBODY}{slow} {FIRST} --seeds 50"
         found.append(compare("results", name, 4 if slow else 1, words, picture=not tail))
     day = "replay docs/results/rtx4090.json -s greedy-cost -s deepset-imitation --seed 2000019"
     command = shlex.split(f"{day} --output docs/results/day.gif")
     found.append(Stage("results", "day.gif", tuple(command), 0.5))
     for span, hours, minutes in (("month", 672, 1), ("quarter", 2184, 2)):
         for tail, servers in SERVERS.items():
-            words = f"--servers {servers} --selectors {STRONGEST} --seeds 50 --hours {hours}"
+            words = f"--servers {servers} --selectors {STRONGEST} {FIRST} --seeds 50"
+            words += f" --hours {hours}"
             found.append(compare("results", span + tail, minutes, words))
     for peak in (50, 70, 95):
-        words = f"--servers 16*rtx4090 --selectors {STRONGEST},oracle-lookahead --seeds 50"
+        words = f"--servers 16*rtx4090 --selectors {STRONGEST},oracle-lookahead {FIRST} --seeds 50"
         found.append(compare("results", f"peak{peak}", 1, f"{words} --peak 0.{peak}"))
     words = f"--servers 16*rtx4090 --selectors {STRONGEST} --seeds 50 --hours 2184"
     found.append(compare("results", "limit", 1, f"{words} --policies {LIMITS}"))
     for count, seeds in ((128, 20), (1000, 10)):
-        words = f"--servers {count}*rtx4090 --selectors {STRONGEST} --seeds {seeds}"
+        words = f"--servers {count}*rtx4090 --selectors {STRONGEST} {FIRST} --seeds {seeds}"
         found.append(compare("results", f"s{count}", 3, words))
     for tail, servers in SERVERS.items():
         words = f"--servers {servers} --selectors {AHEAD},{plans} --policies deepset-imitation"
@@ -129,15 +134,28 @@ def stages(traces: str) -> list[Stage]:
         " --set daily_amplitude=0 --set half_daily_amplitude=0"
     )
     found.append(compare("recorded", "planning-recorded-flat", 10, words))
+    for tail, servers in SERVERS.items():
+        few = f"--selectors {STRONGEST} --policies deepset-planning,deepset-planning@0"
+        words = f"--servers {servers} {few} --seeds 50 --hours 2184"
+        found.append(compare("learnt", f"learnt-quarter{tail}", 2, words))
+        every = f"--selectors {STRONGEST},lookahead,oracle-lookahead --policies {LEARNT}"
+        words = f"--servers {servers} {every} --seeds 200 --oracle-seeds 200"
+        found.append(compare("learnt", f"learnt{tail}", 3, words))
+        words = f"--servers {servers} {recorded} {every} --seeds 100 --oracle-seeds 100"
+        found.append(compare("learnt", f"learnt-recorded{tail}", 3, words))
     gangs = "--set gang_share=0.25"
+    words = f"--servers 64*a100@leaf8 {gangs} --selectors {STRONGEST},requeue-aware-gangs"
+    found.append(compare("learnt", "learnt-gangs", 4, f"{words} --policies {LEARNT} --seeds 20"))
     words = f"--servers 64*a100@leaf8 {gangs} --selectors {GANG_RULES},lookahead,oracle-lookahead"
+    words += f" {FIRST}"
     found.append(compare("gangs", "gangs64", 15, f"{words} --seeds 20 --oracle-seeds 10"))
-    words = f"--servers 1000*a100@leaf8 {gangs} --selectors {GANG_RULES} --seeds 3"
+    words = f"--servers 1000*a100@leaf8 {gangs} --selectors {GANG_RULES} {FIRST} --seeds 3"
     found.append(compare("gangs", "gangs1000", 20, words))
     stress = (
         "stress",
         "--seeds",
         "20",
+        *shlex.split(FIRST),
         "--out",
         "results/stress",
         "--json",

@@ -84,7 +84,7 @@ def propose(
         if costs is None and chosen is None and may_wait:
             own = count
         elif chosen is not None:
-            own = _place_of(chosen, cluster, preemptor, found, count)
+            own = place_of(chosen, cluster, preemptor, found, count)
         return Proposal(found, count, tried, own)
     found, count, scores = rank(cluster, preemptor)
     tried = np.zeros(count + 1, np.bool_)
@@ -94,10 +94,18 @@ def propose(
     return Proposal(found, count, tried, best)
 
 
-def _place_of(
+def place_of(
     chosen: Candidate, cluster: ClusterState, preemptor: Pod, found: CandidateArrays, count: int
 ) -> int:
-    """Return which of the candidates was chosen, 0 if it is none of them."""
+    """Return which of the candidates was chosen, 0 if it is none of them.
+
+    Args:
+        chosen: a candidate of this very decision.
+        cluster: at the decision.
+        preemptor: whom it is about.
+        found: candidates.
+        count: how many there are.
+    """
     what = chosen.node, chosen.seats, set(chosen.victims)
     for i in range(count):
         each = cluster.candidate_at(found, i, preemptor)

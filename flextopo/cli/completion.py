@@ -9,6 +9,7 @@ from flextopo.cli.configuration import ALGORITHMS, WEIGHTS, WORKLOAD, Configurat
 from flextopo.cluster.scenario import ADMISSIONS
 from flextopo.policies.shipped import zoo_names
 from flextopo.train.benchmark.tracks import TRACKS
+from flextopo.train.config import SPACES
 from flextopo.train.stress import PERTURBATIONS
 
 Completions = list[tuple[str, str]]
@@ -71,6 +72,11 @@ def trace_kinds(incomplete: str) -> Completions:
 def algorithms(incomplete: str) -> Completions:
     """Complete a training algorithm."""
     return _starting(incomplete, [(name, config.name) for name, config in ALGORITHMS.items()])
+
+
+def searched_algorithms(incomplete: str) -> Completions:
+    """Complete an algorithm that `sweep` knows."""
+    return _starting(incomplete, [(name, ALGORITHMS[name].name) for name in SPACES])
 
 
 def workload_fields(incomplete: str) -> Completions:

@@ -19,6 +19,7 @@ from flextopo.train.config import (
     ComparisonConfig,
     FitConfig,
     ImitationConfig,
+    PlanningConfig,
     PPOConfig,
     RangesConfig,
     SweepConfig,
@@ -177,5 +178,9 @@ SWEEP = Configuration(SweepConfig)
 ABLATION = Configuration(AblationConfig)
 FIT = Configuration(FitConfig)
 RANGES = Configuration(RangesConfig)
-ALGORITHMS = {"ppo": Configuration(PPOConfig), "imitation": Configuration(ImitationConfig)}
-"""What `train` and `sweep` know, and the configuration of each."""
+ALGORITHMS = {
+    "ppo": Configuration(PPOConfig),
+    "imitation": Configuration(ImitationConfig),
+    "planning": Configuration(PlanningConfig),
+}
+"""What `train` knows, and the configuration of each."""

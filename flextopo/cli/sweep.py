@@ -19,11 +19,13 @@ from flextopo.cli.terminal import (
     progress,
     results_to,
 )
-from flextopo.cli.train import Algorithm, Set
+from flextopo.cli.train import Set
 from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.files import make_folder, write_whole
-from flextopo.train.config import SweepConfig
+from flextopo.train.config import SPACES, SweepConfig
 from flextopo.train.tables import format_table
+
+Algorithm = Annotated[str, SWEEP.option("algorithm", autocompletion=completion.searched_algorithms)]
 
 
 def sweep(
@@ -56,8 +58,8 @@ def sweep(
     from flextopo.train.results import versions
     from flextopo.train.sweep import run_sweep
 
-    if algorithm not in ALGORITHMS:
-        raise UnknownNameError("algorithm", algorithm, list(ALGORITHMS))
+    if algorithm not in SPACES:
+        raise UnknownNameError("algorithm", algorithm, list(SPACES))
     with results_to(json_path) as write:
         with needing("train,sweep"):
             fixed = {"servers": servers} if algorithm == "ppo" else {}

@@ -22,7 +22,10 @@ from flextopo.cli.terminal import (
 )
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 
-Algorithm = Annotated[str, SWEEP.option("algorithm", autocompletion=completion.algorithms)]
+Algorithm = Annotated[
+    str,
+    typer.Option(help="`ppo`, `imitation` or `planning`.", autocompletion=completion.algorithms),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -66,8 +69,7 @@ def train(
 ) -> None:
     """Train a policy; the artifact is written to OUT/policy.
 
-    Without options, imitation trains what is shipped. --workers and --ray are for imitation; ppo
-    computes with --threads.
+    --workers and --ray are for imitation and planning; ppo computes with --threads.
 
     Examples:
         flextopo train --timesteps 200000 --out runs/ppo
@@ -76,11 +78,14 @@ def train(
         flextopo train --algorithm imitation --set hidden=128 --out runs/wide
         flextopo train --algorithm imitation --ray HEAD:6379 --out runs/many
         flextopo train --algorithm imitation --servers 64*a100@leaf8 --set gang_share=0.25
+        flextopo train --algorithm planning --tapes 300 --out runs/planned
     """
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm", algorithm, list(ALGORITHMS))
-    if ray is not None and algorithm != "imitation":
-        raise FlextopoError(f"--ray with {algorithm}; legal: imitation, whose tapes fan out")
+    if ray is not None and algorithm == "ppo":
+        raise FlextopoError(
+            f"--ray with {algorithm}; legal: imitation or planning, whose tapes fan out"
+        )
     configuration = ALGORITHMS[algorithm]
     given = {
         "servers": servers,
@@ -93,14 +98,15 @@ def train(
         "device": device,
     }
     with results_to(json_path) as write:
-        if algorithm == "imitation":
-            with needing("train"), lines("imitating") as say:
+        if algorithm != "ppo":
+            with needing("train"), lines(algorithm) as say:
                 config = configuration.make(given, settings or ())
-                from flextopo.train.imitation import train_imitation
                 from flextopo.train.scale_out import connected
 
                 with connected(num_workers(workers), ray):
-                    policy = train_imitation(config, out, num_workers(workers), say, resume, ray)
+                    policy = _fanned_out(algorithm)(
+                        config, out, num_workers(workers), say, resume, ray
+                    )
         else:
             with needing("train"), progress("training") as done:
                 config = configuration.make(given, settings or ())
@@ -109,3 +115,14 @@ def train(
                 policy = train_ppo(config, out, resume, done)
         write({"policy": str(policy), "algorithm": algorithm, "config": asdict(config)})
         typer.echo(f"policy: {policy}\nnext: flextopo evaluate {policy}")
+
+
+def _fanned_out(algorithm: str) -> Any:
+    """Return what trains with tapes that fan out; whatever it needs is imported here."""
+    if algorithm == "planning":
+        from flextopo.train.planned import train_planning
+
+        return train_planning
+    from flextopo.train.imitation import train_imitation
+
+    return train_imitation

@@ -14,10 +14,11 @@ from gymnasium import spaces
 from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.observation.features import (
     NUM_CANDIDATE,
-    NUM_CLUSTER,
+    NUM_OBSERVED,
     NUM_PREEMPTOR,
     Observation,
     candidate_features,
+    cluster_width,
 )
 from flextopo.cluster.scenario import Scenario
 from flextopo.cluster.simulation.batch import (
@@ -69,7 +70,7 @@ def observation_space(k: int, width: int = NUM_CANDIDATE) -> spaces.Dict:
     return spaces.Dict(
         {
             "preemptor": spaces.Box(-1.0, 1.0, (NUM_PREEMPTOR,), np.float32),
-            "cluster": spaces.Box(-1.0, 1.0, (NUM_CLUSTER,), np.float32),
+            "cluster": spaces.Box(-1.0, 1.0, (cluster_width(width),), np.float32),
             "candidates": spaces.Box(-1.0, 1.0, (k, width), np.float32),
             "action_mask": spaces.Box(0, 1, (k + 1,), np.int8),
         }
@@ -127,6 +128,7 @@ class Core:
         episode_h: float | None = None,
         threads: int = 1,
         shared: bool = False,
+        held: bool = False,
     ) -> None:
         for name, value in (
             ("num_envs", num_envs),
@@ -144,7 +146,7 @@ class Core:
         self.scenario = scenario or Scenario()
         self.source = tape_source or TapeSource(self.fleet, workload_of(workload), randomise)
         self.k, self.num_envs, self.tapes = k, num_envs, tapes
-        self.width = len(candidate_features(self.fleet))
+        self.width = NUM_OBSERVED if held else len(candidate_features(self.fleet))
         self._settings = BatchSettings(
             num_envs=num_envs,
             k=k,

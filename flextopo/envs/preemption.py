@@ -77,7 +77,8 @@ class PreemptionEnv(gym.Env[Any, Any]):
     off, so that what arrivals cost whoever decides cancels out; the sum over a day changes by a number
     that no action changes. shuffle: show the candidates in an order that tape, time and pod fix and
     that says nothing, so that no network learns to love a place. episode_h: hours of an episode; None =
-    the whole tape.
+    the whole tape. held: tell who holds the GPUs of each candidate's server, and of all, too; see the
+    features `server_...` and `held_...`.
 
     ## Version History
     v0: first version.
@@ -100,6 +101,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
         relative: bool = False,
         shuffle: bool = False,
         episode_h: float | None = None,
+        held: bool = False,
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -118,6 +120,7 @@ class PreemptionEnv(gym.Env[Any, Any]):
             relative,
             shuffle,
             episode_h,
+            held=held,
         )
         self.fleet = self.core.fleet
         self.k = k

@@ -68,6 +68,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
         relative: bool = False,
         shuffle: bool = False,
         episode_h: float | None = None,
+        held: bool = False,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         threads: int | None = None,
         copy: bool = True,
@@ -94,6 +95,7 @@ class PreemptionVectorEnv(VectorEnv[Any, Any, Any]):
             episode_h,
             threads,
             shared=not copy,
+            held=held,
         )
         self.num_envs, self.k, self.copy = num_envs, k, copy
         self.render_mode = None
@@ -264,5 +266,5 @@ def last_to_see(space: spaces.Space[Any], cluster: npt.NDArray[np.float32]) -> A
     k, width = space["candidates"].shape or (0, 0)
     o = empty_observation(k, width)
     o.mask[k] = 1
-    o.cluster[:] = cluster
+    o.cluster[:] = cluster[: len(o.cluster)]
     return named(o)

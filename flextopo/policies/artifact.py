@@ -14,8 +14,8 @@ import torch
 import flextopo
 from flextopo.cluster.files import make_folder, write_whole
 from flextopo.cluster.observation.features import (
-    NUM_CLUSTER,
     NUM_PREEMPTOR,
+    cluster_width,
     columns_of,
     feature_names,
 )
@@ -79,9 +79,11 @@ def load_network(name: str | Path, width: int = 0) -> CandidateScorer:
     if width:
         columns = columns_of(policy.names)
         cluster_at = [NUM_PREEMPTOR + at for at in columns["cluster"]]
+        width = max(width, policy.width)
+        shared = NUM_PREEMPTOR + cluster_width(width)
         places = {
-            "candidate.weight": (columns["candidates"], max(width, policy.width)),
-            "shared.weight": ([*columns["preemptor"], *cluster_at], NUM_PREEMPTOR + NUM_CLUSTER),
+            "candidate.weight": (columns["candidates"], width),
+            "shared.weight": ([*columns["preemptor"], *cluster_at], shared),
         }
         for layer, (at, wide) in places.items():
             whole = torch.zeros(len(state[layer]), wide)

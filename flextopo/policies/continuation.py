@@ -13,7 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import copying_kernel, kernel, program
-from flextopo.cluster.observation.features import FEATURES, Observation, empty_observation
+from flextopo.cluster.observation.features import (
+    FEATURES,
+    Observation,
+    cluster_width,
+    empty_observation,
+)
 from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.simulation.events import Events
 from flextopo.cluster.simulation.lookahead import Branches, begin_branch, rules_ahead
@@ -111,7 +116,7 @@ def spread(
     """
     given, h = columns["preemptor"], len(weights["candidate.bias"])
     behind = len(FEATURES["preemptor"])
-    shared = np.zeros((h, behind + len(FEATURES["cluster"])), np.float32)
+    shared = np.zeros((h, behind + cluster_width(width)), np.float32)
     shared[:, [*given, *(behind + at for at in columns["cluster"])]] = weights["shared.weight"]
     candidate = np.zeros((h, width), np.float32)
     candidate[:, columns["candidates"]] = weights["candidate.weight"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flextopo.cluster.observation.features import NUM_CANDIDATE, NUM_CLUSTER, NUM_PREEMPTOR
+from flextopo.cluster.observation.features import NUM_CANDIDATE, NUM_PREEMPTOR, cluster_width
 
 MASKED = -1e8
 """Score of an illegal action: no probability, and still a finite gradient."""
@@ -21,13 +21,13 @@ class ScorerConfig:
         hidden: width h of every layer.
         context: one deep-set round: each candidate also sees the mean and the maximum over all.
         width: features of a candidate, more where servers tell islands apart.
-        shared: features of the preemptor and of the cluster.
+        shared: features of the preemptor and of the cluster; 0 = all that go with that width.
     """
 
     hidden: int = 64
     context: bool = True
     width: int = NUM_CANDIDATE
-    shared: int = NUM_PREEMPTOR + NUM_CLUSTER
+    shared: int = 0
 
 
 class CandidateScorer(nn.Module):
@@ -43,7 +43,8 @@ class CandidateScorer(nn.Module):
         self.config = config or ScorerConfig()
         h = self.config.hidden
         self.candidate = nn.Linear(self.config.width, h)
-        self.shared = nn.Linear(self.config.shared, h, bias=False)
+        shared = self.config.shared or NUM_PREEMPTOR + cluster_width(self.config.width)
+        self.shared = nn.Linear(shared, h, bias=False)
         self.own = nn.Linear(h, h)
         self.pooled = nn.Linear(2 * h, h, bias=False)
         self.score = nn.Linear(h, 1)
@@ -57,7 +58,7 @@ class CandidateScorer(nn.Module):
 
         Args:
             preemptor: (B, 6) float32.
-            cluster: (B, 16) float32.
+            cluster: (B, 16) float32, more where the network takes all features.
             candidates: (B, K, width) float32.
             mask: (B, K + 1), nonzero = legal.
 

@@ -20,13 +20,11 @@ import numpy.typing as npt
 from flextopo.cluster.array_file import read_arrays
 from flextopo.cluster.errors import FlextopoError, UnknownNameError
 from flextopo.cluster.observation.features import (
-    ISLAND_FEATURES,
-    NUM_CANDIDATE,
-    NUM_OBSERVED,
     Observation,
     columns_of,
     empty_observation,
     feature_names,
+    width_of,
 )
 from flextopo.cluster.observation.observe import observe
 from flextopo.cluster.state.candidates import CandidateArrays
@@ -132,9 +130,8 @@ class LearnedSelector:
 
     @cached_property
     def width(self) -> int:
-        """How many features of a candidate must be observed; those of gangs all at once."""
-        most = max([NUM_CANDIDATE, *(at + 1 for at in columns_of(self.names)["candidates"])])
-        return most if most <= NUM_CANDIDATE + len(ISLAND_FEATURES) else NUM_OBSERVED
+        """How many features of a candidate must be observed, see `width_of`."""
+        return width_of(columns_of(self.names))
 
     @cached_property
     def _columns(self) -> dict[str, list[int]]:

@@ -248,6 +248,71 @@ class ImitationConfig:
         return tapes
 
 
+PLANNED_TAPES = 600_000
+"""Position of the first training tape of `PlanningConfig`; imitation plays those at both ends."""
+
+
+@dataclass(frozen=True)
+class PlanningConfig:
+    """How to learn what planning would decide.
+
+    Attributes:
+        servers: clusters to train on, one after the other.
+        tapes: training tapes; every decision on them is planned.
+        futures: imagined for each decision; all its actions are played in all of them.
+        randomised: share of the tapes whose workload is drawn anew, as imitation's is; the others are of the
+            default workload. Futures are imagined from the tape's own.
+        k: candidates that are tried and shown.
+        horizon_s: how far a branch looks ahead.
+        most_lost: GPU-hours beyond the rule's choice at which losses are cut.
+        hidden: width of the network.
+        epochs: passes over the decisions.
+        learning_rate: of Adam, at its highest.
+        batch_size: decisions a gradient step.
+        entropy: weight of the entropy bonus in the first epoch, GPU-hours.
+        last_entropy: the same in the last epoch.
+        validation_tapes: tapes that tell how good the network is; they choose nothing.
+        seed: of the tapes and of the network.
+        device: the network's: cpu or cuda. Decisions are planned on the cpu.
+    """
+
+    servers: tuple[str, ...] = ("16*rtx4090", "16*a100", "8*rtx4090,8*a100")
+    tapes: int = 3000
+    futures: int = 64
+    randomised: float = 0.5
+    k: int = 16
+    horizon_s: int = 4 * 3600
+    most_lost: float = 10.0
+    hidden: int = 64
+    epochs: int = 15
+    learning_rate: float = 2e-3
+    batch_size: int = 512
+    entropy: float = 0.5
+    last_entropy: float = 0.1
+    validation_tapes: int = 480
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            ones=("tapes", "futures", "k", "hidden", "epochs", "batch_size", "validation_tapes"),
+            above=("learning_rate", "horizon_s", "most_lost"),
+            zeros=("seed", "entropy", "last_entropy"),
+        )
+        _check_share("randomised", self.randomised)
+        end = PLANNED_TAPES + (self.seed + 1) * self.tapes
+        if end > len(TRAINING):
+            raise FlextopoError(
+                f"seed = {self.seed}: with tapes = {self.tapes} the training tapes end at {end}; "
+                f"legal: up to {len(TRAINING)}"
+            )
+        if not self.servers:
+            raise FlextopoError("servers = (); legal: one cluster or more")
+        take(VALIDATION, self.validation_tapes)
+        _check_where(self.device, *self.servers)
+
+
 @dataclass(frozen=True)
 class PPOConfig:
     """How to train.

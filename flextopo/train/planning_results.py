@@ -18,17 +18,18 @@ Floats = npt.NDArray[np.float64]
 
 RULE, ORACLE = "requeue-aware", "oracle-lookahead"
 
-CLUSTERS = ("planning", "planning-a100", "planning-mixed")
-"""Results files that are put together."""
+CLUSTERS = ("", "-a100", "-mixed")
+"""Ends of the names of results files that are put together."""
 
 
-def load_clusters(folder: Path) -> list[dict[str, Any]]:
-    """Return the results of several clusters, played on the same seeds.
+def load_clusters(path: Path) -> list[dict[str, Any]]:
+    """Return the results of several clusters, played on the same seeds: of `learnt-all.json` three files.
 
     Raises:
         FlextopoError: one is missing or damaged.
     """
-    return [load_results(folder / f"{name}.json") for name in CLUSTERS]
+    name = path.stem.removesuffix("-all")
+    return [load_results(path.with_name(f"{name}{tail}.json")) for tail in CLUSTERS]
 
 
 def planning_rows(clusters: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -11,7 +11,6 @@ from typing import Any
 from gymnasium import spaces
 
 from flextopo.cluster.observation.features import (
-    CLUSTER_FEATURES,
     FEATURES,
     PREEMPTOR_FEATURES,
 )
@@ -124,7 +123,7 @@ REFERENCE: dict[str, Callable[[], str]] = {
     "env-action-space": lambda: section("Action Space"),
     "env-observation-space": _spaces,
     "env-preemptor": lambda: _features(PREEMPTOR_FEATURES),
-    "env-cluster": lambda: _features(CLUSTER_FEATURES),
+    "env-cluster": lambda: _features(FEATURES["cluster"]),
     "env-candidates": lambda: _features(FEATURES["candidates"]),
     "env-rewards": lambda: section("Rewards"),
     "env-starting-state": lambda: section("Starting State"),

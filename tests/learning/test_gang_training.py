@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flextopo.cluster.errors import FlextopoError
-from flextopo.cluster.observation.features import FEATURES
+from flextopo.cluster.observation.features import FEATURES, NUM_WITH_GANGS
 from flextopo.cluster.topology.servers import parse_servers
 from flextopo.policies.artifact import load_network
 from flextopo.policies.runtime import load_policy
@@ -35,7 +35,7 @@ def test_gangs_are_drawn_where_there_is_a_network() -> None:
 
 @pytest.mark.parametrize("gang_share", [0.0, 0.5])
 def test_demonstrations_and_lessons_are_of_gangs_if_asked_for(gang_share: float) -> None:
-    weights = weights_of(load_network("deepset-imitation", len(FEATURES["candidates"])))
+    weights = weights_of(load_network("deepset-imitation", NUM_WITH_GANGS))
     for player in (
         Demonstrator(SERVERS[:1], 4, 3600, weights, gang_share=gang_share),
         Committee(SERVERS[:1], 4, (weights,), gang_share),
@@ -47,8 +47,8 @@ def test_demonstrations_and_lessons_are_of_gangs_if_asked_for(gang_share: float)
 def test_a_policy_that_knows_no_gangs_is_trained_on_them(tmp_path: Path) -> None:
     folder = train_imitation(CONFIG, tmp_path, 1, lambda _: None)
     policy = load_policy(folder)
-    assert policy.names["candidates"] == list(FEATURES["candidates"])
-    before = weights_of(load_network(CONFIG.start, len(FEATURES["candidates"])))
+    assert policy.names["candidates"] == list(FEATURES["candidates"])[:NUM_WITH_GANGS]
+    before = weights_of(load_network(CONFIG.start, NUM_WITH_GANGS))
     moved = np.abs(policy.weights["candidate.weight"] - before["candidate.weight"])
     assert not before["candidate.weight"][:, MEMBERS].any()
     assert moved[:, MEMBERS].any()

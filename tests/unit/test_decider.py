@@ -25,6 +25,7 @@ from kube_objects import (
 
 from flextopo.baselines.registry import make_selector
 from flextopo.baselines.requeue import RequeueAware
+from flextopo.cluster.observation.features import HELD_FEATURES
 from flextopo.cluster.state.cluster_state import ClusterState
 from flextopo.cluster.state.decision import AlignmentFilter, Candidate
 from flextopo.cluster.state.pods import Pod
@@ -92,6 +93,22 @@ def test_a_decision_says_where_whom_and_why() -> None:
     assert "batch/n0-b6: priority 100, 1 GPUs, running 3600 s" in found.reasons
     assert found.elapsed_ms > 0
     assert found.cost_gpu_s > 0
+
+
+def test_a_policy_is_told_who_holds_the_gpus_of_the_nodes_of_its_decision() -> None:
+    # Of the other node only what is free is known, not its pods: nothing beyond the view is read.
+    cache = make_cache([*full_node("n0"), *full_node("n1"), *full_node("half", 4)])
+    view = cache.view(ASKING, {"n0": cache.nodes.states["n0"]}, worst_case=True)
+    assert len(view.whole.nodes) == 3
+    policy = load_policy("deepset-imitation")
+    names = {**policy.names, "cluster": [*policy.names["cluster"], *HELD_FEATURES]}
+    shared = np.zeros((64, 9 + 16 + len(HELD_FEATURES)), np.float32)
+    reading = replace(policy, weights={**policy.weights, "shared.weight": shared}, features=names)
+    _, count, o = reading.look(view, view.preemptor)
+    assert count > 0
+    told = dict(zip(HELD_FEATURES, o.cluster[16:].tolist(), strict=True))
+    assert told.pop("held_batch_1") == 1.0
+    assert not any(told.values())
 
 
 @pytest.mark.parametrize("error", [RuntimeError("gone"), MemoryError(), SystemExit(3)])

@@ -103,26 +103,56 @@ GANG_FEATURES: dict[str, str] = {
     "leaf_free_after": "share of the GPUs of their leaves that are free afterwards",
     "leaf_empty": "share of the servers of these leaves with no GPU in use now",
 }
-"""Further features of a candidate, where servers have a network; they follow all others."""
+"""Further features of a candidate, where servers have a network; they follow the others."""
+
+HELD = {
+    "online_1": "GPUs held by online pods of 1 GPU",
+    "online_2": "the same of 2 GPUs",
+    "online_4": "the same of 3 or 4 GPUs",
+    "online_8": "the same of more GPUs",
+    "batch_1": "GPUs held by batch pods of 1 GPU",
+    "batch_2": "the same of 2 GPUs",
+    "batch_4": "the same of 3 or 4 GPUs",
+    "batch_8": "the same of more GPUs",
+    "nominated": "GPUs promised to online pods that wait for others to end",
+    "terminating": "GPUs held by pods that are ending and promised to nobody",
+}
+"""Who holds the GPUs of a server, or of all, now."""
+
+SERVER_FEATURES = {f"server_{name}": f"{text} / GPUs of the server" for name, text in HELD.items()}
+"""Further features of a candidate for policies that read them; they follow all others. Of a gang the mean
+over its servers."""
+
+HELD_FEATURES = {f"held_{name}": f"{text} / GPUs of all servers" for name, text in HELD.items()}
+"""Further features of the cluster, the same over all servers; they follow the others. A service has the pods
+of the nodes that a decision is about, and tells of these."""
 
 FEATURES: dict[str, dict[str, str]] = {
     "preemptor": PREEMPTOR_FEATURES,
-    "cluster": CLUSTER_FEATURES,
-    "candidates": {**CANDIDATE_FEATURES, **ISLAND_FEATURES, **GANG_FEATURES},
+    "cluster": {**CLUSTER_FEATURES, **HELD_FEATURES},
+    "candidates": {
+        **CANDIDATE_FEATURES,
+        **ISLAND_FEATURES,
+        **GANG_FEATURES,
+        **SERVER_FEATURES,
+    },
 }
 """Everything that can be observed, by part of the observation."""
 
 NUM_PREEMPTOR = len(PREEMPTOR_FEATURES)
 NUM_CLUSTER = len(CLUSTER_FEATURES)
 NUM_CANDIDATE = len(CANDIDATE_FEATURES)
-NUM_OBSERVED = len(FEATURES["candidates"])
+NUM_WITH_GANGS = len({**CANDIDATE_FEATURES, **ISLAND_FEATURES, **GANG_FEATURES})
 """Features of a candidate that there is room for where gangs are told of."""
+
+NUM_OBSERVED = len(FEATURES["candidates"])
+"""All features of a candidate. Who asks for so many is told who holds the GPUs of the cluster, too."""
 
 
 def candidate_features(fleet: Fleet) -> tuple[str, ...]:
     """Return the names of a candidate's features on some servers."""
     if fleet.network is not None:
-        return tuple(FEATURES["candidates"])
+        return (*CANDIDATE_FEATURES, *ISLAND_FEATURES, *GANG_FEATURES)
     return (*CANDIDATE_FEATURES, *(ISLAND_FEATURES if fleet.has_islands else ()))
 
 
@@ -131,10 +161,27 @@ def observed_width(servers: Iterable[str]) -> int:
     return max(len(candidate_features(parse_servers(text))) for text in servers)
 
 
+def width_of(columns: Mapping[str, Sequence[int]]) -> int:
+    """Return how many features of a candidate must be observed for some columns to be among them.
+
+    Those of gangs are observed all at once, and so are those that tell who holds GPUs.
+    """
+    most = max([NUM_CANDIDATE, *(at + 1 for at in columns["candidates"])])
+    if any(at >= NUM_CLUSTER for at in columns["cluster"]) or most > NUM_WITH_GANGS:
+        return NUM_OBSERVED
+    return most if most <= NUM_CANDIDATE + len(ISLAND_FEATURES) else NUM_WITH_GANGS
+
+
+def cluster_width(width: int) -> int:
+    """Return how many features of the cluster are observed where a candidate has `width`."""
+    return NUM_CLUSTER + (len(HELD_FEATURES) if width >= NUM_OBSERVED else 0)
+
+
 def feature_names(width: int = NUM_CANDIDATE) -> dict[str, list[str]]:
-    """Return the names of all features by part, of a candidate the first `width`."""
+    """Return the names of all features by part where a candidate has `width`."""
     names = {part: list(table) for part, table in FEATURES.items()}
-    return {**names, "candidates": names["candidates"][:width]}
+    cluster = names["cluster"][: cluster_width(width)]
+    return {**names, "cluster": cluster, "candidates": names["candidates"][:width]}
 
 
 def columns_of(names: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
@@ -166,8 +213,7 @@ class Observation(NamedTuple):
     """One decision in numbers; K candidates.
 
     Fields: `preemptor` (9,), `cluster` (16,), `candidates` (K, 33), with islands (K, 34), with a
-    network (K, 41), all
-    float32; `mask` (K + 1,) int8, 1 = legal; the last action is "do not preempt now".
+    network (K, 41), all float32; where all is asked for (26,) and (K, 51); `mask` (K + 1,) int8, 1 = legal; the last action is "do not preempt now".
     """
 
     preemptor: npt.NDArray[np.float32]
@@ -185,7 +231,7 @@ def empty_observation(k: int, width: int = NUM_CANDIDATE) -> Observation:
     """
     return Observation(
         preemptor=np.zeros(NUM_PREEMPTOR, np.float32),
-        cluster=np.zeros(NUM_CLUSTER, np.float32),
+        cluster=np.zeros(cluster_width(width), np.float32),
         candidates=np.zeros((k, width), np.float32),
         mask=np.zeros(k + 1, np.int8),
     )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
+
 from flextopo.cluster.jit.kernels import kernel, popcount, stage
 from flextopo.cluster.observation.features import C, F, Observation, P
 from flextopo.cluster.observation.observe_candidate import (
+    add_held,
     log_gpu_h,
     log_run,
     observe_node,
@@ -86,7 +90,21 @@ def _observe_cluster(c: Cluster, filled: float, o: Observation) -> tuple[int, in
         min(1.0, t["batch_wait_4"] / gpus),
         min(1.0, t["batch_wait_group"] / gpus),
     )
+    if f.shape[0] > C.held_online_1:
+        _observe_held(c, f[C.held_online_1 :])
     return largest, largest_node, second
+
+
+@stage
+def _observe_held(c: Cluster, held: npt.NDArray[np.float32]) -> None:
+    """Fill in who holds the GPUs of all nodes whose pods are known: those of a service's decision, here all."""
+    gpus = 0
+    for node in range(c.node_pods.shape[0]):
+        gpus += c.models[c.nodes[node]["model"]]["num_gpus"]
+    for j in range(held.shape[0]):
+        held[j] = 0.0
+    for node in range(c.node_pods.shape[0]):
+        add_held(c, node, float(max(gpus, 1)), held)
 
 
 @stage

@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import inlined, lowest_bit, popcount, stage
-from flextopo.cluster.observation.features import F
+from flextopo.cluster.observation.features import HELD, F
 from flextopo.cluster.state.arrays import (
+    NOMINATED,
     RUNNING,
     STARTING,
+    TERMINATING,
     Cluster,
     as_index,
     is_eligible,
@@ -27,6 +29,9 @@ RUN_UNIT_S, RUN_TOP = 60.0, math.log1p(86400.0 / 60.0)
 GPU_UNIT_S, GPU_TOP = 900.0, math.log1p(400.0 * 3600.0 / 900.0)
 """Logarithmic scales: linear below the unit, 1 at a day and at 400 GPU-hours. Kernels take log(1 + x):
 `log1p` needs twice the time, and for whole seconds is the same number in float32."""
+
+NUM_HELD = len(HELD)
+NOMINATED_AT, TERMINATING_AT = list(HELD).index("nominated"), list(HELD).index("terminating")
 
 
 @inlined
@@ -148,6 +153,30 @@ def _refill(c: Cluster, free: int) -> int:
 
 
 @stage
+def observe_held(c: Cluster, node: int, gpus: float, f: npt.NDArray[np.float32]) -> None:
+    """Fill in who holds the GPUs of a server now, in the order of `features.HELD`, each over `gpus`."""
+    for j in range(NUM_HELD):
+        f[j] = 0.0
+    add_held(c, node, gpus, f)
+
+
+@stage
+def add_held(c: Cluster, node: int, gpus: float, f: npt.NDArray[np.float32]) -> None:
+    """Add who holds the GPUs of a server to what is there."""
+    for slot in range(c.nodes[node]["num_pods"]):
+        pod = as_index(c.node_pods[node, slot])
+        share = popcount(c.live[pod]["gpu_mask"]) / gpus
+        status, size = c.live[pod]["status"], c.pods[pod]["gpus"]
+        if status == TERMINATING:
+            f[TERMINATING_AT] += share
+            continue
+        at = 3 if size > 4 else 2 if size > 2 else 1 if size == 2 else 0
+        f[at if c.pods[pod]["online"] else at + 4] += share
+        if status == NOMINATED:
+            f[NOMINATED_AT] += share
+
+
+@stage
 def observe_node(
     c: Cluster, pod: int, node: int, slots: int, level: int, deficit: int,
     f: npt.NDArray[np.float32],
@@ -200,3 +229,5 @@ def observe_after(
     f[F.socket_imbalance_after] = (most - fewest) / size
     f[F.online_after], f[F.evictable_after] = online / size, evictable / size
     f[F.refill] = _refill(c, popcount(after)) / size
+    if f.shape[0] > F.server_online_1:
+        observe_held(c, node, size, f[F.server_online_1 :])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import lowest_bit, popcount, stage, with_network
-from flextopo.cluster.observation.features import NUM_OBSERVED, F
+from flextopo.cluster.observation.features import NUM_WITH_GANGS, F
 from flextopo.cluster.observation.observe_candidate import (
     log_gpu_h,
     observe_after,
@@ -65,7 +65,7 @@ def _observe_leaves(
 @with_network(otherwise=False)
 def observe_alone(c: Cluster, pod: int, node: int, slots: int, f: npt.NDArray[np.float32]) -> bool:
     """Fill in what is said of gangs for a single pod, which is a gang of one; say whether there is room."""
-    if f.shape[0] < NUM_OBSERVED:
+    if f.shape[0] < NUM_WITH_GANGS:
         return False
     nodes = c.gang_marks[:MAX_MEMBERS]
     nodes[0] = node
@@ -142,7 +142,7 @@ def observe_gang(
         f[j] = min(1.0, value)
     below = tier_shortfall(c, g.leader, as_index(found.tier[i]))
     f[F.deficit] = BELOW[found.deficit[i]]
-    if width < NUM_OBSERVED:  # a policy that was trained without a network
+    if width < NUM_WITH_GANGS:  # a policy that was trained without a network
         return True
     f[F.members], f[F.gang_servers] = members / MAX_MEMBERS, servers / MAX_MEMBERS
     gpus = g.first * g.gpus[0] + g.second * g.gpus[1]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flextopo.cluster.jit.kernels import fetch_and_add, program, stage
-from flextopo.cluster.observation.features import NUM_CLUSTER, Observation, empty_observation
+from flextopo.cluster.observation.features import FEATURES, Observation, empty_observation
 from flextopo.cluster.observation.observe import mistrust
 from flextopo.cluster.simulation.ahead import fetch_cluster, fetch_pods
 from flextopo.cluster.simulation.episodes import (
@@ -75,7 +75,7 @@ OUTCOME_DTYPE = np.dtype(
         ("final_invalid", "?"),
         ("final_loss", "f8", (len(LOSS_TERMS),)),
         ("final_unrewarded", "f8"),
-        ("final_cluster", "f4", (NUM_CLUSTER,)),  # its observation of the cluster
+        ("final_cluster", "f4", (len(FEATURES["cluster"]),)),  # its observation of the cluster
         ("metrics", "f8", (len(METRICS),)),
     ],
     align=True,
