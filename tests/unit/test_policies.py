@@ -16,7 +16,6 @@ from tapes import BUSY
 from flextopo.cluster.errors import UnknownNameError
 from flextopo.cluster.observation.features import (
     NUM_CANDIDATE,
-    NUM_CLUSTER,
     NUM_PREEMPTOR,
     Observation,
     empty_observation,
@@ -35,11 +34,13 @@ from flextopo.policies.selectors import find_selector
 from flextopo.policies.shipped import ZOO, zoo_names
 
 
-def random_observation(rng: np.random.Generator, k: int, count: int) -> Observation:
-    o = empty_observation(k)
+def random_observation(
+    rng: np.random.Generator, k: int, count: int, width: int = NUM_CANDIDATE
+) -> Observation:
+    o = empty_observation(k, width)
     o.preemptor[:] = rng.random(NUM_PREEMPTOR)
-    o.cluster[:] = rng.uniform(-1, 1, NUM_CLUSTER)
-    o.candidates[:count] = rng.random((count, NUM_CANDIDATE))
+    o.cluster[:] = rng.uniform(-1, 1, len(o.cluster))
+    o.candidates[:count] = rng.random((count, width))
     o.mask[:count] = o.mask[k] = 1
     return o
 
@@ -105,7 +106,7 @@ def test_shipped_policies_load_and_are_small(name: str) -> None:
     assert policy.name == name
     assert sum(path.stat().st_size for path in (ZOO / name).iterdir()) < 1_000_000
     network = load_network(name)
-    o = random_observation(np.random.default_rng(5), policy.k, policy.k)
+    o = random_observation(np.random.default_rng(5), policy.k, policy.k, policy.width)
     seen = policy.read(o)
     assert policy.score(seen) == pytest.approx(run_torch(network, seen), abs=1e-4)
 

@@ -107,7 +107,7 @@ def test_what_cannot_be_played_is_told(tables: Any, capsys: pytest.CaptureFixtur
     assert "0 to play" in said
     with pytest.raises(SystemExit):
         tables.main(["nothing"])
-    assert "legal: fit, gangs, planning" in capsys.readouterr().err
+    assert "legal: fit, gangs, learnt, planning" in capsys.readouterr().err
 
 
 def save(path: Path) -> dict[str, Any]:
