@@ -57,7 +57,7 @@ class CandidateScorer(nn.Module):
         """Return action scores and the value.
 
         Args:
-            preemptor: (B, 6) float32.
+            preemptor: (B, 9) float32.
             cluster: (B, 16) float32, more where the network takes all features.
             candidates: (B, K, width) float32.
             mask: (B, K + 1), nonzero = legal.

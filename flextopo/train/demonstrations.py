@@ -12,10 +12,12 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from flextopo.cluster.errors import FlextopoError
 from flextopo.cluster.files import write_whole
 from flextopo.cluster.observation.features import (
     Observation,
@@ -71,9 +73,21 @@ class Demonstrations:
 
     @classmethod
     def load(cls, path: Path) -> Demonstrations:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(*(arrays[spec.name] for spec in fields(cls)))
+        """Read what `save` wrote.
+
+        Raises:
+            FlextopoError: it is missing, damaged, or something else.
+        """
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+                return cls(*(arrays[spec.name] for spec in fields(cls)))
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+            raise FlextopoError(f"{path}: is damaged; legal: what a training run writes") from None
+
+    @property
+    def num_choices(self) -> int:
+        """How many decisions there are; a tape without any has a row without a legal action."""
+        return int(np.count_nonzero(self.mask.any(-1)))
 
 
 def concatenate(parts: list[Demonstrations]) -> Demonstrations:

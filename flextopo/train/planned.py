@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+import flextopo
 from flextopo.baselines.requeue import RequeueAware
 from flextopo.baselines.rollout import Proposal, Rollout, compare_with, place_of
 from flextopo.cluster.errors import FlextopoError
@@ -122,12 +123,16 @@ class Planned:
             path = folder / f"planned-{at}.npz"
             if path.exists():
                 parts.append(Demonstrations.load(path))
+                if parts[-1].candidates.shape[1:] != (config.k, NUM_OBSERVED):
+                    raise FlextopoError(f"{path}: is damaged; legal: what a planning run writes")
                 continue
             first = PLANNED_TAPES + config.seed * config.tapes + int(begin)
             new = collect(self.demonstrate, config.servers, first, int(end - begin), workers, ray)
             new.save(path)
             parts.append(new)
-            report(f"planned {end} of {config.tapes} tapes: {sum(map(len, parts))} decisions")
+            report(
+                f"planned {end} of {config.tapes} tapes: {sum(part.num_choices for part in parts)} decisions"
+            )
         return concatenate(parts)
 
 
@@ -226,10 +231,16 @@ def train_planning(
     _open(config, folder, resume)
     torch.set_num_threads(1)
     data = Planned(config).collect(folder, workers, report, ray)
+    if not data.num_choices:
+        raise FlextopoError(
+            f"tapes = {config.tapes}, k = {config.k}: no decision there has a choice; legal: more of them"
+        )
     torch.manual_seed(config.seed)
     network = CandidateScorer(ScorerConfig(config.hidden, width=NUM_OBSERVED)).to(device)
     history = fit_plans(network, data, config)
-    report(f"fitted to {len(data)} decisions: " + ", ".join(f"{loss:+.3f}" for loss in history))
+    report(
+        f"fitted to {data.num_choices} decisions: " + ", ".join(f"{loss:+.3f}" for loss in history)
+    )
     selector = LearnedSelector("planned", weights_of(network), config.k)
     found = {name: _validate(one, config, ray) for name, one in _judged(selector).items()}
     report("validation weighted loss: " + ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
@@ -240,7 +251,7 @@ def train_planning(
         config.k,
         config=asdict(config),
         validation=found,
-        decisions=len(data),
+        decisions=data.num_choices,
     )
 
 
@@ -259,7 +270,10 @@ def _open(config: PlanningConfig, folder: Path, resume: bool) -> None:
     Raises:
         FlextopoError: it holds a run already, none, or another one.
     """
-    path, mine = folder / "planning.json", json.loads(json.dumps(asdict(config)))
+    path, mine = (
+        folder / "planning.json",
+        {**json.loads(json.dumps(asdict(config))), "version": flextopo.__version__},
+    )
     if not resume:
         if path.exists():
             raise FlextopoError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,27 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         train_planning(CONFIG, tmp_path / "whole", 1, lambda _: None)
     with pytest.raises(FlextopoError, match="a planning run's folder"):
         train_planning(CONFIG, tmp_path / "none", 1, lambda _: None, resume=True)
+
+
+@pytest.mark.parametrize("there", ["half", "nothing", "text", "other"])
+def test_damaged_decisions_are_named(tmp_path: Path, there: str) -> None:
+    train_planning(CONFIG, tmp_path, 1, lambda _: None)
+    part = tmp_path / "planned-0.npz"
+    if there == "other":
+        Planned(replace(CONFIG, k=4)).demonstrate(("4*rtx4090", 3)).save(part)
+    else:
+        blob = part.read_bytes()
+        part.write_bytes({"half": blob[:500], "nothing": b"", "text": b"decisions"}[there])
+    shutil.rmtree(tmp_path / "policy")
+    with pytest.raises(FlextopoError, match="planned-0.*is damaged"):
+        train_planning(CONFIG, tmp_path, 1, lambda _: None, resume=True)
+    assert not (tmp_path / "policy").exists()
+
+
+def test_tapes_without_a_choice_teach_nothing(tmp_path: Path) -> None:
+    config = replace(CONFIG, servers=("2*a100",), tapes=1, k=1, futures=1, randomised=0.0)
+    with pytest.raises(FlextopoError, match="no decision there has a choice"):
+        train_planning(config, tmp_path, 1, lambda _: None)
 
 
 def lessons(decisions_: int, seed: int = 0) -> Demonstrations:
