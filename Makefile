@@ -98,7 +98,7 @@ results: $(VENV)/.core  ## the comparisons behind most tables of README and docs
 planning: $(VENV)/.core  ## the tables of looking ahead in docs/results.md; half an hour
 	$(GROUP)
 
-learnt: $(VENV)/.core  ## the tables of the policy that learnt from plans; half an hour; TRACES=FOLDER
+learnt: $(VENV)/.core  ## the tables of the policy that learnt from plans; five minutes; TRACES=FOLDER
 	$(GROUP)
 
 recorded: $(VENV)/.core  ## the comparisons on recorded demand and jobs; TRACES=FOLDER has them

@@ -32,7 +32,7 @@ Set = Annotated[
         "--set",
         metavar="FIELD=VALUE",
         help="Set a field of the algorithm's configuration, any number of times; see "
-        "`flextopo list ppo` and `flextopo list imitation`.",
+        "`flextopo list ppo`, `imitation` and `planning`.",
         autocompletion=completion.training_fields,
     ),
 ]
@@ -69,7 +69,8 @@ def train(
 ) -> None:
     """Train a policy; the artifact is written to OUT/policy.
 
-    --workers and --ray are for imitation and planning; ppo computes with --threads.
+    Without further options, planning trains the shipped deepset-planning. --workers and --ray are for
+    imitation and planning; ppo computes with --threads.
 
     Examples:
         flextopo train --timesteps 200000 --out runs/ppo

@@ -48,7 +48,7 @@ from flextopo.train.demonstrations import (
 )
 from flextopo.train.devices import use_device
 from flextopo.train.fitting import disagreement, fit
-from flextopo.train.rounds import COMMITTEE, Rounds, rounds_folder, weights_of
+from flextopo.train.rounds import COMMITTEE, Rounds, free_folder, rounds_folder, weights_of
 from flextopo.train.scale_out import run_jobs
 
 
@@ -182,9 +182,7 @@ def train_imitation(
     Raises:
         FlextopoError: a policy is there already, there is nothing to resume, or no such device.
     """
-    target = folder / "policy"
-    if (target / "meta.json").exists():
-        raise FlextopoError(f"{target}: holds a policy already; legal: another folder")
+    target = free_folder(folder)
     use_device(config.device)
     torch.set_num_threads(1)
     runs = _open_runs(config, folder, resume)

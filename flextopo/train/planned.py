@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,9 +45,7 @@ from flextopo.train.demonstrations import (
 from flextopo.train.devices import use_device
 from flextopo.train.fitting import expected_loss
 from flextopo.train.imitation import play_validation
-from flextopo.train.rounds import weights_of
-
-Floats = npt.NDArray[np.float64]
+from flextopo.train.rounds import free_folder, weights_of
 
 PARTS = 10
 """Files in which the decisions of a run are kept: an interrupted run goes on behind the last."""
@@ -116,7 +113,17 @@ class Planned:
     def collect(
         self, folder: Path, workers: int, report: Callable[[str], None], ray: str | None
     ) -> Demonstrations:
-        """Plan all tapes, or those that the folder does not hold yet; no number depends on the workers."""
+        """Plan all tapes, or those that the folder does not hold yet; no number depends on the workers.
+
+        Args:
+            folder: keeps what is planned, in `PARTS` files.
+            workers: processes.
+            report: is told about each file.
+            ray: where to play; see `run_jobs`.
+
+        Raises:
+            FlextopoError: a file there is damaged.
+        """
         config, parts = self.config, list[Demonstrations]()
         ends = np.linspace(0, config.tapes, min(PARTS, config.tapes) + 1).astype(int)
         for at, (begin, end) in enumerate(itertools.pairwise(ends)):
@@ -159,9 +166,15 @@ class Scale:
 def fit_plans(
     network: CandidateScorer, data: Demonstrations, config: PlanningConfig
 ) -> list[float]:
-    """Fit a network; return the mean expected loss of each epoch, GPU-hours beyond the rule's choice.
+    """Fit a network to features on a scale of their own, which its first layers take over afterwards.
 
-    It is fitted to features on a scale of their own, which its first layers take over afterwards.
+    Args:
+        network: a scorer of all features, from first weights; it is changed.
+        data: planned decisions.
+        config: of the optimiser.
+
+    Returns:
+        The mean of each epoch: expected loss in GPU-hours beyond the rule's choice, less the entropy bonus.
     """
     legal = data.mask[:, :-1] != 0
     shared = np.concatenate([data.preemptor, data.cluster], 1)
@@ -222,11 +235,10 @@ def train_planning(
     Tapes are played by `workers` or over `ray`, see `run_jobs`; the network is fitted in this process.
 
     Raises:
-        FlextopoError: a policy is there already, there is nothing to resume, or no such device.
+        FlextopoError: a policy is there already, there is nothing to resume or it is damaged, no decision has
+            a choice, or there is no such device.
     """
-    target = folder / "policy"
-    if (target / "meta.json").exists():
-        raise FlextopoError(f"{target}: holds a policy already; legal: another folder")
+    target = free_folder(folder)
     device = use_device(config.device)
     _open(config, folder, resume)
     torch.set_num_threads(1)
@@ -241,27 +253,21 @@ def train_planning(
     report(
         f"fitted to {data.num_choices} decisions: " + ", ".join(f"{loss:+.3f}" for loss in history)
     )
-    selector = LearnedSelector("planned", weights_of(network), config.k)
-    found = {name: _validate(one, config, ray) for name, one in _judged(selector).items()}
-    report("validation weighted loss: " + ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
+    learnt = LearnedSelector("planned", weights_of(network), config.k)
+    validation = {}
+    for name, selector in (("weighted_loss", learnt), ("requeue-aware", RequeueAware())):
+        losses, _ = play_validation(selector, config.servers, config.validation_tapes, ray=ray)
+        validation[name] = float(np.mean(losses))
+    report("validation weighted loss: " + ", ".join(f"{k} {v:.4f}" for k, v in validation.items()))
     return save_policy(
         network,
         target,
         f"planning-{config.seed}",
         config.k,
         config=asdict(config),
-        validation=found,
+        validation=validation,
         decisions=data.num_choices,
     )
-
-
-def _judged(selector: LearnedSelector) -> dict[str, Any]:
-    return {"weighted_loss": selector, "requeue-aware": RequeueAware()}
-
-
-def _validate(selector: Any, config: PlanningConfig, ray: str | None) -> float:
-    losses, _ = play_validation(selector, config.servers, config.validation_tapes, ray=ray)
-    return float(np.mean(losses))
 
 
 def _open(config: PlanningConfig, folder: Path, resume: bool) -> None:
@@ -270,10 +276,8 @@ def _open(config: PlanningConfig, folder: Path, resume: bool) -> None:
     Raises:
         FlextopoError: it holds a run already, none, or another one.
     """
-    path, mine = (
-        folder / "planning.json",
-        {**json.loads(json.dumps(asdict(config))), "version": flextopo.__version__},
-    )
+    path = folder / "planning.json"
+    mine = {**json.loads(json.dumps(asdict(config))), "version": flextopo.__version__}
     if not resume:
         if path.exists():
             raise FlextopoError(

@@ -27,6 +27,18 @@ def rounds_folder(at: int) -> str:
     return f"rounds-{at}"
 
 
+def free_folder(run: Path) -> Path:
+    """Return the folder of a run's policy, which is not there yet.
+
+    Raises:
+        FlextopoError: it is.
+    """
+    target = run / "policy"
+    if (target / "meta.json").exists():
+        raise FlextopoError(f"{target}: holds a policy already; legal: another folder")
+    return target
+
+
 def weights_of(network: CandidateScorer) -> dict[str, npt.NDArray[np.float32]]:
     """Return a copy of the network's arrays by parameter name."""
     return {key: value.detach().cpu().numpy().copy() for key, value in network.state_dict().items()}

@@ -213,7 +213,8 @@ class Observation(NamedTuple):
     """One decision in numbers; K candidates.
 
     Fields: `preemptor` (9,), `cluster` (16,), `candidates` (K, 33), with islands (K, 34), with a
-    network (K, 41), all float32; where all is asked for (26,) and (K, 51); `mask` (K + 1,) int8, 1 = legal; the last action is "do not preempt now".
+    network (K, 41), all float32; where everything is asked for, `cluster` (26,) and `candidates`
+    (K, 51); `mask` (K + 1,) int8, 1 = legal; the last action is "do not preempt now".
     """
 
     preemptor: npt.NDArray[np.float32]
