@@ -23,6 +23,7 @@ from flextopo.policies.serving.gang_decider import GangDecider
 from flextopo.policies.serving.gangs import Preemptors, gather, keys_in_use, lay_out
 from flextopo.policies.serving.objects import GangObject, PodGroupObject
 from flextopo.policies.serving.runner import UndecidableError
+from flextopo.policies.shipped import zoo_names
 
 GROUP = "scheduling.x-k8s.io/pod-group"
 LEAF, BLOCK = "cloud.provider.com/topology-rack", "cloud.provider.com/topology-block"
@@ -114,10 +115,12 @@ def test_two_sizes() -> None:
     assert len(found.victims) == 4
 
 
-def test_a_trained_policy_decides_by_itself() -> None:
+@pytest.mark.parametrize("name", zoo_names())
+def test_a_trained_policy_decides_by_itself(name: str) -> None:
     cache = cluster(*THREE, full("far", "r7"), *TWO)
-    found = decide(cache, load_policy("deepset-imitation"))
-    assert (found.selector, found.fallback) == ("deepset-imitation", "")
+    found = decide(cache, load_policy(name))
+    assert (found.selector, found.fallback) == (name, "")
+    assert {victim.node for victim in found.victims} == set(places(found).values())
 
 
 def test_a_gang_that_asks_for_no_alignment_is_decided_about_too() -> None:
