@@ -20,7 +20,7 @@ $(VENV)/.dev: $(VENV)/.core
 
 install: $(VENV)/.dev  ## everything for development, in .venv
 
-compare: $(VENV)/.core  ## all selectors and the shipped policy on the embedded workload
+compare: $(VENV)/.core  ## all selectors and the shipped policies on the embedded workload
 	$(BIN)/flextopo compare $(ARGS)
 
 test: $(VENV)/.dev  ## all tests but the slow ones
