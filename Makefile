@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 PATHS := flextopo tests benchmarks examples interop docs/figures
 
-.PHONY: install docs links pages figures interop format lint type test test-slow fuzz cover compare tables results planning learnt recorded reproduce fit stress gangs in-range leaderboard replay report serve train-zoo train-imitation ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
+.PHONY: install docs links pages figures interop format lint type test test-slow fuzz cover compare tables results planning learnt seeds recorded reproduce fit stress gangs in-range leaderboard replay report serve train-zoo train-imitation ablation bench-serve bench bench-ppo ppo-table bench-peers bench-compare bench-baseline wheel dist lowest newest check clean
 
 $(VENV)/.core: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -99,6 +99,9 @@ planning: $(VENV)/.core  ## the tables of looking ahead in docs/results.md; half
 	$(GROUP)
 
 learnt: $(VENV)/.core  ## the tables of the policy that learnt from plans; five minutes; TRACES=FOLDER
+	$(GROUP)
+
+seeds: $(VENV)/.core  ## the table of its training seeds; ten minutes; TRACES=FOLDER
 	$(GROUP)
 
 recorded: $(VENV)/.core  ## the comparisons on recorded demand and jobs; TRACES=FOLDER has them

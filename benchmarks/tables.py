@@ -37,7 +37,16 @@ BOTH = "deepset-imitation,deepset-imitation@0"
 FIRST = "--policies deepset-imitation"
 """Tables that are older than the second policy show the first alone."""
 
+BOUND = "greedy-cost,requeue-aware,oracle-lookahead,requeue-aware+plan@64,deepset-planning+plan@64"
+"""What can be known: 64 imagined futures, with the rule and with the policy going on in them."""
+
 LEARNT = "deepset-imitation,deepset-planning,deepset-planning@0"
+SEEDS = ",".join(
+    f"{policy},{policy}@0"
+    for policy in ("deepset-planning", "benchmarks/seeds/planning-1", "benchmarks/seeds/planning-2")
+)
+"""The same training with three seeds; see `recipes.py`."""
+
 SERVERS = {"": "16*rtx4090", "-a100": "16*a100", "-mixed": "8*rtx4090,8*a100"}
 
 
@@ -143,7 +152,19 @@ def stages(traces: str) -> list[Stage]:
         found.append(compare("learnt", f"learnt{tail}", 0.5, words))
         words = f"--servers {servers} {recorded} {every} --seeds 100 --oracle-seeds 100"
         found.append(compare("learnt", f"learnt-recorded{tail}", 0.5, words))
+    seeds = f"--selectors greedy-cost,requeue-aware --policies {SEEDS}"
+    for tail, servers in SERVERS.items():
+        words = f"--servers {servers} {seeds}"
+        found.append(compare("seeds", f"seeds{tail}", 0.5, f"{words} --seeds 200"))
+        quarters = f"{words} --seeds 50 --hours 2184"
+        found.append(compare("seeds", f"seeds-quarter{tail}", 1, quarters))
+        stretches = f"{words} {recorded} --seeds 100"
+        found.append(compare("seeds", f"seeds-recorded{tail}", 0.5, stretches))
+        words = f"--servers {servers} --selectors {BOUND} --policies deepset-planning --seeds 50"
+        found.append(compare("planning", f"bound{tail}", 4, words))
     gangs = "--set gang_share=0.25"
+    words = f"--servers 64*a100@leaf8 {gangs} {seeds} --seeds 20"
+    found.append(compare("seeds", "seeds-gangs", 1, words))
     words = f"--servers 64*a100@leaf8 {gangs} --selectors {STRONGEST},requeue-aware-gangs"
     found.append(compare("learnt", "learnt-gangs", 1, f"{words} --policies {LEARNT} --seeds 20"))
     words = f"--servers 64*a100@leaf8 {gangs} --selectors {GANG_RULES},lookahead,oracle-lookahead"

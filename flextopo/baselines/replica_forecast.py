@@ -135,22 +135,23 @@ def filter_demand(
     log_size = prior[0][:, None] + prior[1][:, None] * rng.standard_normal(shape)
     fitted = np.log(seen[:, 0] - rng.random(shape)) - window.max(0)
     log_size[:, ::2] = fitted[:, ::2]
+    high = np.log(seen)
+    low = np.where(seen > 1, np.log(np.maximum(seen - 1, 1)), -np.inf)
     for step in range(steps):
         if step:
             residual = _carry_on(config, residual, rng.standard_normal(shape))
             window[:-1] = window[1:]
             window[-1] = _log_rates(config, residual, first_step + step, rng)
         wanted = window.max(0) + log_size
-        high = np.log(seen[:, step])
-        low = np.where(seen[:, step] > 1, np.log(np.maximum(seen[:, step] - 1, 1)), -np.inf)
-        miss = np.maximum(np.maximum(low - wanted, wanted - high), 0) / TOLERANCE
+        beyond = np.maximum(low[:, step] - wanted, wanted - high[:, step])
+        miss = np.maximum(beyond, 0) / TOLERANCE
         weight = np.exp(-0.5 * np.minimum(miss, 30) ** 2)
         if step == steps - 1:
             weight = 1 - sure[:, None] * (1 - weight)
         kept = _resample(weight, rng)
-        residual = np.take_along_axis(residual, kept, 1)
-        log_size = np.take_along_axis(log_size, kept, 1) + DRIFT * rng.standard_normal(shape)
-        window = np.take_along_axis(window, kept[None], 2)
+        residual = residual.take(kept)
+        log_size = log_size.take(kept) + DRIFT * rng.standard_normal(shape)
+        window = window.reshape(width, -1).take(kept, axis=1)
     return Demand(residual, log_size, window)
 
 
@@ -169,14 +170,14 @@ def _log_rates(
 
 
 def _resample(weights: Floats, rng: np.random.Generator) -> Ints:
-    """Return (S, P) columns, each as often as its share of its row's weight (systematically)."""
+    """Return (S, P) places in the flat array, each row's by its share of the weight (systematically)."""
     rows, columns = weights.shape
     upto = np.cumsum(weights + 1e-12, axis=1)
     upto /= upto[:, -1:]
     points = (rng.random((rows, 1)) + np.arange(columns)) / columns
     ahead = np.arange(rows)[:, None]  # row r lies in (r, r + 1], so that one search does for all
     found = np.searchsorted((upto + ahead).ravel(), (points + ahead).ravel(), side="right")
-    kept: Ints = np.minimum(found.reshape(weights.shape) - columns * ahead, columns - 1)
+    kept: Ints = np.minimum(found.reshape(weights.shape), columns * (ahead + 1) - 1)
     return kept
 
 

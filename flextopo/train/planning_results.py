@@ -44,7 +44,7 @@ def planning_rows(clusters: Sequence[dict[str, Any]]) -> list[list[str]]:
     Raises:
         FlextopoError: one of them has neither.
     """
-    losses = {name: _losses(clusters, name) for name in clusters[0]["selectors"]}
+    losses = {name: losses_of(clusters, name) for name in clusters[0]["selectors"]}
     missing = [name for name in (RULE, ORACLE) if name not in losses]
     if missing:
         raise FlextopoError(f"results without {missing[0]}; legal: what `make planning` saves")
@@ -118,7 +118,8 @@ def knowledge_rows(worlds: dict[str, dict[str, list[float]]]) -> list[list[str]]
     return out
 
 
-def _losses(clusters: Sequence[dict[str, Any]], name: str) -> Floats:
+def losses_of(clusters: Sequence[dict[str, Any]], name: str) -> Floats:
+    """Return the loss of a selector on each tape, (S,), the mean over clusters."""
     found = [np.array(each["selectors"][name]["weighted_loss"]["per_seed"]) for each in clusters]
     mean: Floats = np.mean(found, axis=0, dtype=np.float64)
     return mean

