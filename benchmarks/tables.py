@@ -132,6 +132,8 @@ def stages(traces: str) -> list[Stage]:
     for tail, servers in SERVERS.items():
         words = f"--servers {servers} --selectors {AHEAD},{plans} --policies deepset-imitation"
         found.append(compare("planning", f"planning{tail}", 10, f"{words} --seeds 50"))
+        words = f"--servers {servers} --selectors {BOUND} --policies deepset-planning --seeds 50"
+        found.append(compare("planning", f"bound{tail}", 4, words))
     for tail, servers in SERVERS.items():
         words = f"--servers {servers} {recorded} --selectors {RECORDED} --policies {BOTH}"
         found.append(compare("recorded", f"recorded{tail}", 20, f"{words} --seeds 100"))
@@ -152,19 +154,8 @@ def stages(traces: str) -> list[Stage]:
         found.append(compare("learnt", f"learnt{tail}", 0.5, words))
         words = f"--servers {servers} {recorded} {every} --seeds 100 --oracle-seeds 100"
         found.append(compare("learnt", f"learnt-recorded{tail}", 0.5, words))
-    seeds = f"--selectors greedy-cost,requeue-aware --policies {SEEDS}"
-    for tail, servers in SERVERS.items():
-        words = f"--servers {servers} {seeds}"
-        found.append(compare("seeds", f"seeds{tail}", 0.5, f"{words} --seeds 200"))
-        quarters = f"{words} --seeds 50 --hours 2184"
-        found.append(compare("seeds", f"seeds-quarter{tail}", 1, quarters))
-        stretches = f"{words} {recorded} --seeds 100"
-        found.append(compare("seeds", f"seeds-recorded{tail}", 0.5, stretches))
-        words = f"--servers {servers} --selectors {BOUND} --policies deepset-planning --seeds 50"
-        found.append(compare("planning", f"bound{tail}", 4, words))
+    found += training_seeds(recorded)
     gangs = "--set gang_share=0.25"
-    words = f"--servers 64*a100@leaf8 {gangs} {seeds} --seeds 20"
-    found.append(compare("seeds", "seeds-gangs", 1, words))
     words = f"--servers 64*a100@leaf8 {gangs} --selectors {STRONGEST},requeue-aware-gangs"
     found.append(compare("learnt", "learnt-gangs", 1, f"{words} --policies {LEARNT} --seeds 20"))
     words = f"--servers 64*a100@leaf8 {gangs} --selectors {GANG_RULES},lookahead,oracle-lookahead"
@@ -183,6 +174,24 @@ def stages(traces: str) -> list[Stage]:
         "docs/results/stress.json",
     )
     return [*found, Stage("stress", "stress.json", stress, 10)]
+
+
+def training_seeds(recorded: str) -> list[Stage]:
+    """Return the stages of policies that differ in their training seed; `recorded` names the traces."""
+    seeds = f"--selectors greedy-cost,requeue-aware --policies {SEEDS}"
+    found = []
+    for tail, servers in SERVERS.items():
+        words = f"--servers {servers} {seeds}"
+        found.append(compare("seeds", f"seeds{tail}", 0.5, f"{words} --seeds 200"))
+        quarters = f"{words} --seeds 50 --hours 2184"
+        found.append(compare("seeds", f"seeds-quarter{tail}", 1, quarters))
+        stretches = f"{words} {recorded} --seeds 100"
+        found.append(compare("seeds", f"seeds-recorded{tail}", 0.5, stretches))
+    for count, tapes in ((128, 20), (1000, 10)):
+        words = f"--servers {count}*rtx4090 {seeds} --seeds {tapes}"
+        found.append(compare("seeds", f"seeds-{count}", 3, words))
+    words = f"--servers 64*a100@leaf8 --set gang_share=0.25 {seeds} --seeds 20"
+    return [*found, compare("seeds", "seeds-gangs", 1, words)]
 
 
 def sources() -> str:

@@ -19,6 +19,8 @@ WORLDS = {
     "mean of the three": tuple(f"seeds{tail}" for tail in CLUSTERS),
     **{f"recorded, {kind}": (f"seeds-recorded{tail}",) for kind, tail in KINDS.items()},
     **{f"quarters, {kind}": (f"seeds-quarter{tail}",) for kind, tail in KINDS.items()},
+    "128 servers, RTX 4090": ("seeds-128",),
+    "1,000 servers, RTX 4090": ("seeds-1000",),
     "64 servers, gangs": ("seeds-gangs",),
 }
 """What a row is called, to the results files whose mean of each tape it shows."""

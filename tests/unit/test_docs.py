@@ -88,7 +88,7 @@ def test_the_tutorials_output_is_that_of_its_commands(tmp_path: Path) -> None:
 TRAINED = "runs/first/policy"
 
 
-def on_any_processor(text: str) -> list[str]:
+def on_any_processor(text: str) -> list[list[str]]:
     """Return the words of each line, without those about the policy trained there.
 
     Its figures vary as processors round, the widths of columns with them, and whether a weight changes
