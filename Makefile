@@ -95,13 +95,13 @@ GROUP = $(BIN)/python benchmarks/tables.py $@ --traces $(TRACES)
 results: $(VENV)/.core  ## the comparisons behind most tables of README and docs/results.md
 	$(GROUP)
 
-planning: $(VENV)/.core  ## the tables of looking ahead in docs/results.md; half an hour
+planning: $(VENV)/.core  ## the tables of looking ahead in docs/results.md; 42 minutes
 	$(GROUP)
 
 learnt: $(VENV)/.core  ## the tables of the policy that learnt from plans; five minutes; TRACES=FOLDER
 	$(GROUP)
 
-seeds: $(VENV)/.core  ## the table of its training seeds; ten minutes; TRACES=FOLDER
+seeds: $(VENV)/.core  ## the table of its training seeds; a quarter of an hour; TRACES=FOLDER
 	$(GROUP)
 
 recorded: $(VENV)/.core  ## the comparisons on recorded demand and jobs; TRACES=FOLDER has them

@@ -92,12 +92,16 @@ def on_any_processor(text: str) -> list[list[str]]:
     """Return the words of each line, without those about the policy trained there.
 
     Its figures vary as processors round, the widths of columns with them, and whether a weight changes
-    the order.
+    the order or how often two selectors differ.
     """
     lines = [line.split() for line in text.splitlines()]
-    about = (TRAINED, "order", "differences")
     return [
-        words for words in lines if words and {words[0].rstrip(":"), words[-1]}.isdisjoint(about)
+        words
+        for words in lines
+        if words
+        and words[0].rstrip(":") != TRAINED
+        and words[:2] != ["order", "changes"]
+        and words[1:] != ["differences"]
     ]
 
 

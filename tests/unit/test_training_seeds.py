@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from flextopo.cluster.errors import FlextopoError
+from flextopo.train.statistics import two_way_estimate
 from flextopo.train.training_seeds import WORLDS, seed_rows
 
 RULE = [0.05, 0.06, 0.07] * 8
@@ -30,6 +31,9 @@ def test_two_seeds_that_agree_are_better_and_two_that_do_not_are_no_claim() -> N
     worse = [loss + 0.005 for loss in RULE]
     [row] = seed_rows({"here": [results(requeue_aware=RULE, a=BETTER, b=worse)]})[1:]
     assert row[2:4] == ["-1.00, +0.50", "-0.25"]
+    over_both = two_way_estimate([[-0.01] * 24, [0.005] * 24])
+    assert row[4] == f"[{over_both.low * 100:+.2f}, {over_both.high * 100:+.2f}]"
+    assert over_both.low < -0.01 < 0.005 < over_both.high
     assert row[5:] == ["0.50", "no claim"]
 
 
