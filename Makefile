@@ -101,7 +101,7 @@ planning: $(VENV)/.core  ## the tables of looking ahead in docs/results.md; 42 m
 learnt: $(VENV)/.core  ## the tables of the policy that learnt from plans; five minutes; TRACES=FOLDER
 	$(GROUP)
 
-seeds: $(VENV)/.core  ## the table of its training seeds; a quarter of an hour; TRACES=FOLDER
+seeds: $(VENV)/.core  ## the table of its training seeds; half an hour; TRACES=FOLDER
 	$(GROUP)
 
 recorded: $(VENV)/.core  ## the comparisons on recorded demand and jobs; TRACES=FOLDER has them
@@ -116,13 +116,13 @@ fit: $(VENV)/.core  ## the hours of requeue-aware, on validation days; a minute
 gangs: $(VENV)/.core  ## the tables of docs/gangs.md; half an hour
 	$(GROUP)
 
-stress: $(VENV)/.core  ## the table of disturbed worlds in docs/results.md; ten minutes
+stress: $(VENV)/.core  ## the table of disturbed worlds in docs/results.md; two to ten minutes
 	$(GROUP)
 
 replay: $(VENV)/.dev  ## a tenth of the saved seeds again, bit for bit; ARGS="--part 3"
 	$(BIN)/python benchmarks/replay_results.py --traces $(TRACES) $(ARGS)
 
-RANKED := random kubernetes godel flextopo-best-effort flextopo-guaranteed flextopo kubernetes-workload kueue volcano greedy-cost gfs requeue-aware lookahead oracle-lookahead requeue-aware+plan@64 deepset-imitation deepset-imitation@0
+RANKED := random kubernetes godel flextopo-best-effort flextopo-guaranteed flextopo kubernetes-workload kueue volcano greedy-cost gfs requeue-aware lookahead oracle-lookahead requeue-aware+plan@64 deepset-imitation deepset-imitation@0 deepset-planning deepset-planning@0
 RECORDED ?= recorded
 
 leaderboard: $(VENV)/.core  ## play what is missing of our entries, and write the page; RECORDED=FOLDER of docs/benchmark.md
@@ -132,7 +132,7 @@ leaderboard: $(VENV)/.core  ## play what is missing of our entries, and write th
 	$(BIN)/flextopo bench run exact --by flextopo --traces $(RECORDED) --tracks rtx4090,a100,mixed,recorded,stress --out leaderboard/v1/exact.json
 	$(BIN)/flextopo bench table leaderboard/v1 --out docs/leaderboard.md
 
-in-range: $(VENV)/.core  ## the table of a policy within its training ranges; ten minutes
+in-range: $(VENV)/.core  ## the table of a policy within its training ranges; five minutes
 	$(BIN)/python benchmarks/in_range.py --json docs/results/in-range.json
 
 report: $(VENV)/.core  ## write the generated blocks of README.md and docs

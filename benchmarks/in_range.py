@@ -1,7 +1,7 @@
 """How often a policy is out of its training ranges, and what leaving these decisions to the rule comes to.
 
 Plays days on clusters like those that the policy was trained on, on others, and under every perturbation of
-`flextopo stress`, each with the rule, the policy and `deepset-imitation+in-range`. Writes
+`flextopo stress`, each with the rule, the policy as it is served and `deepset-planning+in-range@0`. Writes
 `docs/results/in-range.json`, of which `flextopo report` makes a table.
 """
 
@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flextopo.cli.terminal import num_workers
 from flextopo.cluster.simulation.metrics import episode_metrics
 from flextopo.cluster.simulation.simulator import Simulator
 from flextopo.cluster.state.cluster_state import ClusterState
@@ -24,6 +25,7 @@ from flextopo.policies.selectors import find_selector
 from flextopo.train.config import ComparisonConfig
 from flextopo.train.range_results import GUARDED, POLICY, RULE, world_rows
 from flextopo.train.results import markdown, save_results, versions
+from flextopo.train.scale_out import run_jobs
 from flextopo.train.stress import BASE, PERTURBATIONS
 from flextopo.train.stress_run import make_world, misled
 
@@ -90,8 +92,9 @@ def play(world: World, selector: VictimSelector, seed: int) -> float:
     return float(episode_metrics(sim)["weighted_loss"])
 
 
-def measure(name: str, days: int, split: str) -> dict[str, Any]:
-    """Return a world as the results have it."""
+def measure(job: tuple[str, int, str]) -> dict[str, Any]:
+    """Return a world as the results have it: of a name, so many days of a split."""
+    name, days, split = job
     world, counted = WORLDS[name], Counted(find_selector(GUARDED))
     seeds = take(SPLITS[split], max(3, round(world.share * days)))
     losses = {
@@ -118,12 +121,14 @@ def main() -> None:
     parser.add_argument("--split", default="comparison", choices=SPLITS)
     parser.add_argument("--json", type=Path, help="file for the results")
     given = parser.parse_args()
-    worlds = []
-    for name in WORLDS:
-        worlds.append(measure(name, given.days, given.split))
-        print(markdown(world_rows(worlds[-1:])).splitlines()[-1], flush=True)
+    jobs = [(name, given.days, given.split) for name in WORLDS]
+    played = {}
+    for i, world in run_jobs(measure, jobs, workers=num_workers(0)):
+        played[i] = world
+        print(markdown(world_rows([world])).splitlines()[-1], flush=True)
     if given.json:
         config = {"days": given.days, "split": given.split, "versions": versions()}
+        worlds = [played[i] for i in range(len(jobs))]
         save_results({"worlds": worlds, "config": config}, given.json)
 
 

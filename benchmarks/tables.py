@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from flextopo.train.results import save_results
+
 ROOT = Path(__file__).parents[1]
 NOTES = ROOT / "results" / "tables"
 
@@ -47,13 +49,20 @@ SEEDS = ",".join(
 )
 """The same training with three seeds; see `recipes.py`."""
 
+SERVED = ",".join(name for name in SEEDS.split(",") if name.endswith("@0"))
+"""Those as they are served."""
+
+SHOWN = ("weighted_loss", "guaranteed_hit_rate", "late_by_choice")
+"""What is kept of them: the loss, and what no policy may do."""
+
 SERVERS = {"": "16*rtx4090", "-a100": "16*a100", "-mixed": "8*rtx4090,8*a100"}
 
 
 class Stage(NamedTuple):
     """One file of results: its group, its path below docs/results, the command, about how long.
 
-    `copies` are pairs of a picture under results/ and where it goes under docs/results/.
+    `copies` are pairs of a picture under results/ and where it goes under docs/results/; `kept`, the metrics
+    that the file keeps, all if there are none: a thousand tapes with all of them are 3 MB.
     """
 
     group: str
@@ -61,6 +70,7 @@ class Stage(NamedTuple):
     command: tuple[str, ...]
     minutes: float
     copies: tuple[tuple[str, str], ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 def compare(group: str, name: str, minutes: float, words: str, picture: bool = False) -> Stage:
@@ -167,7 +177,8 @@ def stages(traces: str) -> list[Stage]:
         "stress",
         "--seeds",
         "20",
-        *shlex.split(FIRST),
+        "--policies",
+        "deepset-imitation,deepset-planning@0",
         "--out",
         "results/stress",
         "--json",
@@ -179,19 +190,23 @@ def stages(traces: str) -> list[Stage]:
 def training_seeds(recorded: str) -> list[Stage]:
     """Return the stages of policies that differ in their training seed; `recorded` names the traces."""
     seeds = f"--selectors greedy-cost,requeue-aware --policies {SEEDS}"
+    served = f"--selectors greedy-cost,requeue-aware --policies {SERVED}"
     found = []
     for tail, servers in SERVERS.items():
-        words = f"--servers {servers} {seeds}"
-        found.append(compare("seeds", f"seeds{tail}", 0.5, f"{words} --seeds 200"))
-        quarters = f"{words} --seeds 50 --hours 2184"
-        found.append(compare("seeds", f"seeds-quarter{tail}", 1, quarters))
-        stretches = f"{words} {recorded} --seeds 100"
+        words = f"--servers {servers}"
+        days = f"{words} {seeds} --seeds 1000".replace("requeue-aware", "requeue-aware,lookahead")
+        found.append(compare("seeds", f"seeds{tail}", 2, days))
+        quarters = f"{words} {served} --seeds 400 --hours 2184"
+        found.append(compare("seeds", f"seeds-quarter{tail}", 3, quarters))
+        stretches = f"{words} {seeds} {recorded} --seeds 100"
         found.append(compare("seeds", f"seeds-recorded{tail}", 0.5, stretches))
-    for count, tapes in ((128, 20), (1000, 10)):
+    for count, tapes in ((128, 100), (1000, 30)):
         words = f"--servers {count}*rtx4090 {seeds} --seeds {tapes}"
         found.append(compare("seeds", f"seeds-{count}", 3, words))
-    words = f"--servers 64*a100@leaf8 --set gang_share=0.25 {seeds} --seeds 20"
-    return [*found, compare("seeds", "seeds-gangs", 1, words)]
+    words = f"--servers 64*a100@leaf8 --set gang_share=0.25 {seeds} --seeds 200"
+    words = words.replace("requeue-aware", "requeue-aware,requeue-aware-gangs")
+    found.append(compare("seeds", "seeds-gangs", 2, words))
+    return [stage._replace(kept=SHOWN) for stage in found]
 
 
 def sources() -> str:
@@ -226,11 +241,21 @@ def why_not(stage: Stage) -> str | None:
     return None
 
 
+def keep_some(path: Path, metrics: tuple[str, ...]) -> None:
+    """Drop all other metrics from a file of results."""
+    found = json.loads(path.read_text())
+    for name, rows in found["selectors"].items():
+        found["selectors"][name] = {metric: rows[metric] for metric in metrics}
+    save_results(found, path)
+
+
 def play(stage: Stage, state: str) -> None:
     """Play a stage, copy its pictures, and remember that it is done."""
     begin = time.perf_counter()
     program = Path(sys.executable).parent / "flextopo"
     subprocess.run([str(program), *stage.command], cwd=ROOT, check=True)
+    if stage.kept:
+        keep_some(ROOT / "docs" / "results" / stage.file, stage.kept)
     for picture, copy in stage.copies:
         if (ROOT / "results" / picture).exists():
             shutil.copy(ROOT / "results" / picture, ROOT / "docs" / "results" / copy)

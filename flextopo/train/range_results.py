@@ -10,7 +10,8 @@ import numpy as np
 from flextopo.train.results import read_saved
 from flextopo.train.statistics import paired_difference
 
-RULE, POLICY, GUARDED = "requeue-aware", "deepset-imitation", "deepset-imitation+in-range"
+RULE = "requeue-aware"
+POLICY, GUARDED = "deepset-planning@0", "deepset-planning+in-range@0"
 
 
 def load_worlds(path: Path) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ from flextopo.train.results import (
     paired_rows,
     tables,
 )
-from flextopo.train.training_seeds import load_seeds, seed_rows
+from flextopo.train.training_seeds import load_seeds, seed_rows, served_rows
 
 BLOCK = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -48,6 +48,7 @@ SAVED: dict[str, tuple[Callable[[Path], Any], Callable[[Any], list[list[str]]]]]
     "learnt-all": (load_clusters, planning_rows),
     "bound-all": (load_clusters, planning_rows),
     "training-seeds": (load_seeds, seed_rows),
+    "who-wins": (load_seeds, served_rows),
     "planning-knowledge": (load_knowledge, knowledge_rows),
 }
 """Name of a block, and of its results file if it has one, to what reads them and makes the rows."""
@@ -84,10 +85,10 @@ def generated(name: str, results: Path) -> str:
 
     Args:
         name: `environments`, `selectors`, `policies`, `tracks`, `ablation`, `ppo`, `ppo-speed`, `in-range`,
-            `distilled`, `planning-all`, `learnt-all`, `bound-all`, `training-seeds`, `planning-knowledge`, a
-            block of `REFERENCE`, or the stem of a results file, with `-paired` for its paired differences, with
-            `-against` for those of its last policy from every other selector, with `-gangs` for what was
-            done for gangs, with `-plans` for what looking ahead buys.
+            `distilled`, `planning-all`, `learnt-all`, `bound-all`, `training-seeds`, `who-wins`,
+            `planning-knowledge`, a block of `REFERENCE`, or the stem of a results file, with `-paired` for its
+            paired differences, with `-against` for those of its last policy from every other selector, with
+            `-gangs` for what was done for gangs, with `-plans` for what looking ahead buys.
         results: folder of the saved results.
 
     Raises:

@@ -51,7 +51,10 @@ def test_every_saved_comparison_is_what_its_stage_asks_for(tables: Any) -> None:
         if stage.command[0] != "compare":
             continue
         asked = dict(zip(stage.command[1::2], stage.command[2::2], strict=True))
-        config = json.loads((RESULTS / stage.file).read_text())["config"]
+        saved = json.loads((RESULTS / stage.file).read_text())
+        config = saved["config"]
+        if stage.kept:
+            assert {tuple(rows) for rows in saved["selectors"].values()} == {stage.kept}, name
         assert asked["--json"] == f"docs/results/{stage.file}"
         assert (asked["--servers"], int(asked["--seeds"])) == (config["servers"], config["seeds"])
         assert asked["--selectors"].split(",") == config["selectors"], name
@@ -152,3 +155,15 @@ def test_what_is_not_played_again_is_told(
     assert replay_results.main([str(path)]) == 1
     with pytest.raises(SystemExit):
         replay_results.main(["--share", "0"])
+
+
+def test_what_is_kept_of_a_file_is_what_it_had(tables: Any, tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    rows = {"loss": {"mean": 0.25, "per_seed": [0.1, 0.4]}, "waits": {"mean": 3.0, "per_seed": [1]}}
+    path.write_text(json.dumps({"selectors": {"a": rows, "b": rows}, "config": {"seeds": 2}}))
+    tables.keep_some(path, ("loss",))
+    kept = {"loss": rows["loss"]}
+    assert json.loads(path.read_text()) == {
+        "selectors": {"a": kept, "b": kept},
+        "config": {"seeds": 2},
+    }
