@@ -28,6 +28,7 @@ EVERYBODY = (
     "random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,exact,gfs,"
     "requeue-aware,lookahead,oracle-lookahead"
 )
+RULES = "kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,requeue-aware,gfs,exact"
 GANG_RULES = (
     "random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,kubernetes-workload,"
     "kueue,volcano,greedy-cost,gfs,requeue-aware,requeue-aware-gangs"
@@ -177,6 +178,8 @@ def stages(traces: str) -> list[Stage]:
         "stress",
         "--seeds",
         "20",
+        "--selectors",
+        RULES,
         "--policies",
         "deepset-imitation,deepset-planning@0",
         "--out",
