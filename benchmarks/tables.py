@@ -28,7 +28,9 @@ EVERYBODY = (
     "random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,exact,gfs,"
     "requeue-aware,lookahead,oracle-lookahead"
 )
-RULES = "kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,greedy-cost,requeue-aware,gfs,exact"
+RULES = (
+    "kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,greedy-cost,requeue-aware,gfs,exact"
+)
 GANG_RULES = (
     "random,kubernetes,godel,flextopo-best-effort,flextopo-guaranteed,flextopo,kubernetes-workload,"
     "kueue,volcano,greedy-cost,gfs,requeue-aware,requeue-aware-gangs"
